@@ -1,0 +1,1 @@
+"""The engine: bundle, trie, search, cache and batcher. Knows nothing of HTTP or of data sets."""

@@ -1,0 +1,53 @@
+"""Every error serving raises on purpose. Each message says, in one sentence, what to do.
+
+    ServingError
+    ├── BundleError          the bundle is missing, damaged, newer than this program, or does not fit together
+    ├── RequestError         a request that cannot be answered as it stands; `field` names the culprit
+    │   └── UnknownCatalogue a named subset that does not exist
+    ├── Overloaded           no room in the queue; `retry_after` seconds
+    ├── DeadlineExceeded     the time budget cannot be met
+    ├── Draining             the service is shutting down
+    └── EngineDead           the engine's thread has stopped
+"""
+
+from __future__ import annotations
+
+
+class ServingError(Exception):
+    """Base of all errors that serving raises on purpose."""
+
+
+class BundleError(ServingError):
+    """The bundle is missing, damaged, newer than this program, or does not fit together."""
+
+
+class RequestError(ServingError):
+    """A request that cannot be answered as it stands."""
+
+    def __init__(self, message: str, field: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class UnknownCatalogue(RequestError):
+    """A request names a subset of items that does not exist."""
+
+
+class Overloaded(ServingError):
+    """No room in the queue. `retry_after`: seconds after which trying again makes sense."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class DeadlineExceeded(ServingError):
+    """The request's time budget cannot be met, or has passed."""
+
+
+class Draining(ServingError):
+    """The service is shutting down and takes no new work."""
+
+
+class EngineDead(ServingError):
+    """The engine's thread has stopped; the process must be restarted."""

@@ -1,0 +1,1 @@
+"""Ways to run the network's two passes, `encode` and `step`, behind one small interface."""

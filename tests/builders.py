@@ -1,0 +1,63 @@
+"""Small real things that tests build in a moment: bundles with random weights over random catalogues."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from serving.bundle import Bundle, BundleSettings, write_bundle
+from serving.catalogue import Catalogue
+from serving.model import ModelConfig, StreamRec
+from serving.types import StepForm
+from serving.vocabulary import Vocabulary
+
+
+def random_codes(items: int, sizes: tuple[int, ...], seed: int) -> np.ndarray:
+    """Distinct random semantic IDs. Shape: (items, M)."""
+    rng = np.random.default_rng(seed)
+    flat = rng.choice(int(np.prod(sizes)), size=items, replace=False)
+    return np.stack(np.unravel_index(flat, sizes), axis=1)
+
+
+def tiny_model(
+    items: int = 60,
+    *,
+    sizes: tuple[int, ...] = (6, 5, 4),
+    max_steps: int = 4,
+    reasoning_codes: int = 8,
+    step_form: StepForm = "both",
+    seed: int = 0,
+    width: int = 16,
+    **settings: object,
+) -> Bundle:
+    """A bundle in memory: random weights, random distinct semantic IDs, two categories and a named subset `small`."""
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    vocabulary = Vocabulary(max_steps, sizes, reasoning_codes)
+    config = ModelConfig(vocabulary.size, d_model=width, d_kv=8, d_ff=32, num_layers=2, num_decoder_layers=2, num_heads=2)
+    network = StreamRec(config, items, step_form)
+    for parameter in network.heads.parameters():  # zero-initialised parts would hide mistakes
+        torch.nn.init.normal_(parameter, std=0.3)
+    catalogue = Catalogue(
+        item_ids=[f"i{row}" for row in range(items)],
+        tokens=vocabulary.tokens_of(random_codes(items, sizes, seed)),
+        titles=[f"Thing number {row}" for row in range(items)],
+        categories=[["even"] if row % 2 == 0 else ["odd"] for row in range(items)],
+        popularity=rng.permutation(items).astype(float),
+        subsets={"small": np.arange(min(5, items))},
+    )
+    made = BundleSettings(**{"max_items": 6, "default_steps": min(2, max_steps), "step_form": step_form, **settings})  # type: ignore[arg-type]
+    return Bundle("tiny", f"tiny-{seed}", vocabulary, made, network.eval(), catalogue)
+
+
+def tiny_bundle(folder: Path, items: int = 60, **options: object) -> Path:
+    """The same on disk."""
+
+    def write_tokenizer(path: Path) -> None:
+        (path / "tokenizer.json").write_text(json.dumps({"kind": "random"}))
+
+    write_bundle(folder, tiny_model(items, **options), model_card="# tiny\n", write_tokenizer=write_tokenizer)  # type: ignore[arg-type]
+    return folder

@@ -1,0 +1,123 @@
+"""What every benchmark shares: full ranking, the record of a run with its machine and commit, and tables."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+HISTORY_ITEMS = 20
+PLACES = 10
+ROOT = Path(__file__).parent.parent
+MEASURED_CODE = ("training", "serving", "benchmarks/*.py")  # what can change a figure; results and documents cannot
+
+Score = Callable[[list[np.ndarray]], np.ndarray]  # histories of U users -> (U, I) float scores
+
+
+def top_items(scores: np.ndarray, seed: int = 0) -> np.ndarray:
+    """The ten best items per user. scores: (U, I) float, -inf for what must not come. Returns (U, 10) int64, -1 = none.
+
+    Ties fall in an order drawn from the seed: rows may follow item ids, which give away the target in some data sets.
+    """
+    shuffled = np.random.default_rng(seed).permutation(scores.shape[1])
+    tried = torch.from_numpy(np.ascontiguousarray(scores[:, shuffled]))
+    values, places = tried.topk(min(PLACES, scores.shape[1]), dim=1)
+    ranked = np.full((len(scores), PLACES), -1, np.int64)
+    ranked[:, : places.shape[1]] = np.where(values.numpy() > -np.inf, shuffled[places.numpy()], -1)
+    return ranked
+
+
+def rank(score: Score, histories: list[np.ndarray], exclude_seen: bool, batch: int = 512, seed: int = 0) -> np.ndarray:
+    """Full ranking of all items. The model sees the last 20 items; excluded are all items of the history.
+
+    histories: U arrays of item rows, oldest first. Returns (U, 10) int64, best first, -1 = none.
+    """
+    ranked = []
+    for first in range(0, len(histories), batch):
+        whole = histories[first : first + batch]
+        scores = score([h[-HISTORY_ITEMS:] for h in whole])
+        if exclude_seen:
+            scores[np.repeat(np.arange(len(whole)), [len(h) for h in whole]), np.concatenate(whole)] = -np.inf
+        ranked.append(top_items(scores, seed))
+    return np.concatenate(ranked)
+
+
+def machine() -> dict[str, Any]:
+    """The hardware and the versions a figure depends on."""
+    cpu = platform.processor()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        cpu = names[0].split(":", 1)[1].strip() if names else cpu
+    return {
+        "cpu": cpu or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def commit() -> dict[str, Any]:
+    """The commit that ran, and whether tracked code under training/, serving/ or benchmarks/ differed from it."""
+    try:
+        return {
+            "commit": _git("rev-parse", "HEAD"),
+            "dirty": bool(_git("status", "--porcelain", "--untracked-files=no", "--", *MEASURED_CODE)),
+        }
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": None, "dirty": None}  # an installed copy has no history
+
+
+def record(path: Path, command: str, seeds: Sequence[int], rows: Sequence[Mapping[str, Any]], **extra: Any) -> None:
+    """Writes one run as JSON: command, commit, machine, created (UTC), seeds, whatever is in extra, rows.
+
+    The file appears whole or not at all, so a killed run leaves no half a result. Give `minutes` in extra.
+    """
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    head = {"command": command, **commit(), "machine": machine(), "created": created, "seeds": list(seeds)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    half = path.with_suffix(".part")
+    half.write_text(json.dumps({**head, **extra, "rows": [dict(r) for r in rows]}, indent=1) + "\n")
+    half.replace(path)
+
+
+def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    """A markdown table whose columns are aligned, so that it reads as plain text too. Missing cells stay empty."""
+    cells = [[_cell(row.get(c)) for c in columns] for row in rows]
+    widths = [max([len(c), 3, *(len(line[n]) for line in cells)]) for n, c in enumerate(columns)]
+    number = [all(_is_number(row.get(c)) for row in rows) for c in columns]
+
+    def line(values: Sequence[str]) -> str:
+        padded = [v.rjust(w) if right else v.ljust(w) for v, w, right in zip(values, widths, number, strict=True)]
+        return "| " + " | ".join(padded) + " |"
+
+    rule = ["-" * (w - 1) + ":" if right else "-" * w for w, right in zip(widths, number, strict=True)]
+    return "\n".join([line(columns), line(rule), *(line(c) for c in cells)])
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(
+        ["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True, timeout=20
+    ).stdout.strip()

@@ -1,0 +1,21 @@
+"""Popularity: every user gets the items with the most training events."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def item_counts(sequences: list[np.ndarray], items: int) -> np.ndarray:
+    """Training events per item. Shape: (I,) float32."""
+    return np.bincount(np.concatenate(sequences), minlength=items).astype(np.float32)
+
+
+class Popularity:
+    """Scores are counts, the same for everybody."""
+
+    def __init__(self, sequences: list[np.ndarray], items: int) -> None:
+        self.counts = item_counts(sequences, items)
+
+    def scores(self, histories: list[np.ndarray]) -> np.ndarray:
+        """Shape: (U, I) float32."""
+        return np.tile(self.counts, (len(histories), 1))

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import neighbours, sasrec
-from benchmarks.common import Score, rank, record, table
+from benchmarks.common import Score, commit, rank, record, table
 from benchmarks.popularity import Popularity
 from training.metrics import recall_ndcg
 from training.prepare import Split, leave_one_out, read_data
@@ -127,12 +127,12 @@ def main(arguments: list[str]) -> None:
         parser.error(f"--seeds takes whole numbers separated by commas, not {options.seeds!r}")
     setting = sasrec.Setting(width=options.sasrec_width, dropout=options.sasrec_dropout)
 
-    start = time.perf_counter()
+    start, code = time.perf_counter(), commit()
     data = read_data(options.data)
     rows = run(leave_one_out(data), len(data.items), models, seeds, setting, lambda line: print(line, file=sys.stderr))
     command = shlex.join(["python", "-m", "benchmarks.baselines", *arguments])
     minutes = round((time.perf_counter() - start) / 60, 2)
-    record(options.out, command, seeds, rows, minutes=minutes, data=data.name, protocol=PROTOCOL)
+    record(options.out, command, seeds, rows, minutes=minutes, data=data.name, protocol=PROTOCOL, **code)
     print(table(rows, ["model", "split", "excluded", *METRICS, "seconds", "seed"]))
 
 

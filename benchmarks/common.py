@@ -81,13 +81,19 @@ def commit() -> dict[str, Any]:
 def record(path: Path, command: str, seeds: Sequence[int], rows: Sequence[Mapping[str, Any]], **extra: Any) -> None:
     """Writes one run as JSON: command, commit, machine, created (UTC), seeds, whatever is in extra, rows.
 
-    The file appears whole or not at all, so a killed run leaves no half a result. Give `minutes` in extra.
+    Give `minutes` in extra, and from a long run `**commit()` taken at its start: the checkout may move on meanwhile.
+    The file appears whole or not at all, so a killed run leaves no half a result.
     """
-    created = datetime.now(UTC).isoformat(timespec="seconds")
-    head = {"command": command, **commit(), "machine": machine(), "created": created, "seeds": list(seeds)}
+    head = {
+        "command": command,
+        **commit(),
+        "machine": machine(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    result = {**head, "seeds": list(seeds), **extra, "rows": [dict(row) for row in rows]}
     path.parent.mkdir(parents=True, exist_ok=True)
     half = path.with_suffix(".part")
-    half.write_text(json.dumps({**head, **extra, "rows": [dict(r) for r in rows]}, indent=1) + "\n")
+    half.write_text(json.dumps(result, indent=1) + "\n")
     half.replace(path)
 
 

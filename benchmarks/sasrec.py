@@ -24,7 +24,7 @@ class Setting:
     width: int = 128
     layers: int = 2
     heads: int = 2
-    dropout: float = 0.3
+    dropout: float = 0.4
     learning_rate: float = 1e-3
     batch: int = 128
     max_epochs: int = 60

@@ -92,7 +92,8 @@ def chronological(data: Dataset, valid_from: float, test_from: float) -> Split:
     if not (len(train_users) and len(valid_users) and len(test_users)):
         raise DataError(
             f"{data.name}: {len(train_users)} training, {len(valid_users)} validation and {len(test_users)} test users "
-            f"for a split at {valid_from} and {test_from}; choose moments between {data.times.min()} and {data.times.max()}"
+            f"for a split at {valid_from} and {test_from}; "
+            f"choose moments between {data.times.min()} and {data.times.max()}"
         )
     return Split(
         train=[sequences[user][: valid_at[user]] for user in train_users],

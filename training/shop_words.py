@@ -17,15 +17,15 @@ KITS: dict[str, list[tuple[str, tuple[str, str, str, str]]]] = {
         ("Birds", ("Bird Feeder", "Bird Seed Mix", "Bird Bath", "Nesting Box")),
     ],
     "Music": [
-        ("Electric Guitar", ("Electric Guitar", "Guitar Amplifier", "Guitar Cable", "Guitar Strings")),
+        ("Guitar", ("Electric Guitar", "Guitar Amplifier", "Guitar Cable", "Guitar Strings")),
         ("Drums", ("Drum Kit", "Drum Throne", "Drumsticks", "Practice Pad")),
         ("Home Recording", ("Audio Interface", "Condenser Microphone", "Pop Filter", "Studio Headphones")),
         ("Keyboard", ("Stage Piano", "Keyboard Stand", "Sustain Pedal", "Keyboard Cover")),
     ],
     "Cycling": [
-        ("Road Bike", ("Road Bike", "Clipless Pedals", "Cycling Shoes", "Chain Lube")),
+        ("Road Cycling", ("Road Bike", "Clipless Pedals", "Cycling Shoes", "Chain Lube")),
         ("Commuting", ("City Bike", "Bike Lock", "Bike Lights", "Pannier Bag")),
-        ("Mountain Bike", ("Mountain Bike", "Full Face Helmet", "Knee Pads", "Tubeless Sealant")),
+        ("Mountain Biking", ("Mountain Bike", "Full Face Helmet", "Knee Pads", "Tubeless Sealant")),
         ("Bike Workshop", ("Repair Stand", "Hex Key Set", "Torque Wrench", "Bike Grease")),
     ],
     "Outdoor": [
@@ -49,7 +49,7 @@ KITS: dict[str, list[tuple[str, tuple[str, str, str, str]]]] = {
     "Pets": [
         ("Puppy", ("Dog Crate", "Dog Bed", "Puppy Food", "Chew Toy")),
         ("Cat", ("Litter Box", "Cat Litter", "Scratching Post", "Cat Treats")),
-        ("Aquarium", ("Aquarium", "Aquarium Filter", "Water Conditioner", "Fish Food")),
+        ("Fishkeeping", ("Aquarium", "Aquarium Filter", "Water Conditioner", "Fish Food")),
         ("Dog Walks", ("Dog Harness", "Dog Leash", "Waste Bags", "Dog Raincoat")),
     ],
     "Fitness": [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-CHART = Path(__file__).parents[2] / "helm" / "streamrec"
+ROOT = Path(__file__).parents[2]
+CHART = ROOT / "helm" / "streamrec"
 Objects = dict[str, dict[str, Any]]
 
 
@@ -36,7 +39,7 @@ def test_lint_has_nothing_to_say(helm: Path) -> None:
 
 @pytest.mark.parametrize("version", ["1.25.0", "1.33.0"])
 @pytest.mark.parametrize(
-    "values", [[], ["--set", "redis.existingSecret=r,bundle.existingClaim=b,settings.STREAMREC_MAX_BEAM_WIDTH=100"]]
+    "values", [[], ["--set", "existingSecret=r,bundle.existingClaim=b,settings.STREAMREC_MAX_BEAM_WIDTH=100"]]
 )
 def test_every_object_is_valid_for_kubernetes(helm: Path, version: str, values: list[str]) -> None:
     kubernetes_validate = pytest.importorskip("kubernetes_validate")
@@ -81,17 +84,21 @@ def test_settings_arrive_as_written_and_restart_the_pods(helm: Path, tmp_path: P
     assert changed["ConfigMap"]["data"] == {
         "STREAMREC_MAX_BEAM_WIDTH": "1000000", "STREAMREC_SOME_SHARE": "0.25", "STREAMREC_SOME_SWITCH": "false",
     }
-    key = "checksum/config"
-    before, after = (found["Deployment"]["spec"]["template"]["metadata"]["annotations"][key] for found in (plain, changed))
-    assert before != after
+    before, after = (found["Deployment"]["spec"]["template"]["metadata"]["annotations"] for found in (plain, changed))
+    assert before["checksum/config"] != after["checksum/config"]
 
 
-def test_a_password_stays_in_its_secret(helm: Path) -> None:
-    objects = render(helm, "--set", "redis.existingSecret=vault,redis.secretKey=url,redis.url=redis://plain:6379/0")
-    assert objects["ConfigMap"]["data"] is None
-    assert pod(objects)["containers"][0]["env"] == [
-        {"name": "STREAMREC_REDIS_URL", "valueFrom": {"secretKeyRef": {"name": "vault", "key": "url"}}}
+def test_a_secret_wins_over_what_is_written_openly(helm: Path) -> None:
+    objects = render(helm, "--set", "existingSecret=vault,redis.url=redis://plain:6379/0")
+    assert objects["ConfigMap"]["data"] == {"STREAMREC_REDIS_URL": "redis://plain:6379/0"}
+    # Of two sources with the same name Kubernetes takes the last.
+    assert pod(objects)["containers"][0]["envFrom"] == [
+        {"configMapRef": {"name": "shop-streamrec"}}, {"secretRef": {"name": "vault"}},
     ]
+
+
+def test_kubernetes_puts_no_variables_beside_the_settings(helm: Path) -> None:
+    assert pod(render(helm))["enableServiceLinks"] is False
 
 
 def test_own_bundle_is_mounted_read_only(helm: Path) -> None:
@@ -111,3 +118,12 @@ def test_values_that_mean_nothing_are_refused(helm: Path, value: str) -> None:
     done = run(helm, "template", "shop", str(CHART), "--set", value)
     assert done.returncode != 0
     assert "schema" in done.stderr
+
+
+def test_the_readme_installs_it(helm: Path) -> None:
+    """What the README gives to `helm install`, `helm template` renders."""
+    found = re.search(r"^helm install (.+)$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert found
+    name, chart, *values = shlex.split(found[1])
+    done = run(helm, "template", name, str(ROOT / chart), *values)
+    assert done.returncode == 0, done.stderr

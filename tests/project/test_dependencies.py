@@ -1,0 +1,152 @@
+"""Every import is declared in pyproject.toml, everything declared is used, and the locks hold exact versions."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import packages_distributions, requires
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+OURS = {"app", "benchmarks", "serving", "tests", "training"}
+# Declared for their command or as a plugin: the file that uses them, and the word there that shows it.
+TOOLS = {
+    "import-linter": ("Makefile", "lint-imports"),
+    "mypy": ("Makefile", "-m mypy"),
+    "pip-tools": ("requirements/lock.py", '"piptools"'),
+    "pytest-timeout": ("pyproject.toml", "timeout ="),
+    "ruff": ("Makefile", "-m ruff"),
+}
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", re.split(r"[\s\[<>=!~;]", name, maxsplit=1)[0]).lower()
+
+
+def declared(*extras: str) -> set[str]:
+    """The base dependencies and those of the extras, themselves followed."""
+    names = {normal(line) for line in PROJECT["dependencies"]}
+    for extra in extras:
+        for line in PROJECT["optional-dependencies"][extra]:
+            if inner := re.match(r"streamrec\[(\w+)\]", line):
+                names |= declared(inner[1])
+            else:
+                names.add(normal(line))
+    return names
+
+
+def imported(folder: str, *, lazy: bool = True) -> dict[str, str]:
+    """Top-level modules that a folder's files import from outside: module -> one file. lazy: inside functions too."""
+    found: dict[str, str] = {}
+    for path in (ROOT / folder).rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree) if lazy else tree.body:
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                names = [node.module or ""]
+            elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+                function = ast.unparse(node.func)
+                if function.endswith(("import_module", "importorskip", "find_spec")):
+                    names = [str(node.args[0].value)]
+            for name in names:
+                module = name.split(".")[0]
+                if module and module not in OURS | set(sys.stdlib_module_names):
+                    found.setdefault(module, str(path.relative_to(ROOT)))
+    return found
+
+
+installed = functools.cache(packages_distributions)  # module -> distributions; it reads every package's file list
+
+
+def distributions(module: str) -> set[str]:
+    return {normal(name) for name in installed().get(module, [module])}
+
+
+@pytest.mark.parametrize(
+    ("folder", "lazy", "extras"),
+    [
+        ("serving", False, []),
+        ("app", False, []),
+        ("serving", True, ["text"]),  # a new item's text is embedded where the extra is installed
+        ("app", True, []),
+        ("training", True, ["training"]),
+        ("benchmarks", True, ["training"]),
+        ("tests", True, ["dev"]),
+    ],
+)
+def test_every_import_is_declared(folder: str, lazy: bool, extras: list[str]) -> None:
+    allowed = declared(*extras)
+    # The chart's tests only look whether the wheel of requirements/tools.lock is there; it is not a dependency.
+    strangers = {
+        module: path
+        for module, path in imported(folder, lazy=lazy).items()
+        if not distributions(module) & allowed and module != "aws_cdk"
+    }
+    assert not strangers, f"imported, but not declared for {folder}: {strangers}"
+
+
+@pytest.mark.parametrize("extra", [None, *PROJECT["optional-dependencies"]])
+def test_everything_declared_is_used(extra: str | None) -> None:
+    folders = {None: ["serving", "app"], "text": ["serving", "training"], "training": ["training", "benchmarks"]}
+    used: set[str] = set()
+    for folder in folders.get(extra, sorted(OURS)):
+        used |= {name for module in imported(folder) for name in distributions(module)}
+    used |= {tool for tool, (path, word) in TOOLS.items() if word in (ROOT / path).read_text()}
+    lines = PROJECT["optional-dependencies"][extra] if extra else PROJECT["dependencies"]
+    unused = {normal(line) for line in lines if not line.startswith("streamrec[")} - used
+    assert not unused, f"declared, but nothing uses it: {sorted(unused)}"
+
+
+def test_service_starts_without_the_extras() -> None:
+    """Every module of serving and app imports where only the base dependencies exist."""
+    extras = declared("dev") - declared()
+    hidden = sorted(module for module, names in installed().items() if {normal(n) for n in names} <= extras)
+    modules = sorted(
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for folder in ("serving", "app")
+        for path in (ROOT / folder).rglob("*.py")
+        if path.stem != "__main__"
+    )
+    program = f"""
+import importlib, sys
+for name in {hidden!r}:
+    sys.modules[name] = None  # importing it raises ImportError
+for name in {modules!r}:
+    importlib.import_module(name)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("lock", "extras"), [("serving.lock", []), ("dev.lock", ["dev"])])
+def test_lock_holds_exact_versions_of_all_that_is_declared(lock: str, extras: list[str]) -> None:
+    lines = [line for line in (ROOT / "requirements" / lock).read_text().splitlines() if not line.startswith("#")]
+    for line in lines:
+        assert re.fullmatch(r"[a-z0-9-]+==[0-9a-z.]+", line), f"not an exact version for every machine: {line}"
+    pinned = {line.split("==")[0] for line in lines}
+    assert declared(*extras) <= pinned, f"`make lock` is due: {sorted(declared(*extras) - pinned)}"
+    foreign = [name for name in pinned if name.startswith(("nvidia", "cuda", "triton"))]
+    assert not foreign, f"{foreign} belong to one kind of machine; its torch brings them"
+
+
+def test_locks_agree() -> None:
+    serving, dev = ((ROOT / "requirements" / name).read_text().splitlines() for name in ("serving.lock", "dev.lock"))
+    assert set(serving) <= set(dev), "make serve and make test would undo each other's versions in one .venv"
+
+
+def test_serving_lock_is_closed() -> None:
+    """What the service's packages require is pinned too, so that nothing drifts between two installations."""
+    lines = (ROOT / "requirements" / "serving.lock").read_text().splitlines()
+    pinned = {line.split("==")[0] for line in lines if "==" in line}
+    for package in sorted(pinned - {"torch"}):  # torch's needs differ by build, and are left to it
+        needs = {normal(line) for line in requires(package) or [] if ";" not in line}
+        assert needs <= pinned, f"{package} needs {sorted(needs - pinned)}, which the lock leaves open"

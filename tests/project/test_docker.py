@@ -1,0 +1,46 @@
+"""The Dockerfile: clean by hadolint, made from files that exist and reach the builder, and never root."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "Dockerfile").read_text()
+
+
+def test_hadolint_has_nothing_to_say() -> None:
+    beside = Path(sys.executable).with_name("hadolint")
+    program = beside if beside.exists() else shutil.which("hadolint")
+    if program is None:
+        pytest.skip("the Dockerfile is NOT linted: no hadolint here, and requirements/tools.lock is not installed")
+    done = subprocess.run([program, str(ROOT / "Dockerfile")], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_what_is_copied_exists_and_is_not_ignored() -> None:
+    kept = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    copied = re.findall(r"^COPY (?!--from)(\S+) \S+$", TEXT, re.MULTILINE)
+    assert copied
+    for source in copied:
+        assert (ROOT / source).exists(), f"{source} is copied into the image, but does not exist"
+        assert any(f"{source}/".startswith(f"{path}/") for path in kept), f".dockerignore keeps {source} out"
+
+
+def test_every_target_exists() -> None:
+    stages = re.findall(r"^FROM \S+ AS (\S+)$", TEXT, re.MULTILINE)
+    assert stages[-1] == "cpu", "a plain `docker build .` makes the last stage"
+    assert "gpu" in stages
+
+
+def test_runs_as_a_number_that_the_chart_uses_too() -> None:
+    user = re.search(r"^USER (\d+):(\d+)$", TEXT, re.MULTILINE)
+    assert user and user[1] != "0"
+    deployment = (ROOT / "helm" / "streamrec" / "templates" / "deployment.yaml").read_text()
+    assert f"runAsUser: {user[1]}" in deployment
+    assert f"runAsGroup: {user[2]}" in deployment

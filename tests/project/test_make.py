@@ -1,0 +1,79 @@
+"""The Makefile's targets exist, set themselves up once, and say in one sentence what is missing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    return subprocess.run(["make", *arguments], cwd=folder, env=clean, capture_output=True, text=True, timeout=60)
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A fresh clone, as far as make sees it."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    shutil.copytree(ROOT / "requirements", tmp_path / "requirements")
+    return tmp_path
+
+
+def plan(folder: Path, target: str) -> str:
+    done = make(folder, "--dry-run", target)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    ("target", "lock", "last"),
+    [
+        ("serve", "serving.lock", "-m app serve --bundle bundles/demo --host 127.0.0.1 --port 8000"),
+        ("test", "dev.lock", "-m pytest"),
+        ("bench", "dev.lock", "-m benchmarks"),
+        ("demo", "dev.lock", "-m training demo"),
+        ("lint", "dev.lock", "lint-imports"),
+    ],
+)
+def test_target_installs_its_lock_and_then_runs(clone: Path, target: str, lock: str, last: str) -> None:
+    steps = plan(clone, target)
+    installs = f"install -r requirements/{lock}"
+    assert steps.index("-m venv .venv") < steps.index(installs) < steps.index(last)
+
+
+def test_serving_installs_nothing_of_training(clone: Path) -> None:
+    assert "dev.lock" not in plan(clone, "serve")
+
+
+def test_installs_once_and_again_when_the_lock_changes(clone: Path) -> None:
+    (clone / ".venv" / "bin").mkdir(parents=True)
+    (clone / ".venv" / "bin" / "python").touch()
+    (clone / ".venv" / "serving.stamp").touch()
+    assert "install" not in plan(clone, "serve")
+    later = (clone / ".venv" / "serving.stamp").stat().st_mtime + 10
+    os.utime(clone / "requirements" / "serving.lock", (later, later))
+    assert "install -r requirements/serving.lock" in plan(clone, "serve")
+
+
+def test_too_old_a_python_ends_in_one_sentence(clone: Path) -> None:
+    old = clone / "old-python"
+    old.write_text("#!/bin/sh\nexit 1\n")
+    old.chmod(0o755)
+    done = make(clone, "serve", f"BASE_PYTHON={old}")
+    assert done.returncode != 0
+    assert "needs Python 3.11, 3.12 or 3.13" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (clone / ".venv").exists()
+
+
+def test_ci_runs_the_tests() -> None:
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    assert "make test" in script.read_text().splitlines()
+    assert subprocess.run(["bash", "-n", str(script)]).returncode == 0

@@ -1,0 +1,202 @@
+"""The README tells the truth: its commands run, its links lead somewhere, its routes answer, its tables are results."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from benchmarks.readme_tables import fill
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```bash\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+COMMANDS = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+PYTHON = ".venv/bin/python "
+
+# The README's commands are given at full size; these make the same path short enough for a test.
+SMALL = {
+    "-m training data shop": "--users 60 --items 30",
+    "-m training run": "--config small.yaml",
+    "-m training evaluate": "--beam 5 --users 20",
+}
+SMALL_CONFIG = """
+tokenizer: {levels: 2, codes: 8, epochs: 2}
+model: {d_model: 16, d_kv: 8, d_ff: 32, layers: 1, heads: 2, max_items: 5, reasoning_codes: 8}
+pretrain: {steps: 4, batch_size: 16, eval_every: 0}
+sft: {steps: 4, batch_size: 16, eval_every: 0}
+rl: {steps: 2, batch_size: 4, group: 2, eval_every: 0}
+evaluation: {beam: 5, valid_users: 20, choice_users: 20}
+"""
+
+
+def commands(start: str) -> list[str]:
+    return [command for command in COMMANDS if command.startswith(start)]
+
+
+def test_every_command_is_of_a_kind_that_is_tested() -> None:
+    # The helm command is tested with the chart, in tests/helm.
+    tested = ("make ", "curl ", "docker build ", "helm install ", PYTHON + "-m training ", PYTHON + "-m app serve ")
+    assert [command for command in COMMANDS if not command.startswith(tested)] == []
+    assert all(commands(start) for start in tested)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def serving(arguments: list[str], folder: Path) -> Iterator[str]:
+    """Runs the service until it is ready; yields its address. It has to end by itself when told to."""
+    port = free_port()
+    log = folder / f"service-{port}.log"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            [sys.executable, *arguments, "--port", str(port)], cwd=folder, env=environment, stdout=out, stderr=out
+        )
+    try:
+        until = time.monotonic() + 60
+        while True:
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < until, f"not ready after a minute: {log.read_text()}"
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=2):
+                    break
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.1)
+        yield f"127.0.0.1:{port}"
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=30)
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    bundle = str(ROOT / "bundles" / "demo")
+    with serving(["-m", "app", "serve", "--bundle", bundle], tmp_path_factory.mktemp("demo")) as address:
+        yield address
+
+
+def test_from_data_to_an_answer(tmp_path: Path) -> None:
+    """The commands of "Train on your own data", in their order, in an empty folder."""
+    (tmp_path / "small.yaml").write_text(SMALL_CONFIG)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    for command in commands(PYTHON):
+        arguments = shlex.split(command.removeprefix(PYTHON))
+        if arguments[:3] == ["-m", "app", "serve"]:
+            with serving(arguments, tmp_path) as address:
+                answer = ask(address, {"history": [], "k": 2})
+                assert len(answer["items"]) == 2
+            continue
+        for start, more in SMALL.items():
+            if command.startswith(PYTHON + start):
+                arguments += more.split()
+        done = subprocess.run(
+            [sys.executable, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+
+
+def ask(address: str, body: dict[str, object]) -> dict[str, list[object]]:
+    request = urllib.request.Request(
+        f"http://{address}/recommend", json.dumps(body).encode(), {"content-type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=30) as response:
+        return json.load(response)
+
+
+@pytest.mark.parametrize("command", commands("curl "))
+def test_curl_gets_an_answer(command: str, demo: str) -> None:
+    sent = shlex.split(command.replace("127.0.0.1:8000", demo))
+    done = subprocess.run([*sent, "--fail-with-body"], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(json.loads(done.stdout)["items"]) == 3
+
+
+def test_routes_exist(demo: str) -> None:
+    """Each `METHOD /path` of the README's table is a route of the service."""
+    with urllib.request.urlopen(f"http://{demo}/openapi.json", timeout=10) as response:
+        described = {
+            (method.upper(), re.sub(r"\{\w+\}", "{}", path))
+            for path, methods in json.load(response)["paths"].items()
+            for method in methods
+        }
+    told = []
+    for cell in re.findall(r"^\| (`(?:GET|POST|PUT|DELETE).*?) \|", README, re.MULTILINE):
+        methods: list[str] = []
+        for part in re.findall(r"`([^`]+)`", cell):
+            *names, path = part.split()
+            methods += names
+            if path.startswith("/"):
+                told += [(method, re.sub(r"\{\w+\}", "{}", path.split("?")[0])) for method in methods]
+                methods = []
+            else:
+                methods.append(path)
+    assert len(told) > 8
+    for method, path in told:
+        if (method, path) in described:
+            continue
+        assert method == "GET", f"the README tells of {method} {path}, which does not exist"
+        with urllib.request.urlopen(f"http://{demo}{path}", timeout=10) as response:
+            assert response.status == 200
+
+
+@pytest.mark.parametrize("command", commands("make "))
+def test_make_targets_exist(command: str) -> None:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    done = subprocess.run([*shlex.split(command), "--dry-run"], cwd=ROOT, env=clean, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", commands("docker build "))
+def test_docker_builds_what_exists(command: str) -> None:
+    context = shlex.split(command)[-1]
+    assert (ROOT / context / "Dockerfile").exists()
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_links_lead_somewhere(document: str) -> None:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#\s]+)", text):
+        if not target.startswith(("http://", "https://")):
+            assert (ROOT / target).exists(), f"{document} links to {target}"
+
+
+def test_tables_are_what_the_results_say() -> None:
+    assert fill(README) == README, "`python -m benchmarks.readme_tables` is due"
+
+
+def test_a_table_is_filled_from_its_result(tmp_path: Path) -> None:
+    machine = {"cpu": "some CPU", "gpu": None, "threads": 1, "torch": "2.13.0"}
+    rows = [{"model": "popularity", "ndcg@10": 0.0162, "hidden": 1}, {"model": "neighbours", "ndcg@10": 0.0783}]
+    run = {"command": "python -m x", "commit": "0123456789abcdef", "seeds": [0], "machine": machine, "rows": rows}
+    (tmp_path / "small.json").write_text(json.dumps(run))
+    text = "before\n<!-- table:small model ndcg@10 -->\nold\n<!-- /table -->\nafter\n"
+    filled = fill(text, tmp_path)
+    assert "0.0783" in filled
+    assert "`012345678`" in filled
+    assert "old" not in filled
+    assert "hidden" not in filled
+    assert fill(filled, tmp_path) == filled
+    with pytest.raises(SystemExit, match="column 'recall'"):
+        fill(text.replace("ndcg@10", "recall"), tmp_path)
+    with pytest.raises(SystemExit, match=r"other\.json, which does not exist"):
+        fill(text.replace("table:small", "table:other"), tmp_path)

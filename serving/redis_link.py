@@ -1,0 +1,94 @@
+"""A Redis that may be slow, dead or full: each call costs at most its time limit, and failures in a row pause it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import BusyLoadingError, RedisError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+T = TypeVar("T")
+
+
+class RedisDown(Exception):
+    """Redis did not answer in time, refused, or is being left alone after failures in a row."""
+
+
+def connect(url: str, *, max_connections: int = 64) -> Redis:
+    """A client that never retries by itself. Connects on first use; binary replies."""
+    return Redis.from_url(
+        url,
+        socket_timeout=1.0,
+        socket_connect_timeout=1.0,
+        retry=Retry(NoBackoff(), 0),
+        max_connections=max_connections,
+    )
+
+
+class RedisLink:
+    """Calls with a time limit (seconds) and a breaker: after `failures` in a row nothing is sent for `pause` seconds.
+
+    The limit is kept outside the client, which goes on by itself to its own, longer one. So a connection that takes
+    long to open is there for the next call instead of being given up half-way, and an event loop that is late is not
+    taken for a slow Redis: whatever has arrived by then counts.
+    """
+
+    def __init__(
+        self,
+        client: Redis,
+        limit: float,
+        *,
+        failures: int = 3,
+        pause: float = 2.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.client, self.limit = client, limit
+        self._failures, self._pause, self._clock = failures, pause, clock
+        self._failed, self._closed_until = 0, 0.0
+
+    async def call(self, command: Callable[[Redis], Awaitable[T]]) -> T:
+        """The command's reply. Raises RedisDown; replies that are errors (ResponseError) pass through."""
+        now = self._clock()
+        if now < self._closed_until:
+            raise RedisDown("paused after failures")
+        if self._failed >= self._failures:
+            self._closed_until = now + self._pause  # this one call tries; the others stay away until it is back
+        task = asyncio.ensure_future(command(self.client))
+        done, _ = await asyncio.wait({task}, timeout=self.limit)
+        if not done:
+            await asyncio.sleep(0)
+        if not task.done():
+            task.add_done_callback(_forget)
+            self._fail()
+            raise RedisDown("no answer in time")
+        try:
+            reply = task.result()
+        except (TimeoutError, RedisError, OSError) as error:
+            if _is_reply(error):
+                self._failed, self._closed_until = 0, 0.0
+                raise
+            self._fail()
+            raise RedisDown(type(error).__name__) from error
+        self._failed, self._closed_until = 0, 0.0
+        return reply
+
+    def _fail(self) -> None:
+        self._failed += 1
+        if self._failed >= self._failures:
+            self._closed_until = self._clock() + self._pause
+
+
+def _is_reply(error: BaseException) -> bool:
+    """Whether Redis itself said no (wrong type, out of memory), as opposed to not answering."""
+    return isinstance(error, ResponseError) and not isinstance(error, (BusyLoadingError, RedisConnectionError))
+
+
+def _forget(task: asyncio.Future[Any]) -> None:
+    if not task.cancelled():
+        task.exception()  # marks it as seen: the caller has long been told

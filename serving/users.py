@@ -1,0 +1,98 @@
+"""Known histories of users: appended, read, erased; in this process or in Redis. Item ids are kept as strings.
+
+Ids outlive model versions, catalogue rows do not. An append returns only when the events are stored.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+from hashlib import blake2b
+from typing import Any, Protocol
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from serving.errors import ServingError
+from serving.redis_link import RedisDown, RedisLink
+
+
+class StoreUnavailable(ServingError):
+    """The store of user histories cannot be reached; nothing was stored, read or erased."""
+
+
+class UserStore(Protocol):
+    """Histories by user, oldest first, trimmed to the newest events."""
+
+    async def append(self, user: str, items: Sequence[str]) -> int:
+        """Store the items behind those already kept. Returns how many are kept now. Raises StoreUnavailable."""
+
+    async def get(self, user: str) -> list[str]:
+        """The user's items, [] for a user nobody knows. Raises StoreUnavailable."""
+
+    async def delete(self, user: str) -> bool:
+        """Erase the user's items. Returns whether there were any. Raises StoreUnavailable."""
+
+
+def digest(user_id: str, secret: bytes = b"") -> str:
+    """What stands for a user in keys: 128 bits, keyed by `secret` (at most 64 bytes) so that it cannot be guessed."""
+    return blake2b(user_id.encode("utf-8", "surrogatepass"), digest_size=16, key=secret).hexdigest()
+
+
+class MemoryUsers:
+    """Histories in this process, gone with it. At most `max_users`; the one not touched longest goes first."""
+
+    def __init__(self, max_users: int, max_items: int) -> None:
+        self._max_users, self._max_items = max_users, max_items
+        self._histories: OrderedDict[str, list[str]] = OrderedDict()
+
+    async def append(self, user: str, items: Sequence[str]) -> int:
+        history = [*self._histories.get(user, []), *items][-self._max_items :]
+        self._histories[user] = history
+        self._histories.move_to_end(user)
+        while len(self._histories) > self._max_users:
+            self._histories.popitem(last=False)
+        return len(history)
+
+    async def get(self, user: str) -> list[str]:
+        if user not in self._histories:
+            return []
+        self._histories.move_to_end(user)
+        return list(self._histories[user])
+
+    async def delete(self, user: str) -> bool:
+        return self._histories.pop(user, None) is not None
+
+
+class RedisUsers:
+    """Histories in Redis, one list a user, shared by all replicas."""
+
+    def __init__(self, link: RedisLink, max_items: int, secret: bytes = b"") -> None:
+        self._link, self._max_items, self._secret = link, max_items, secret
+
+    def _key(self, user: str) -> str:
+        return f"streamrec:user:{digest(user, self._secret)}"
+
+    async def append(self, user: str, items: Sequence[str]) -> int:
+        key = self._key(user)
+
+        async def push(client: Redis) -> list[Any]:
+            async with client.pipeline(transaction=True) as pipe:
+                pipe.rpush(key, *[item.encode() for item in items])
+                pipe.ltrim(key, -self._max_items, -1)
+                return await pipe.execute()
+
+        return min(int((await self._call(push))[0]), self._max_items)
+
+    async def get(self, user: str) -> list[str]:
+        raw = await self._call(lambda client: client.lrange(self._key(user), -self._max_items, -1))
+        return [item.decode("utf-8", "replace") for item in raw]
+
+    async def delete(self, user: str) -> bool:
+        return bool(await self._call(lambda client: client.unlink(self._key(user))))
+
+    async def _call(self, command: Callable[[Redis], Awaitable[Any]]) -> Any:
+        try:
+            return await self._link.call(command)
+        except (RedisDown, RedisError) as error:
+            raise StoreUnavailable("The store of user histories did not answer; try again shortly.") from error

@@ -1,0 +1,322 @@
+"""The batcher without a model: `run` is a function of the test, time is a number of the test."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+import pytest
+
+from serving.batcher import Batcher, Job
+from serving.errors import DeadlineExceeded, Draining, EngineDead, Overloaded
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def job(name: str, key: str = "a", rows: int = 10, steps: int = 4) -> Job[str]:
+    return Job(name, key, rows, steps)
+
+
+def make(run: Any, clock: Any = time.monotonic, **bounds: int) -> Batcher[str, str]:
+    return Batcher(run, **{"max_batch": 4, "max_rows": 1000, "max_queued_work": 10_000, **bounds}, clock=clock)  # type: ignore[arg-type]
+
+
+def recorded() -> tuple[list[list[str]], Any]:
+    batches: list[list[str]] = []
+
+    def run(payloads: Sequence[str]) -> list[str]:
+        batches.append(list(payloads))
+        return [payload.upper() for payload in payloads]
+
+    return batches, run
+
+
+async def submitted(*coroutines: Coroutine[Any, Any, Any]) -> list[asyncio.Task[Any]]:
+    """Tasks whose jobs are in the queue."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    await asyncio.sleep(0)
+    return tasks
+
+
+async def step_all(batcher: Batcher[str, str]) -> None:
+    while batcher.step():
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)
+
+
+def test_equal_keys_share_a_batch_and_each_gets_its_own_answer() -> None:
+    batches, run = recorded()
+
+    async def scenario() -> list[str]:
+        batcher = make(run)
+        tasks = await submitted(*(batcher.submit(job(name, key)) for name, key in map(tuple, ["pa", "qb", "ra", "sb"])))
+        await step_all(batcher)
+        return [(await task)[0] for task in tasks]
+
+    assert asyncio.run(scenario()) == ["P", "Q", "R", "S"]
+    assert batches == [["p", "r"], ["q", "s"]]
+
+
+def test_the_oldest_job_is_always_in_the_next_batch() -> None:
+    """A rare key is not starved by a busy one."""
+    batches, run = recorded()
+
+    async def scenario() -> None:
+        batcher = make(run, max_batch=2)
+        tasks = await submitted(
+            *(batcher.submit(job(name, key)) for name, key in map(tuple, ["1a", "2a", "3b", "4a", "5a"]))
+        )
+        batcher.step()
+        tasks += await submitted(batcher.submit(job("6", "a")))
+        await step_all(batcher)
+        await asyncio.gather(*tasks)
+
+    asyncio.run(scenario())
+    assert batches == [["1", "2"], ["3"], ["4", "5"], ["6"]]
+
+
+def test_a_batch_is_bounded_by_jobs_and_by_rows() -> None:
+    batches, run = recorded()
+
+    async def scenario() -> None:
+        batcher = make(run, max_batch=3, max_rows=25)
+        tasks = await submitted(
+            *(batcher.submit(job(name, rows=rows)) for name, rows in [("a", 10), ("b", 10), ("c", 10), ("d", 99)])
+        )
+        await step_all(batcher)
+        await asyncio.gather(*tasks)
+
+    asyncio.run(scenario())
+    assert batches == [["a", "b"], ["c"], ["d"]]  # what is wider than the bound runs alone
+
+
+def test_the_queue_is_bounded_by_work_not_by_count() -> None:
+    _, run = recorded()
+
+    async def scenario() -> None:
+        batcher = make(run, max_queued_work=400)
+        tasks = await submitted(*(batcher.submit(job(str(i), rows=10, steps=1)) for i in range(30)))
+        assert batcher.depth == 30
+        with pytest.raises(Overloaded) as overloaded:
+            await batcher.submit(job("wide", rows=50, steps=4))
+        assert overloaded.value.retry_after > 0
+        await step_all(batcher)
+        await asyncio.gather(*tasks)
+        alone = await submitted(batcher.submit(job("huge", rows=500, steps=4)))  # an idle engine takes it
+        await step_all(batcher)
+        assert (await alone[0])[0] == "HUGE"
+
+    asyncio.run(scenario())
+
+
+def test_retry_after_is_the_measured_time_of_the_work_ahead() -> None:
+    clock = Clock()
+
+    def run(payloads: Sequence[str]) -> list[str]:
+        clock.now += 2.0
+        return list(payloads)
+
+    async def scenario() -> None:
+        batcher = make(run, clock, max_queued_work=100)
+        tasks = await submitted(batcher.submit(job("a", rows=10, steps=4)))
+        batcher.step()
+        tasks += await submitted(batcher.submit(job("b", rows=10, steps=8)))
+        assert batcher.expected_wait == pytest.approx(4.0)
+        with pytest.raises(Overloaded) as overloaded:
+            await batcher.submit(job("c"))
+        assert overloaded.value.retry_after == pytest.approx(4.0)
+        await step_all(batcher)
+        await asyncio.gather(*tasks)
+
+    asyncio.run(scenario())
+
+
+def test_expired_and_cancelled_jobs_cost_no_compute() -> None:
+    batches, run = recorded()
+
+    async def scenario() -> None:
+        clock = Clock()
+        batcher = make(run, clock)
+        expired, cancelled, alive = await submitted(
+            batcher.submit(job("expired"), clock.now + 5),
+            batcher.submit(job("gone")),
+            batcher.submit(job("alive"), clock.now + 50),
+        )
+        cancelled.cancel()
+        await asyncio.sleep(0)
+        assert batcher.depth == 2
+        clock.now += 10
+        await step_all(batcher)
+        with pytest.raises(DeadlineExceeded):
+            await expired
+        assert (await alive)[0] == "ALIVE"
+
+    asyncio.run(scenario())
+    assert batches == [["alive"]]
+
+
+def test_a_deadline_is_told_when_it_passes_not_when_the_engine_gets_there() -> None:
+    release = threading.Event()
+
+    def run(payloads: Sequence[str]) -> list[str]:
+        release.wait(10)
+        return list(payloads)
+
+    async def scenario() -> None:
+        batcher = make(run)
+        batcher.start()
+        running = (await submitted(batcher.submit(job("slow"))))[0]
+        started = time.monotonic()
+        with pytest.raises(DeadlineExceeded):
+            await batcher.submit(job("late"), started + 0.05)
+        assert time.monotonic() - started < 2
+        assert batcher.depth == 0  # its work no longer counts
+        release.set()
+        await running
+        await batcher.drain()
+
+    asyncio.run(scenario())
+
+
+def test_jobs_join_at_the_next_boundary_and_an_idle_engine_does_not_wait() -> None:
+    batches, run = recorded()
+    entered, release = threading.Event(), threading.Event()
+
+    def gated(payloads: Sequence[str]) -> list[str]:
+        answers = run(payloads)
+        entered.set()
+        release.wait(10)
+        return answers
+
+    async def scenario() -> None:
+        batcher = make(gated)
+        batcher.start()
+        tasks = await submitted(batcher.submit(job("first")))
+        await asyncio.to_thread(entered.wait, 5)
+        assert batches == [["first"]]
+        tasks += await submitted(*(batcher.submit(job(name)) for name in "xyz"))
+        release.set()
+        await asyncio.gather(*tasks)
+        await batcher.drain()
+
+    asyncio.run(scenario())
+    assert batches == [["first"], ["x", "y", "z"]]
+
+
+def test_a_search_that_raises_fails_its_batch_only() -> None:
+    def run(payloads: Sequence[str]) -> list[str]:
+        if "bad" in payloads:
+            raise ValueError("no")
+        return list(payloads)
+
+    async def scenario() -> None:
+        batcher = make(run)
+        batcher.start()
+        results = await asyncio.gather(
+            batcher.submit(job("bad")),
+            batcher.submit(job("mate")),
+            batcher.submit(job("other", "b")),
+            return_exceptions=True,
+        )
+        # "bad" may have been taken before "mate" came
+        assert isinstance(results[0], ValueError)
+        assert results[2][0] == "other"  # type: ignore[index]
+        assert (await batcher.submit(job("next")))[0] == "next"
+        assert batcher.death is None
+        await batcher.drain()
+
+    asyncio.run(scenario())
+
+
+def test_a_wrong_number_of_answers_is_an_error_not_a_mix_up() -> None:
+    async def scenario() -> None:
+        batcher = make(lambda payloads: ["only one"])
+        tasks = await submitted(batcher.submit(job("a")), batcher.submit(job("b")))
+        await step_all(batcher)
+        for task in tasks:
+            with pytest.raises(RuntimeError, match="1 answers to 2"):
+                await task
+
+    asyncio.run(scenario())
+
+
+def test_a_dead_thread_fails_those_that_run_wait_and_come() -> None:
+    entered, release = threading.Event(), threading.Event()
+
+    def run(payloads: Sequence[str]) -> list[str]:
+        entered.set()
+        release.wait(10)
+        raise SystemExit
+
+    async def scenario() -> None:
+        batcher = make(run)
+        batcher.start()
+        running = (await submitted(batcher.submit(job("running"))))[0]
+        await asyncio.to_thread(entered.wait, 5)
+        waiting = (await submitted(batcher.submit(job("waiting"))))[0]
+        release.set()
+        for task in (running, waiting):
+            with pytest.raises(EngineDead):
+                await task
+        with pytest.raises(EngineDead):
+            await batcher.submit(job("later"))
+        assert isinstance(batcher.death, SystemExit)
+
+    asyncio.run(scenario())
+
+
+def test_a_thread_that_cannot_start_is_dead() -> None:
+    def prepare() -> None:
+        raise OSError("no device")
+
+    async def scenario() -> None:
+        batcher: Batcher[str, str] = Batcher(list, max_batch=1, max_rows=1, max_queued_work=1, prepare=prepare)
+        batcher.start()
+        await batcher.drain()
+        with pytest.raises(EngineDead):
+            await batcher.submit(job("a"))
+
+    asyncio.run(scenario())
+
+
+def test_draining_finishes_what_waits_and_takes_nothing_new() -> None:
+    batches, run = recorded()
+
+    def slow(payloads: Sequence[str]) -> list[str]:
+        time.sleep(0.02)
+        return run(payloads)
+
+    async def scenario() -> None:
+        batcher = make(slow, max_batch=1)
+        batcher.start()
+        tasks = await submitted(*(batcher.submit(job(name)) for name in "abc"))
+        draining = asyncio.ensure_future(batcher.drain())
+        await asyncio.sleep(0)
+        with pytest.raises(Draining):
+            await batcher.submit(job("new"))
+        await draining
+        assert [(await task)[0] for task in tasks] == ["A", "B", "C"]
+
+    asyncio.run(scenario())
+
+
+def test_under_load_every_job_gets_its_own_answer() -> None:
+    async def scenario() -> None:
+        batcher = make(lambda payloads: [payload[::-1] for payload in payloads], max_batch=7)
+        batcher.start()
+        names = [f"job-{i}" for i in range(500)]
+        answers = await asyncio.gather(*(batcher.submit(job(name, key=name[-1], rows=1, steps=1)) for name in names))
+        assert [answer for answer, _ in answers] == [name[::-1] for name in names]
+        assert batcher.depth == 0 and batcher.expected_wait == 0
+        await batcher.drain()
+
+    asyncio.run(scenario())

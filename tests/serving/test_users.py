@@ -1,0 +1,113 @@
+"""Known histories, the same behaviour in process and in a real Redis."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from serving.redis_link import RedisLink, connect
+from serving.users import MemoryUsers, RedisUsers, StoreUnavailable, UserStore, digest
+from tests.conftest import RedisServer
+
+Scenario = Callable[[UserStore], Awaitable[None]]
+
+
+@pytest.fixture(params=["memory", "redis"])
+def run(request: pytest.FixtureRequest) -> Callable[[Scenario], None]:
+    """Runs a scenario on an empty store that keeps 5 items a user."""
+    if request.param == "memory":
+        return lambda scenario: asyncio.run(scenario(MemoryUsers(100, 5)))  # type: ignore[arg-type]
+    server: RedisServer = request.getfixturevalue("redis_server")
+
+    async def with_redis(scenario: Scenario) -> None:
+        client = connect(server.url)
+        await scenario(RedisUsers(RedisLink(client, 2.0), 5))
+        await client.aclose()
+
+    return lambda scenario: asyncio.run(with_redis(scenario))
+
+
+def test_events_are_appended_in_order_and_trimmed_to_the_newest(run: Callable[[Scenario], None]) -> None:
+    async def scenario(users: UserStore) -> None:
+        assert await users.get("u") == []
+        assert await users.append("u", ["a", "b"]) == 2
+        assert await users.append("u", ["c"]) == 3
+        assert await users.get("u") == ["a", "b", "c"]
+        assert await users.append("u", list("defg")) == 5
+        assert await users.get("u") == list("cdefg")
+        assert await users.append("u", list("0123456789")) == 5
+        assert await users.get("u") == list("56789")
+
+    run(scenario)
+
+
+def test_ids_are_strings_whatever_they_look_like(run: Callable[[Scenario], None]) -> None:
+    ids = ["007", "7", " ", "ü/漢字", "a\nb"]
+
+    async def scenario(users: UserStore) -> None:
+        await users.append("ü/7 ", ids)
+        assert await users.get("ü/7 ") == ids
+        assert await users.get("ü/7") == []
+
+    run(scenario)
+
+
+def test_delete_erases_one_user(run: Callable[[Scenario], None]) -> None:
+    async def scenario(users: UserStore) -> None:
+        await users.append("u", ["a"])
+        await users.append("v", ["b"])
+        assert await users.delete("u") is True
+        assert await users.delete("u") is False
+        assert await users.get("u") == [] and await users.get("v") == ["b"]
+
+    run(scenario)
+
+
+def test_concurrent_appends_lose_nothing(run: Callable[[Scenario], None]) -> None:
+    async def scenario(users: UserStore) -> None:
+        await asyncio.gather(*(users.append("u", [str(i)]) for i in range(5)))
+        assert sorted(await users.get("u")) == list("01234")
+
+    run(scenario)
+
+
+def test_memory_is_bounded_by_users() -> None:
+    async def scenario() -> None:
+        users = MemoryUsers(2, 5)
+        for user in "abc":
+            await users.append(user, ["x"])
+        assert await users.get("a") == [] and await users.get("c") == ["x"]
+
+    asyncio.run(scenario())
+
+
+def test_nothing_is_acknowledged_that_is_not_stored(redis_server: RedisServer) -> None:
+    async def scenario() -> None:
+        client = connect(redis_server.url)
+        users = RedisUsers(RedisLink(client, 2.0), 5)
+        await users.append("u", ["a"])
+        redis_server.kill()
+        for work in (users.append("u", ["b"]), users.get("u"), users.delete("u")):
+            with pytest.raises(StoreUnavailable):
+                await work
+        await client.aclose()
+
+    asyncio.run(scenario())
+
+
+def test_no_user_id_is_readable_in_redis(redis_server: RedisServer) -> None:
+    async def scenario() -> None:
+        client = connect(redis_server.url)
+        await RedisUsers(RedisLink(client, 2.0), 5, b"secret").append("alice@example.com", ["a"])
+        await client.aclose()
+
+    asyncio.run(scenario())
+    with redis_server.client() as client:
+        keys = client.keys("*")
+        assert len(keys) == 1 and b"alice" not in keys[0]
+
+
+def test_the_digest_depends_on_the_secret() -> None:
+    assert len({digest("u"), digest("u", b"s"), digest("v"), digest("v", b"s")}) == 4

@@ -180,12 +180,12 @@ def test_record_leaves_no_half_file(tmp_path: Path) -> None:
 
 
 def test_table_is_aligned_markdown() -> None:
-    rows: list[dict[str, object]] = [{"model": "a", "x": 0.12345}, {"model": "longer", "x": None, "seen": True}]
+    rows: list[dict[str, object]] = [{"model": "a", "x": 0.12345}, {"model": "longer", "x": 12.34, "seen": True}]
     lines = table(rows, ["model", "x", "seen"]).split("\n")
     assert lines[0] == "| model  |      x | seen |"
     assert lines[1] == "| ------ | -----: | ---- |"
     assert lines[2] == "| a      | 0.1235 |      |"
-    assert lines[3] == "| longer |        | yes  |"
+    assert lines[3] == "| longer |   12.3 | yes  |"
 
 
 @pytest.mark.skipif(not REFERENCE_DATA.is_dir(), reason="needs ../shared/data, which the repository does not hold")

@@ -80,7 +80,7 @@ def test_texts_hold_no_ids() -> None:
 
 
 def test_unseen_items_get_the_company_their_text_suggests(read: list[str]) -> None:
-    titles: list[str | None] = [["stapler", "coffee"][item % 2] for item in range(12)] + ["stapler", "coffee"]
+    titles: list[str | None] = [*["stapler", "coffee"] * 6, "stapler", "coffee"]
     built = item_embedding(make_items(titles), two_shops(), "both", text_weight=0.25, collaborative_dim=4)
     assert built.matrix.shape == (14, len(WORDS) + 4)
     np.testing.assert_allclose(np.linalg.norm(built.matrix, axis=1), 1, atol=1e-5)

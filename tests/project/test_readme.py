@@ -34,7 +34,7 @@ SMALL = {
     "-m training evaluate": "--beam 5 --users 20",
 }
 SMALL_CONFIG = """
-tokenizer: {levels: 2, codes: 8, epochs: 2}
+tokenizer: {rqvae: {levels: 2, codes: 8, latent: 8, hidden: 16, steps: 20, warmup_steps: 5}}
 model: {d_model: 16, d_kv: 8, d_ff: 32, layers: 1, heads: 2, max_items: 5, reasoning_codes: 8}
 pretrain: {steps: 4, batch_size: 16, eval_every: 0}
 sft: {steps: 4, batch_size: 16, eval_every: 0}

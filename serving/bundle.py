@@ -95,13 +95,17 @@ class Bundle:
             subsets = {path.stem: _read_json(path) for path in sorted((folder / "catalogues").glob("*.json"))}
             catalogue = read_catalogue(folder / "catalogue.parquet", vocabulary.tokens_per_item, subsets)
             if config.vocab_size != vocabulary.size:
-                raise BundleError(f"The model knows {config.vocab_size} tokens and the vocabulary {vocabulary.size}. {FRESH_LINE}")
+                raise BundleError(
+                    f"The model knows {config.vocab_size} tokens and the vocabulary {vocabulary.size}. {FRESH_LINE}"
+                )
             network = StreamRec(config, len(catalogue), settings.step_form)
             network.t5.load_state_dict(load_file(folder / "model/model.safetensors"))
             network.heads.load_state_dict(load_file(folder / "heads.safetensors"))
         except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError, OSError) as error:
             raise BundleError(f"The bundle {folder} does not fit together ({error}). {FRESH_LINE}") from error
-        return Bundle(manifest["name"], version, vocabulary, settings, network.eval(), catalogue, manifest["accuracy"], folder)
+        return Bundle(
+            manifest["name"], version, vocabulary, settings, network.eval(), catalogue, manifest["accuracy"], folder
+        )
 
 
 def search_settings(vocabulary: Vocabulary, settings: BundleSettings) -> SearchSettings:
@@ -185,7 +189,11 @@ def _settings_from(manifest: dict[str, Any]) -> BundleSettings:
         dense_weight=score["dense_weight"],
         attention=manifest["encoder"]["attention"],
     )
-    known = {"step_form": ("token", "state", "both"), "merge": ("logsumexp", "max"), "attention": ("bidirectional", "causal-by-item")}
+    known = {
+        "step_form": ("token", "state", "both"),
+        "merge": ("logsumexp", "max"),
+        "attention": ("bidirectional", "causal-by-item"),
+    }
     for name, values in known.items():
         if asdict(settings)[name] not in values:
             raise ValueError(f"{name} must be one of {', '.join(values)}")
@@ -197,7 +205,9 @@ def _settings_from(manifest: dict[str, Any]) -> BundleSettings:
 def _read_manifest(folder: Path) -> tuple[dict[str, Any], str]:
     path = folder / MANIFEST
     if not path.is_file():
-        raise BundleError(f"There is no bundle at {folder}: {MANIFEST} is missing; give the folder that training wrote.")
+        raise BundleError(
+            f"There is no bundle at {folder}: {MANIFEST} is missing; give the folder that training wrote."
+        )
     try:
         manifest = json.loads(path.read_bytes())
         number = manifest["format"]
@@ -205,7 +215,9 @@ def _read_manifest(folder: Path) -> tuple[dict[str, Any], str]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BundleError(f"{path} is not a bundle's manifest. {FRESH_LINE}") from error
     if number != FORMAT:
-        raise BundleError(f"The bundle {folder} has format {number} and this program reads {FORMAT}; update streamrec or export it again.")
+        raise BundleError(
+            f"The bundle {folder} has format {number} and this program reads {FORMAT}; update streamrec or export it again."
+        )
     return manifest, _version(name, path.read_bytes())
 
 

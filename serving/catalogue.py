@@ -36,7 +36,9 @@ class Catalogue:
     def __post_init__(self) -> None:
         self._rows = {item_id: row for row, item_id in enumerate(self.item_ids)}
         if len(self._rows) != len(self.item_ids):
-            raise BundleError("Two items of the catalogue share one id; remove the duplicate and export the bundle again.")
+            raise BundleError(
+                "Two items of the catalogue share one id; remove the duplicate and export the bundle again."
+            )
         members: dict[str, list[int]] = {}
         for row, names in enumerate(self.categories):
             for name in names:
@@ -59,12 +61,16 @@ class Catalogue:
         allowed = np.ones(len(self), dtype=bool)
         if rules.catalogue is not None:
             if rules.catalogue not in self.subsets:
-                raise UnknownCatalogue("No catalogue of that name exists; see the bundle's catalogues folder.", "catalogue")
+                raise UnknownCatalogue(
+                    "No catalogue of that name exists; see the bundle's catalogues folder.", "catalogue"
+                )
             allowed &= self._only(self.subsets[rules.catalogue])
         if rules.categories:
             unknown = [name for name in rules.categories if name not in self._by_category]
             if unknown:
-                raise RequestError(f"Unknown category {unknown[0]!r}; use one that items of the catalogue have.", "categories")
+                raise RequestError(
+                    f"Unknown category {unknown[0]!r}; use one that items of the catalogue have.", "categories"
+                )
             allowed &= self._only(np.concatenate([self._by_category[name] for name in rules.categories]))
         if rules.allow is not None:
             allowed &= self._only(np.asarray(rules.allow, dtype=np.int64))
@@ -113,6 +119,8 @@ def read_catalogue(path: Path, tokens_per_item: int, subsets: dict[str, Sequence
     for name, ids in subsets.items():
         rows = [catalogue.row(item_id) for item_id in ids]
         if None in rows:
-            raise BundleError(f"The named catalogue {name!r} lists an item that the catalogue does not have; mend the list.")
+            raise BundleError(
+                f"The named catalogue {name!r} lists an item that the catalogue does not have; mend the list."
+            )
         catalogue.subsets[name] = np.asarray(rows, dtype=np.int64)
     return catalogue

@@ -36,7 +36,9 @@ class Engine:
     def encode(self, histories: Sequence[Sequence[int]]) -> list[EncoderState]:
         """Reads histories (catalogue rows, oldest first); an empty history is allowed."""
         settings = self.bundle.settings
-        tokens, mask = history_tokens(histories, self.bundle.catalogue.tokens, settings.max_items, settings.suffix_tokens)
+        tokens, mask = history_tokens(
+            histories, self.bundle.catalogue.tokens, settings.max_items, settings.suffix_tokens
+        )
         hidden = self.runtime.encode(tokens, mask)
         return [EncoderState(row[real].numpy().copy()) for row, real in zip(hidden, mask, strict=True)]
 
@@ -51,7 +53,9 @@ class Engine:
         thought = time.perf_counter()
         weights = [self.bundle.dense_weight if r.dense_weight is None else r.dense_weight for r in requests]
         dense = torch.tensor(weights) if any(weights) or any(r.explain for r in requests) else None
-        beams = find_items(self.runtime, self.trie, settings, memory, reasoned, beam_width, self._blocked(requests), dense)
+        beams = find_items(
+            self.runtime, self.trie, settings, memory, reasoned, beam_width, self._blocked(requests), dense
+        )
         answers = [self._answer(beams, i, request) for i, request in enumerate(requests)]
         seconds = {"reason": thought - started, "decode": time.perf_counter() - thought}
         for answer in answers:

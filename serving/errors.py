@@ -1,13 +1,13 @@
 """Every error serving raises on purpose. Each message says, in one sentence, what to do.
 
-    ServingError
-    ├── BundleError          the bundle is missing, damaged, newer than this program, or does not fit together
-    ├── RequestError         a request that cannot be answered as it stands; `field` names the culprit
-    │   └── UnknownCatalogue a named subset that does not exist
-    ├── Overloaded           no room in the queue; `retry_after` seconds
-    ├── DeadlineExceeded     the time budget cannot be met
-    ├── Draining             the service is shutting down
-    └── EngineDead           the engine's thread has stopped
+ServingError
+├── BundleError          the bundle is missing, damaged, newer than this program, or does not fit together
+├── RequestError         a request that cannot be answered as it stands; `field` names the culprit
+│   └── UnknownCatalogue a named subset that does not exist
+├── Overloaded           no room in the queue; `retry_after` seconds
+├── DeadlineExceeded     the time budget cannot be met
+├── Draining             the service is shutting down
+└── EngineDead           the engine's thread has stopped
 """
 
 from __future__ import annotations

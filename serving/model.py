@@ -213,7 +213,9 @@ class T5(nn.Module):
             if kind in stds:
                 nn.init.normal_(parameter, std=stds[kind])
 
-    def encode(self, tokens: torch.Tensor, mask: torch.Tensor, attention: EncoderAttention, per_item: int) -> torch.Tensor:
+    def encode(
+        self, tokens: torch.Tensor, mask: torch.Tensor, attention: EncoderAttention, per_item: int
+    ) -> torch.Tensor:
         """Reads histories. Shapes: tokens (B, S) int64, mask (B, S) bool, real positions -> (B, S, D).
 
         `causal-by-item`: a token sees its own and earlier items only (`per_item` tokens each, from position 0).
@@ -233,7 +235,9 @@ class T5(nn.Module):
         cross = [block.layer[1].part.keys_values(hidden) for block in self.decoder.block]
         return Memory(cross, _float_mask(mask))
 
-    def decode(self, x: torch.Tensor, bias: torch.Tensor, memory: Memory, past: KeysValues | None) -> tuple[torch.Tensor, KeysValues]:
+    def decode(
+        self, x: torch.Tensor, bias: torch.Tensor, memory: Memory, past: KeysValues | None
+    ) -> tuple[torch.Tensor, KeysValues]:
         """Runs the decoder over new rows. Shapes: x (B, Q, D), bias -> (B, H, Q, W), W = past and new rows.
 
         The bias says who sees whom: a row's own prefix carries the relative bias, everything else -inf. New rows may be

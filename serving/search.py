@@ -180,7 +180,9 @@ def _merge(
         same = leaf.unsqueeze(2) == leaf.unsqueeze(1)  # (B, PK, PK)
         other = torch.where(same, scores.unsqueeze(1), NEG_INF)
         place = torch.arange(leaf.shape[1], device=leaf.device)
-        better = same & ((other > scores.unsqueeze(2)) | ((other == scores.unsqueeze(2)) & (place[None, :] < place[:, None])))
+        better = same & (
+            (other > scores.unsqueeze(2)) | ((other == scores.unsqueeze(2)) & (place[None, :] < place[:, None]))
+        )
         scores = (other.logsumexp(2) if merge == "logsumexp" else other.amax(2)).masked_fill(better.any(2), NEG_INF)
     by_path = leaf.argsort(-1)  # the token order: what a stable sort by score leaves in place among equals
     order = by_path.gather(1, scores.gather(1, by_path).argsort(dim=-1, descending=True, stable=True))[:, :beam_width]
@@ -217,7 +219,9 @@ def _advance(runtime: Runtime, memory: Memory, rows: Rows | None, x: torch.Tenso
 
 def _follow(rows: Rows, parent: torch.Tensor) -> Rows:
     """The rows that continue `parent` (B, Q'): they inherit its prefix; nothing written is moved."""
-    return Rows(_rows(rows.hidden, parent), _rows(rows.logits, parent), rows.past, _rows(rows.ancestors, parent), rows.positions)
+    return Rows(
+        _rows(rows.hidden, parent), _rows(rows.logits, parent), rows.past, _rows(rows.ancestors, parent), rows.positions
+    )
 
 
 def _rows(tensor: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

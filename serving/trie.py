@@ -100,5 +100,12 @@ def build_trie(tokens: np.ndarray, device: torch.device | str = "cpu") -> Trie:
     def put(array: np.ndarray) -> torch.Tensor:
         return torch.as_tensor(array, dtype=torch.int64, device=device)
 
-    return Trie(put(token), put(first_child), put(first_leaf), put(last_leaf), put(order),
-                tuple(int(n) for n in level_start), tuple(max_children))
+    return Trie(
+        put(token),
+        put(first_child),
+        put(first_leaf),
+        put(last_leaf),
+        put(order),
+        tuple(int(n) for n in level_start),
+        tuple(max_children),
+    )

@@ -64,10 +64,15 @@ class Vocabulary:
     def to_json(self) -> dict[str, Any]:
         lo, hi = self.reasoning_range
         return asdict(self) | {
-            "pad": PAD, "end": END, "size": self.size, "level_offsets": self.level_offsets.tolist(),
+            "pad": PAD,
+            "end": END,
+            "size": self.size,
+            "level_offsets": self.level_offsets.tolist(),
             "reasoning_range": [lo, hi],
         }
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Vocabulary:
-        return Vocabulary(int(data["max_steps"]), tuple(int(n) for n in data["codebook_sizes"]), int(data["reasoning_codes"]))
+        return Vocabulary(
+            int(data["max_steps"]), tuple(int(n) for n in data["codebook_sizes"]), int(data["reasoning_codes"])
+        )

@@ -37,7 +37,9 @@ def tiny_model(
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     vocabulary = Vocabulary(max_steps, sizes, reasoning_codes)
-    config = ModelConfig(vocabulary.size, d_model=width, d_kv=8, d_ff=32, num_layers=2, num_decoder_layers=2, num_heads=2)
+    config = ModelConfig(
+        vocabulary.size, d_model=width, d_kv=8, d_ff=32, num_layers=2, num_decoder_layers=2, num_heads=2
+    )
     network = StreamRec(config, items, step_form)
     for parameter in network.heads.parameters():  # zero-initialised parts would hide mistakes
         torch.nn.init.normal_(parameter, std=0.3)

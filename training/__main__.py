@@ -1,0 +1,74 @@
+"""`python -m training`: data, the stages one by one or all at once, and evaluation of a bundle."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from serving.bundle import Bundle
+from serving.errors import ServingError
+from training.config import ConfigError, load_config
+from training.data_cli import add_data_commands
+from training.evaluate import evaluate_bundle
+from training.loop import StorageError
+from training.pipeline import STAGES, RunError, run
+from training.prepare import DataError, read_data
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    add_data_commands(commands)
+    for name in ("run", *STAGES):
+        text = "every stage, from data to bundle" if name == "run" else f"the stages up to {name}"
+        command = commands.add_parser(name, help=text)
+        command.add_argument(
+            "--data", type=Path, required=True, help="folder with interactions.csv[.gz] and items.jsonl[.gz]"
+        )
+        command.add_argument("--out", type=Path, required=True, help="the bundle's folder; the work lies in OUT.work")
+        command.add_argument("--config", type=Path, help="YAML file of settings")
+        command.add_argument(
+            "--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help="such as sft.steps=500"
+        )
+        command.set_defaults(run=_run)
+    command = commands.add_parser(
+        "evaluate", help="full ranking of a bundle, one JSON object a line per number of steps"
+    )
+    command.add_argument("--bundle", type=Path, required=True)
+    command.add_argument("--data", type=Path, required=True)
+    command.add_argument("--steps", default="", help="such as 0,2,4; default: every number the bundle knows")
+    command.add_argument("--split", choices=("valid", "test"), default="test")
+    command.add_argument("--beam", type=int, default=50)
+    command.add_argument("--users", type=int, default=0, help="how many users, drawn with a fixed seed; 0: all")
+    command.add_argument("--exclude-seen", action="store_true", help="keep the history's items out of the answer")
+    command.set_defaults(run=_evaluate)
+    options = parser.parse_args(arguments)
+    try:
+        return options.run(options) or 0
+    except (ValueError, OSError, RunError, StorageError, ServingError, FloatingPointError) as error:
+        print(f"streamrec: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(options: argparse.Namespace) -> None:
+    until = "export" if options.command == "run" else options.command
+    run(options.data, options.out, load_config(options.config, options.set), until)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    bundle = Bundle.load(options.bundle)
+    try:
+        steps = [int(part) for part in options.steps.split(",")] if options.steps else list(range(bundle.max_steps + 1))
+    except ValueError as error:
+        raise ConfigError(f"--steps takes numbers such as 0,2,4, not {options.steps!r}.") from error
+    if not all(0 <= number <= bundle.max_steps for number in steps):
+        raise ConfigError(f"--steps must lie in 0..{bundle.max_steps}, the range of this bundle.")
+    data = read_data(options.data)
+    for row in evaluate_bundle(bundle, data, steps, options.split, options.beam, options.users, options.exclude_seen):
+        print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,200 @@
+"""Accuracy by the very search that serves, and the signs by which reasoning is seen to fail."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from serving.bundle import Bundle, BundleSettings, search_settings
+from serving.histories import history_tokens
+from serving.model import Memory, StreamRec
+from serving.runtimes.eager import EagerRuntime
+from serving.search import search
+from serving.trie import build_trie
+from serving.vocabulary import Vocabulary
+from training.metrics import recall_ndcg
+from training.prepare import DataError, Dataset, leave_one_out
+from training.reasoning import answer, think
+from training.workspace import Workspace
+
+TOP = 10
+
+
+@torch.inference_mode()
+def rank_items(
+    network: StreamRec,
+    item_tokens: torch.Tensor,
+    vocabulary: Vocabulary,
+    settings: BundleSettings,
+    histories: Sequence[np.ndarray],
+    *,
+    steps: int,
+    beam: int,
+    dense_weight: float = 0.0,
+    exclude_seen: bool = False,
+    batch_size: int = 64,
+) -> np.ndarray:
+    """The best items per history by full ranking under the trie. Shape: (U, 10) int64 item rows, -1 where there are fewer.
+
+    exclude_seen keeps every item of the whole history (not only of the part the encoder reads) out of the search.
+    """
+    network.eval()
+    runtime = EagerRuntime(network, item_tokens, settings.attention)
+    items = item_tokens.numpy()
+    trie = build_trie(items)
+    ranked = np.full((len(histories), TOP), -1, dtype=np.int64)
+    by_length = np.argsort([min(len(h), settings.max_items) for h in histories], kind="stable")
+    for begin in range(0, len(by_length), batch_size):
+        rows = by_length[begin : begin + batch_size]
+        chosen = [histories[row] for row in rows]
+        tokens, mask = history_tokens(chosen, items, settings.max_items, settings.suffix_tokens)
+        memory = runtime.memory(runtime.encode(tokens, mask), mask)
+        beams = search(
+            runtime, trie, search_settings(vocabulary, settings), memory, steps=steps, beam_width=beam,
+            blocked=trie.blocked(_unseen(chosen, len(items))) if exclude_seen else None,
+            dense_weight=torch.full((len(rows),), dense_weight) if dense_weight else None,
+        )  # fmt: skip
+        found = beams.items[:, :TOP].numpy()
+        ranked[rows, : found.shape[1]] = found
+    return ranked
+
+
+def measure(
+    network: StreamRec,
+    item_tokens: torch.Tensor,
+    vocabulary: Vocabulary,
+    settings: BundleSettings,
+    histories: Sequence[np.ndarray],
+    target: np.ndarray,
+    *,
+    steps: int,
+    beam: int,
+    dense_weight: float = 0.0,
+    exclude_seen: bool = False,
+) -> tuple[dict[str, Any], np.ndarray]:
+    """One row of a table (`steps`, `users`, recall and NDCG at 5 and 10, `beam`, `seconds`) and the ranked items (U, 10)."""
+    started = time.perf_counter()
+    ranked = rank_items(network, item_tokens, vocabulary, settings, histories,
+                        steps=steps, beam=beam, dense_weight=dense_weight, exclude_seen=exclude_seen)  # fmt: skip
+    row = {
+        "steps": steps,
+        "users": len(target),
+        **{name: round(value, 5) for name, value in recall_ndcg(ranked, target).items()},
+    }
+    row |= {"beam": beam, "dense_weight": dense_weight, "excluded": exclude_seen}
+    return row | {"seconds": round(time.perf_counter() - started, 2)}, ranked
+
+
+def sample_users(
+    histories: Sequence[np.ndarray], target: np.ndarray, count: int
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """The same `count` users every time, drawn without regard to order."""
+    chosen = np.random.default_rng(0).permutation(len(target))[:count]
+    return [histories[row] for row in chosen], target[chosen]
+
+
+@torch.no_grad()
+def validate(work: Workspace) -> dict[str, Any]:
+    """Validation while training: NDCG@10 per l, and per l > 0 the failure signs of `signs`.
+
+    "score" is the mean NDCG@10 over the measured l: one checkpoint has to serve them all.
+    """
+    evaluation = work.config.evaluation
+    histories, target = sample_users(work.split.valid_history, work.split.valid_target, evaluation.valid_users)
+    result: dict[str, Any] = {}
+    for steps in evaluation.steps:
+        row, _ = measure(work.network, work.item_tokens, work.vocabulary, work.settings, histories, target,
+                         steps=steps, beam=evaluation.beam)  # fmt: skip
+        result[f"ndcg@10/l{steps}"] = row["ndcg@10"]
+    result["score"] = float(np.mean([result[f"ndcg@10/l{steps}"] for steps in evaluation.steps]))
+    deepest = max(evaluation.steps)
+    return result | signs(work, histories[:500], target[:500], deepest)
+
+
+@torch.no_grad()
+def signs(work: Workspace, histories: Sequence[np.ndarray], target: np.ndarray, steps: int) -> dict[str, float]:
+    """What tells that reasoning goes wrong, with `steps` steps and the model's own tokens:
+
+    entropy/i of the reasoning tokens of step i over users (nats; near 0: collapse), cosine/i of s_i and the target's
+    representation (falling: drift), unparsable: the share of greedy outputs without the trie that are no item.
+    """
+    network = work.network.eval()
+    memory = work.read(list(histories))
+    settings = search_settings(work.vocabulary, work.settings)
+    runtime = EagerRuntime(network, work.item_tokens, work.settings.attention)
+    trie = build_trie(work.item_tokens.numpy())
+    beams = search(runtime, trie, settings, memory, steps=steps, beam_width=1)
+    result = {}
+    lo, hi = settings.reasoning_range
+    for i in range(beams.reasoning_tokens.shape[-1]):
+        share = torch.bincount(beams.reasoning_tokens[:, 0, i] - lo, minlength=hi - lo).float()
+        share = share[share > 0] / share.sum()
+        result[f"entropy/{i + 1}"] = float(-(share * share.log()).sum())
+    wanted = runtime.item_vectors[torch.from_numpy(target.astype(np.int64))]
+    for i in range(steps + 1):
+        result[f"cosine/{i}"] = float(F.cosine_similarity(beams.states[:, 0, i], wanted, dim=-1).mean())
+    result["unparsable"] = unparsable_share(work, memory, steps)
+    return result
+
+
+@torch.no_grad()
+def unparsable_share(work: Workspace, memory: Memory, steps: int) -> float:
+    """Share of greedy outputs, written without the trie, that are not an item of the catalogue."""
+    lo, hi = work.vocabulary.reasoning_range
+    network = work.network
+    thought = think(
+        network,
+        memory,
+        work.vocabulary.start_tokens[steps],
+        steps,
+        lambda _, logits, __: logits[..., lo:hi].argmax(-1) + lo,
+    )
+    batch, levels = memory.mask.shape[0], work.item_tokens.shape[1]
+    written = torch.zeros(batch, 1, levels, dtype=torch.int64)
+    for level in range(levels):  # levels is 3 to 5: running the prefix again is simpler than a cache
+        logits, _ = answer(network, memory, thought, written)
+        written[..., level] = logits[:, :, level].argmax(-1)
+    return float(1 - exists(written[:, 0], work.item_tokens).float().mean())
+
+
+def exists(written: torch.Tensor, item_tokens: torch.Tensor) -> torch.Tensor:
+    """Which token rows are items. Shapes: (..., M), (I, M) -> (...) bool."""
+    base = int(item_tokens.max()) + 2
+    place = base ** torch.arange(item_tokens.shape[1] - 1, -1, -1)
+    known = (item_tokens * place).sum(-1)
+    return torch.isin((written.clamp(max=base - 1) * place).sum(-1), known)
+
+
+def _unseen(histories: Sequence[np.ndarray], items: int) -> torch.Tensor:
+    """Shape: (B, I) bool, False for what a history holds."""
+    permitted = torch.ones(len(histories), items, dtype=torch.bool)
+    for row, history in enumerate(histories):
+        permitted[row, torch.from_numpy(np.asarray(history, dtype=np.int64))] = False
+    return permitted
+
+
+def evaluate_bundle(
+    bundle: Bundle, data: Dataset, steps: Sequence[int], split: str, beam: int, users: int, exclude_seen: bool
+) -> Iterator[dict[str, Any]]:
+    """One row per number of steps for a bundle on a data folder, leave-one-out. Raises DataError where the items differ."""
+    rows = [bundle.catalogue.row(item_id) for item_id in data.items.item_ids]
+    if None in rows:
+        missing = data.items.item_ids[rows.index(None)]
+        raise DataError(
+            f"{data.name} has the item {missing}, which the bundle does not know; evaluate on the data it was trained on."
+        )
+    to_row = np.asarray(rows, dtype=np.int64)
+    held_out = leave_one_out(data)
+    histories = held_out.test_history if split == "test" else held_out.valid_history
+    target = held_out.test_target if split == "test" else held_out.valid_target
+    histories, target = sample_users(histories, target, users or len(target))
+    tokens = torch.from_numpy(bundle.catalogue.tokens.astype(np.int64))
+    for number in steps:
+        row, _ = measure(bundle.network, tokens, bundle.vocabulary, bundle.settings, [to_row[h] for h in histories], to_row[target],
+                         steps=number, beam=beam, dense_weight=bundle.dense_weight, exclude_seen=exclude_seen)  # fmt: skip
+        yield row | {"split": split}

@@ -1,0 +1,91 @@
+"""Training sequences as examples: every prefix of a user's sequence with its next item, batched by length.
+
+Batches of one length need almost no padding, which is most of what makes training affordable on a CPU. Everything random
+follows from (seed, epoch), so that a resumed run sees the very batches an undisturbed one does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """All (history, next item) pairs. An example is a window of one flat array.
+
+    sequence: (events,) int32 item rows of all users. start, target: (E,) int64, the history is sequence[start:target], the
+    item to predict sequence[target].
+    """
+
+    sequence: np.ndarray
+    start: np.ndarray
+    target: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    def histories(self, index: np.ndarray) -> list[np.ndarray]:
+        return [self.sequence[self.start[i] : self.target[i]] for i in index]
+
+    def targets(self, index: np.ndarray) -> np.ndarray:
+        """Shape: (B,) int64."""
+        return self.sequence[self.target[index]].astype(np.int64)
+
+
+def all_prefixes(train: Sequence[np.ndarray], max_items: int) -> Examples:
+    """The usual augmentation [paper]: each event but a user's first is a target, its history the last `max_items` before it."""
+    lengths = np.array([len(events) for events in train], dtype=np.int64)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    sequence = np.concatenate([*train, np.empty(0, np.int32)]).astype(np.int32)
+    position = np.arange(len(sequence))
+    first = np.repeat(offsets[:-1], lengths)
+    target = position[position > first]
+    start = np.maximum(first[target], target - max_items)
+    if len(target) == 0:
+        raise ValueError("No user has two training events; give more interactions than two per user.")
+    return Examples(sequence, start, target)
+
+
+def epoch_batches(examples: Examples, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """One epoch's batches in order: examples of like length together, the batches shuffled. Index arrays into examples."""
+    rng = np.random.default_rng([seed, epoch])
+    shuffled = rng.permutation(len(examples))
+    length = (examples.target - examples.start)[shuffled]
+    by_length = shuffled[np.argsort(length, kind="stable")]
+    batches = [by_length[i : i + batch_size] for i in range(0, len(by_length), batch_size)]
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def batch_at(examples: Examples, batch_size: int, seed: int, step: int) -> np.ndarray:
+    """The batch of a step, as if the epochs were laid end to end."""
+    per_epoch = -(-len(examples) // batch_size)
+    epoch, place = divmod(step, per_epoch)
+    return _cached_epoch(examples, batch_size, seed, epoch)[place]
+
+
+_EPOCH: dict[tuple[int, int, int, int], list[np.ndarray]] = {}
+
+
+def _cached_epoch(examples: Examples, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """The newest epoch's batches: sorting them again at every step would cost more than the step."""
+    key = (id(examples), batch_size, seed, epoch)
+    if key not in _EPOCH:
+        _EPOCH.clear()
+        _EPOCH[key] = epoch_batches(examples, batch_size, seed, epoch)
+    return _EPOCH[key]
+
+
+def nearest_items(embedding: np.ndarray, count: int) -> np.ndarray:
+    """For every item its `count` nearest others by cosine [open: what 'similar' means in stage 1]. Shape: (I, count) int64."""
+    unit = embedding / np.maximum(np.linalg.norm(embedding, axis=1, keepdims=True), 1e-9)
+    count = min(count, len(unit) - 1)
+    nearest = np.empty((len(unit), count), dtype=np.int64)
+    for begin in range(0, len(unit), 1024):
+        similarity = unit[begin : begin + 1024] @ unit.T
+        rows = np.arange(len(similarity))
+        similarity[rows, begin + rows] = -np.inf
+        nearest[begin : begin + 1024] = np.argpartition(-similarity, count - 1, axis=1)[:, :count]
+    return nearest

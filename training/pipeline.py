@@ -1,0 +1,168 @@
+"""The whole path, stage after stage in one work folder: prepare, tokenize, pretrain, sft, rl, export.
+
+Every stage leaves its result in the folder and finds the earlier ones there, so that the same command goes on where a
+killed one stopped. One run owns the folder at a time, and a folder belongs to one configuration and one data set.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from tqdm import tqdm
+
+from serving.tokenizer import save_tokenizer
+from training.config import RunConfig
+from training.embed import item_embedding
+from training.evaluate import validate
+from training.export import export
+from training.loop import Log, Outcome, StorageError, run_stage
+from training.prepare import (
+    Dataset,
+    Split,
+    chronological,
+    describe,
+    leave_one_out,
+    load_given_ids,
+    read_data,
+    statistics,
+    time_quantiles,
+)
+from training.pretrain import PretrainStep
+from training.rl import RlStep
+from training.semantic_ids import build_semantic_ids
+from training.sft import SftStep
+from training.workspace import Workspace, make_workspace
+
+STAGES = ("prepare", "tokenize", "pretrain", "sft", "rl", "export")
+TRAINED = {"pretrain": PretrainStep, "sft": SftStep, "rl": RlStep}
+
+
+class RunError(RuntimeError):
+    """The work folder does not fit the command; the message says what to do."""
+
+
+def run(
+    data_folder: Path, bundle_folder: Path, config: RunConfig, until: str = "export", work_folder: Path | None = None
+) -> None:
+    """Runs every stage up to `until` that is not done yet. The work folder is `<bundle>.work` unless given."""
+    folder = work_folder or bundle_folder.with_name(bundle_folder.name + ".work")
+    folder.mkdir(parents=True, exist_ok=True)
+    config = replace(config, name=config.name or data_folder.resolve().name)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    with _owned(folder):
+        _same_run(folder, {"data": str(data_folder.resolve()), "config": config.to_json()})
+        data = read_data(data_folder)
+        split = make_split(data, config)
+        print(describe(data, split))
+        _write_json(folder / "statistics.json", statistics(data))
+        if until == "prepare":
+            return
+        log = Log(folder)
+        work = tokenize(data, split, data_folder, folder, config)
+        if until == "tokenize":
+            return
+        outcomes = {}
+        for stage in STAGES[STAGES.index("pretrain") : STAGES.index(until) + 1]:
+            if stage in TRAINED:
+                outcomes[stage] = train_stage(stage, work, folder, log)
+        if until == "export":
+            summary = {
+                stage: {"seconds": round(o.seconds, 1), "best_step": o.best_step, **o.best}
+                for stage, o in outcomes.items()
+            }
+            _write_json(folder / "stages.json", summary)
+            version = export(work, data, folder / "tokenizer", bundle_folder, summary)
+            print(f"Wrote {bundle_folder} ({version}). Serve it: python -m app serve --bundle {bundle_folder}")
+        log.close()
+
+
+def make_split(data: Dataset, config: RunConfig) -> Split:
+    if config.split == "leave-one-out":
+        return leave_one_out(data)
+    return chronological(data, *time_quantiles(data, 0.8, 0.9))
+
+
+def tokenize(data: Dataset, split: Split, data_folder: Path, folder: Path, config: RunConfig) -> Workspace:
+    """Semantic IDs (made once, then read back), and the workspace of all later stages around them."""
+    file = folder / "semantic_ids.safetensors"
+    if not file.exists():
+        given = None
+        if config.tokenizer.kind == "given":
+            given = load_given_ids(data_folder / "semantic_ids" / f"{config.given_ids}.json.gz", data.items)
+        tokenizer = replace(config.tokenizer, seed=config.seed)
+        with tqdm(desc="tokenize", unit="step", mininterval=1.0) as bar:
+
+            def progress(done: int, total: int) -> None:
+                bar.total, bar.n = total, done
+                bar.update(0)
+
+            ids = build_semantic_ids(data.items, split.train, tokenizer, given, folder / "cache", progress)
+        source = tokenizer.source if data.items.has_text else "collaborative"
+        embedding = item_embedding(data.items, split.train, source, tokenizer.embedder, tokenizer.text_weight,
+                                   tokenizer.collaborative_dim, config.seed, folder / "cache").matrix  # fmt: skip
+        save_tokenizer(folder / "tokenizer", ids.codec, tokenizer.embedder, ids.report)
+        print("Semantic IDs:", json.dumps(ids.report))
+        tensors = {
+            "codes": torch.from_numpy(ids.codes),
+            "embedding": torch.from_numpy(np.ascontiguousarray(embedding, np.float32)),
+        }
+        partial = file.with_name(file.name + ".partial")
+        save_file(tensors, partial, {"codebook_sizes": json.dumps(ids.codebook_sizes)})
+        partial.replace(file)
+    with safe_open(file, framework="pt") as stored:
+        sizes = tuple(json.loads((stored.metadata() or {})["codebook_sizes"]))
+        codes, embedding = stored.get_tensor("codes").numpy(), stored.get_tensor("embedding").numpy()
+    return make_workspace(config, split, codes, sizes, embedding)
+
+
+def train_stage(stage: str, work: Workspace, folder: Path, log: Log) -> Outcome:
+    """Runs one of the three stages on `work.network`; it starts from what the stage before left there."""
+    config = getattr(work.config, stage)
+    return run_stage(
+        stage, work.network, config, work.config.seed, folder, TRAINED[stage](work, config), lambda: validate(work), log
+    )
+
+
+@contextmanager
+def _owned(folder: Path) -> Iterator[None]:
+    """Holds the folder for this process, so that two trainings cannot write into one."""
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunError(f"Another run is using {folder}; wait for it or choose another --out.") from error
+        yield
+
+
+def _same_run(folder: Path, wanted: dict[str, Any]) -> None:
+    file = folder / "run.json"
+    if file.exists():
+        found = json.loads(file.read_text())
+        if found != wanted:
+            raise RunError(
+                f"{folder} belongs to a run with other data or settings; choose another --out or remove that folder."
+            )
+    else:
+        _write_json(file, wanted)
+
+
+def _write_json(path: Path, data: Any) -> None:
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise StorageError(
+            f"{path} cannot be written ({error.strerror}); free some space and run the same command again."
+        ) from error

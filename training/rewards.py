@@ -1,0 +1,37 @@
+"""The five rewards of stage 3 [paper names them in one line each; the formulas are open]. All shapes (B, G) -> (B, G)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+
+def format_reward(exists: torch.Tensor) -> torch.Tensor:
+    """R = 0 if the written tokens are an item, else -1   [open: the values]. exists: (B, G) bool."""
+    return exists.float() - 1
+
+
+def match_reward(written: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """R = (length of the correct prefix) / M   [paper: consecutive matching tokens]. Shapes: (B, G, M), (B, M)."""
+    return (written == target.unsqueeze(1)).long().cumprod(-1).float().mean(-1)
+
+
+def similarity_reward(state: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """R = cos(s_l, t)   [paper: predicted state against the target's representation]. Shapes: (B, G, D), (B, D)."""
+    return F.cosine_similarity(state, target.unsqueeze(1), dim=-1)
+
+
+def likelihood_reward(with_reasoning: torch.Tensor, without: torch.Tensor) -> torch.Tensor:
+    """R = sigmoid(log P(target | x, o) - log P(target | x))   [paper: with against without; open: sigmoid]. Shapes: (B, G), (B,)."""
+    return torch.sigmoid(with_reasoning - without.unsqueeze(1))
+
+
+def rank_reward(dense_logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """R = 1 / rank of the target under the state   [paper: rank among negatives; open: among the batch's other targets].
+
+    Shapes: dense_logits (B, G, B) of the state against every target of the batch, target (B,) int64 item rows (equal
+    items are no negatives of each other).
+    """
+    own = dense_logits.diagonal(dim1=0, dim2=2).T.unsqueeze(-1)  # (B, G, 1)
+    other = (target[:, None] != target[None, :]).unsqueeze(1)
+    return 1 / (1 + ((dense_logits > own) & other).sum(-1).float())

@@ -1,0 +1,140 @@
+"""Stage 2: supervised fine-tuning on reasoning made by iterative inference (see `training.reasoning`).
+
+    Y = [o_1 .. o_l ; target];   L = NLL(Y) + state loss at every step + quantization + preference      [paper: the four]
+
+[open], and why: every step trains l = 0 and one l > 0 on one encoder pass (drawing l at random alone costs l = 0 10-15%);
+the labels are made with the current weights; the input is the model's own token, as it will be when serving.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+from serving.model import Memory, StreamRec, dense_logits
+from training.config import SftConfig
+from training.examples import batch_at
+from training.losses import contrastive, full_softmax, nll, preference, quantization, token_log_probs
+from training.pretrain import start
+from training.reasoning import Thought, answer, residual_label, think
+from training.workspace import Workspace
+
+
+class SftStep:
+    """Makes the loss of a step. The reference of the preference loss is the network as stage 1 left it, frozen."""
+
+    def __init__(self, work: Workspace, config: SftConfig) -> None:
+        self.work, self.config = work, config
+        self.reference = copy.deepcopy(work.network).eval().requires_grad_(False) if config.preference_weight else None
+
+    def __call__(self, step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        work, config, network = self.work, self.config, self.work.network
+        index = batch_at(work.examples, config.batch_size, work.config.seed + 1, step)
+        row = work.examples.targets(index)
+        item, target = torch.from_numpy(row), work.item_tokens[row].unsqueeze(1)
+        histories = work.examples.histories(index)
+        memory = work.read(histories)
+        steps = int(torch.randint(1, work.vocabulary.max_steps + 1, ()))
+        vectors = network.item_vectors(work.item_tokens)
+        total = torch.zeros(())
+        terms: dict[str, float] = {}
+
+        def add(name: str, weight: float, value: torch.Tensor) -> None:
+            nonlocal total
+            total = total + weight * value
+            terms[name] = float(value.detach())
+
+        direct_logits, direct_state = answer(network, memory, start(work, len(row), 0), target)
+        if config.plain_weight:
+            add("nll_plain", config.plain_weight, nll(direct_logits, target, work.settings.temperature))
+        labelled = Labeller(work, config, vectors[item].detach())
+        thought = think(network, memory, work.vocabulary.start_tokens[steps], steps, labelled.choose)
+        logits, state = answer(network, memory, thought, target)
+        if config.answer_weight:
+            add("nll_answer", config.answer_weight, nll(logits, target, work.settings.temperature))
+        if labelled.labels and config.reasoning_weight:
+            chosen_from = torch.cat(thought.logits, 1)  # (B, l, V)
+            labels = torch.stack(labelled.labels, 1)
+            add("nll_reasoning", config.reasoning_weight, nll(chosen_from, labels, work.settings.temperature))
+        if labelled.residuals and config.quantization_weight:
+            codes = [network.t5.shared(label) for label in labelled.labels]
+            each = [quantization(r, c) for r, c in zip(labelled.residuals, codes, strict=True)]
+            add("quantization", config.quantization_weight, torch.stack(each).mean())
+        if config.state_weight:
+            states = [direct_state, *thought.states, state]
+            add(
+                "state",
+                config.state_weight,
+                torch.stack([self.state_loss(s[:, 0], vectors, item) for s in states]).mean(),
+            )
+        if self.reference is not None:
+            pair = preference(*self.log_probs(network, memory, thought, target, direct_logits, logits),
+                              *self.reference_log_probs(histories, thought, target), config.preference_beta)  # fmt: skip
+            add("preference", config.preference_weight, pair)
+        return total, terms
+
+    def state_loss(self, state: torch.Tensor, vectors: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
+        if self.config.state_loss == "contrastive":
+            return contrastive(state, vectors[item], item, self.config.contrastive_temperature)
+        return full_softmax(dense_logits(state, vectors), item)
+
+    def log_probs(
+        self,
+        network: StreamRec,
+        memory: Memory,
+        thought: Thought,
+        target: torch.Tensor,
+        direct: torch.Tensor,
+        reasoned: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """log P(target | x, o) and log P(target | x). Shapes: (B,) both."""
+        temperature = self.work.settings.temperature
+        return (
+            token_log_probs(reasoned, target, temperature).sum((1, 2)),
+            token_log_probs(direct, target, temperature).sum((1, 2)),
+        )
+
+    @torch.no_grad()
+    def reference_log_probs(
+        self, histories: list, thought: Thought, target: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same under the frozen reference, on the same reasoning tokens. Shapes: (B,) both."""
+        assert self.reference is not None
+        work = copy.copy(self.work)
+        work.network = self.reference
+        memory = work.read(histories)
+        start_token = work.vocabulary.start_tokens[thought.steps]
+        replay = think(self.reference, memory, start_token, thought.steps, lambda i, *_: thought.tokens[i - 1])
+        reasoned, _ = answer(self.reference, memory, replay, target)
+        direct, _ = answer(self.reference, memory, start(work, len(target), 0), target)
+        return self.log_probs(self.reference, memory, replay, target, direct, reasoned)
+
+
+class Labeller:
+    """Chooses the reasoning tokens while the decoder thinks, and keeps labels and residuals for the losses.
+
+    target: t, the target's representation, (B, D), no gradient [open: sum of its token embeddings and its free vector].
+    A fed-back state alone needs no labels.
+    """
+
+    def __init__(self, work: Workspace, config: SftConfig, target: torch.Tensor) -> None:
+        self.work, self.config, self.target = work, config, target
+        self.labels: list[torch.Tensor] = []
+        self.residuals: list[torch.Tensor] = []
+
+    def choose(self, _: int, logits: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        lo, hi = self.work.vocabulary.reasoning_range
+        network = self.work.network
+        own = logits[..., lo:hi].detach().argmax(-1) + lo
+        if network.step_form == "state":
+            return own
+        if self.config.labels == "residual":
+            label, residual = residual_label(network, self.target, state[:, 0], (lo, hi), self.config.balanced)
+            self.residuals.append(residual)
+        elif self.config.labels == "random":  # control: as many latent tokens that mean nothing
+            label = torch.randint(lo, hi, (len(own),))
+        else:  # control: the same "pause" token every time
+            return torch.full_like(own, lo)
+        self.labels.append(label)
+        return label.unsqueeze(1) if self.config.inputs == "label" else own

@@ -1,0 +1,87 @@
+"""What every stage works on: the data's split, the semantic IDs as tokens, the network, the search settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from serving.bundle import BundleSettings
+from serving.histories import history_tokens
+from serving.model import Memory, ModelConfig, StreamRec
+from serving.vocabulary import END, Vocabulary
+from training.config import ModelSettings, RunConfig
+from training.examples import Examples, all_prefixes
+from training.prepare import Split
+
+
+@dataclass(slots=True)
+class Workspace:
+    """item_tokens: (I, M) int64. embedding: (I, E) float32, what 'similar items' compares. similar: see stage 1."""
+
+    config: RunConfig
+    split: Split
+    examples: Examples
+    vocabulary: Vocabulary
+    settings: BundleSettings
+    item_tokens: torch.Tensor
+    embedding: np.ndarray
+    network: StreamRec
+
+    @property
+    def suffix(self) -> tuple[int, ...]:
+        return self.settings.suffix_tokens
+
+    def read(self, histories: list[np.ndarray]) -> Memory:
+        """Encodes histories, once for all that the decoder will do with them."""
+        tokens, mask = history_tokens(histories, self.item_tokens.numpy(), self.settings.max_items, self.suffix)
+        hidden = self.network.t5.encode(tokens, mask, self.settings.attention, self.item_tokens.shape[1])
+        return self.network.t5.memory(hidden, mask)
+
+
+def bundle_settings(model: ModelSettings, default_steps: int = 0, dense_weight: float = 0.0) -> BundleSettings:
+    return BundleSettings(
+        max_items=model.max_items,
+        suffix_tokens=(END,) if model.end_token else (),
+        default_steps=default_steps,
+        step_form=model.step_form,
+        paths=model.paths,
+        merge=model.merge,
+        temperature=model.temperature,
+        dense_weight=dense_weight,
+        attention=model.attention,
+    )
+
+
+def make_workspace(
+    config: RunConfig, split: Split, codes: np.ndarray, sizes: tuple[int, ...], embedding: np.ndarray
+) -> Workspace:
+    """A fresh network for given data and semantic IDs; its weights follow from the seed."""
+    model = config.model
+    vocabulary = Vocabulary(model.max_steps, sizes, model.reasoning_codes)
+    torch.manual_seed(config.seed)
+    network = StreamRec(
+        ModelConfig(
+            vocabulary.size,
+            model.d_model,
+            model.d_kv,
+            model.d_ff,
+            model.layers,
+            model.layers,
+            model.heads,
+            model.dropout,
+        ),
+        len(codes),
+        model.step_form,
+    )
+    return Workspace(
+        config,
+        split,
+        all_prefixes(split.train, model.max_items),
+        vocabulary,
+        bundle_settings(model),
+        torch.from_numpy(vocabulary.tokens_of(codes).astype(np.int64)),
+        embedding,
+        network,
+    )

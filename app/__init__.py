@@ -1,0 +1,1 @@
+"""The service: HTTP in front of serving. Routes, schemas, settings, metrics, security and the playground page."""

@@ -1,0 +1,136 @@
+"""One table: error -> problem details (RFC 9457). Everything that goes wrong leaves the service in this form."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
+from app.schemas import Problem
+from serving.errors import (
+    DeadlineExceeded,
+    Draining,
+    EngineDead,
+    Overloaded,
+    RequestError,
+    ServingError,
+    UnknownCatalogue,
+)
+from serving.users import StoreUnavailable
+
+RETRY_AFTER = 1  # seconds, where nothing better is known
+
+
+class NotReady(ServingError):
+    """The model is still being loaded or warmed up."""
+
+
+class NotFound(ServingError):
+    """There is no such user, item or page."""
+
+
+class Unauthorised(ServingError):
+    """A key is needed and none was sent."""
+
+
+class Forbidden(ServingError):
+    """The key that was sent may not do this."""
+
+
+# error -> (status, name, title); the first class that fits counts
+PROBLEMS: dict[type[Exception], tuple[int, str, str]] = {
+    UnknownCatalogue: (404, "unknown-catalogue", "Unknown catalogue"),
+    RequestError: (422, "invalid-request", "The request does not fit"),
+    NotFound: (404, "not-found", "Not found"),
+    Unauthorised: (401, "unauthorised", "A key is needed"),
+    Forbidden: (403, "forbidden", "The key is not valid"),
+    Overloaded: (503, "overloaded", "Overloaded"),
+    Draining: (503, "draining", "Shutting down"),
+    NotReady: (503, "not-ready", "Not ready"),
+    EngineDead: (503, "engine-dead", "The engine has stopped"),
+    StoreUnavailable: (503, "store-unavailable", "The store cannot be reached"),
+    DeadlineExceeded: (504, "deadline-exceeded", "Out of time"),
+}
+HTTP_NAMES = {
+    400: ("invalid-request", "The request does not fit"),
+    404: ("not-found", "Not found"),
+    405: ("method-not-allowed", "Method not allowed"),
+    413: ("too-large", "The body is too large"),
+}
+REJECTIONS = (401, 403, 413, 429, 503, 504)
+
+
+def problem(error: Exception) -> Problem:
+    """The problem details of any error; what nobody foresaw becomes a 500 that tells nothing of the inside."""
+    if isinstance(error, (RequestValidationError, ValidationError)):
+        return _validation_problem(error.errors())
+    if isinstance(error, HTTPException):
+        status = 422 if error.status_code == 400 else error.status_code  # 400: a body that is no JSON at all
+        name, title = HTTP_NAMES.get(error.status_code, ("http-error", str(error.detail)))
+        return _make(status, name, title, str(error.detail), field="body" if error.status_code in (400, 413) else None)
+    for kind, (status, name, title) in PROBLEMS.items():
+        if isinstance(error, kind):
+            wait = getattr(error, "retry_after", RETRY_AFTER if status == 503 else None)
+            return _make(
+                status, name, title, str(error),
+                field=getattr(error, "field", None),
+                retry_after=None if wait is None else max(1, math.ceil(wait)),
+            )  # fmt: skip
+    return _make(500, "internal-error", "Internal error", "Something went wrong; the log has it under this id.")
+
+
+def _make(status: int, name: str, title: str, detail: str, **more: Any) -> Problem:
+    return Problem(type=f"urn:streamrec:problem:{name}", title=title, status=status, detail=detail, **more)
+
+
+def _validation_problem(errors: Iterable[Any]) -> Problem:
+    found = [{"field": _field(error), "detail": error["msg"].removeprefix("Value error, ")} for error in errors]
+    first = found[0]
+    where = f"{first['field']}: " if first["field"] else ""
+    return _make(
+        422, "invalid-request", "The request does not fit", where + first["detail"],
+        field=first["field"] or None, errors=found if len(found) > 1 else None,
+    )  # fmt: skip
+
+
+def _field(error: Any) -> str:
+    """The dotted name of what does not fit; positions in a text that is no JSON are no field."""
+    if error["type"] == "json_invalid":
+        return "body"
+    location = [str(part) for part in error["loc"] if part not in ("body", "query", "path", "header")]
+    if not location and "beam_width" in error["msg"]:
+        return "k"
+    return ".".join(location) or "body"
+
+
+def response(error: Exception) -> Response:
+    details = problem(error)
+    headers = {} if details.retry_after is None else {"Retry-After": str(details.retry_after)}
+    if details.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, HTTPException) and error.headers:
+        headers.update(error.headers)
+    body = details.model_dump_json(exclude_none=True)
+    return Response(body, details.status, headers, media_type="application/problem+json")
+
+
+def reason(details: Problem) -> str:
+    """A short name for the metric of rejections."""
+    return details.type.rpartition(":")[2].replace("-", "_")
+
+
+def install(app: FastAPI) -> None:
+    async def handle(request: Request, error: Exception) -> Response:
+        details = problem(error)
+        if details.status in REJECTIONS:
+            request.app.state.service.metrics.rejected.labels(reason(details)).inc()
+        return response(error)
+
+    for kind in (ServingError, RequestValidationError, HTTPException):
+        app.add_exception_handler(kind, handle)

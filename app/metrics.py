@@ -1,0 +1,80 @@
+"""Every metric: name, unit, labels and buckets, once. No user or item id is ever a label."""
+
+from __future__ import annotations
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    ProcessCollector,
+    disable_created_metrics,
+)
+
+SECONDS = (
+    0.001,
+    0.002,
+    0.003,
+    0.005,
+    0.0075,
+    0.01,
+    0.015,
+    0.02,
+    0.03,
+    0.05,
+    0.075,
+    0.1,
+    0.15,
+    0.25,
+    0.5,
+    1,
+    2.5,
+    5,
+    10,
+)
+STAGES = ("queue", "cache", "encode", "reason", "decode", "serialise")
+
+disable_created_metrics()  # a second time series for each, that nobody asks for
+
+
+class Metrics:
+    """One set per service, in its own registry."""
+
+    def __init__(self) -> None:
+        registry = self.registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self.request_seconds = Histogram(
+            "streamrec_request_seconds",
+            "Time to answer, by route template",
+            ["route", "status"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.stage_seconds = Histogram(
+            "streamrec_stage_seconds", "Time in a stage of /recommend", ["stage"], buckets=SECONDS, registry=registry
+        )
+        self.batch_size = Histogram(
+            "streamrec_batch_size", "Searches that shared a batch", buckets=(1, 2, 4, 8, 16, 32, 64), registry=registry
+        )
+        self.beam_rows = Histogram(
+            "streamrec_beam_rows",
+            "Beam rows of a batch",
+            buckets=(10, 25, 50, 100, 200, 400, 800, 1600, 3200),
+            registry=registry,
+        )
+        self.reasoning_steps = Histogram(
+            "streamrec_reasoning_steps", "Reasoning steps of an answer", buckets=tuple(range(9)), registry=registry
+        )
+        self.cache = Counter(
+            "streamrec_cache", "Accesses to cached encoder states", ["tier", "result"], registry=registry
+        )
+        self.rejected = Counter("streamrec_rejected", "Requests turned away", ["reason"], registry=registry)
+        self.fallback = Counter("streamrec_fallback", "Answers not from the model", ["reason"], registry=registry)
+        self.queue_depth = Gauge("streamrec_queue_depth", "Searches that wait", registry=registry)
+        self.model_info = Info("streamrec_model", "The model that is served", registry=registry)
+        self.invalid_items = Counter(
+            "streamrec_invalid_items", "Items the search gave that do not exist or are not permitted", registry=registry
+        )
+        for stage in STAGES:
+            self.stage_seconds.labels(stage)

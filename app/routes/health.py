@@ -1,0 +1,32 @@
+"""Probes and metrics."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from app.deps import ServiceDep
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/livez", responses={503: {}})
+async def livez(service: ServiceDep) -> Response:
+    """503 once the engine is dead: nothing but a restart helps then."""
+    dead = service.status == "engine dead"
+    return JSONResponse({"status": service.status}, 503 if dead else 200)
+
+
+@router.get("/readyz", responses={503: {}})
+async def readyz(service: ServiceDep) -> Response:
+    """200 when a request would be answered, else 503 and why not: loading, warming, draining, engine dead."""
+    status = service.status
+    if status == "ready":
+        return JSONResponse({"status": status})
+    return JSONResponse({"status": status, "reason": status}, 503, {"Retry-After": "1"})
+
+
+@router.get("/metrics", response_class=Response)
+async def metrics(service: ServiceDep) -> Response:
+    return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)

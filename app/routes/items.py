@@ -1,0 +1,52 @@
+"""Items of the catalogue: one by its id, many by their titles."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query
+
+from app.deps import ItemId, ServiceDep
+from app.errors import NotFound
+from app.schemas import Item, ItemsResponse, Problem
+from app.security import require_key
+from serving.catalogue import Catalogue
+
+router = APIRouter(
+    prefix="/items",
+    tags=["items"],
+    dependencies=[Depends(require_key)],
+    responses={status: {"model": Problem} for status in (401, 403, 422, 503)},
+)
+
+
+@router.get("", response_model=ItemsResponse)
+async def find_items(
+    service: ServiceDep,
+    query: Annotated[str, Query(max_length=100)] = "",
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+) -> ItemsResponse:
+    """Items whose title holds every word of the query, most popular first; without a query the most popular ones."""
+    service.check_ready()
+    rows = await asyncio.to_thread(service.find_titles, query, limit)
+    return ItemsResponse(items=[_item(service.bundle.catalogue, row) for row in rows])
+
+
+@router.get("/{item_id:path}", response_model=Item, responses={404: {"model": Problem}})
+async def read_item(item_id: ItemId, service: ServiceDep) -> Item:
+    service.check_ready()
+    row = service.bundle.catalogue.row(item_id)
+    if row is None:
+        raise NotFound("The catalogue has no item of this id.")
+    return _item(service.bundle.catalogue, row)
+
+
+def _item(catalogue: Catalogue, row: int) -> Item:
+    return Item(
+        item_id=catalogue.item_ids[row],
+        title=catalogue.titles[row],
+        categories=catalogue.categories[row],
+        popularity=float(catalogue.popularity[row]),
+        tokens=catalogue.tokens[row].tolist(),
+    )

@@ -1,0 +1,41 @@
+"""The model that is served: its version, accuracy and measured cost."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Depends
+
+from app.deps import ServiceDep
+from app.schemas import Cost, Model, ModelsResponse, Problem
+from app.security import require_key
+
+router = APIRouter(
+    prefix="/models",
+    tags=["models"],
+    dependencies=[Depends(require_key)],
+    responses={status: {"model": Problem} for status in (401, 403, 503)},
+)
+
+
+@router.get("", response_model=ModelsResponse)
+async def list_models(service: ServiceDep) -> ModelsResponse:
+    service.check_ready()
+    bundle = service.bundle
+    return ModelsResponse(
+        models=[
+            Model(
+                version=bundle.version,
+                name=bundle.name,
+                active=True,
+                items=len(bundle.catalogue),
+                max_steps=bundle.max_steps,
+                default_steps=bundle.default_steps,
+                max_history_items=bundle.max_items,
+                max_beam_width=service.settings.max_beam_width,
+                dense_weight=bundle.dense_weight,
+                categories=sorted(bundle.catalogue.category_names),
+                catalogues=sorted(bundle.catalogue.subsets),
+                accuracy=bundle.accuracy,
+                cost=[Cost(**row) for row in service.planner.table()],
+            )
+        ]
+    )

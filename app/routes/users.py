@@ -1,0 +1,47 @@
+"""What is known of a user: append events, look, erase."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Depends, Response
+
+from app.deps import ServiceDep, UserId
+from app.errors import NotFound
+from app.schemas import EventsRequest, EventsResponse, Problem, UserResponse
+from app.security import require_key
+
+router = APIRouter(
+    prefix="/users",
+    tags=["users"],
+    dependencies=[Depends(require_key)],
+    responses={status: {"model": Problem} for status in (401, 403, 422, 503)},
+)
+
+
+@router.post("/{user_id:path}/events", response_model=EventsResponse)
+async def append_events(user_id: UserId, body: EventsRequest, service: ServiceDep) -> EventsResponse:
+    """Append items to the user's history. Answered only when they are stored."""
+    service.check_ready()
+    length = await service.users.append(user_id, body.items)
+    row = service.bundle.catalogue.row
+    return EventsResponse(
+        user_id=user_id,
+        stored=len(body.items),
+        history_length=length,
+        unknown_items=[item for item in dict.fromkeys(body.items) if row(item) is None],
+    )
+
+
+@router.get("/{user_id:path}", response_model=UserResponse, responses={404: {"model": Problem}})
+async def read_user(user_id: UserId, service: ServiceDep) -> UserResponse:
+    """Everything that is kept of a user."""
+    items, cached = await service.users.get(user_id), await service.held(user_id)
+    if not items and not cached:
+        raise NotFound("Nothing is kept of this user.")
+    return UserResponse(user_id=user_id, items=items, cached=cached)
+
+
+@router.delete("/{user_id:path}", status_code=204)
+async def erase_user(user_id: UserId, service: ServiceDep) -> Response:
+    """Erase every trace of a user: history and cached states, wherever they lie."""
+    await service.erase(user_id)
+    return Response(status_code=204)

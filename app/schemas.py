@@ -1,0 +1,187 @@
+"""HTTP bodies, and what they may hold. Bounds that depend on settings or on the bundle are checked in the service."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, WithJsonSchema, model_validator
+
+MAX_ID = 256
+MAX_ITEMS = 10_000
+
+Id = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID)]
+Items = Annotated[list[Id], Field(max_length=MAX_ITEMS)]
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class RecommendRequest(Body):
+    """Who asks, what they did, and what may be recommended."""
+
+    user_id: Id | None = Field(None, description="without it nothing is cached, and no known history is used")
+    history: Items | None = Field(None, description="item ids, oldest first; left out or empty: the known history")
+    k: int = Field(10, ge=1, description="how many items are wanted")
+    beam_width: int | None = Field(None, ge=1, description="k at least; default: the larger of k and the service's")
+    exclude_seen: bool = Field(True, description="never recommend items of the history")
+    allow: Items | None = Field(None, description="recommend only these")
+    deny: Items = Field(default_factory=list, description="never recommend these")
+    categories: Annotated[list[Id], Field(max_length=100)] = Field(
+        default_factory=list, description="recommend only items in at least one of these; empty: all"
+    )
+    catalogue: Id | None = Field(None, description="recommend only items of this named subset")
+    dense_weight: float | None = Field(None, ge=0, le=1000, description="of the dense score; default: the bundle's")
+    timeout_ms: float | None = Field(None, gt=0, le=600_000, description="time budget")
+    explain: bool = False
+
+    @model_validator(mode="after")
+    def _k_fits_the_beam(self) -> RecommendRequest:
+        if self.beam_width is not None and self.k > self.beam_width:
+            raise ValueError("k must not exceed beam_width")
+        return self
+
+
+class RecommendedItem(BaseModel):
+    item_id: str
+    score: float
+    title: str | None = None
+    categories: list[str] = []
+
+
+class Timings(BaseModel):
+    """Milliseconds. `encode` to `decode` are those of the batch that the request shared."""
+
+    queue: float = 0.0
+    cache: float = 0.0
+    encode: float = 0.0
+    reason: float = 0.0
+    decode: float = 0.0
+    total: float = 0.0
+
+
+class NamedItem(BaseModel):
+    item_id: str
+    title: str | None = None
+
+
+class ReasoningStep(BaseModel):
+    """One state of the model: before any step (0), then after each."""
+
+    step: int
+    token: int | None = Field(None, description="vocabulary id; none at step 0, or where steps have no tokens")
+    log_probability: float | None = None
+    nearest_items: list[NamedItem]
+
+
+class ItemExplanation(BaseModel):
+    item_id: str
+    token_log_probabilities: list[float] = Field(description="one per token of the semantic ID")
+    dense_score: float
+    similarity: list[float] = Field(description="cosine of the state and the item, one per step")
+
+
+class Explanation(BaseModel):
+    """Why: what the model came near to at each step, and how each item came by its score."""
+
+    steps: list[ReasoningStep]
+    items: list[ItemExplanation]
+    dense_weight: float
+
+
+class RecommendResponse(BaseModel):
+    recommendation_id: str
+    user_id: str | None
+    model_version: str
+    source: Literal["model", "popularity"]
+    reasoning_steps: int
+    beam_width: int
+    cache: Literal["memory", "redis", "miss", "off"]
+    items: list[RecommendedItem] = Field(description="best first, distinct")
+    unknown_items: list[str] = Field(description="ids of history, allow or deny that the catalogue does not have")
+    timings_ms: Timings
+    explanation: Explanation | None = None
+
+
+class Problem(BaseModel):
+    """RFC 9457 problem details."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    field: str | None = None
+    errors: list[dict[str, str]] | None = Field(None, description="every field that does not fit, where several do not")
+    retry_after: int | None = Field(None, description="seconds")
+
+
+class BatchRequest(Body):
+    """Checked one by one, so that a request that does not fit spoils none of its neighbours."""
+
+    requests: Annotated[
+        list[Any],
+        Field(min_length=1),
+        WithJsonSchema({"type": "array", "minItems": 1, "items": {"$ref": "#/components/schemas/RecommendRequest"}}),
+    ]
+
+
+class BatchResponse(BaseModel):
+    results: list[RecommendResponse | Problem] = Field(description="in the order of the requests")
+
+
+class EventsRequest(Body):
+    items: Annotated[list[Id], Field(min_length=1, max_length=1000)] = Field(description="item ids, oldest first")
+
+
+class EventsResponse(BaseModel):
+    user_id: str
+    stored: int
+    history_length: int
+    unknown_items: list[str] = Field(description="stored, but not in the catalogue that is served now")
+
+
+class UserResponse(BaseModel):
+    user_id: str
+    items: list[str] = Field(description="the known history, oldest first")
+    cached: list[str] = Field(description="the tiers that hold an encoder state")
+
+
+class Item(BaseModel):
+    item_id: str
+    title: str | None
+    categories: list[str]
+    popularity: float
+    tokens: list[int] = Field(description="the semantic ID as vocabulary ids")
+
+
+class ItemsResponse(BaseModel):
+    items: list[Item]
+
+
+class Cost(BaseModel):
+    """How long searches of one shape take on this machine."""
+
+    reasoning_steps: int
+    beam_width: int
+    p95_ms: float
+    runs: int = Field(description="measured, of late")
+
+
+class Model(BaseModel):
+    version: str
+    name: str
+    active: bool
+    items: int
+    max_steps: int
+    default_steps: int
+    max_history_items: int
+    max_beam_width: int
+    dense_weight: float
+    categories: list[str]
+    catalogues: list[str]
+    accuracy: list[dict[str, Any]] = Field(description="measured at export, per number of reasoning steps")
+    cost: list[Cost] = Field(description="measured here, per number of reasoning steps and beam width")
+
+
+class ModelsResponse(BaseModel):
+    models: list[Model]

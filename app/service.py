@@ -1,0 +1,460 @@
+"""The service behind the routes: its life (loading to draining), and the way of a request through cache and engine."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from redis.exceptions import RedisError
+
+from app.errors import NotReady
+from app.metrics import Metrics
+from app.schemas import (
+    Explanation,
+    ItemExplanation,
+    NamedItem,
+    ReasoningStep,
+    RecommendedItem,
+    RecommendRequest,
+    RecommendResponse,
+    Timings,
+)
+from app.settings import Settings
+from serving.batcher import Batcher, Job
+from serving.bundle import Bundle
+from serving.cache import Lookup, MemoryTier, RedisTier, StateCache
+from serving.engine import Engine
+from serving.errors import DeadlineExceeded, Draining, EngineDead, RequestError, UnknownCatalogue
+from serving.planner import Planner
+from serving.redis_link import RedisDown, RedisLink, connect
+from serving.types import Answer, EncoderState, Request, Rules, Trace
+from serving.users import MemoryUsers, RedisUsers, StoreUnavailable, UserStore, digest
+
+log = logging.getLogger("streamrec.service")
+
+Status = Literal["loading", "warming", "ready", "draining", "engine dead"]
+Steps = int | Literal["auto"] | None
+PRIMING_RUNS = 3
+
+
+class EngineLike(Protocol):
+    """What the service needs of an engine; `serving.engine.Engine` is the one there is."""
+
+    bundle: Bundle
+
+    def encode(self, histories: Sequence[Sequence[int]]) -> list[EncoderState]: ...
+
+    def search(self, requests: Sequence[Request], states: Sequence[EncoderState]) -> list[Answer]: ...
+
+    def warm_up(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """One request for the engine thread, with its encoder state where the cache had it."""
+
+    request: Request
+    state: EncoderState | None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What came of it; `seconds` is what the whole batch took on the engine thread."""
+
+    answer: Answer
+    state: EncoderState
+    seconds: float
+
+
+class Service:
+    """Joins bundle, engine, batcher, planner, cache and users.
+
+    The model is loaded and warmed on the engine's own thread, so that the probes answer meanwhile. With `engine`
+    nothing is loaded. `on_failure` is called, on that thread, with what kept the engine from starting or stopped it.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        engine: EngineLike | None = None,
+        on_ready: Callable[[Service], None] = lambda service: None,
+        on_failure: Callable[[BaseException], None] = lambda error: None,
+    ) -> None:
+        self.settings, self.metrics = settings, Metrics()
+        self._engine, self._on_ready, self._on_failure = engine, on_ready, on_failure
+        self._status: Status = "loading"
+        self.batcher: Batcher[Search, Found] = Batcher(
+            self._run,
+            max_batch=settings.max_batch,
+            max_rows=settings.max_batch_rows,
+            max_queued_work=settings.max_queued_work,
+            prepare=self._prepare,
+        )
+        self.metrics.queue_depth.set_function(lambda: self.batcher.depth)
+        self.planner: Planner
+        self._categories: set[str] = set()
+        self._by_title: list[tuple[str, int]] = []
+        self._connect()
+
+    def _connect(self) -> None:
+        settings = self.settings
+        memory = redis = None
+        self._redis = None
+        self.users: UserStore = MemoryUsers(settings.max_known_users, settings.max_known_items)
+        if settings.memory_cache_users:
+            memory = MemoryTier(settings.memory_cache_users, settings.memory_cache_bytes, settings.cache_ttl_s)
+        if settings.redis_url is not None:
+            self._redis = connect(settings.redis_url.get_secret_value())
+            link = RedisLink(self._redis, settings.redis_timeout_ms / 1000)
+            redis = RedisTier(link, settings.cache_ttl_s, settings.redis_max_value_bytes)
+            store = RedisLink(self._redis, settings.redis_store_timeout_ms / 1000)
+            self.users = RedisUsers(store, settings.max_known_items, settings.user_secret)
+        self.cache = StateCache(memory, redis, lambda tier, result: self.metrics.cache.labels(tier, result).inc())
+
+    # Life
+
+    async def start(self) -> None:
+        if self._redis is not None:
+            # Opens a connection ahead of the first request, which has only milliseconds for it.
+            await asyncio.gather(RedisLink(self._redis, 1.0).call(lambda client: client.ping()), return_exceptions=True)
+        self.batcher.start()
+
+    def _prepare(self) -> None:
+        """On the engine thread: load, warm, measure. Nothing is answered before its end."""
+        try:
+            if self._engine is None:
+                self._engine = Engine(Bundle.load(self.settings.bundle), threads=self.settings.threads)
+            bundle = self.bundle
+            self._status = "warming" if self._status == "loading" else self._status
+            self._engine.warm_up()
+            self.planner = Planner(bundle.catalogue.tokens.shape[1])
+            self._prime()
+            self._categories = bundle.catalogue.category_names
+            order = bundle.catalogue.popular(len(bundle.catalogue), Rules())
+            self._by_title = [((bundle.catalogue.titles[row] or "").casefold(), row) for row in order]
+            self.metrics.model_info.info({"version": bundle.version})
+            gc.collect()
+            gc.freeze()  # what lives as long as the process need not be searched again: no long collection stalls
+        except BaseException as error:
+            log.error("the engine could not start: %s", error)
+            self._on_failure(error)
+            raise
+        if self._status == "warming":
+            self._status = "ready"
+        log.info("ready", extra={"fields": {"version": self.bundle.version, "items": len(bundle.catalogue)}})
+        self._on_ready(self)
+
+    def _prime(self) -> None:
+        """Measures every number of steps, so that the first time budget meets figures and not guesses."""
+        history = tuple(self.bundle.catalogue.popular(self.bundle.max_items, Rules()))
+        beam = self.settings.default_beam_width
+        for steps in range(self.bundle.max_steps + 1):
+            for _ in range(PRIMING_RUNS):
+                found = self._run([Search(Request(history, min(10, beam), beam, steps), None)], record=False)
+                self.planner.observe(steps, beam, found[0].seconds)
+
+    @property
+    def bundle(self) -> Bundle:
+        assert self._engine is not None, "asked for the bundle before it was loaded"
+        return self._engine.bundle
+
+    @property
+    def status(self) -> Status:
+        return "engine dead" if self.batcher.death is not None else self._status
+
+    def begin_drain(self) -> None:
+        """From now on not ready; what is queued and running is finished."""
+        self._status = "draining"
+
+    async def drain(self) -> None:
+        """Finish what is in flight, for at most the configured time."""
+        self.begin_drain()
+        try:
+            await asyncio.wait_for(self.batcher.drain(), self.settings.drain_timeout_s)
+        except TimeoutError:
+            log.warning("gave up waiting for running requests after %s s", self.settings.drain_timeout_s)
+
+    async def close(self) -> None:
+        await self.drain()
+        if self._redis is not None:
+            await self._redis.aclose()
+
+    def check_ready(self) -> None:
+        """Raises what keeps the service from answering."""
+        match self.status:
+            case "loading" | "warming" as status:
+                raise NotReady(f"The model is {status}; try again shortly.")
+            case "draining":
+                raise Draining("The service is shutting down; send the request to another replica.")
+            case "engine dead":
+                raise EngineDead("The engine has stopped; restart the service.")
+
+    # The engine's thread
+
+    def _run(self, searches: Sequence[Search], record: bool = True) -> list[Found]:
+        """Encode what was not cached, then search. All requests share steps, beam width and explain."""
+        engine = self._engine
+        assert engine is not None
+        started = time.perf_counter()
+        states = [search.state for search in searches]
+        missing = [i for i, state in enumerate(states) if state is None]
+        encoded = engine.encode([searches[i].request.history for i in missing]) if missing else []
+        for i, state in zip(missing, encoded, strict=True):
+            states[i] = state
+        encode = time.perf_counter() - started
+        known = [state for state in states if state is not None]
+        answers = engine.search([search.request for search in searches], known)
+        seconds = time.perf_counter() - started
+        for answer in answers:
+            answer.seconds = {"encode": encode if missing else 0.0} | answer.seconds
+        if record:
+            self._record(searches, answers[0])
+        return [Found(answer, state, seconds) for answer, state in zip(answers, known, strict=True)]
+
+    def _record(self, searches: Sequence[Search], answer: Answer) -> None:
+        self.metrics.batch_size.observe(len(searches))
+        self.metrics.beam_rows.observe(sum(search.request.beam_width for search in searches))
+        for stage in ("encode", "reason", "decode"):
+            self.metrics.stage_seconds.labels(stage).observe(answer.seconds.get(stage, 0.0))
+
+    # A request
+
+    async def recommend(self, body: RecommendRequest, asked_steps: Steps) -> RecommendResponse:
+        """Raises serving's errors; whatever happens to Redis, an answer comes."""
+        started = time.monotonic()
+        self.check_ready()
+        bundle, settings = self.bundle, self.settings
+        beam_width = self._beam_width(body)
+        if isinstance(asked_steps, int) and not 0 <= asked_steps <= bundle.max_steps:
+            raise RequestError(f"This model takes 0 to {bundle.max_steps} reasoning steps, or auto.", "reasoning_steps")
+        rules, history, unknown = await self._understand(body)
+        if not history:
+            return self._popular(body, rules, beam_width, unknown, started)
+
+        budget = (body.timeout_ms if body.timeout_ms is not None else settings.default_timeout_ms) / 1000
+        before_cache = time.monotonic()
+        lookup = await self._look_up(body.user_id, history)
+        cache_seconds = time.monotonic() - before_cache
+        steps = self._plan(asked_steps, body.timeout_ms, started + budget - time.monotonic(), beam_width)
+        request = Request(history, body.k, beam_width, steps, rules, body.dense_weight, body.explain)
+        job = Job(
+            Search(request, lookup.state),
+            key=(steps, beam_width, body.explain),
+            rows=beam_width,
+            steps=steps + bundle.catalogue.tokens.shape[1],
+        )
+        found, waited = await self.batcher.submit(job, started + budget)
+        self.planner.observe(steps, beam_width, found.seconds)
+        self.cache.put(lookup, found.state)
+        self.metrics.stage_seconds.labels("cache").observe(cache_seconds)
+        self.metrics.stage_seconds.labels("queue").observe(waited)
+        self.metrics.reasoning_steps.observe(steps)
+        answer = self._checked(found.answer, rules)
+        return RecommendResponse(
+            recommendation_id=uuid.uuid4().hex,
+            user_id=body.user_id,
+            model_version=bundle.version,
+            source="model",
+            reasoning_steps=steps,
+            beam_width=beam_width,
+            cache=lookup.source,
+            items=self._items(answer.items, answer.scores),
+            unknown_items=unknown,
+            timings_ms=_timings(started, queue=waited, cache=cache_seconds, **answer.seconds),
+            explanation=self._explain(answer, request) if answer.trace else None,
+        )
+
+    def _beam_width(self, body: RecommendRequest) -> int:
+        limit = self.settings.max_beam_width
+        width = body.beam_width if body.beam_width is not None else max(body.k, self.settings.default_beam_width)
+        if width > limit:
+            raise RequestError(f"At most {limit} are served here.", "k" if body.k > limit else "beam_width")
+        return width
+
+    async def _understand(self, body: RecommendRequest) -> tuple[Rules, tuple[int, ...], list[str]]:
+        """The request in catalogue rows: its rules, its history, and the ids that nobody knows."""
+        catalogue = self.bundle.catalogue
+        if body.catalogue is not None and body.catalogue not in catalogue.subsets:
+            raise UnknownCatalogue("No catalogue of that name exists; GET /models lists them.", "catalogue")
+        unknown_category = next((name for name in body.categories if name not in self._categories), None)
+        if unknown_category is not None:
+            raise RequestError("No item is in one of these categories; GET /models lists them.", "categories")
+        unknown: dict[str, None] = {}
+
+        def rows(ids: Sequence[str]) -> tuple[int, ...]:
+            found = []
+            for item_id in ids:
+                row = catalogue.row(item_id)
+                if row is None:
+                    unknown[item_id] = None
+                else:
+                    found.append(row)
+            return tuple(found)
+
+        history = rows(body.history or await self._known_history(body.user_id))
+        rules = Rules(
+            exclude=tuple(set(history)) if body.exclude_seen else (),
+            deny=rows(body.deny),
+            allow=None if body.allow is None else rows(body.allow),
+            categories=tuple(body.categories),
+            catalogue=body.catalogue,
+        )
+        return rules, history[-self.bundle.max_items :], list(unknown)
+
+    async def _known_history(self, user_id: str | None) -> list[str]:
+        if user_id is None:
+            return []
+        try:
+            return await self.users.get(user_id)
+        except StoreUnavailable:
+            self.metrics.fallback.labels("store_unavailable").inc()
+            return []
+
+    async def _look_up(self, user_id: str | None, history: tuple[int, ...]) -> Lookup:
+        if user_id is None:
+            return Lookup(None, "off")
+        return await self.cache.get(digest(user_id, self.settings.user_secret), self.bundle.version, history)
+
+    def _plan(self, asked: Steps, timeout_ms: float | None, left: float, beam_width: int) -> int:
+        """The number of steps. A number asked for is kept to; else, if a time budget is set, it must fit what is left:
+        `auto` takes the largest that does, a request that asks for nothing the bundle's default or fewer."""
+        bundle = self.bundle
+        if not isinstance(asked, int) and timeout_ms is not None:
+            most = bundle.max_steps if asked == "auto" else bundle.default_steps
+            steps = self.planner.choose(left - self.batcher.expected_wait, beam_width, most)
+            if steps is None:
+                raise DeadlineExceeded("Not even a search without reasoning fits this time budget; allow more time.")
+            return steps
+        steps = asked if isinstance(asked, int) else bundle.default_steps
+        if self.planner.hopeless(left, steps, beam_width):
+            raise DeadlineExceeded("This many steps do not fit the time budget; allow more time, fewer steps, or auto.")
+        return steps
+
+    def _popular(
+        self, body: RecommendRequest, rules: Rules, beam_width: int, unknown: list[str], started: float
+    ) -> RecommendResponse:
+        """For those of whom nothing is known: what everybody likes, within the rules."""
+        catalogue = self.bundle.catalogue
+        rows = catalogue.popular(body.k, rules)
+        self.metrics.fallback.labels("unknown_items" if unknown else "cold_user").inc()
+        return RecommendResponse(
+            recommendation_id=uuid.uuid4().hex,
+            user_id=body.user_id,
+            model_version=self.bundle.version,
+            source="popularity",
+            reasoning_steps=0,
+            beam_width=beam_width,
+            cache="off",
+            items=self._items(rows, [float(catalogue.popularity[row]) for row in rows]),
+            unknown_items=unknown,
+            timings_ms=_timings(started),
+        )
+
+    def _checked(self, answer: Answer, rules: Rules) -> Answer:
+        """The answer without items that must not be in it; there are none, and the metric that counts them says so."""
+        catalogue = self.bundle.catalogue
+        banned, allowed = {*rules.exclude, *rules.deny}, None if rules.allow is None else set(rules.allow)
+        wanted, subset = set(rules.categories), None if rules.catalogue is None else catalogue.subsets[rules.catalogue]
+        seen: set[int] = set()
+
+        def fits(row: int) -> bool:
+            return (
+                0 <= row < len(catalogue)
+                and row not in seen
+                and row not in banned
+                and (allowed is None or row in allowed)
+                and (not wanted or not wanted.isdisjoint(catalogue.categories[row]))
+                and (subset is None or bool((subset == row).any()))
+            )
+
+        keep = []
+        for place, row in enumerate(answer.items):
+            if fits(row):
+                keep.append(place)
+            seen.add(row)
+        if len(keep) == len(answer.items):
+            return answer
+        self.metrics.invalid_items.inc(len(answer.items) - len(keep))
+        log.error("the search returned %d items that do not fit", len(answer.items) - len(keep))
+        return Answer([answer.items[i] for i in keep], [answer.scores[i] for i in keep], answer.seconds)
+
+    def _items(self, rows: Sequence[int], scores: Sequence[float]) -> list[RecommendedItem]:
+        catalogue = self.bundle.catalogue
+        return [
+            RecommendedItem(
+                item_id=catalogue.item_ids[row],
+                score=score,
+                title=catalogue.titles[row],
+                categories=catalogue.categories[row],
+            )
+            for row, score in zip(rows, scores, strict=True)
+        ]
+
+    def _explain(self, answer: Answer, request: Request) -> Explanation:
+        trace, catalogue = answer.trace, self.bundle.catalogue
+        assert isinstance(trace, Trace)
+
+        def step(number: int, nearest: list[int]) -> ReasoningStep:
+            named = [NamedItem(item_id=catalogue.item_ids[row], title=catalogue.titles[row]) for row in nearest]
+            has_token = 0 < number <= len(trace.reasoning_tokens)
+            return ReasoningStep(
+                step=number,
+                token=trace.reasoning_tokens[number - 1] if has_token else None,
+                log_probability=trace.reasoning_log_probs[number - 1] if has_token else None,
+                nearest_items=named,
+            )
+
+        items = zip(answer.items, trace.token_log_probs, trace.dense_scores, trace.similarity, strict=True)
+        return Explanation(
+            steps=[step(number, nearest) for number, nearest in enumerate(trace.nearest_items)],
+            items=[
+                ItemExplanation(
+                    item_id=catalogue.item_ids[row],
+                    token_log_probabilities=tokens,
+                    dense_score=dense,
+                    similarity=similarity,
+                )
+                for row, tokens, dense, similarity in items
+            ],
+            dense_weight=self.bundle.dense_weight if request.dense_weight is None else request.dense_weight,
+        )
+
+    # Users and items
+
+    async def erase(self, user_id: str) -> None:
+        """Every trace of a user: cached states in both tiers and the known history. Raises StoreUnavailable."""
+        await self._reach(self.cache.erase(digest(user_id, self.settings.user_secret)))
+        await self.users.delete(user_id)
+
+    async def held(self, user_id: str) -> list[str]:
+        """The cache tiers that hold something of a user. Raises StoreUnavailable."""
+        return await self._reach(self.cache.held(digest(user_id, self.settings.user_secret)))
+
+    @staticmethod
+    async def _reach(work: Any) -> Any:
+        try:
+            return await work
+        except (RedisDown, RedisError) as error:
+            raise StoreUnavailable("The cache did not answer; try again shortly.") from error
+
+    def find_titles(self, query: str, limit: int) -> list[int]:
+        """Rows whose title holds every word of the query, most popular first. Reads all titles at worst."""
+        words = query.casefold().split()
+        found: list[int] = []
+        for title, row in self._by_title:
+            if all(word in title for word in words):
+                found.append(row)
+                if len(found) == limit:
+                    break
+        return found
+
+
+def _timings(started: float, **seconds: float) -> Timings:
+    total = time.monotonic() - started
+    return Timings(**{stage: round(1000 * value, 3) for stage, value in (seconds | {"total": total}).items()})

@@ -1,0 +1,79 @@
+"""The application over a small real engine, driven without sockets."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from app.main import create_app
+from app.settings import Settings
+from serving.engine import Engine
+from serving.types import Answer, EncoderState, Request
+from tests.builders import tiny_model
+
+
+def settings(**values: Any) -> Settings:
+    """Defaults and what the test sets; nothing from this machine's environment."""
+    return Settings.model_validate(Settings.model_construct().model_dump() | values)
+
+
+class ShapedEngine:
+    """The real engine, with something of the test's in front of every search after the warm-up."""
+
+    def __init__(self, inner: Engine) -> None:
+        self.inner, self.bundle, self.before = inner, inner.bundle, lambda: None
+        self.after: Callable[[list[Answer]], list[Answer]] = lambda answers: answers
+        self.searched: list[list[Request]] = []
+        self.encoded = 0
+
+    def encode(self, histories: Sequence[Sequence[int]]) -> list[EncoderState]:
+        self.encoded += len(histories)
+        return self.inner.encode(histories)
+
+    def search(self, requests: Sequence[Request], states: Sequence[EncoderState]) -> list[Answer]:
+        self.before()
+        self.searched.append(list(requests))
+        return self.after(self.inner.search(requests, states))
+
+    def warm_up(self) -> None:
+        pass
+
+
+@pytest.fixture(scope="session")
+def real_engine() -> Engine:
+    return Engine(tiny_model())
+
+
+@pytest.fixture
+def engine(real_engine: Engine) -> ShapedEngine:
+    return ShapedEngine(real_engine)
+
+
+Start = Callable[..., TestClient]
+
+
+@pytest.fixture
+def start(engine: ShapedEngine) -> Iterator[Start]:
+    """Starts the application with the given settings, waits until it is ready, stops it after the test."""
+    with ExitStack() as stack:
+
+        def begin(wait: bool = True, **values: Any) -> TestClient:
+            app = create_app(settings(**values), engine)
+            client = stack.enter_context(TestClient(app, raise_server_exceptions=False))
+            deadline = time.monotonic() + 20
+            while wait and client.get("/readyz").status_code != 200:
+                assert time.monotonic() < deadline, client.get("/readyz").json()
+                time.sleep(0.005)
+            return client
+
+        yield begin
+
+
+@pytest.fixture
+def client(start: Start) -> TestClient:
+    return start()

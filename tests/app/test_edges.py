@@ -1,0 +1,152 @@
+"""What surrounds every request: ids, bounds, headers, keys, metrics, logs, settings, the page."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+
+import pytest
+from fastapi.testclient import TestClient
+from prometheus_client.parser import text_string_to_metric_families
+from pydantic import ValidationError
+
+from app import logs
+from app.settings import Settings, unknown_variables
+from tests.app.conftest import Start, settings
+from tests.app.test_recommend import HISTORY, ask
+
+
+def test_every_answer_carries_a_request_id(client: TestClient) -> None:
+    assert client.get("/livez", headers={"X-Request-ID": "abc-1"}).headers["x-request-id"] == "abc-1"
+    for bad in ("x" * 200, "a b", "a\x07b", ""):
+        made = client.get("/nowhere", headers={"X-Request-ID": bad}).headers["x-request-id"]
+        assert re.fullmatch("[0-9a-f]{32}", made)
+    assert client.post("/recommend", content=b"{").headers["x-request-id"]
+
+
+def test_a_body_beyond_the_bound_is_413_said_or_unsaid(start: Start) -> None:
+    client = start(max_body_bytes=2000)
+    headers = {"content-type": "application/json"}
+    said = client.post("/recommend", content=b" " * 3000, headers=headers)
+    unsaid = client.post("/recommend", content=(b" " * 500 for _ in range(6)), headers=headers)
+    for response in (said, unsaid):
+        assert response.status_code == 413 and response.headers["content-type"] == "application/problem+json"
+    assert client.post("/recommend", content=b"{}" + b" " * 1900, headers=headers).status_code == 200
+    assert 'streamrec_rejected_total{reason="too_large"} 2.0' in client.get("/metrics").text
+
+
+def test_unknown_paths_and_methods_are_problems(client: TestClient) -> None:
+    for response, status in ((client.get("/nowhere"), 404), (client.get("/recommend"), 405)):
+        assert response.status_code == response.json()["status"] == status
+        assert response.headers["content-type"] == "application/problem+json"
+
+
+def test_keys_where_they_are_set(start: Start) -> None:
+    client = start(api_keys=hashlib.sha256(b"sesame").hexdigest())
+    assert client.get("/models").status_code == 401
+    assert ask(client, history=HISTORY).headers["www-authenticate"] == "Bearer"
+    assert client.get("/models", headers={"X-API-Key": "guess"}).status_code == 403
+    assert client.get("/models", headers={"X-API-Key": "sesame"}).status_code == 200
+    assert client.get("/models", headers={"Authorization": "Bearer sesame"}).status_code == 200
+    for path in ("/users/u", "/items", "/items/i1"):
+        assert client.get(path).status_code == 401
+    for path in ("/livez", "/readyz", "/metrics", "/", "/docs"):
+        assert client.get(path).status_code == 200
+
+
+def test_the_metrics_have_the_promised_names_and_no_ids(client: TestClient) -> None:
+    ask(client, 2, user_id="secret-user", history=["i1"])
+    ask(client, 2)
+    client.get("/users/secret-user")
+    client.get("/items/i7")
+    client.get("/secret-path")
+    text = client.get("/metrics").text
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    for name in (
+        "request_seconds", "stage_seconds", "batch_size", "beam_rows", "reasoning_steps", "cache", "rejected",
+        "fallback", "queue_depth", "model_info", "invalid_items",
+    ):  # fmt: skip
+        assert f"streamrec_{name}" in families
+    assert "streamrec_invalid_items_total 0.0" in text and "secret" not in text and "i7" not in text
+    labels = {(s.labels["route"], s.labels["status"]) for s in families["streamrec_request_seconds"].samples}
+    assert {
+        ("/recommend", "200"),
+        ("/users/{user_id}", "200"),
+        ("/items/{item_id}", "200"),
+        ("unmatched", "404"),
+    } <= labels
+    stages = {
+        s.labels["stage"] for s in families["streamrec_stage_seconds"].samples if s.name.endswith("_count") and s.value
+    }
+    assert stages == {"queue", "cache", "encode", "reason", "decode", "serialise"}
+    bounds = [float(s.labels["le"]) for s in families["streamrec_stage_seconds"].samples if "le" in s.labels]
+    assert min(bounds) == 0.001
+    assert {s.name for s in families["streamrec_model_info"].samples} == {"streamrec_model_info"}
+    assert 'streamrec_fallback_total{reason="cold_user"} 1.0' in text
+
+
+def test_logs_are_json_and_hold_no_user_or_item(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "streamrec")
+    ask(client, 2, user_id="secret-user", history=["i1"])
+    client.get("/users/secret-user", headers={"X-Request-ID": "r1"})
+    records = [record for record in caplog.records if record.name.startswith("streamrec")]
+    lines = [json.loads(logs.JsonFormatter().format(record)) for record in records]
+    assert any(line.get("route") == "/users/{user_id}" and line["status"] == 200 for line in lines)
+    assert not any("secret" in json.dumps(line) for line in lines)
+
+
+def test_the_page_is_whole_and_keeps_its_own_policy(client: TestClient) -> None:
+    page = client.get("/")
+    assert page.headers["content-type"].startswith("text/html")
+    assert (
+        "script-src" not in page.headers["content-security-policy"]
+        and "'self'" in page.headers["content-security-policy"]
+    )
+    assert not re.search(r"<script(?![^>]*src=)|\son\w+=|\sstyle=|<style", page.text), "inline code would be blocked"
+    used = re.findall(r'(?:src|href)="(/page/[^"]+)"', page.text)
+    assert len(used) == 2
+    for path in used:
+        assert client.get(path).status_code == 200
+    script = client.get("/page/script.js").text
+    assert set(re.findall(r'\$\("([\w-]+)"\)', script)) <= set(re.findall(r'id="([\w-]+)"', page.text))
+    assert not re.search(r"https?://(?!www\.w3\.org)", page.text + script + client.get("/page/style.css").text)
+
+
+def test_the_api_is_described(client: TestClient) -> None:
+    assert client.get("/docs").status_code == 200
+    paths = client.get("/openapi.json").json()["paths"]
+    assert {
+        "/recommend",
+        "/recommend/batch",
+        "/users/{user_id}/events",
+        "/users/{user_id}",
+        "/items",
+        "/models",
+    } <= set(paths)
+    parameters = {parameter["name"] for parameter in paths["/recommend"]["post"]["parameters"]}
+    assert "reasoning_steps" in parameters
+
+
+# Settings
+
+
+def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STREAMREC_MAX_BEAM_WIDTH", "123")
+    monkeypatch.setenv("STREAMREC_REDIS_URL", "")
+    monkeypatch.setenv("STREAMREC_PORT", "tcp://10.0.0.1:8000")  # what Kubernetes sets beside a service of this name
+    monkeypatch.setenv("STREAMREC_MEMORY_CACHE_USER", "0")
+    read = Settings()
+    assert (read.max_beam_width, read.redis_url, read.port) == (123, None, 8000)
+    assert unknown_variables() == ["STREAMREC_MEMORY_CACHE_USER"]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"max_beam_width": 10}, {"port": 70000}, {"api_keys": "plain"}, {"nothing": 1}, {"user_hash_key": "x" * 65}],
+)
+def test_settings_that_do_not_fit_are_refused(values: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        settings(**values)
+    assert settings().max_beam_width >= 100

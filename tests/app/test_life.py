@@ -1,0 +1,190 @@
+"""Readiness that tells the truth, overload, deadlines, a dying engine, and the end."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from fastapi.testclient import TestClient
+
+from app.main import create_app
+from tests.app.conftest import ShapedEngine, Start, settings
+from tests.app.test_recommend import HISTORY, ask
+
+
+class Gate:
+    """Holds every search until it is opened."""
+
+    def __init__(self) -> None:
+        self.reached, self.opened = threading.Event(), threading.Event()
+
+    def __call__(self) -> None:
+        self.reached.set()
+        assert self.opened.wait(20)
+
+
+@pytest.fixture
+def gate(client: TestClient, engine: ShapedEngine) -> Gate:
+    """The client's engine holds still from now on."""
+    engine.before = Gate()
+    return engine.before
+
+
+def test_alive_but_not_ready_while_warming(start: Start, engine: ShapedEngine) -> None:
+    gate = Gate()
+    engine.before = gate  # type: ignore[assignment]
+    client = start(wait=False)
+    assert gate.reached.wait(10)
+    assert client.get("/livez").status_code == 200
+    ready = client.get("/readyz")
+    assert ready.status_code == 503 and ready.json()["reason"] == "warming"
+    for response in (ask(client, history=HISTORY), client.get("/items"), client.get("/models")):
+        assert response.status_code == 503 and int(response.headers["retry-after"]) >= 1
+    assert client.get("/").status_code == 200
+    assert "streamrec_queue_depth" in client.get("/metrics").text
+    gate.opened.set()
+
+
+def test_draining_is_not_ready_finishes_what_runs_and_takes_nothing_new(client: TestClient, gate: Gate) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(ask, client, history=HISTORY)
+        assert gate.reached.wait(10)
+        client.app.state.service.begin_drain()  # type: ignore[attr-defined]
+        assert client.get("/readyz").status_code == 503 and client.get("/readyz").json()["reason"] == "draining"
+        assert client.get("/livez").status_code == 200
+        refused = ask(client, history=HISTORY)
+        assert refused.status_code == 503 and "retry-after" in refused.headers
+        assert refused.json()["type"].endswith("draining")
+        gate.opened.set()
+        assert running.result().status_code == 200
+
+
+def test_a_dead_engine_is_neither_ready_nor_alive(client: TestClient, engine: ShapedEngine) -> None:
+    def die() -> None:
+        raise SystemExit("the device is gone")
+
+    engine.before = die
+    response = ask(client, history=HISTORY)
+    assert response.status_code == 503 and response.json()["type"].endswith("engine-dead")
+    for probe in ("/livez", "/readyz"):
+        assert client.get(probe).status_code == 503 and client.get(probe).json()["status"] == "engine dead"
+    assert ask(client, history=HISTORY).status_code == 503
+
+
+def test_a_bundle_that_cannot_be_opened_is_told_and_not_ready(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    failures: list[BaseException] = []
+    told = threading.Event()
+
+    def on_failure(error: BaseException) -> None:
+        failures.append(error)
+        told.set()
+
+    with TestClient(create_app(settings(bundle=tmp_path), on_failure=on_failure)) as client:
+        assert told.wait(20)
+        assert "bundle.json" in str(failures[0])
+        assert client.get("/readyz").status_code == 503
+
+
+def test_an_unexpected_error_is_a_500_that_tells_nothing_and_spoils_nothing(
+    client: TestClient, engine: ShapedEngine
+) -> None:
+    def fail() -> None:
+        engine.before = lambda: None
+        raise ValueError("secret inside")
+
+    engine.before = fail
+    response = ask(client, history=HISTORY)
+    assert response.status_code == 500 and "secret" not in response.text
+    assert response.headers["content-type"] == "application/problem+json" and response.headers["x-request-id"]
+    assert ask(client, history=HISTORY).status_code == 200
+
+
+def test_a_full_queue_is_503_with_retry_after(start: Start, engine: ShapedEngine) -> None:
+    client = start(max_queued_work=500)
+    gate = Gate()
+    engine.before = gate  # type: ignore[assignment]
+    with ThreadPoolExecutor(4) as pool:
+        running = pool.submit(ask, client, 2, history=HISTORY)
+        assert gate.reached.wait(10)
+        waiting = [pool.submit(ask, client, 2, history=HISTORY, beam_width=100)]  # 100 rows x 5 steps fill it
+        while client.app.state.service.batcher.depth < 1:  # type: ignore[attr-defined]
+            time.sleep(0.002)
+        refused = ask(client, 2, history=HISTORY)
+        assert refused.status_code == 503 and int(refused.headers["retry-after"]) >= 1
+        assert refused.json()["type"].endswith("overloaded")
+        gate.opened.set()
+        assert [call.result().status_code for call in [running, *waiting]] == [200, 200]
+    assert 'streamrec_rejected_total{reason="overloaded"} 1.0' in client.get("/metrics").text
+
+
+def test_a_budget_that_passes_in_the_queue_is_504_in_time(client: TestClient, gate: Gate) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(ask, client, 2, history=HISTORY)
+        assert gate.reached.wait(10)
+        started = time.monotonic()
+        late = ask(client, 0, history=HISTORY, timeout_ms=300)
+        assert late.status_code == 504 and time.monotonic() - started < 3
+        gate.opened.set()
+        assert running.result().status_code == 200
+    assert 'streamrec_rejected_total{reason="deadline_exceeded"} 1.0' in client.get("/metrics").text
+
+
+def test_auto_takes_the_most_steps_that_fit(client: TestClient) -> None:
+    planner = client.app.state.service.planner  # type: ignore[attr-defined]
+    for steps in range(5):
+        for _ in range(200):
+            planner.observe(steps, 50, 0.2 if steps > 2 else 0.001)
+    # what is measured says 3 and 4 take 200 ms; the search itself is fast
+    assert ask(client, "auto", history=HISTORY, timeout_ms=150).json()["reasoning_steps"] == 2
+    assert ask(client, "auto", history=HISTORY, timeout_ms=5000).json()["reasoning_steps"] == 4
+    assert ask(client, history=HISTORY, timeout_ms=5000).json()["reasoning_steps"] == 2  # the bundle's default at most
+    for steps in range(5):
+        for _ in range(200):
+            planner.observe(steps, 50, 0.2)
+    for asked in ("auto", None, 4):
+        assert ask(client, asked, history=HISTORY, timeout_ms=20).status_code == 504
+
+
+def test_a_client_that_goes_away_costs_no_search(client: TestClient, engine: ShapedEngine, gate: Gate) -> None:
+    service = client.app.state.service  # type: ignore[attr-defined]
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(ask, client, 2, history=HISTORY)
+        assert gate.reached.wait(10)
+        assert client.portal is not None
+        outcome = client.portal.call(_leave_early, client.app, service)
+        assert outcome == (1, 0)
+        gate.opened.set()
+        running.result()
+    assert all(request.history != (9,) for batch in engine.searched for request in batch)
+
+
+async def _leave_early(app, service):  # type: ignore[no-untyped-def]
+    """Sends a request and hangs up while it waits. Returns the queue's depth before and after."""
+    import asyncio
+
+    gone = asyncio.Event()
+    sent = [{"type": "http.request", "body": b'{"history": ["i9"]}', "more_body": False}]
+
+    async def receive():  # type: ignore[no-untyped-def]
+        if sent:
+            return sent.pop()
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message):  # type: ignore[no-untyped-def]
+        pass
+
+    scope = {
+        "type": "http", "method": "POST", "path": "/recommend", "raw_path": b"/recommend", "query_string": b"",
+        "headers": [(b"content-type", b"application/json")], "http_version": "1.1", "scheme": "http",
+        "server": ("test", 80), "client": ("test", 1), "root_path": "",
+    }  # fmt: skip
+    call = asyncio.ensure_future(app(scope, receive, send))
+    while not service.batcher.depth:
+        await asyncio.sleep(0.002)
+    before = service.batcher.depth
+    gone.set()
+    await call
+    return before, service.batcher.depth

@@ -1,0 +1,236 @@
+"""POST /recommend and /recommend/batch over the real search."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from serving.types import Answer, Request, Rules
+from tests.app.conftest import ShapedEngine, Start
+
+HISTORY = ["i1", "i2", "i3"]
+
+
+def ask(client: TestClient, steps: object = None, **body: Any) -> Any:
+    query = {} if steps is None else {"reasoning_steps": str(steps)}
+    return client.post("/recommend", params=query, json=body)
+
+
+def ids(response: Any) -> list[str]:
+    assert response.status_code == 200, response.text
+    return [item["item_id"] for item in response.json()["items"]]
+
+
+@pytest.mark.parametrize("steps", [0, 1, 4])
+def test_the_answer_is_the_engines(client: TestClient, engine: ShapedEngine, steps: int) -> None:
+    body = ask(client, steps, history=HISTORY, k=7, beam_width=20).json()
+    request = Request((1, 2, 3), 7, 20, steps, Rules(exclude=(1, 2, 3)))
+    expected = engine.inner.search([request], engine.inner.encode([request.history]))[0]
+    assert [item["item_id"] for item in body["items"]] == [f"i{row}" for row in expected.items]
+    assert [item["score"] for item in body["items"]] == pytest.approx(expected.scores, abs=1e-4)
+    assert (body["source"], body["reasoning_steps"], body["beam_width"], body["cache"]) == ("model", steps, 20, "off")
+    assert body["model_version"] == engine.bundle.version and body["items"][0]["title"].startswith("Thing")
+    assert set(body["timings_ms"]) == {"queue", "cache", "encode", "reason", "decode", "total"}
+    assert body["timings_ms"]["total"] >= body["timings_ms"]["decode"] > 0
+
+
+def test_steps_default_to_the_bundles(client: TestClient, engine: ShapedEngine) -> None:
+    assert ask(client, history=HISTORY).json()["reasoning_steps"] == engine.bundle.default_steps == 2
+    assert ask(client, "auto", history=HISTORY).json()["reasoning_steps"] == 2
+
+
+def test_k_defaults_to_10_and_the_beam_to_50_or_k(client: TestClient) -> None:
+    body = ask(client, history=HISTORY).json()
+    assert len(body["items"]) == 10 and body["beam_width"] == 50
+    body = ask(client, history=HISTORY, k=57).json()
+    assert len(body["items"]) == 57 and body["beam_width"] == 57  # all 60 items but the three seen
+
+
+def test_rules_hold_and_k_does_not_shrink(client: TestClient) -> None:
+    found = ids(ask(client, history=HISTORY, k=20, categories=["even"], deny=["i0", "i4"]))
+    assert len(set(found)) == 20
+    assert all(int(item[1:]) % 2 == 0 for item in found) and not {"i0", "i2", "i4"} & set(found)
+    assert set(ids(ask(client, history=HISTORY, k=5, allow=["i7", "i9", "i1"]))) == {"i7", "i9"}
+    assert set(ids(ask(client, history=HISTORY, catalogue="small"))) == {"i0", "i4"}
+    assert len(ids(ask(client, history=HISTORY, k=50))) == 50
+
+
+def test_seen_items_come_back_only_if_asked_for(client: TestClient) -> None:
+    every = {f"i{row}" for row in range(60)}
+    assert set(ids(ask(client, history=HISTORY, k=60, beam_width=60))) == every - set(HISTORY)
+    assert set(ids(ask(client, history=HISTORY, k=60, beam_width=60, exclude_seen=False))) == every
+    long = [f"i{row}" for row in range(20)]  # longer than the encoder reads: all of it counts as seen
+    assert not set(long) & set(ids(ask(client, history=long, k=40)))
+
+
+def test_no_permitted_item_is_an_empty_answer(client: TestClient) -> None:
+    assert ids(ask(client, history=HISTORY, allow=[])) == []
+    assert ids(ask(client, history=HISTORY, allow=["nobody"])) == []
+
+
+def test_unknown_items_are_ignored_and_reported_once(client: TestClient) -> None:
+    body = ask(client, history=["x", "i1", "y"], allow=["i5", "x", "z"], deny=["i6", "w"]).json()
+    assert body["unknown_items"] == ["x", "y", "w", "z"] or set(body["unknown_items"]) == {"x", "y", "z", "w"}
+    assert len(body["unknown_items"]) == 4
+    assert [item["item_id"] for item in body["items"]] == ["i5"] and body["source"] == "model"
+
+
+@pytest.mark.parametrize("body", [{}, {"history": []}, {"user_id": "new"}, {"history": ["x", "y"]}])
+def test_a_user_of_whom_nothing_is_known_gets_what_is_popular(
+    client: TestClient, engine: ShapedEngine, body: dict[str, Any]
+) -> None:
+    answer = ask(client, 4, **body, k=5, categories=["odd"])
+    assert answer.status_code == 200 and answer.json()["source"] == "popularity"
+    popularity = engine.bundle.catalogue.popularity
+    expected = sorted(range(1, 60, 2), key=lambda row: -popularity[row])[:5]
+    assert ids(answer) == [f"i{row}" for row in expected]
+    assert answer.json()["reasoning_steps"] == 0 and answer.json()["unknown_items"] == body.get("history", [])
+
+
+def test_an_explanation_tells_every_step_and_every_item(client: TestClient) -> None:
+    body = ask(client, 3, history=HISTORY, k=4, explain=True, dense_weight=0.5).json()
+    explanation = body["explanation"]
+    assert [step["step"] for step in explanation["steps"]] == [0, 1, 2, 3]
+    assert explanation["steps"][0]["token"] is None and explanation["steps"][1]["token"] is not None
+    assert all(step["nearest_items"] for step in explanation["steps"])
+    assert explanation["dense_weight"] == 0.5
+    for item, why in zip(body["items"], explanation["items"], strict=True):
+        assert why["item_id"] == item["item_id"]
+        assert len(why["token_log_probabilities"]) == 3 and len(why["similarity"]) == 4
+    assert ask(client, 3, history=HISTORY).json()["explanation"] is None
+
+
+def test_a_state_is_cached_per_user_and_only_for_the_same_history(client: TestClient, engine: ShapedEngine) -> None:
+    first = ask(client, 2, user_id="u", history=HISTORY).json()
+    encoded = engine.encoded
+    again = ask(client, 2, user_id="u", history=HISTORY).json()
+    assert (first["cache"], again["cache"]) == ("miss", "memory") and engine.encoded == encoded
+    assert again["items"] == first["items"]
+    assert ask(client, 4, user_id="u", history=HISTORY).json()["cache"] == "memory"  # any number of steps
+    assert ask(client, 2, user_id="v", history=HISTORY).json()["cache"] == "miss"
+    assert ask(client, 2, user_id="u", history=[*HISTORY, "i9"]).json()["cache"] == "miss"
+    assert ask(client, 2, history=HISTORY).json()["cache"] == "off"
+
+
+def test_without_tiers_the_cache_is_off(start: Start) -> None:
+    client = start(memory_cache_users=0)
+    for _ in range(2):
+        assert ask(client, user_id="u", history=HISTORY).json()["cache"] == "off"
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"k": 0}, "k"),
+        ({"k": "ten"}, "k"),
+        ({"k": 20, "beam_width": 10}, "k"),
+        ({"k": 10_000}, "k"),
+        ({"beam_width": 10_000}, "beam_width"),
+        ({"histroy": []}, "histroy"),
+        ({"history": "i1"}, "history"),
+        ({"history": [1]}, "history.0"),
+        ({"history": [""]}, "history.0"),
+        ({"history": ["x" * 300]}, "history.0"),
+        ({"history": ["i1"] * 20_000}, "history"),
+        ({"user_id": ""}, "user_id"),
+        ({"user_id": "\ud800"}, "user_id"),
+        ({"timeout_ms": 0}, "timeout_ms"),
+        ({"dense_weight": -1}, "dense_weight"),
+        ({"categories": ["even", "nope"]}, "categories"),
+    ],
+)
+def test_a_body_that_does_not_fit_is_422_and_names_the_field(
+    client: TestClient, body: dict[str, Any], field: str
+) -> None:
+    response = client.post("/recommend", content=json.dumps(body), headers={"content-type": "application/json"})
+    problem = response.json()
+    assert response.status_code == problem["status"] == 422, problem
+    assert response.headers["content-type"] == "application/problem+json"
+    assert problem["field"] == field
+    assert {"type", "title", "status", "detail"} <= problem.keys()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'"x"', b"null", b'{"k": \xff}', b'{"dense_weight": NaN}'])
+def test_a_body_that_is_no_such_json_is_422(client: TestClient, content: bytes) -> None:
+    response = client.post("/recommend", content=content, headers={"content-type": "application/json"})
+    assert response.status_code == 422, response.text
+    assert response.json()["field"]
+
+
+def test_a_very_deep_body_is_422(client: TestClient) -> None:
+    response = client.post("/recommend", content=b"[" * 100_000, headers={"content-type": "application/json"})
+    assert response.status_code == 422
+
+
+@pytest.mark.parametrize("steps", ["5", "-1", "1.5", "many", "", "٣", "9" * 20])
+def test_a_number_of_steps_the_model_does_not_take_is_422(client: TestClient, steps: str) -> None:
+    response = ask(client, steps, history=HISTORY)
+    assert response.status_code == 422 and response.json()["field"] == "reasoning_steps"
+
+
+def test_an_unknown_named_catalogue_is_404(client: TestClient) -> None:
+    response = ask(client, history=HISTORY, catalogue="nope")
+    assert response.status_code == 404 and response.json()["field"] == "catalogue"
+
+
+def test_an_item_that_must_not_be_there_is_withheld_and_counted(client: TestClient, engine: ShapedEngine) -> None:
+    def spoil(answers: list[Answer]) -> list[Answer]:
+        for answer in answers:
+            answer.items[:4] = [1, 999, answer.items[4], -1]  # seen, nobody's, twice, none
+        return answers
+
+    engine.after = spoil
+    found = ids(ask(client, history=HISTORY, k=10))
+    assert len(found) == len(set(found)) == 6 and "i1" not in found
+    assert "streamrec_invalid_items_total 4.0" in client.get("/metrics").text
+
+
+def test_concurrent_answers_equal_those_asked_alone(client: TestClient, engine: ShapedEngine) -> None:
+    bodies = [
+        {
+            "history": [f"i{i}", f"i{(7 * i) % 60}"][: 1 + i % 2],
+            "k": 5 + i % 3,
+            "categories": ["even"] if i % 5 == 0 else [],
+        }
+        for i in range(24)
+    ]
+    alone = [ask(client, 2, **body).json()["items"] for body in bodies]
+    engine.searched.clear()
+    with ThreadPoolExecutor(12) as pool:
+        together = list(pool.map(lambda body: ask(client, 2, **body).json()["items"], bodies))
+    assert max(len(batch) for batch in engine.searched) > 1, "nothing shared a batch: this proves nothing"
+    for one, other in zip(alone, together, strict=True):
+        assert [item["item_id"] for item in one] == [item["item_id"] for item in other]
+        assert [item["score"] for item in one] == pytest.approx([item["score"] for item in other], abs=1e-4)
+
+
+# Batches
+
+
+def test_a_batch_gives_each_its_own_answer_or_problem(client: TestClient) -> None:
+    requests = [
+        {"history": HISTORY, "k": 3},
+        {"history": HISTORY, "k": 0},
+        {"catalogue": "nope"},
+        7,
+        {"user_id": "new"},
+    ]
+    response = client.post("/recommend/batch?reasoning_steps=2", json={"requests": requests})
+    assert response.status_code == 200
+    answer, bad, lost, rubbish, cold = response.json()["results"]
+    assert [item["item_id"] for item in answer["items"]] == ids(ask(client, 2, history=HISTORY, k=3))
+    assert bad["status"] == 422 and bad["field"] == "k"
+    assert lost["status"] == 404 and lost["field"] == "catalogue"
+    assert rubbish["status"] == 422
+    assert cold["source"] == "popularity"
+
+
+def test_a_batch_is_bounded(start: Start) -> None:
+    client = start(max_batch_users=2)
+    response = client.post("/recommend/batch", json={"requests": [{}] * 3})
+    assert response.status_code == 422 and response.json()["field"] == "requests"
+    assert client.post("/recommend/batch", json={"requests": []}).status_code == 422

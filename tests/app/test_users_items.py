@@ -1,0 +1,99 @@
+"""Users, items and models."""
+
+from __future__ import annotations
+
+import pytest
+from fastapi.testclient import TestClient
+
+from tests.app.conftest import ShapedEngine, Start
+from tests.app.test_recommend import ask, ids
+from tests.conftest import RedisServer
+
+
+def test_a_known_history_answers_like_a_sent_one(client: TestClient) -> None:
+    stored = client.post("/users/u1/events", json={"items": ["i1", "new"]}).json()
+    assert stored == {"user_id": "u1", "stored": 2, "history_length": 2, "unknown_items": ["new"]}
+    client.post("/users/u1/events", json={"items": ["i2", "i3"]})
+    known = ask(client, 2, user_id="u1", k=6)
+    assert known.json()["source"] == "model" and known.json()["unknown_items"] == ["new"]
+    assert ids(known) == ids(ask(client, 2, history=["i1", "i2", "i3"], k=6))
+    assert ids(ask(client, 2, user_id="u1", history=[], k=6)) == ids(known)
+    assert ids(ask(client, 2, user_id="u1", history=["i9"], k=6)) != ids(known)  # what is sent comes first
+
+
+def test_erasing_leaves_nothing(client: TestClient) -> None:
+    client.post("/users/u1/events", json={"items": ["i1"]})
+    ask(client, user_id="u1")
+    assert client.get("/users/u1").json() == {"user_id": "u1", "items": ["i1"], "cached": ["memory"]}
+    assert client.delete("/users/u1").status_code == 204
+    assert client.get("/users/u1").status_code == 404
+    assert ask(client, user_id="u1").json()["source"] == "popularity"
+    assert ask(client, user_id="u1", history=["i1"]).json()["cache"] == "miss"
+    assert client.delete("/users/nobody").status_code == 204
+
+
+def test_erasing_leaves_nothing_in_redis(start: Start, redis_server: RedisServer) -> None:
+    client = start(redis_url=redis_server.url, redis_timeout_ms=500, redis_store_timeout_ms=2000)
+    client.post("/users/u1/events", json={"items": ["i1"]})
+    ask(client, user_id="u1")
+    assert client.get("/users/u1").json()["cached"] == ["memory", "redis"]
+    with redis_server.client() as redis:
+        assert len(redis.keys("*")) == 2
+        assert client.delete("/users/u1").status_code == 204
+        assert redis.keys("*") == []
+
+
+def test_a_user_id_is_any_string(client: TestClient) -> None:
+    client.post("/users/a%2Fb%20ü/events", json={"items": ["i1"]})
+    assert client.get("/users/a%2Fb%20ü").json()["user_id"] == "a/b ü"
+    assert client.get(f"/users/{'x' * 300}").status_code == 422
+
+
+@pytest.mark.parametrize(
+    "body", [{}, {"items": []}, {"items": ["i1"] * 1001}, {"items": ["i1"], "x": 1}, {"items": [3]}]
+)
+def test_events_that_do_not_fit_are_422(client: TestClient, body: dict[str, object]) -> None:
+    assert client.post("/users/u/events", json=body).status_code == 422
+
+
+def test_events_are_acknowledged_only_when_stored(start: Start, redis_server: RedisServer) -> None:
+    client = start(redis_url=redis_server.url, redis_store_timeout_ms=2000)
+    assert client.post("/users/u/events", json={"items": ["i1"]}).status_code == 200
+    redis_server.kill()
+    for response in (
+        client.post("/users/u/events", json={"items": ["i2"]}),
+        client.get("/users/u"),
+        client.delete("/users/u"),
+    ):
+        assert response.status_code == 503 and response.headers["retry-after"] == "1"
+    answer = ask(client, user_id="u")  # an answer all the same, and the reason is counted
+    assert answer.status_code == 200 and answer.json()["source"] == "popularity"
+    assert 'streamrec_fallback_total{reason="store_unavailable"} 1.0' in client.get("/metrics").text
+    assert ask(client, user_id="u", history=["i1"]).json()["source"] == "model"
+
+
+def test_an_item_by_its_id(client: TestClient, engine: ShapedEngine) -> None:
+    item = client.get("/items/i7").json()
+    assert item["title"] == "Thing number 7" and item["categories"] == ["odd"]
+    assert item["tokens"] == engine.bundle.catalogue.tokens[7].tolist()
+    missing = client.get("/items/nope")
+    assert missing.status_code == 404 and missing.headers["content-type"] == "application/problem+json"
+
+
+def test_items_by_title_are_bounded_and_ordered_by_popularity(client: TestClient, engine: ShapedEngine) -> None:
+    popularity = engine.bundle.catalogue.popularity
+    found = client.get("/items", params={"query": "NUMBER 1", "limit": 5}).json()["items"]
+    expected = sorted((row for row in range(60) if "1" in str(row)), key=lambda row: -popularity[row])[:5]
+    assert [item["item_id"] for item in found] == [f"i{row}" for row in expected]
+    assert len(client.get("/items").json()["items"]) == 20
+    assert client.get("/items", params={"query": "nothing like it"}).json()["items"] == []
+    assert client.get("/items", params={"limit": 101}).status_code == 422
+    assert client.get("/items", params={"query": "x" * 101}).status_code == 422
+
+
+def test_the_model_tells_its_bounds_and_its_cost(client: TestClient, engine: ShapedEngine) -> None:
+    (model,) = client.get("/models").json()["models"]
+    assert model["version"] == engine.bundle.version and model["items"] == 60
+    assert (model["max_steps"], model["default_steps"], model["categories"]) == (4, 2, ["even", "odd"])
+    assert [row["reasoning_steps"] for row in model["cost"]] == [0, 1, 2, 3, 4]
+    assert all(row["p95_ms"] > 0 for row in model["cost"])

@@ -1,0 +1,101 @@
+"""The started service over a real Redis: shared between replicas, and never needed for an answer."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.conftest import RedisServer
+from tests.e2e.conftest import ServiceProcess, StartService, eventually
+
+HISTORY = ["i1", "i2", "i3"]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RedisServer]:
+    server = RedisServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def service(start_service: StartService, server: RedisServer) -> ServiceProcess:
+    """Without a memory tier, and with the default time limit."""
+    return start_service(variables={"STREAMREC_REDIS_URL": server.url, "STREAMREC_MEMORY_CACHE_USERS": "0"})
+
+
+def test_states_and_histories_are_shared_by_replicas(
+    service: ServiceProcess, start_service: StartService, server: RedisServer
+) -> None:
+    first = service.recommend(user_id="shared", history=HISTORY)
+    assert first["cache"] == "miss"
+    again = service.recommend(user_id="shared", history=HISTORY)
+    assert again["cache"] == "redis" and again["items"] == first["items"]
+    service.http.post("/users/known/events", json={"items": HISTORY}).raise_for_status()
+
+    other = start_service(variables={"STREAMREC_REDIS_URL": server.url})
+    assert [other.recommend(user_id="shared", history=HISTORY)["cache"] for _ in range(2)] == ["redis", "memory"]
+    assert other.recommend(user_id="known")["items"] == first["items"]
+    assert other.stop() == 0
+
+
+def test_rubbish_in_redis_costs_nothing_but_a_miss(service: ServiceProcess, server: RedisServer) -> None:
+    expected = service.recommend(user_id="spoilt", history=HISTORY)["items"]
+    with server.client() as client:
+        for key in client.keys("streamrec:states:*"):
+            for field in client.hkeys(key):
+                client.hset(key, field, b"rubbish")
+    answer = service.recommend(user_id="spoilt", history=HISTORY)
+    assert answer["cache"] == "miss" and answer["items"] == expected
+    assert service.recommend(user_id="spoilt", history=HISTORY)["cache"] == "redis"
+    assert service.metric('streamrec_cache_total{result="invalid",tier="redis"}') >= 1
+
+
+def test_a_redis_that_dies_midway_costs_no_answer(service: ServiceProcess, server: RedisServer) -> None:
+    expected = service.recommend(user_id="steady", history=HISTORY)["items"]
+    answers: list[dict[str, Any]] = []
+    stop = threading.Event()
+
+    def ask() -> None:
+        while not stop.is_set():
+            answers.append(service.recommend(user_id="steady", history=HISTORY))
+
+    asking = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in asking:
+        thread.start()
+    eventually(lambda: len(answers) > 10)
+    server.kill()
+    killed_at = len(answers)
+    eventually(lambda: len(answers) > killed_at + 20)
+    stop.set()
+    for thread in asking:
+        thread.join(30)
+        assert not thread.is_alive()
+    assert {answer["source"] for answer in answers} == {"model"} and answers[-1]["cache"] == "miss"
+    for answer in answers:
+        assert [item["item_id"] for item in answer["items"]] == [item["item_id"] for item in expected]
+    assert service.http.get("/readyz").status_code == 200
+    assert service.http.post("/users/steady/events", json={"items": ["i1"]}).status_code == 503
+    server.start()
+    eventually(lambda: service.recommend(user_id="steady", history=HISTORY)["cache"] == "redis")
+
+
+def test_a_frozen_redis_costs_its_limit_and_no_more(service: ServiceProcess, server: RedisServer) -> None:
+    body = {"user_id": "patient", "history": HISTORY}
+    service.recommend(**body)
+    server.freeze()
+    try:
+        started = time.monotonic()
+        answers = [service.recommend(**body) for _ in range(20)]
+        seconds = time.monotonic() - started
+    finally:
+        server.thaw()
+    assert {answer["cache"] for answer in answers} == {"miss"}
+    waited = [answer["timings_ms"]["cache"] for answer in answers]
+    assert sorted(waited)[10] < 5, "most did not even ask: the breaker was open"
+    assert seconds < 5
+    assert service.metric("streamrec_invalid_items_total") == 0

@@ -14,7 +14,8 @@ from training.data_cli import add_data_commands
 from training.evaluate import evaluate_bundle
 from training.loop import StorageError
 from training.pipeline import STAGES, RunError, run
-from training.prepare import DataError, read_data
+from training.prepare import read_data
+from training.shop import write_shop
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -55,6 +56,14 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> None:
     until = "export" if options.command == "run" else options.command
     run(options.data, options.out, load_config(options.config, options.set), until)
+
+
+def _demo(options: argparse.Namespace) -> None:
+    shop = options.work / "shop"
+    if not (shop / "truth.json").exists():  # written last
+        write_shop(shop, users=4000, items=1000, seed=0)
+    config = load_config(Path(__file__).with_name("demo.yaml"), options.set)
+    run(shop, options.out, config, work_folder=options.work / "training")
 
 
 def _evaluate(options: argparse.Namespace) -> None:

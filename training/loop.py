@@ -127,7 +127,7 @@ def run_stage(
                 meta = {"step": done, "seconds": spent, "best": best, "best_step": best_step}
                 save_checkpoint(latest, network, optimiser, meta)
     if config.steps:
-        seconds = _meta(latest)["seconds"]
+        seconds = read_meta(latest)["seconds"]
     load_checkpoint(best_file, network, None)
     network.eval()
     return Outcome(best, best_step, seconds)
@@ -185,7 +185,8 @@ def load_checkpoint(path: Path, network: nn.Module, optimiser: torch.optim.Optim
         return json.loads((file.metadata() or {}).get("meta", "{}"))
 
 
-def _meta(path: Path) -> dict[str, Any]:
+def read_meta(path: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself: step, seconds, best, best_step."""
     with safe_open(path, framework="pt") as file:
         return json.loads((file.metadata() or {})["meta"])
 
@@ -196,7 +197,8 @@ def _parameters(optimiser: torch.optim.Optimizer) -> list[nn.Parameter]:
 
 def _groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Weight decay on matrices only; embeddings, norms and biases are left alone."""
-    decayed, free = [], []
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
     for name, parameter in network.named_parameters():
         plain = parameter.dim() < 2 or "shared" in name or "relative_attention_bias" in name
         (free if plain else decayed).append(parameter)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import torch
 
-from serving.model import KeysValues, Memory, StreamRec
+from serving.model import T5, KeysValues, Memory, StreamRec
 
 # (step from 1, logits (B, Q, V), state s_{i-1} (B, Q, D)) -> token (B, Q)
 Choose = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -82,7 +82,7 @@ def answer(
     return t5.logits(hidden), network.heads.state(hidden_sum)
 
 
-def _own_prefix(t5: torch.nn.Module, paths: int, done: int, new: int) -> torch.Tensor:
+def _own_prefix(t5: T5, paths: int, done: int, new: int) -> torch.Tensor:
     """Bias for Q paths that each see their own earlier positions only.
 
     `done` positions lie in the past (position by position, all paths of one together), `new` come now (path by path).

@@ -1,0 +1,154 @@
+"""One command per question about accuracy: trains what is missing, measures on test once, writes JSON, prints the table.
+
+    stages    stage 1, 2 and 3 at several numbers of steps, beside a plain TIGER of the same size and number of steps
+    encoder   a plain TIGER with T5's own encoder against one whose encoder is causal by item
+
+Everything is kept under --work, so the same command goes on after a kill; `--only NAME` trains and measures one arm
+(several cores: one process each), and a last call without it writes the result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.common import ROOT, commit, record, table
+from training.config import RunConfig, load_config
+from training.data import Dataset, read_data
+from training.evaluate import measure, sample_users
+from training.loop import load_checkpoint, read_meta
+from training.pipeline import make_split, run, tokenize
+from training.workspace import Workspace
+
+BEAM = 50
+COLUMNS = ["model", "steps", "dense_weight", "excluded", "recall@5", "recall@10", "ndcg@5", "ndcg@10", "minutes"]
+PROTOCOL = (
+    "Leave-one-out, test, full ranking, history of 20 items, beam 50; every row once with and once without the items of "
+    "the history excluded. Stages keep their best weights and dense_weight is chosen on validation NDCG@10 (seen items "
+    "not excluded). minutes: training time up to the row's weights, on one busy core."
+)
+
+
+def arms(question: str, config: RunConfig) -> dict[str, list[str]]:
+    """Overrides per arm. The plain arm takes as many steps as the three stages together."""
+    total = config.pretrain.steps + config.sft.steps + config.rl.steps
+    plain = [
+        "pretrain.similar_weight=0",
+        f"pretrain.steps={total}",
+        "sft.steps=0",
+        "rl.steps=0",
+        "evaluation.steps=[0]",
+    ]
+    if question == "stages":
+        return {"slow": [], "plain": plain}
+    return {"plain": plain, "causal": [*plain, "model.attention=causal-by-item"]}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__)
+    parser.add_argument("question", choices=("stages", "encoder"))
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--work", type=Path, help="where training lies; default runs/accuracy-NAME")
+    parser.add_argument("--only", help="train and measure one arm, write no result")
+    parser.add_argument("--config", type=Path)
+    parser.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE")
+    options = parser.parse_args()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    name = options.data.resolve().name
+    work = options.work or ROOT / "runs" / f"accuracy-{name}"
+    config = load_config(options.config, options.set)
+    wanted = arms(options.question, config)
+    if options.only and options.only not in wanted:
+        parser.error(f"--only takes one of {', '.join(wanted)}")
+    rows = []
+    for arm in [options.only] if options.only else wanted:
+        rows += arm_rows(arm, options, work / arm, wanted[arm])
+    print(table(rows, COLUMNS))
+    if not options.only:
+        command = f"python -m benchmarks.accuracy {options.question} --data {options.data}"
+        command += "".join(f" --set {entry}" for entry in options.set)
+        minutes = sum(json.loads(file.read_text())["minutes"] for file in sorted(work.glob("*/arm.json")))
+        record(ROOT / "benchmarks/results" / f"{options.question}-{name}.json", command, [config.seed], rows,
+               minutes=minutes, data=name, protocol=PROTOCOL, **code_of(work, wanted))  # fmt: skip
+    return 0
+
+
+def arm_rows(arm: str, options: argparse.Namespace, folder: Path, overrides: list[str]) -> list[dict[str, Any]]:
+    """Trains an arm and measures each of its stages; rows are kept in the arm's folder as they come."""
+    file = folder / "rows.json"
+    if file.exists():
+        return json.loads(file.read_text())
+    folder.mkdir(parents=True, exist_ok=True)
+    code, started = commit(), time.perf_counter()
+    config = load_config(options.config, [*options.set, *overrides])
+    for other in folder.parent.glob("*/cache"):  # reading the items' text takes minutes and is the same for every arm
+        if not (folder / "cache").exists():
+            shutil.copytree(other, folder / "cache")
+    run(options.data, folder, config, until="rl", work_folder=folder)
+    data = read_data(options.data)
+    work = tokenize(data, make_split(data, config), options.data, folder, config)
+    rows = []
+    for row in measured(arm, work, folder, data):
+        print(json.dumps(row), file=sys.stderr, flush=True)
+        rows.append(row)
+    minutes = round((time.perf_counter() - started) / 60, 1)
+    (folder / "arm.json").write_text(json.dumps({"minutes": minutes, **code}))
+    file.write_text(json.dumps(rows))
+    return rows
+
+
+def measured(arm: str, work: Workspace, folder: Path, data: Dataset) -> Iterator[dict[str, Any]]:
+    """Test rows of every trained stage: the beam alone, and joined with the dense score where the state was trained."""
+    spent = 0.0
+    for stage in ("pretrain", "sft", "rl"):
+        config = getattr(work.config, stage)
+        if not config.steps:
+            continue
+        load_checkpoint(folder / f"{stage}.best.safetensors", work.network, None)
+        spent += read_meta(folder / f"{stage}.latest.safetensors")["seconds"] / 60
+        for steps in work.config.evaluation.steps:
+            weights = [0.0]
+            if stage != "pretrain" and (best := best_dense_weight(work, steps)):
+                weights.append(best)
+            for weight in weights:
+                for excluded in (False, True):
+                    row, _ = measure(work.network, work.item_tokens, work.vocabulary, work.settings,
+                                     work.split.test_history, work.split.test_target,
+                                     steps=steps, beam=BEAM, dense_weight=weight, exclude_seen=excluded)  # fmt: skip
+                    label = f"{arm}: {stage}" if arm == "slow" else arm
+                    yield {"model": label, **row, "minutes": round(spent, 1)}
+
+
+def best_dense_weight(work: Workspace, steps: int) -> float:
+    """The weight of the dense score that validation likes best for this number of steps; 0 where none helps."""
+    evaluation = work.config.evaluation
+    histories, target = sample_users(work.split.valid_history, work.split.valid_target, evaluation.choice_users)
+
+    def accuracy(weight: float) -> float:
+        row, _ = measure(work.network, work.item_tokens, work.vocabulary, work.settings, histories, target,
+                         steps=steps, beam=evaluation.beam, dense_weight=weight)  # fmt: skip
+        return row["ndcg@10"]
+
+    return max(evaluation.dense_weights, key=accuracy)
+
+
+def code_of(work: Path, wanted: dict[str, list[str]]) -> dict[str, Any]:
+    """The commit that trained and measured; where arms ran at different ones, each is named."""
+    found = {arm: json.loads((work / arm / "arm.json").read_text()) for arm in wanted}
+    first = next(iter(found.values()))
+    same = all(arm["commit"] == first["commit"] for arm in found.values())
+    head = {"commit": first["commit"], "dirty": any(arm["dirty"] for arm in found.values())}
+    return head if same else head | {"commits": {arm: values["commit"] for arm, values in found.items()}}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -34,6 +34,11 @@ def main(arguments: list[str] | None = None) -> int:
             "--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help="such as sft.steps=500"
         )
         command.set_defaults(run=_run)
+    command = commands.add_parser("demo", help="make bundles/demo: the shop, then every stage (training/demo.yaml)")
+    command.add_argument("--out", type=Path, default=Path("bundles/demo"))
+    command.add_argument("--work", type=Path, default=Path("runs/demo"), help="where the shop and the training lie")
+    command.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE")
+    command.set_defaults(run=_demo)
     command = commands.add_parser(
         "evaluate", help="full ranking of a bundle, one JSON object a line per number of steps"
     )

@@ -216,7 +216,8 @@ def _read_manifest(folder: Path) -> tuple[dict[str, Any], str]:
         raise BundleError(f"{path} is not a bundle's manifest. {FRESH_LINE}") from error
     if number != FORMAT:
         raise BundleError(
-            f"The bundle {folder} has format {number} and this program reads {FORMAT}; update streamrec or export it again."
+            f"The bundle {folder} has format {number} and this program reads {FORMAT}; "
+            "update streamrec or export it again."
         )
     return manifest, _version(name, path.read_bytes())
 

@@ -1,4 +1,7 @@
-"""The score of an item as the bundle defines it, by brute force in float64: slow, readable, what `search` is held against."""
+"""The score of an item as the bundle defines it, by brute force in float64.
+
+Slow and readable: what `search` is held against.
+"""
 
 from __future__ import annotations
 

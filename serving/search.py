@@ -54,7 +54,7 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Reasoned:
-    """The reasoning paths: rows at their last step, scores (B, P), states (B, P, l + 1, D), tokens, log-probs (B, P, l)."""
+    """The reasoning paths: rows at their last step, scores (B, P), states (B, P, l + 1, D), the rest (B, P, l)."""
 
     rows: Rows
     scores: torch.Tensor
@@ -230,6 +230,6 @@ def _rows(tensor: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 
 
 def _top(candidates: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The best `count` of each request's candidates. Shape: (B, ...) -> values and flat indices (B, count), best first."""
+    """The best `count` of each request's candidates, best first. Shape: (B, ...) -> values, flat indices (B, count)."""
     values, flat = candidates.flatten(1).topk(count, dim=1)
     return values, flat

@@ -59,7 +59,10 @@ class StageConfig:
 
 @dataclass(frozen=True, slots=True)
 class PretrainConfig(StageConfig):
-    """Stage 1. similar_weight 0 trains a plain TIGER. similar_items: items put before the target; neighbours: drawn among."""
+    """Stage 1. similar_weight 0 trains a plain TIGER.
+
+    similar_items: items put before the target, drawn among its nearest `neighbours`.
+    """
 
     plain_weight: float = 1.0
     similar_weight: float = 0.5
@@ -69,7 +72,10 @@ class PretrainConfig(StageConfig):
 
 @dataclass(frozen=True, slots=True)
 class SftConfig(StageConfig):
-    """Stage 2. inputs `label` feeds the labels to the decoder [paper], `own` its own tokens. Each weight 0 turns a loss off."""
+    """Stage 2. A weight of 0 turns a loss off.
+
+    inputs: `label` feeds the labels to the decoder [paper], `own` its own tokens.
+    """
 
     steps: int = 1200
     lr: float = 5e-4
@@ -90,7 +96,10 @@ class SftConfig(StageConfig):
 
 @dataclass(frozen=True, slots=True)
 class RlConfig(StageConfig):
-    """Stage 3. A step takes `batch_size` users with `group` rollouts each. anchor_weight: NLL of target, l = 0 and l > 0."""
+    """Stage 3. A step takes `batch_size` users with `group` rollouts each.
+
+    anchor_weight: of the NLL of the target, for l = 0 and one l > 0.
+    """
 
     steps: int = 200
     batch_size: int = 64
@@ -146,7 +155,7 @@ class RunConfig:
 
 
 def load_config(path: Path | None, overrides: list[str]) -> RunConfig:
-    """The defaults, then a YAML file, then `key.key=value` overrides. Raises ConfigError naming the key that is wrong."""
+    """The defaults, then a YAML file, then `key.key=value` overrides. Raises ConfigError naming the wrong key."""
     try:
         data = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path else {}
         if not isinstance(data, dict):

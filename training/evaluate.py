@@ -39,7 +39,7 @@ def rank_items(
     exclude_seen: bool = False,
     batch_size: int = 64,
 ) -> np.ndarray:
-    """The best items per history by full ranking under the trie. Shape: (U, 10) int64 item rows, -1 where there are fewer.
+    """The best items per history by full ranking under the trie. Shape: (U, 10) int64 rows, -1 where there are fewer.
 
     exclude_seen keeps every item of the whole history (not only of the part the encoder reads) out of the search.
     """
@@ -77,7 +77,7 @@ def measure(
     dense_weight: float = 0.0,
     exclude_seen: bool = False,
 ) -> tuple[dict[str, Any], np.ndarray]:
-    """One row of a table (`steps`, `users`, recall and NDCG at 5 and 10, `beam`, `seconds`) and the ranked items (U, 10)."""
+    """A row of a table (`steps`, `users`, recall and NDCG at 5 and 10, `beam`, `seconds`) and the ranked items (U, 10)."""
     started = time.perf_counter()
     ranked = rank_items(network, item_tokens, vocabulary, settings, histories,
                         steps=steps, beam=beam, dense_weight=dense_weight, exclude_seen=exclude_seen)  # fmt: skip
@@ -181,20 +181,22 @@ def _unseen(histories: Sequence[np.ndarray], items: int) -> torch.Tensor:
 def evaluate_bundle(
     bundle: Bundle, data: Dataset, steps: Sequence[int], split: str, beam: int, users: int, exclude_seen: bool
 ) -> Iterator[dict[str, Any]]:
-    """One row per number of steps for a bundle on a data folder, leave-one-out. Raises DataError where the items differ."""
+    """One row per number of steps for a bundle on a data folder, leave-one-out. Raises DataError where items differ."""
     rows = [bundle.catalogue.row(item_id) for item_id in data.items.item_ids]
     if None in rows:
         missing = data.items.item_ids[rows.index(None)]
         raise DataError(
-            f"{data.name} has the item {missing}, which the bundle does not know; evaluate on the data it was trained on."
+            f"{data.name} has the item {missing!r}, which the bundle does not know; "
+            "evaluate on the data it was trained on."
         )
     to_row = np.asarray(rows, dtype=np.int64)
     held_out = leave_one_out(data)
     histories = held_out.test_history if split == "test" else held_out.valid_history
     target = held_out.test_target if split == "test" else held_out.valid_target
     histories, target = sample_users(histories, target, users or len(target))
+    histories, target = [to_row[history] for history in histories], to_row[target]
     tokens = torch.from_numpy(bundle.catalogue.tokens.astype(np.int64))
     for number in steps:
-        row, _ = measure(bundle.network, tokens, bundle.vocabulary, bundle.settings, [to_row[h] for h in histories], to_row[target],
+        row, _ = measure(bundle.network, tokens, bundle.vocabulary, bundle.settings, histories, target,
                          steps=number, beam=beam, dense_weight=bundle.dense_weight, exclude_seen=exclude_seen)  # fmt: skip
         yield row | {"split": split}

@@ -1,7 +1,7 @@
 """Training sequences as examples: every prefix of a user's sequence with its next item, batched by length.
 
-Batches of one length need almost no padding, which is most of what makes training affordable on a CPU. Everything random
-follows from (seed, epoch), so that a resumed run sees the very batches an undisturbed one does.
+Batches of one length need almost no padding, which is most of what makes training affordable on a CPU. Everything
+random follows from (seed, epoch), so that a resumed run sees the very batches an undisturbed one does.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import numpy as np
 class Examples:
     """All (history, next item) pairs. An example is a window of one flat array.
 
-    sequence: (events,) int32 item rows of all users. start, target: (E,) int64, the history is sequence[start:target], the
-    item to predict sequence[target].
+    sequence: (events,) int32 item rows of all users. start, target: (E,) int64, the history is sequence[start:target],
+    the item to predict sequence[target].
     """
 
     sequence: np.ndarray
@@ -36,7 +36,7 @@ class Examples:
 
 
 def all_prefixes(train: Sequence[np.ndarray], max_items: int) -> Examples:
-    """The usual augmentation [paper]: each event but a user's first is a target, its history the last `max_items` before it."""
+    """The usual augmentation [paper]: every event but a user's first is a target, with the `max_items` before it."""
     lengths = np.array([len(events) for events in train], dtype=np.int64)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     sequence = np.concatenate([*train, np.empty(0, np.int32)]).astype(np.int32)
@@ -50,7 +50,7 @@ def all_prefixes(train: Sequence[np.ndarray], max_items: int) -> Examples:
 
 
 def epoch_batches(examples: Examples, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """One epoch's batches in order: examples of like length together, the batches shuffled. Index arrays into examples."""
+    """One epoch's batches (index arrays) in order: examples of like length together, the batches shuffled."""
     rng = np.random.default_rng([seed, epoch])
     shuffled = rng.permutation(len(examples))
     length = (examples.target - examples.start)[shuffled]
@@ -79,7 +79,7 @@ def _cached_epoch(examples: Examples, batch_size: int, seed: int, epoch: int) ->
 
 
 def nearest_items(embedding: np.ndarray, count: int) -> np.ndarray:
-    """For every item its `count` nearest others by cosine [open: what 'similar' means in stage 1]. Shape: (I, count) int64."""
+    """For every item its `count` nearest others by cosine [open: 'similar' in stage 1]. Shape: (I, count) int64."""
     unit = embedding / np.maximum(np.linalg.norm(embedding, axis=1, keepdims=True), 1e-9)
     count = min(count, len(unit) - 1)
     nearest = np.empty((len(unit), count), dtype=np.int64)

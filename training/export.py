@@ -18,7 +18,7 @@ from training.workspace import Workspace
 
 
 def export(work: Workspace, data: Dataset, tokenizer_folder: Path, bundle_folder: Path, stages: dict[str, Any]) -> str:
-    """Writes the bundle and returns its version. `default_steps` and `dense_weight` are what validation NDCG@10 prefers."""
+    """Writes the bundle and returns its version. Validation NDCG@10 chooses `default_steps` and `dense_weight`."""
     table = choices(work)
     best = max(table, key=lambda row: row["ndcg@10"])
     work.settings = replace(work.settings, default_steps=best["steps"], dense_weight=best["dense_weight"])
@@ -77,19 +77,23 @@ def model_card(work: Workspace, data: Dataset, accuracy: list[dict[str, Any]], s
     config, model = work.config, work.config.model
     rows = "\n".join(f"| {row['steps']} | {row['recall@10']:.4f} | {row['ndcg@10']:.4f} |" for row in accuracy)
     trained = "\n".join(
-        f"- {name}: {getattr(config, name).steps} steps, best at {stage['best_step']}, {stage['seconds'] / 60:.1f} minutes"
+        f"- {name}: {getattr(config, name).steps} steps, best at {stage['best_step']}, "
+        f"{stage['seconds'] / 60:.1f} minutes"
         for name, stage in stages.items()
     )
+    codes = model.reasoning_codes or "no, shared with the items"
     causal = ""
     if model.attention == "causal-by-item":
         causal = (
-            "\nThe encoder is causal by item: position p (0-based) belongs to item p // tokens_per_item, and a token sees only "
-            "positions whose item number is not larger than its own. Add minus infinity to the other attention scores.\n"
+            "\nThe encoder is causal by item: position p (0-based) belongs to item p // tokens_per_item, and a token sees "
+            "only positions whose item number is not larger than its own. Add minus infinity to the other attention "
+            "scores.\n"
         )
     return f"""# {config.name}
 
-A generative recommender: a T5 encoder-decoder that reads a history of semantic IDs, writes 0 to {model.max_steps} reasoning
-tokens and then an item's tokens. Made by streamrec after "Slow Thinking for Sequential Recommendation" (arXiv 2504.09627).
+A generative recommender: a T5 encoder-decoder that reads a history of semantic IDs, writes 0 to {model.max_steps}
+reasoning tokens and then an item's tokens. Made by streamrec after "Slow Thinking for Sequential Recommendation"
+(arXiv 2504.09627).
 
 ## Data
 {data.name}: {len(data.user_ids)} users, {len(data.items)} items, {len(data.sequence)} interactions, split {config.split}.
@@ -98,12 +102,12 @@ Licence of the data: {config.licence}.
 ## Method
 {trained}
 
-From the paper: semantic IDs by RQ-VAE, the three stages, residual reasoning labels, the five rewards. Left open by the paper and
-chosen here: a reasoning step takes `{model.step_form}`, reasoning codes of their own: {model.reasoning_codes or "no, shared with the items"},
-labels `{config.sft.labels}` fed as `{config.sft.inputs}`, state loss `{config.sft.state_loss}`. An item's dense score is
-log_softmax over all items of (s_l . v) / sqrt(d_model), with v = the sum of the item's token embeddings + its row of
-`item_free.weight`, s_l = `state` MLP of the sum of the decoder's outputs at positions 0..l (all in heads.safetensors). With
-`step_form` state or both, the decoder's input at step i also gets `feedback.weight` times s_(i-1).
+From the paper: semantic IDs by RQ-VAE, the three stages, residual reasoning labels, the five rewards. Left open by the
+paper and chosen here: a reasoning step takes `{model.step_form}`, reasoning codes of their own: {codes},
+labels `{config.sft.labels}` fed as `{config.sft.inputs}`, state loss `{config.sft.state_loss}`. An item's dense score
+is log_softmax over all items of (s_l . v) / sqrt(d_model), with v = the sum of the item's token embeddings + its row of
+`item_free.weight`, s_l = `state` MLP of the sum of the decoder's outputs at positions 0..l (all in heads.safetensors).
+With `step_form` state or both, the decoder's input at step i also gets `feedback.weight` times s_(i-1).
 {causal}
 ## Accuracy on validation
 Full ranking, beam {config.evaluation.beam}, seen items not excluded, dense weight {work.settings.dense_weight}.
@@ -115,6 +119,6 @@ Full ranking, beam {config.evaluation.beam}, seen items not excluded, dense weig
 Default: {work.settings.default_steps} steps, because that was best here. More steps are not promised to be better.
 
 ## Limits
-It knows only the items of its catalogue, follows what people did in the training data with whatever bias that has, and says
-nothing about users whose behaviour is unlike theirs.
+It knows only the items of its catalogue, follows what people did in the training data with whatever bias that has, and
+says nothing about users whose behaviour is unlike theirs.
 """

@@ -1,4 +1,4 @@
-"""The loop every stage runs in: optimiser, learning rate, checkpoints that resume exactly, the log, the best weights kept.
+"""The loop every stage runs in: optimiser, learning rate, checkpoints that resume exactly, log, the best weights kept.
 
 All that is random at a step follows from (seed, stage, step), so a checkpoint needs no random state, and a run that was
 killed anywhere ends, on a CPU, with the very weights of an undisturbed one. Checkpoints are safetensors.
@@ -144,7 +144,7 @@ def learning_rate_factor(step: int, config: StageConfig) -> float:
 def save_checkpoint(
     path: Path, network: nn.Module, optimiser: torch.optim.Optimizer | None, meta: dict[str, Any]
 ) -> None:
-    """Writes weights, optimiser and meta as one file, whole or not at all. Raises StorageError when the disk is full."""
+    """Writes weights, optimiser and meta as one file, whole or not at all. Raises StorageError, say of a full disk."""
     tensors = {f"weights/{name}": value.contiguous() for name, value in network.state_dict().items()}
     if optimiser is not None:
         for number, parameter in enumerate(_parameters(optimiser)):

@@ -1,4 +1,4 @@
-"""The losses of the three stages. Each function opens with its formula and says what the paper gives and what it leaves open."""
+"""The losses of the three stages. Each opens with its formula and says what the paper gives and what it leaves open."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def nll(logits: torch.Tensor, tokens: torch.Tensor, temperature: float = 1.0) ->
 def contrastive(
     state: torch.Tensor, target: torch.Tensor, item: torch.Tensor, temperature: float = 0.07
 ) -> torch.Tensor:
-    """L = - log exp(cos(s, t)/tau) / sum_b exp(cos(s, t_b)/tau) over the batch   [paper: in-batch negatives; open: cosine, tau].
+    """L = - log exp(cos(s, t)/tau) / sum_b exp(cos(s, t_b)/tau) over the batch   [paper: in-batch; open: cosine, tau].
 
     Shapes: state, target (B, D), item (B,) int64 -> scalar. Rows of the same item are no negatives of each other.
     """
@@ -52,8 +52,9 @@ def preference(
     reference_direct: torch.Tensor,
     beta: float = 0.1,
 ) -> torch.Tensor:
-    """DPO: L = - log sigmoid(beta [(log p(y_w) - log ref(y_w)) - (log p(y_l) - log ref(y_l))])   [paper: reasoned over direct].
+    """DPO: L = - log sigmoid(beta [(log p(y_w) - log ref(y_w)) - (log p(y_l) - log ref(y_l))]).
 
+    [paper]: the reasoned answer is preferred to the direct one.
     [open]: y_w is the target after the reasoning, y_l the target without it; the reference is the frozen stage-1 model.
     Shapes: log-probabilities (B,) -> scalar.
     """

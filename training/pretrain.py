@@ -2,8 +2,8 @@
 
     Y = [c'_1 .. c'_q ; target],   L = - sum_{t=1}^{q+m} log P(y_t | y_<t, history)      [paper]
 
-[open]: similar = nearest by the items' embedding, drawn among the nearest; q = whole items; the start token tells q, and
-the plain sequence (l = 0) is trained in the same step on the same encoder pass. Without the similar items it is a TIGER.
+[open]: similar = nearest by the items' embedding, drawn among the nearest; q = whole items; the start token tells q,
+and the plain sequence (l = 0) is trained in the same step on the same encoder pass. Without them it is a TIGER.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class PretrainStep:
         return loss, terms
 
     def similar(self, item: np.ndarray) -> torch.Tensor:
-        """Tokens of items similar to the targets, drawn with torch's seeded generator. Shape: (B, 1, q), q whole items."""
+        """Tokens of items similar to the targets, drawn with torch's seeded generator. Shape: (B, 1, q)."""
         assert self.nearest is not None
         draw = torch.rand(len(item), self.nearest.shape[1]).argsort(1)[:, : self.config.similar_items]
         neighbours = torch.from_numpy(self.nearest[item]).gather(1, draw)

@@ -7,8 +7,8 @@ Stage 2 of the paper, for i = 1..l with d_j the decoder's output at position j a
     s_i = MLP_s(sum_{j=0..i} d_j)          the state after it               [paper]
 
 Departures, each a setting: the input of a step may be the model's own token instead of the label, and carry the state
-[open: the literal recipe leaks the target into what it trains on]; labels may be balanced over the codes by Sinkhorn [open:
-the argmin collapses onto one code].
+[open: the literal recipe leaks the target into what it trains on]; labels may be balanced over the codes by Sinkhorn
+[open: the argmin collapses onto one code].
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ Choose = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor]
 class Thought:
     """Q reasoning paths of B histories, ready for their last position, which runs together with the item's tokens.
 
-    next_input (B, Q, D): the decoder's input at position l. hidden_sum (B, Q, D): d_0 + .. + d_{l-1}. states: s_0..s_{l-1},
-    each (B, Q, D). tokens: o_1..o_l, each (B, Q). logits: those each token was chosen from, each (B, Q, V).
+    next_input (B, Q, D): the decoder's input at position l. hidden_sum (B, Q, D): d_0 + .. + d_{l-1}.
+    states: s_0..s_{l-1}, each (B, Q, D). tokens: o_1..o_l, each (B, Q). logits: those each token was chosen from, each (B, Q, V).
     """
 
     next_input: torch.Tensor
@@ -45,7 +45,7 @@ class Thought:
 
 
 def think(network: StreamRec, memory: Memory, start_token: int, steps: int, choose: Choose, paths: int = 1) -> Thought:
-    """Runs positions 0..l-1 and chooses o_1..o_l. For a fed-back state alone the chosen token is ignored by the input."""
+    """Runs positions 0..l-1 and chooses o_1..o_l. Where the state alone is fed back, the input ignores the token."""
     t5, heads = network.t5, network.heads
     batch, device = memory.mask.shape[0], memory.mask.device
     start = torch.full((batch, paths), start_token, dtype=torch.int64, device=device)
@@ -114,7 +114,7 @@ def residual_label(
 
 
 def sinkhorn(scores: torch.Tensor, sharpness: float = 20.0, rounds: int = 5) -> torch.Tensor:
-    """Assignment of a batch to codes with near equal use of every code (Sinkhorn-Knopp). Shape: (B, R) -> (B, R), rows sum to 1.
+    """Assignment of a batch to codes with near equal use of every code (Sinkhorn-Knopp). (B, R) -> (B, R), rows sum to 1.
 
     The scores are scaled to unit spread first, so that `sharpness` has no unit.
     """

@@ -1,4 +1,4 @@
-"""The five rewards of stage 3 [paper names them in one line each; the formulas are open]. All shapes (B, G) -> (B, G)."""
+"""The five rewards of stage 3 [paper: names them in one line each; open: the formulas]. Each answers with (B, G)."""
 
 from __future__ import annotations
 
@@ -22,12 +22,15 @@ def similarity_reward(state: torch.Tensor, target: torch.Tensor) -> torch.Tensor
 
 
 def likelihood_reward(with_reasoning: torch.Tensor, without: torch.Tensor) -> torch.Tensor:
-    """R = sigmoid(log P(target | x, o) - log P(target | x))   [paper: with against without; open: sigmoid]. Shapes: (B, G), (B,)."""
+    """R = sigmoid(log P(target | x, o) - log P(target | x))   [paper: with against without; open: sigmoid].
+
+    Shapes: (B, G), (B,).
+    """
     return torch.sigmoid(with_reasoning - without.unsqueeze(1))
 
 
 def rank_reward(dense_logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """R = 1 / rank of the target under the state   [paper: rank among negatives; open: among the batch's other targets].
+    """R = 1 / rank of the target under the state   [paper: among negatives; open: these are the batch's other targets].
 
     Shapes: dense_logits (B, G, B) of the state against every target of the batch, target (B,) int64 item rows (equal
     items are no negatives of each other).

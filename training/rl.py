@@ -1,7 +1,8 @@
-"""Stage 3: reinforcement learning by GRPO on sampled reasoning [paper: five rewards, group-relative, clipped, KL to stage 2].
+"""Stage 3: reinforcement learning by GRPO on sampled reasoning.
 
-[open]: one update per group of rollouts; an anchor keeps the likelihood of the target, with and without reasoning, because
-without it the policy drifts off and the direct path that the likelihood reward compares with is no longer trained.
+[paper]: five rewards, group-relative advantages, clipped ratio, KL to stage 2.
+[open]: one update per group of rollouts; an anchor keeps the likelihood of the target, with and without reasoning,
+because without it the policy drifts off and the direct path that the likelihood reward compares with is no longer trained.
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ from training.workspace import Workspace
 class Rollout:
     """G sampled outputs of B histories.
 
-    reasoning (B, G, l) and item (B, G, M): the tokens. log_probs (B, G, l + M): of each under the policy that sampled it.
-    rewards: per name (B, G).
+    reasoning (B, G, l) and item (B, G, M): the tokens. log_probs (B, G, l + M): of each under the policy that sampled
+    it. rewards: per name (B, G).
     """
 
     reasoning: torch.Tensor
@@ -36,7 +36,7 @@ class Rollout:
 
 @torch.no_grad()
 def sample(work: Workspace, memory: Memory, row: torch.Tensor, steps: int, config: RlConfig) -> Rollout:
-    """Samples `config.group` outputs per history, item tokens without the trie, and rewards them. row: (B,) the targets."""
+    """Samples `config.group` outputs per history, without the trie, and rewards them. row: (B,) int64, the targets."""
     network = work.network
     lo, hi = work.vocabulary.reasoning_range
     thought = think(network, memory, work.vocabulary.start_tokens[steps], steps,

@@ -1,9 +1,9 @@
 """Stage 2: supervised fine-tuning on reasoning made by iterative inference (see `training.reasoning`).
 
-    Y = [o_1 .. o_l ; target];   L = NLL(Y) + state loss at every step + quantization + preference      [paper: the four]
+    Y = [o_1 .. o_l ; target];   L = NLL(Y) + state loss at every step + quantization + preference     [paper: the four]
 
-[open], and why: every step trains l = 0 and one l > 0 on one encoder pass (drawing l at random alone costs l = 0 10-15%);
-the labels are made with the current weights; the input is the model's own token, as it will be when serving.
+[open], and why: every step trains l = 0 and one l > 0 on one encoder pass (drawing l at random alone costs l = 0
+10-15%); the labels are made with the current weights; the input is the model's own token, as it will be when serving.
 """
 
 from __future__ import annotations
@@ -69,9 +69,9 @@ class SftStep:
                 torch.stack([self.state_loss(s[:, 0], vectors, item) for s in states]).mean(),
             )
         if self.reference is not None:
-            pair = preference(*self.log_probs(network, memory, thought, target, direct_logits, logits),
-                              *self.reference_log_probs(histories, thought, target), config.preference_beta)  # fmt: skip
-            add("preference", config.preference_weight, pair)
+            now = self.log_probs(network, memory, thought, target, direct_logits, logits)
+            before = self.reference_log_probs(histories, thought, target)
+            add("preference", config.preference_weight, preference(*now, *before, config.preference_beta))
         return total, terms
 
     def state_loss(self, state: torch.Tensor, vectors: torch.Tensor, item: torch.Tensor) -> torch.Tensor:

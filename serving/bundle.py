@@ -99,13 +99,12 @@ class Bundle:
                     f"The model knows {config.vocab_size} tokens and the vocabulary {vocabulary.size}. {FRESH_LINE}"
                 )
             network = StreamRec(config, len(catalogue), settings.step_form)
+            name, accuracy = manifest["name"], manifest["accuracy"]
             network.t5.load_state_dict(load_file(folder / "model/model.safetensors"))
             network.heads.load_state_dict(load_file(folder / "heads.safetensors"))
         except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError, OSError) as error:
             raise BundleError(f"The bundle {folder} does not fit together ({error}). {FRESH_LINE}") from error
-        return Bundle(
-            manifest["name"], version, vocabulary, settings, network.eval(), catalogue, manifest["accuracy"], folder
-        )
+        return Bundle(name, version, vocabulary, settings, network.eval(), catalogue, accuracy, folder)
 
 
 def search_settings(vocabulary: Vocabulary, settings: BundleSettings) -> SearchSettings:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import sys
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from serving.bundle import Bundle
 from serving.errors import ServingError
@@ -16,6 +19,8 @@ from training.loop import StorageError
 from training.pipeline import STAGES, RunError, run
 from training.prepare import read_data
 from training.shop import write_shop
+
+DISK_FULL = "The disk is full; free some space and run the same command again."
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -53,9 +58,14 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         return options.run(options) or 0
-    except (ValueError, OSError, RunError, StorageError, ServingError, FloatingPointError) as error:
-        print(f"streamrec: {error}", file=sys.stderr)
+    except (ValueError, OSError, RunError, StorageError, ServingError, FloatingPointError, SafetensorError) as error:
+        print(f"streamrec: {DISK_FULL if _disk_is_full(error) else error}", file=sys.stderr)
         return 2
+
+
+def _disk_is_full(error: Exception) -> bool:
+    """Whoever noticed it: Python says so by number, safetensors by the text."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error)
 
 
 def _run(options: argparse.Namespace) -> None:

@@ -56,6 +56,12 @@ class StageConfig:
     eval_every: int = 500
     checkpoint_every: int = 100
 
+    def __post_init__(self) -> None:
+        if min(self.batch_size, self.checkpoint_every) < 1 or min(self.steps, self.eval_every) < 0:
+            raise ConfigError(
+                "batch_size and checkpoint_every of a stage must be at least 1, steps and eval_every at least 0."
+            )
+
 
 @dataclass(frozen=True, slots=True)
 class PretrainConfig(StageConfig):
@@ -150,6 +156,18 @@ class RunConfig:
     rl: RlConfig = field(default_factory=RlConfig)
     evaluation: EvalConfig = field(default_factory=EvalConfig)
 
+    def __post_init__(self) -> None:
+        known = range(self.model.max_steps + 1)
+        if not self.evaluation.steps or not all(steps in known for steps in self.evaluation.steps):
+            raise ConfigError(
+                f"evaluation.steps must list numbers in 0..{self.model.max_steps}, the range of model.max_steps, "
+                f"not {list(self.evaluation.steps)}."
+            )
+        if not self.model.max_steps and (self.sft.steps or self.rl.steps):
+            raise ConfigError(
+                "With model.max_steps=0 there is no reasoning to train; set sft.steps=0 and rl.steps=0 too."
+            )
+
     def to_json(self) -> dict[str, Any]:
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
@@ -168,6 +186,8 @@ def load_config(path: Path | None, overrides: list[str]) -> RunConfig:
             node = data
             for parent in parents:
                 node = node.setdefault(parent, {})
+                if not isinstance(node, dict):
+                    raise ConfigError(f"--set {override}: {parent} holds the value {node!r} already, not settings.")
             node[last] = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"The configuration is not valid YAML: {str(error).splitlines()[0]}.") from error

@@ -77,7 +77,7 @@ def measure(
     dense_weight: float = 0.0,
     exclude_seen: bool = False,
 ) -> tuple[dict[str, Any], np.ndarray]:
-    """A row of a table (`steps`, `users`, recall and NDCG at 5 and 10, `beam`, `seconds`) and the ranked items (U, 10)."""
+    """A row of a table (`steps`, `users`, recall and NDCG at 5 and 10, `beam`, `seconds`), and ranked items (U, 10)."""
     started = time.perf_counter()
     ranked = rank_items(network, item_tokens, vocabulary, settings, histories,
                         steps=steps, beam=beam, dense_weight=dense_weight, exclude_seen=exclude_seen)  # fmt: skip
@@ -181,7 +181,7 @@ def _unseen(histories: Sequence[np.ndarray], items: int) -> torch.Tensor:
 def evaluate_bundle(
     bundle: Bundle, data: Dataset, steps: Sequence[int], split: str, beam: int, users: int, exclude_seen: bool
 ) -> Iterator[dict[str, Any]]:
-    """One row per number of steps for a bundle on a data folder, leave-one-out. Raises DataError where items differ."""
+    """One row per number of steps for a bundle on a data folder, leave-one-out. DataError where the items differ."""
     rows = [bundle.catalogue.row(item_id) for item_id in data.items.item_ids]
     if None in rows:
         missing = data.items.item_ids[rows.index(None)]
@@ -197,6 +197,6 @@ def evaluate_bundle(
     histories, target = [to_row[history] for history in histories], to_row[target]
     tokens = torch.from_numpy(bundle.catalogue.tokens.astype(np.int64))
     for number in steps:
-        row, _ = measure(bundle.network, tokens, bundle.vocabulary, bundle.settings, histories, target,
-                         steps=number, beam=beam, dense_weight=bundle.dense_weight, exclude_seen=exclude_seen)  # fmt: skip
+        row, _ = measure(bundle.network, tokens, bundle.vocabulary, bundle.settings, histories, target, steps=number,
+                         beam=beam, dense_weight=bundle.dense_weight, exclude_seen=exclude_seen)  # fmt: skip
         yield row | {"split": split}

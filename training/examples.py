@@ -66,7 +66,7 @@ def batch_at(examples: Examples, batch_size: int, seed: int, step: int) -> np.nd
     return _cached_epoch(examples, batch_size, seed, epoch)[place]
 
 
-_EPOCH: dict[tuple[int, int, int, int], list[np.ndarray]] = {}
+_EPOCH: dict[tuple[int, int, int, int], tuple[Examples, list[np.ndarray]]] = {}
 
 
 def _cached_epoch(examples: Examples, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
@@ -74,8 +74,9 @@ def _cached_epoch(examples: Examples, batch_size: int, seed: int, epoch: int) ->
     key = (id(examples), batch_size, seed, epoch)
     if key not in _EPOCH:
         _EPOCH.clear()
-        _EPOCH[key] = epoch_batches(examples, batch_size, seed, epoch)
-    return _EPOCH[key]
+        # the examples are kept with their batches: an id may be given again once its object is gone
+        _EPOCH[key] = examples, epoch_batches(examples, batch_size, seed, epoch)
+    return _EPOCH[key][1]
 
 
 def nearest_items(embedding: np.ndarray, count: int) -> np.ndarray:

@@ -85,9 +85,9 @@ def model_card(work: Workspace, data: Dataset, accuracy: list[dict[str, Any]], s
     causal = ""
     if model.attention == "causal-by-item":
         causal = (
-            "\nThe encoder is causal by item: position p (0-based) belongs to item p // tokens_per_item, and a token sees "
-            "only positions whose item number is not larger than its own. Add minus infinity to the other attention "
-            "scores.\n"
+            "\nThe encoder is causal by item: position p (0-based) belongs to item p // tokens_per_item, and a token "
+            "sees only positions whose item number is not larger than its own. Add minus infinity to the other "
+            "attention scores.\n"
         )
     return f"""# {config.name}
 
@@ -96,7 +96,8 @@ reasoning tokens and then an item's tokens. Made by streamrec after "Slow Thinki
 (arXiv 2504.09627).
 
 ## Data
-{data.name}: {len(data.user_ids)} users, {len(data.items)} items, {len(data.sequence)} interactions, split {config.split}.
+{data.name}: {len(data.user_ids)} users, {len(data.items)} items, {len(data.sequence)} interactions, split
+{config.split}.
 Licence of the data: {config.licence}.
 
 ## Method

@@ -29,7 +29,7 @@ class Thought:
     """Q reasoning paths of B histories, ready for their last position, which runs together with the item's tokens.
 
     next_input (B, Q, D): the decoder's input at position l. hidden_sum (B, Q, D): d_0 + .. + d_{l-1}.
-    states: s_0..s_{l-1}, each (B, Q, D). tokens: o_1..o_l, each (B, Q). logits: those each token was chosen from, each (B, Q, V).
+    states: s_0..s_{l-1}, each (B, Q, D). tokens: o_1..o_l, each (B, Q); logits: what they were chosen from, (B, Q, V).
     """
 
     next_input: torch.Tensor
@@ -114,8 +114,9 @@ def residual_label(
 
 
 def sinkhorn(scores: torch.Tensor, sharpness: float = 20.0, rounds: int = 5) -> torch.Tensor:
-    """Assignment of a batch to codes with near equal use of every code (Sinkhorn-Knopp). (B, R) -> (B, R), rows sum to 1.
+    """Assignment of a batch to codes with near equal use of every code (Sinkhorn-Knopp).
 
+    Shape: (B, R) -> (B, R), rows sum to 1.
     The scores are scaled to unit spread first, so that `sharpness` has no unit.
     """
     plan = (scores - scores.mean()) / (scores.std() + 1e-9) * (sharpness / 4)

@@ -2,7 +2,7 @@
 
 [paper]: five rewards, group-relative advantages, clipped ratio, KL to stage 2.
 [open]: one update per group of rollouts; an anchor keeps the likelihood of the target, with and without reasoning,
-because without it the policy drifts off and the direct path that the likelihood reward compares with is no longer trained.
+because without it the policy drifts off and the direct path that the likelihood reward compares with goes untrained.
 """
 
 from __future__ import annotations

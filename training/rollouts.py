@@ -37,15 +37,15 @@ class Rollout:
 @torch.no_grad()
 def sample(work: Workspace, memory: Memory, row: torch.Tensor, steps: int, config: RlConfig) -> Rollout:
     """Samples `config.group` outputs per history, without the trie, and rewards them. row: (B,) int64, the targets."""
-    network = work.network
+    network, temperature = work.network, work.settings.temperature
     lo, hi = work.vocabulary.reasoning_range
     thought = think(network, memory, work.vocabulary.start_tokens[steps], steps,
-                    lambda _, logits, __: _draw(logits[..., lo:hi]) + lo, paths=config.group)  # fmt: skip
+                    lambda _, logits, __: _draw(logits[..., lo:hi] / temperature) + lo, paths=config.group)  # fmt: skip
     batch, levels = len(row), work.item_tokens.shape[1]
     item = torch.zeros(batch, config.group, levels, dtype=torch.int64)
     for level in range(levels):
         logits, state = answer(network, memory, thought, item)
-        item[..., level] = _draw(logits[:, :, level])
+        item[..., level] = _draw(logits[:, :, level] / temperature)
     reasoning = torch.stack(thought.tokens, -1) if steps else item[..., :0]
     log_probs = _log_probs(work, thought, logits, reasoning, item)
     return Rollout(reasoning, item, log_probs, _rewards(work, memory, thought, item, state, row))

@@ -18,7 +18,7 @@ from training.prepare import Split
 
 @dataclass(slots=True)
 class Workspace:
-    """item_tokens: (I, M) int64. embedding: (I, E) float32, what 'similar items' compares. similar: see stage 1."""
+    """item_tokens: (I, M) int64. embedding: (I, E) float32, what stage 1 compares items by."""
 
     config: RunConfig
     split: Split

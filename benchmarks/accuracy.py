@@ -1,4 +1,4 @@
-"""One command per question about accuracy: trains what is missing, measures on test once, writes JSON, prints the table.
+"""One command per question about accuracy: trains what is missing, measures on test, writes JSON, prints the table.
 
     stages    stage 1, 2 and 3 at several numbers of steps, beside a plain TIGER of the same size and number of steps
     encoder   a plain TIGER with T5's own encoder against one whose encoder is causal by item
@@ -24,7 +24,8 @@ import torch
 from benchmarks.common import ROOT, commit, record, table
 from training.config import RunConfig, load_config
 from training.data import Dataset, read_data
-from training.evaluate import measure, sample_users
+from training.evaluate import measure
+from training.export import choices
 from training.loop import load_checkpoint, read_meta
 from training.pipeline import make_split, run, tokenize
 from training.workspace import Workspace
@@ -32,9 +33,9 @@ from training.workspace import Workspace
 BEAM = 50
 COLUMNS = ["model", "steps", "dense_weight", "excluded", "recall@5", "recall@10", "ndcg@5", "ndcg@10", "minutes"]
 PROTOCOL = (
-    "Leave-one-out, test, full ranking, history of 20 items, beam 50; every row once with and once without the items of "
-    "the history excluded. Stages keep their best weights and dense_weight is chosen on validation NDCG@10 (seen items "
-    "not excluded). minutes: training time up to the row's weights, on one busy core."
+    "Leave-one-out, test, full ranking, history of 20 items, beam 50; every row once with and once without the items "
+    "of the history excluded. Stages keep their best weights by validation NDCG@10, and validation (nothing excluded) "
+    "chose steps and dense_weight of the deployed row. minutes: training time up to the row's weights, on one busy core."
 )
 
 
@@ -115,30 +116,28 @@ def measured(arm: str, work: Workspace, folder: Path, data: Dataset) -> Iterator
             continue
         load_checkpoint(folder / f"{stage}.best.safetensors", work.network, None)
         spent += read_meta(folder / f"{stage}.latest.safetensors")["seconds"] / 60
+        label = f"{arm}: {stage}" if arm == "slow" else arm
         for steps in work.config.evaluation.steps:
-            weights = [0.0]
-            if stage != "pretrain" and (best := best_dense_weight(work, steps)):
-                weights.append(best)
-            for weight in weights:
-                for excluded in (False, True):
-                    row, _ = measure(work.network, work.item_tokens, work.vocabulary, work.settings,
-                                     work.split.test_history, work.split.test_target,
-                                     steps=steps, beam=BEAM, dense_weight=weight, exclude_seen=excluded)  # fmt: skip
-                    label = f"{arm}: {stage}" if arm == "slow" else arm
-                    yield {"model": label, **row, "minutes": round(spent, 1)}
+            yield from test_rows(work, label, steps, 0.0, spent)
+    if work.config.sft.steps:
+        steps, weight = best_choice(work)
+        yield from test_rows(work, "slow: deployed", steps, weight, spent)
 
 
-def best_dense_weight(work: Workspace, steps: int) -> float:
-    """The weight of the dense score that validation likes best for this number of steps; 0 where none helps."""
-    evaluation = work.config.evaluation
-    histories, target = sample_users(work.split.valid_history, work.split.valid_target, evaluation.choice_users)
+def test_rows(work: Workspace, label: str, steps: int, dense_weight: float, minutes: float) -> Iterator[dict[str, Any]]:
+    """The test's two rows of one model, with and without seen items excluded."""
+    for excluded in (False, True):
+        row, _ = measure(
+            work.network, work.item_tokens, work.vocabulary, work.settings, work.split.test_history, work.split.test_target,
+            steps=steps, beam=BEAM, dense_weight=dense_weight, exclude_seen=excluded,
+        )  # fmt: skip
+        yield {"model": label, **row, "minutes": round(minutes, 1)}
 
-    def accuracy(weight: float) -> float:
-        row, _ = measure(work.network, work.item_tokens, work.vocabulary, work.settings, histories, target,
-                         steps=steps, beam=evaluation.beam, dense_weight=weight)  # fmt: skip
-        return row["ndcg@10"]
 
-    return max(evaluation.dense_weights, key=accuracy)
+def best_choice(work: Workspace) -> tuple[int, float]:
+    """Number of steps and weight of the dense score that validation likes best, as `export` chooses a bundle's defaults."""
+    best = max(choices(work), key=lambda row: row["ndcg@10"])
+    return best["steps"], best["dense_weight"]
 
 
 def code_of(work: Path, wanted: dict[str, list[str]]) -> dict[str, Any]:

@@ -99,19 +99,21 @@ def sample_users(
 
 
 @torch.no_grad()
-def validate(work: Workspace) -> dict[str, Any]:
+def validate(work: Workspace, reasons: bool = True) -> dict[str, Any]:
     """Validation while training: NDCG@10 per l, and per l > 0 the failure signs of `signs`.
 
-    "score" is the mean NDCG@10 over the measured l: one checkpoint has to serve them all.
+    "score", what a stage keeps its best weights by, is the mean over the measured l, for one checkpoint has to serve
+    them all; while a stage does not train answers after reasoning yet (`reasons` False), it is that of l = 0.
     """
     evaluation = work.config.evaluation
     histories, target = sample_users(work.split.valid_history, work.split.valid_target, evaluation.valid_users)
     result: dict[str, Any] = {}
-    for steps in evaluation.steps:
+    for steps in sorted({0, *evaluation.steps}):
         row, _ = measure(work.network, work.item_tokens, work.vocabulary, work.settings, histories, target,
                          steps=steps, beam=evaluation.beam)  # fmt: skip
         result[f"ndcg@10/l{steps}"] = row["ndcg@10"]
-    result["score"] = float(np.mean([result[f"ndcg@10/l{steps}"] for steps in evaluation.steps]))
+    judged = evaluation.steps if reasons else (0,)
+    result["score"] = float(np.mean([result[f"ndcg@10/l{steps}"] for steps in judged]))
     deepest = max(evaluation.steps)
     return result | signs(work, histories[:500], target[:500], deepest)
 

@@ -129,9 +129,8 @@ def tokenize(data: Dataset, split: Split, data_folder: Path, folder: Path, confi
 def train_stage(stage: str, work: Workspace, folder: Path, log: Log) -> Outcome:
     """Runs one of the three stages on `work.network`; it starts from what the stage before left there."""
     config = getattr(work.config, stage)
-    return run_stage(
-        stage, work.network, config, work.config.seed, folder, TRAINED[stage](work, config), lambda: validate(work), log
-    )
+    step, reasons = TRAINED[stage](work, config), stage != "pretrain"
+    return run_stage(stage, work.network, config, work.config.seed, folder, step, lambda: validate(work, reasons), log)
 
 
 @contextmanager

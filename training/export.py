@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from serving.bundle import Bundle, write_bundle
 from serving.catalogue import Catalogue
+from serving.errors import BundleError
+from serving.histories import history_tokens
 from training.data import Dataset
 from training.evaluate import measure, sample_users
 from training.workspace import Workspace
@@ -36,13 +39,36 @@ def export(work: Workspace, data: Dataset, tokenizer_folder: Path, bundle_folder
         for file in tokenizer_folder.iterdir():
             shutil.copyfile(file, folder / file.name)
 
-    return write_bundle(
-        bundle_folder,
-        bundle,
-        model_card=model_card(work, data, accuracy, stages),
-        write_tokenizer=write_tokenizer,
-        about=about,
+    card = model_card(work, data, accuracy, stages)
+    version = write_bundle(bundle_folder, bundle, model_card=card, write_tokenizer=write_tokenizer, about=about)
+    verify(bundle_folder)
+    return version
+
+
+@torch.no_grad()
+def verify(bundle_folder: Path) -> None:
+    """Opens the bundle as a stranger would, with transformers, and compares: raises BundleError where logits differ."""
+    from transformers import T5ForConditionalGeneration  # seconds to import, and only needed here
+
+    bundle = Bundle.load(bundle_folder)
+    if bundle.settings.attention != "bidirectional":
+        return  # transformers has no such encoder; the model card says how to build the mask
+    t5 = bundle.network.t5
+    tokens, mask = history_tokens(
+        [tuple(range(min(3, len(bundle.catalogue))))],
+        bundle.catalogue.tokens,
+        bundle.max_items,
+        bundle.settings.suffix_tokens,
     )
+    inputs = torch.tensor([[bundle.vocabulary.start_tokens[0], *bundle.catalogue.tokens[0, :-1].tolist()]])
+    at = torch.arange(inputs.shape[1])
+    bias = t5.decoder.position_bias(at, at).masked_fill(at[None, :] > at[:, None], float("-inf"))
+    memory = t5.memory(t5.encode(tokens, mask, "bidirectional", bundle.catalogue.tokens.shape[1]), mask)
+    ours = t5.logits(t5.decode(t5.shared(inputs), bias.unsqueeze(0), memory, None)[0])
+    theirs = T5ForConditionalGeneration.from_pretrained(bundle_folder / "model").eval()
+    expected = theirs(input_ids=tokens, attention_mask=mask.long(), decoder_input_ids=inputs).logits
+    if not torch.allclose(ours, expected, atol=1e-3, rtol=1e-3):
+        raise BundleError("transformers reads other logits from the bundle than streamrec; report this as a bug.")
 
 
 def choices(work: Workspace) -> list[dict[str, Any]]:

@@ -62,8 +62,6 @@ class RedisLink:
         task = asyncio.ensure_future(command(self.client))
         done, _ = await asyncio.wait({task}, timeout=self.limit)
         if not done:
-            await asyncio.sleep(0)
-        if not task.done():
             task.add_done_callback(_forget)
             self._fail()
             raise RedisDown("no answer in time")

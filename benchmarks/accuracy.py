@@ -35,7 +35,7 @@ COLUMNS = ["model", "steps", "dense_weight", "excluded", "recall@5", "recall@10"
 PROTOCOL = (
     "Leave-one-out, test, full ranking, history of 20 items, beam 50; every row once with and once without the items "
     "of the history excluded. Stages keep their best weights by validation NDCG@10, and validation (nothing excluded) "
-    "chose steps and dense_weight of the deployed row. minutes: training time up to the row's weights, on one busy core."
+    "chose steps and dense_weight of the deployed row. minutes: training up to the row's weights, one busy core."
 )
 
 
@@ -128,14 +128,15 @@ def test_rows(work: Workspace, label: str, steps: int, dense_weight: float, minu
     """The test's two rows of one model, with and without seen items excluded."""
     for excluded in (False, True):
         row, _ = measure(
-            work.network, work.item_tokens, work.vocabulary, work.settings, work.split.test_history, work.split.test_target,
+            work.network, work.item_tokens, work.vocabulary, work.settings,
+            work.split.test_history, work.split.test_target,
             steps=steps, beam=BEAM, dense_weight=dense_weight, exclude_seen=excluded,
         )  # fmt: skip
         yield {"model": label, **row, "minutes": round(minutes, 1)}
 
 
 def best_choice(work: Workspace) -> tuple[int, float]:
-    """Number of steps and weight of the dense score that validation likes best, as `export` chooses a bundle's defaults."""
+    """Steps and weight of the dense score that validation likes best, as `export` chooses a bundle's defaults."""
     best = max(choices(work), key=lambda row: row["ndcg@10"])
     return best["steps"], best["dense_weight"]
 

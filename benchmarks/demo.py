@@ -27,9 +27,7 @@ BEAM = 50
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.demo", description=__doc__)
-    parser.add_argument(
-        "--data", type=Path, default=ROOT / "runs/demo/shop", help="the bundle's shop"
-    )
+    parser.add_argument("--data", type=Path, default=ROOT / "runs/demo/shop", help="the bundle's shop")
     parser.add_argument("--bundle", type=Path, default=ROOT / "bundles/demo")
     options = parser.parse_args()
     code, started = commit(), time.perf_counter()
@@ -47,7 +45,8 @@ def main() -> None:
     print(table(rows, COLUMNS))
     record(ROOT / "benchmarks/results/demo.json", "python -m benchmarks.demo", [0], rows,
            minutes=round((time.perf_counter() - started) / 60, 1), version=bundle.version,
-           protocol="Shop of 4,000 users and 1,000 items, leave-one-out, test, seen items excluded, beam 50.", **code)  # fmt: skip
+           protocol="Shop of 4,000 users and 1,000 items, leave-one-out, test, seen items excluded, beam 50.",
+           **code)  # fmt: skip
 
 
 if __name__ == "__main__":

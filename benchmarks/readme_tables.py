@@ -1,7 +1,8 @@
 """Fills the README's tables from benchmarks/results/*.json, so that no figure in it is typed by hand.
 
-In the README, `<!-- table:NAME COLUMN COLUMN … -->` and `<!-- /table -->` enclose what this writes: the rows of
-results/NAME.json with those columns, and one line that says how they were made.
+In the README, `<!-- table:NAME COLUMN COLUMN … KEY=VALUE … -->` and `<!-- /table -->` enclose what this writes: the
+rows of results/NAME.json (of several, joined by `+`) with those columns, where every row that has a KEY has that
+VALUE, and a line per file that says how its rows were made.
 """
 
 from __future__ import annotations
@@ -26,15 +27,25 @@ def fill(text: str, results: Path = RESULTS) -> str:
 
 
 def _body(found: re.Match[str], results: Path) -> str:
-    path = results / f"{found['name']}.json"
+    runs = [_result(results / f"{name}.json") for name in found["name"].split("+")]
+    words = found["columns"].split()
+    columns = [word for word in words if "=" not in word]
+    wanted = dict(word.split("=", 1) for word in words if "=" in word)
+    rows = [row for run in runs for row in run["rows"] if _fits(row, wanted)]
+    unknown = [column for column in columns if not any(column in row for row in rows)]
+    if unknown:
+        raise SystemExit(f"No row of {found['name']} has a column {unknown[0]!r}; correct the README's marker.")
+    return f"{table(rows, columns)}\n\n{'<br>'.join(_made_by(run) for run in runs)}\n"
+
+
+def _result(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise SystemExit(f"The README wants a table of {path.name}, which does not exist; run its benchmark first.")
-    run: dict[str, Any] = json.loads(path.read_text())
-    columns = found["columns"].split()
-    unknown = [column for column in columns if not any(column in row for row in run["rows"])]
-    if unknown:
-        raise SystemExit(f"No row of {path.name} has a column {unknown[0]!r}; correct the README's marker.")
-    return f"{table(run['rows'], columns)}\n\n{_made_by(run)}\n"
+    return json.loads(path.read_text())
+
+
+def _fits(row: dict[str, Any], wanted: dict[str, str]) -> bool:
+    return all(str(row.get(key, value)).lower() == value for key, value in wanted.items())
 
 
 def _made_by(run: dict[str, Any]) -> str:

@@ -219,7 +219,7 @@ class Batcher(Generic[T, R]):
         while not batch and self._queue.length:
             for waiting in self._queue.oldest_group():
                 expired = waiting.deadline is not None and waiting.deadline <= now
-                if False:
+                if expired or waiting.future.done():
                     self._queue.discard(waiting)
                     _settle(waiting, error=DeadlineExceeded("The time budget ran out while waiting in the queue."))
                     continue

@@ -59,6 +59,7 @@ def main() -> int:
     parser.add_argument("question", choices=("stages", "encoder"))
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, help="where training lies; default runs/accuracy-NAME")
+    parser.add_argument("--out", type=Path, help="default benchmarks/results/QUESTION-NAME.json")
     parser.add_argument("--only", help="train and measure one arm, write no result")
     parser.add_argument("--config", type=Path)
     parser.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE")
@@ -76,9 +77,10 @@ def main() -> int:
     print(table(rows, COLUMNS))
     if not options.only:
         command = f"python -m benchmarks.accuracy {options.question} --data {options.data}"
+        command += f" --config {options.config}" if options.config else ""
         command += "".join(f" --set {entry}" for entry in options.set)
-        minutes = sum(json.loads(file.read_text())["minutes"] for file in sorted(work.glob("*/arm.json")))
-        record(ROOT / "benchmarks/results" / f"{options.question}-{name}.json", command, [config.seed], rows,
+        minutes = sum(json.loads((work / arm / "arm.json").read_text())["minutes"] for arm in wanted)
+        record(options.out or ROOT / f"benchmarks/results/{options.question}-{name}.json", command, [config.seed], rows,
                minutes=minutes, data=name, protocol=PROTOCOL, **code_of(work, wanted))  # fmt: skip
     return 0
 

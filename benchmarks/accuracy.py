@@ -25,7 +25,7 @@ from benchmarks.common import ROOT, commit, record, table
 from training.config import RunConfig, load_config
 from training.data import Dataset, read_data
 from training.evaluate import measure
-from training.export import choices
+from training.export import choose
 from training.loop import load_checkpoint, read_meta
 from training.pipeline import make_split, run, tokenize
 from training.workspace import Workspace
@@ -122,8 +122,8 @@ def measured(arm: str, work: Workspace, folder: Path, data: Dataset) -> Iterator
         for steps in work.config.evaluation.steps:
             yield from test_rows(work, label, steps, 0.0, spent)
     if work.config.sft.steps:
-        steps, weight = best_choice(work)
-        yield from test_rows(work, "slow: deployed", steps, weight, spent)
+        choice = choose(work)
+        yield from test_rows(work, "slow: deployed", choice.steps, choice.dense_weight, spent)
 
 
 def test_rows(work: Workspace, label: str, steps: int, dense_weight: float, minutes: float) -> Iterator[dict[str, Any]]:
@@ -135,12 +135,6 @@ def test_rows(work: Workspace, label: str, steps: int, dense_weight: float, minu
             steps=steps, beam=BEAM, dense_weight=dense_weight, exclude_seen=excluded,
         )  # fmt: skip
         yield {"model": label, **row, "minutes": round(minutes, 1)}
-
-
-def best_choice(work: Workspace) -> tuple[int, float]:
-    """Steps and weight of the dense score that validation likes best, as `export` chooses a bundle's defaults."""
-    best = max(choices(work), key=lambda row: row["ndcg@10"])
-    return best["steps"], best["dense_weight"]
 
 
 def code_of(work: Path, wanted: dict[str, list[str]]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +17,22 @@ from serving.errors import BundleError
 from serving.histories import history_tokens
 from training.data import Dataset
 from training.evaluate import measure, sample_users
+from training.metrics import ndcg_per_user, paired_bootstrap
 from training.workspace import Workspace
 
 
 def export(work: Workspace, data: Dataset, tokenizer_folder: Path, bundle_folder: Path, stages: dict[str, Any]) -> str:
     """Writes the bundle and returns its version. Validation NDCG@10 chooses `default_steps` and `dense_weight`."""
-    table = choices(work)
-    best = max(table, key=lambda row: row["ndcg@10"])
-    work.settings = replace(work.settings, default_steps=best["steps"], dense_weight=best["dense_weight"])
-    accuracy = [row | {"split": "valid"} for row in table if row["dense_weight"] == best["dense_weight"]]
+    choice = choose(work)
+    work.settings = replace(work.settings, default_steps=choice.steps, dense_weight=choice.dense_weight)
+    accuracy = [row | {"split": "valid"} for row in choice.table if row["dense_weight"] == choice.dense_weight]
     bundle = Bundle(work.config.name, "", work.vocabulary, work.settings, work.network, catalogue(work, data), accuracy)
     about = {
         "seed": work.config.seed,
         "data": data.name,
         "stages": stages,
         "config": work.config.to_json(),
-        "choices": table,
+        "choices": choice.table,
     }
 
     def write_tokenizer(folder: Path) -> None:
@@ -71,17 +71,42 @@ def verify(bundle_folder: Path) -> None:
         raise BundleError("transformers reads other logits from the bundle than streamrec; report this as a bug.")
 
 
-def choices(work: Workspace) -> list[dict[str, Any]]:
-    """Validation accuracy for every measured number of steps and every weight of the dense score."""
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What validation prefers, and `table`: a row per number of steps and dense weight that was tried."""
+
+    steps: int
+    dense_weight: float
+    table: list[dict[str, Any]]
+
+
+def choose(work: Workspace) -> Choice:
+    """Measures every number of steps with every weight of the dense score on validation, and chooses.
+
+    Thinking costs time at every request, so it has to show a gain: steps above 0 are chosen only where their NDCG@10
+    lies above that of 0 steps, each with its best weight, by more than chance (95% paired bootstrap over users).
+    """
     evaluation = work.config.evaluation
     histories, target = sample_users(work.split.valid_history, work.split.valid_target, evaluation.choice_users)
+    table: list[dict[str, Any]] = []
+    gains: dict[int, np.ndarray] = {}
+    best: dict[int, dict[str, Any]] = {}
     pairs = [(steps, weight) for steps in range(work.vocabulary.max_steps + 1) for weight in evaluation.dense_weights]
-    rows = []
     for steps, weight in tqdm(pairs, desc="choose", unit="setting", mininterval=1.0):
-        row, _ = measure(work.network, work.item_tokens, work.vocabulary, work.settings, histories, target,
-                         steps=steps, beam=evaluation.beam, dense_weight=weight)  # fmt: skip
-        rows.append(row)
-    return rows
+        row, ranked = measure(
+            work.network, work.item_tokens, work.vocabulary, work.settings, histories, target,
+            steps=steps, beam=evaluation.beam, dense_weight=weight,
+        )  # fmt: skip
+        table.append(row)
+        if steps not in best or row["ndcg@10"] > best[steps]["ndcg@10"]:
+            best[steps], gains[steps] = row, ndcg_per_user(ranked, target)
+    chosen = best[0]
+    for steps in range(1, work.vocabulary.max_steps + 1):
+        gain, low, high = paired_bootstrap(gains[steps], gains[0], seed=0)
+        best[steps] |= {"gain": round(gain, 5), "gain_low": round(low, 5), "gain_high": round(high, 5)}
+        if low > 0 and best[steps]["ndcg@10"] > chosen["ndcg@10"]:
+            chosen = best[steps]
+    return Choice(chosen["steps"], chosen["dense_weight"], table)
 
 
 def catalogue(work: Workspace, data: Dataset) -> Catalogue:
@@ -143,7 +168,8 @@ Full ranking, beam {config.evaluation.beam}, seen items not excluded, dense weig
 |---|---|---|
 {rows}
 
-Default: {work.settings.default_steps} steps, because that was best here. More steps are not promised to be better.
+Default: {work.settings.default_steps} steps. More than 0 are the default only where their gain on validation is more
+than chance.
 
 ## Limits
 It knows only the items of its catalogue, follows what people did in the training data with whatever bias that has, and

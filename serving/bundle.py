@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import textwrap
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -103,7 +104,8 @@ class Bundle:
             network.t5.load_state_dict(load_file(folder / "model/model.safetensors"))
             network.heads.load_state_dict(load_file(folder / "heads.safetensors"))
         except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError, OSError) as error:
-            raise BundleError(f"The bundle {folder} does not fit together ({error}). {FRESH_LINE}") from error
+            reason = textwrap.shorten(str(error), 300)  # torch writes a line per tensor
+            raise BundleError(f"The bundle {folder} does not fit together ({reason}). {FRESH_LINE}") from error
         return Bundle(name, version, vocabulary, settings, network.eval(), catalogue, accuracy, folder)
 
 

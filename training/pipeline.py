@@ -10,7 +10,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -68,14 +68,14 @@ def run(
         _write_json(folder / "statistics.json", statistics(data))
         if until == "prepare":
             return
-        log = Log(folder)
         work = tokenize(data, split, data_folder, folder, config)
         if until == "tokenize":
             return
         outcomes = {}
-        for stage in STAGES[STAGES.index("pretrain") : STAGES.index(until) + 1]:
-            if stage in TRAINED:
-                outcomes[stage] = train_stage(stage, work, folder, log)
+        with closing(Log(folder)) as log:
+            for stage in STAGES[STAGES.index("pretrain") : STAGES.index(until) + 1]:
+                if stage in TRAINED:
+                    outcomes[stage] = train_stage(stage, work, folder, log)
         if until == "export":
             summary = {
                 stage: {"seconds": round(o.seconds, 1), "best_step": o.best_step, **o.best}
@@ -84,7 +84,6 @@ def run(
             _write_json(folder / "stages.json", summary)
             version = export(work, data, folder / "tokenizer", bundle_folder, summary)
             print(f"Wrote {bundle_folder} ({version}). Serve it: python -m app serve --bundle {bundle_folder}")
-        log.close()
 
 
 def make_split(data: Dataset, config: RunConfig) -> Split:

@@ -1,0 +1,244 @@
+"""The bundle: what is written is what is read, and whatever does not fit is refused in one sentence that names it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors import safe_open
+
+from serving.bundle import Bundle, write_bundle
+from serving.errors import BundleError
+from tests.builders import tiny_bundle, tiny_model
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory) -> Path:
+    return tiny_bundle(
+        tmp_path_factory.mktemp("good") / "b", paths=2, merge="max", dense_weight=0.25, suffix_tokens=(1,)
+    )
+
+
+@pytest.fixture
+def copy(good, tmp_path) -> Path:
+    return Path(shutil.copytree(good, tmp_path / "b"))
+
+
+def manifest(folder: Path) -> dict:
+    return json.loads((folder / "bundle.json").read_text())
+
+
+def rewrite(folder: Path, **changes: object) -> None:
+    (folder / "bundle.json").write_text(json.dumps(manifest(folder) | changes))
+
+
+def reseal(folder: Path, name: str) -> None:
+    """Makes the manifest agree with a file that was changed."""
+    digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    rewrite(folder, files=manifest(folder)["files"] | {name: digest})
+
+
+def refused(folder: Path) -> str:
+    with pytest.raises(BundleError) as caught:
+        Bundle.load(folder)
+    message = str(caught.value)
+    assert "\n" not in message.strip() and len(message) < 1000
+    return message
+
+
+def test_round_trip(good):
+    made = tiny_model(paths=2, merge="max", dense_weight=0.25, suffix_tokens=(1,))
+    opened = Bundle.load(good)
+    assert (opened.name, opened.vocabulary, opened.settings) == (made.name, made.vocabulary, made.settings)
+    for name, tensor in made.network.state_dict().items():
+        assert torch.equal(tensor, opened.network.state_dict()[name]), name
+    assert not opened.network.training
+    ours, theirs = made.catalogue, opened.catalogue
+    assert (ours.item_ids, ours.titles, ours.categories) == (theirs.item_ids, theirs.titles, theirs.categories)
+    np.testing.assert_array_equal(ours.tokens, theirs.tokens)
+    np.testing.assert_array_equal(ours.popularity, theirs.popularity)
+    assert {k: v.tolist() for k, v in ours.subsets.items()} == {k: v.tolist() for k, v in theirs.subsets.items()}
+
+
+def test_the_folder_is_what_the_contract_says(good):
+    about = manifest(good)
+    assert about["format"] == 1 and about["tokens_per_item"] == 3
+    assert about["history"] == {"max_items": 6, "suffix_tokens": [1]}
+    assert about["reasoning"]["max_steps"] == 4 and len(about["reasoning"]["start_tokens"]) == 5
+    assert about["reasoning"]["default_steps"] == 2
+    assert about["score"]["temperature"] == 1.0 and about["score"]["dense_weight"] == 0.25
+    on_disk = {str(path.relative_to(good)) for path in good.rglob("*") if path.is_file()}
+    assert set(about["files"]) == on_disk - {"bundle.json"}
+    expected = {"model/config.json", "model/model.safetensors", "heads.safetensors", "catalogue.parquet", "README.md"}
+    assert expected <= on_disk and any(name.startswith("tokenizer/") for name in on_disk)
+    columns = {field.name: str(field.type) for field in pq.read_schema(good / "catalogue.parquet")}
+    assert columns["item_id"] == "string" and columns["tokens"].startswith("list<") and "int32" in columns["tokens"]
+    assert {"title", "categories", "popularity"} <= set(columns)
+    with safe_open(good / "model/model.safetensors", "pt") as file:
+        assert "shared.weight" in file.keys()
+
+
+def files_of_a_tiny_bundle() -> list[str]:
+    return ["README.md", "catalogue.parquet", "catalogues/small.json", "heads.safetensors", "model/config.json",
+            "model/model.safetensors", "tokenizer/tokenizer.json"]  # fmt: skip
+
+
+def test_the_list_of_files_below_is_whole(good):
+    assert sorted(manifest(good)["files"]) == files_of_a_tiny_bundle()
+
+
+@pytest.mark.parametrize("name", files_of_a_tiny_bundle())
+@pytest.mark.parametrize("where", [0.0, 0.5, 1.0])
+def test_one_changed_byte_in_any_file_is_refused_and_named(copy, name, where):
+    content = bytearray((copy / name).read_bytes())
+    content[int(where * (len(content) - 1))] ^= 1
+    (copy / name).write_bytes(content)
+    assert name in refused(copy)
+
+
+@pytest.mark.parametrize("name", files_of_a_tiny_bundle())
+def test_a_cut_or_missing_file_is_refused_and_named(copy, name):
+    content = (copy / name).read_bytes()
+    (copy / name).write_bytes(content[:-1])
+    assert name in refused(copy)
+    (copy / name).unlink()
+    assert name in refused(copy) and "missing" in refused(copy)
+
+
+def test_no_byte_of_the_manifest_can_change_unnoticed(copy, good):
+    """It has no hash of its own: a changed one is refused, or at least gives another version."""
+    before = Bundle.load(good).version
+    content = (copy / "bundle.json").read_bytes()
+    for place in range(0, len(content), max(1, len(content) // 40)):
+        changed = bytearray(content)
+        changed[place] ^= 1
+        (copy / "bundle.json").write_bytes(changed)
+        try:
+            assert Bundle.load(copy).version != before
+        except BundleError:
+            pass
+
+
+def test_a_newer_format_is_refused(copy):
+    rewrite(copy, format=2)
+    message = refused(copy)
+    assert "format 2" in message and "update" in message
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "3", "{}", '{"format": 1}', '{"format": 1, "name": "x", "files": []}']
+)
+def test_a_manifest_that_is_none_is_refused(copy, content):
+    (copy / "bundle.json").write_text(content)
+    assert "bundle.json" in refused(copy)
+
+
+def test_no_bundle_at_all_is_refused(tmp_path):
+    assert str(tmp_path / "nowhere") in refused(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("outside", ["../secret", "/etc/hostname", "model/../../secret"])
+def test_a_manifest_that_names_a_file_outside_is_refused(copy, outside):
+    (copy.parent / "secret").write_text("x")
+    rewrite(copy, files=manifest(copy)["files"] | {outside: hashlib.sha256(b"x").hexdigest()})
+    message = refused(copy)
+    assert "outside" in message and outside in message
+
+
+def test_a_link_that_leads_outside_is_refused(copy):
+    content = (copy / "README.md").read_bytes()
+    (copy.parent / "secret").write_bytes(content)
+    (copy / "README.md").unlink()
+    (copy / "README.md").symlink_to(copy.parent / "secret")
+    assert "outside" in refused(copy)
+
+
+@pytest.mark.parametrize(
+    "name", ["model/model.safetensors", "heads.safetensors", "catalogue.parquet", "model/config.json"]
+)
+def test_a_file_that_the_manifest_does_not_list_is_not_trusted(copy, name):
+    files = manifest(copy)["files"]
+    del files[name]
+    rewrite(copy, files=files)
+    assert name in refused(copy)
+
+
+@pytest.mark.parametrize("key", ["vocabulary", "history", "reasoning", "score", "encoder", "accuracy", "name", "files"])
+def test_a_manifest_without_a_part_is_refused(copy, key):
+    about = manifest(copy)
+    del about[key]
+    (copy / "bundle.json").write_text(json.dumps(about))
+    refused(copy)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("reasoning", "step_form", "dream"),
+        ("reasoning", "default_steps", 9),
+        ("score", "merge", "mean"),
+        ("encoder", "attention", "sideways"),
+        ("vocabulary", "codebook_sizes", [6, 5, 5]),
+        ("vocabulary", "codebook_sizes", [6, 9]),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(copy, section, key, value):
+    about = manifest(copy)
+    about[section][key] = value
+    (copy / "bundle.json").write_text(json.dumps(about))
+    refused(copy)
+
+
+def test_weights_of_another_shape_are_refused_even_with_the_right_hash(copy, tmp_path):
+    other = tiny_bundle(tmp_path / "other", width=24)
+    shutil.copy(other / "heads.safetensors", copy / "heads.safetensors")
+    reseal(copy, "heads.safetensors")
+    assert "fit" in refused(copy)
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"\x80\x04K\x01."])  # the last is a pickle: it must never be opened
+@pytest.mark.parametrize("name", ["model/model.safetensors", "heads.safetensors", "catalogue.parquet"])
+def test_garbage_with_the_right_hash_is_refused(copy, name, content):
+    (copy / name).write_bytes(content)
+    reseal(copy, name)
+    refused(copy)
+
+
+def test_a_subset_with_an_unknown_item_is_refused_and_named(copy):
+    (copy / "catalogues/small.json").write_text('["i0", "nobody"]')
+    reseal(copy, "catalogues/small.json")
+    assert "small" in refused(copy)
+
+
+def test_the_version_follows_the_content(copy, good, tmp_path):
+    first = Bundle.load(good).version
+    assert first.startswith("tiny-") and Bundle.load(copy).version == first
+    (copy / "README.md").write_text("# changed\n")
+    reseal(copy, "README.md")
+    assert Bundle.load(copy).version != first
+
+
+def test_writing_over_a_bundle_replaces_all_of_it(copy):
+    (copy / "left-over.txt").write_text("old")
+    before = Bundle.load(copy).version
+    tiny_bundle(copy, seed=1)
+    assert Bundle.load(copy).version != before
+    assert not (copy / "left-over.txt").exists()
+    assert [path.name for path in copy.parent.iterdir()] == [copy.name]
+
+
+def test_a_failed_write_leaves_the_old_bundle_whole(copy):
+    before = Bundle.load(copy).version
+
+    def fail(folder: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError):
+        write_bundle(copy, tiny_model(seed=1), model_card="", write_tokenizer=fail)
+    assert Bundle.load(copy).version == before

@@ -1,0 +1,92 @@
+"""Settings: defaults, file and overrides in this order; whatever is wrong is named."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from training.config import ConfigError, RunConfig, load_config
+
+
+def test_nothing_given_is_the_defaults():
+    assert load_config(None, []) == RunConfig()
+
+
+def test_overrides_win_over_the_file_and_the_file_over_the_defaults(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("seed: 7\nsft: {steps: 10, lr: 1e-4}\nevaluation:\n  steps: [0, 1]\n")
+    config = load_config(file, ["sft.steps=20", "tokenizer.rqvae.levels=4", "model.step_form=token", "rl.lr=3e-5"])
+    assert (config.seed, config.sft.steps, config.sft.lr, config.evaluation.steps) == (7, 20, 1e-4, (0, 1))
+    assert (config.tokenizer.rqvae.levels, config.model.step_form, config.rl.lr) == (4, "token", 3e-5)
+    untouched = dataclasses.replace(config.sft, steps=RunConfig().sft.steps, lr=RunConfig().sft.lr)
+    assert untouched == RunConfig().sft
+
+
+def test_an_empty_file_is_the_defaults(tmp_path):
+    (tmp_path / "c.yaml").write_text("# nothing\n")
+    assert load_config(tmp_path / "c.yaml", []) == RunConfig()
+
+
+def test_every_setting_survives_json():
+    config = load_config(None, ["evaluation.dense_weights=[0,0.5]"])
+    stored = config.to_json()
+    assert stored["evaluation"]["dense_weights"] == [0.0, 0.5]
+    assert set(stored) == {field.name for field in dataclasses.fields(RunConfig)}
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("sft.stepz=3", ["sft.stepz", "steps"]),
+        ("nonsense=3", ["nonsense"]),
+        ("tokenizer.rqvae.level=3", ["tokenizer.rqvae.level", "levels"]),
+        ("sft.steps=many", ["sft.steps", "int", "many"]),
+        ("sft.steps=1.5", ["sft.steps", "int"]),
+        ("sft.steps=true", ["sft.steps", "int"]),
+        ("sft.lr=fast", ["sft.lr", "float", "fast"]),
+        ("sft.balanced=1", ["sft.balanced", "bool"]),
+        ("sft.inputs=guess", ["sft.inputs", "label, own", "guess"]),
+        ("evaluation.steps=4", ["evaluation.steps", "list"]),
+        ("evaluation.steps=[0,two]", ["evaluation.steps", "two"]),
+        ("evaluation.steps=[0,9]", ["evaluation.steps", "model.max_steps"]),
+        ("evaluation.steps=[]", ["evaluation.steps"]),
+        ("model.max_steps=0", ["evaluation.steps", "model.max_steps"]),
+        ("sft=3", ["sft", "keys and values"]),
+        ("sft.steps", ["sft.steps", "key=value"]),
+        ("sft.checkpoint_every=0", ["checkpoint_every"]),
+        ("rl.batch_size=0", ["batch_size"]),
+        ("sft.steps=[1", ["YAML"]),
+        ("tokenizer.rqvae.codes=0", ["codes"]),
+    ],
+)
+def test_a_wrong_setting_is_named_in_one_line(override, words):
+    with pytest.raises(ValueError) as caught:
+        load_config(None, [override])
+    message = str(caught.value)
+    assert all(word in message for word in words), message
+    assert "\n" not in message
+
+
+def test_two_overrides_that_contradict_each_other_are_named():
+    with pytest.raises(ConfigError, match="sft"):
+        load_config(None, ["sft=3", "sft.steps=4"])
+
+
+@pytest.mark.parametrize("content", ["- a list\n", "sft: 3\n", "{", "sft:\n  steps: {a: 1}\n"])
+def test_a_file_of_another_form_is_refused(tmp_path, content):
+    (tmp_path / "c.yaml").write_text(content)
+    with pytest.raises(ConfigError):
+        load_config(tmp_path / "c.yaml", [])
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="nowhere.yaml"):
+        load_config(tmp_path / "nowhere.yaml", [])
+
+
+def test_without_reasoning_only_stage_1_may_train():
+    plain = ["model.max_steps=0", "evaluation.steps=[0]"]
+    with pytest.raises(ConfigError, match="sft.steps=0"):
+        load_config(None, plain)
+    assert load_config(None, [*plain, "sft.steps=0", "rl.steps=0"]).model.max_steps == 0

@@ -1,0 +1,184 @@
+"""Evaluation: the serving search against brute force, the signs of failing, and the command's lines."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from serving.reference import score_all_items
+from tests.builders import tiny_bundle, tiny_model
+from tests.training.small import small_config, small_workspace
+from training.__main__ import main
+from training.evaluate import exists, measure, rank_items, sample_users, signs, unparsable_share, validate
+
+HISTORIES = [np.array(h, dtype=np.int32) for h in ([1, 2, 3], [4], [9, 8, 7, 6, 5, 4, 3, 2], [11, 1])]
+
+
+def ranked(bundle, **options) -> np.ndarray:
+    tokens = torch.from_numpy(bundle.catalogue.tokens.astype(np.int64))
+    return rank_items(bundle.network, tokens, bundle.vocabulary, bundle.settings, HISTORIES, **options)
+
+
+@pytest.mark.parametrize("dense", [0.0, 0.8])
+def test_the_ranking_is_that_of_brute_force(dense):
+    bundle = tiny_model(14, seed=3, suffix_tokens=(1,))
+    found = ranked(bundle, steps=0, beam=64, dense_weight=dense, batch_size=3)
+    for row, history in enumerate(HISTORIES):
+        scores = score_all_items(bundle, tuple(history.tolist()), (), dense)
+        np.testing.assert_allclose(scores[found[row]], np.sort(scores)[::-1][:10], atol=1e-4)
+
+
+def test_seen_items_are_excluded_before_the_beam_is_cut():
+    bundle = tiny_model(14, seed=3)
+    found = ranked(bundle, steps=2, beam=64, exclude_seen=True)
+    for row, history in enumerate(HISTORIES):
+        left = set(range(14)) - set(history.tolist())
+        real = found[row][found[row] >= 0]
+        assert len(set(real.tolist())) == len(real) == min(10, len(left))  # the third user has 6 left: the rest is -1
+        assert set(real.tolist()) <= left
+    assert set(ranked(bundle, steps=2, beam=64)[0].tolist()) & {1, 2, 3}
+
+
+def test_a_row_of_a_table_by_hand():
+    bundle = tiny_model(14, seed=3)
+    best = ranked(bundle, steps=2, beam=64)
+    target = np.array([best[0, 0], best[1, 1], best[2, 7], -2 % 14])
+    target[3] = next(item for item in range(14) if item not in best[3])
+    tokens = torch.from_numpy(bundle.catalogue.tokens.astype(np.int64))
+    row, again = measure(
+        bundle.network, tokens, bundle.vocabulary, bundle.settings, HISTORIES, target, steps=2, beam=64
+    )
+    np.testing.assert_array_equal(again, best)
+    assert (row["steps"], row["users"], row["beam"]) == (2, 4, 64) and row["seconds"] >= 0
+    # places 1, 2, 8 and none
+    assert (row["recall@5"], row["recall@10"]) == (0.5, 0.75)
+    assert row["ndcg@5"] == pytest.approx((1 + 1 / math.log2(3)) / 4, abs=1e-5)
+    assert row["ndcg@10"] == pytest.approx((1 + 1 / math.log2(3) + 1 / math.log2(9)) / 4, abs=1e-5)
+
+
+def test_the_same_users_are_drawn_every_time():
+    histories, target = [np.array([i]) for i in range(50)], np.arange(50)
+    chosen, wanted = sample_users(histories, target, 20)
+    again, _ = sample_users(histories, target, 20)
+    assert [h[0] for h in chosen] == wanted.tolist() == [h[0] for h in again]
+    assert len(set(wanted.tolist())) == 20 and wanted.tolist() != sorted(wanted.tolist())
+
+
+def test_what_exists_and_what_does_not():
+    items = torch.tensor([[10, 20], [10, 21], [12, 20]])
+    written = torch.tensor([[[10, 20], [12, 21]], [[21, 10], [0, 0]], [[12, 20], [500, 20]]])
+    assert exists(written, items).tolist() == [[True, False], [False, False], [True, False]]
+
+
+def test_signs_of_a_model_that_collapsed_onto_one_code():
+    work = small_workspace(small_config("model.step_form=token"))
+    histories, target = work.split.valid_history, work.split.valid_target
+    with torch.no_grad():
+        for name, weight in work.network.t5.named_parameters():
+            if name.endswith("EncDecAttention.o.weight"):
+                weight.mul_(30)  # histories decide, so that tokens differ between users
+    healthy = signs(work, histories, target, 2)
+    assert set(healthy) == {"entropy/1", "entropy/2", "cosine/0", "cosine/1", "cosine/2", "unparsable"}
+    lo, hi = work.vocabulary.reasoning_range
+    assert 0 < healthy["entropy/1"] <= math.log(hi - lo)
+    with torch.no_grad():
+        shared = work.network.t5.shared.weight
+        shared[lo:hi] = shared[lo].clone()  # equal codes: the argmax is always the first
+    collapsed = signs(work, histories, target, 2)
+    assert collapsed["entropy/1"] == collapsed["entropy/2"] == 0
+    assert all(-1 <= collapsed[f"cosine/{i}"] <= 1 for i in range(3))
+
+
+def test_the_share_of_unparsable_outputs_falls_when_every_output_is_an_item():
+    config = small_config()
+    work = small_workspace(config)
+    histories, target = work.split.valid_history, work.split.valid_target
+    assert signs(work, histories, target, 0)["unparsable"] > 0.5  # random weights write codes of any level anywhere
+    everything = torch.cartesian_prod(*[torch.arange(work.vocabulary.size)] * 3)
+    work.item_tokens = everything  # now whatever it writes is an item
+    memory = work.network.t5.memory(torch.randn(5, 4, 16), torch.ones(5, 4, dtype=torch.bool))
+    with torch.no_grad():
+        assert unparsable_share(work, memory, 2) == 0
+
+
+def test_validation_measures_every_l_and_scores_their_mean():
+    work = small_workspace(small_config())
+    found = validate(work)
+    assert found["score"] == pytest.approx((found["ndcg@10/l0"] + found["ndcg@10/l2"]) / 2)
+    work.network.train()
+    before = torch.get_rng_state()
+    assert validate(work) == found  # deterministic, in eval mode, and no random number is used up
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def write_data(folder, items: list[str], users: int = 6) -> None:
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    events = [f"u{u},{items[i]},{at}" for u in range(users) for at, i in enumerate(rng.permutation(len(items))[:5])]
+    (folder / "interactions.csv").write_text("\n".join(["user_id,item_id,timestamp", *events]) + "\n")
+
+
+def test_the_command_prints_a_line_per_number_of_steps(tmp_path, capsys):
+    write_data(tmp_path / "data", [f"i{row}" for row in range(40)])
+    tiny_bundle(tmp_path / "b", 40)
+    command = ["evaluate", "--bundle", str(tmp_path / "b"), "--data", str(tmp_path / "data"), "--beam", "12"]
+    assert main([*command, "--steps", "0,3"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["steps"] for row in rows] == [0, 3]
+    contract = {"steps", "users", "recall@5", "recall@10", "ndcg@5", "ndcg@10", "beam", "seconds"}
+    assert all(contract <= set(row) and (row["users"], row["beam"]) == (6, 12) for row in rows)
+    assert main([*command, "--users", "2", "--split", "valid", "--exclude-seen"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["steps"] for row in rows] == [0, 1, 2, 3, 4]  # all that the bundle knows
+    assert all((row["users"], row["split"], row["excluded"]) == (2, "valid", True) for row in rows)
+
+
+def test_the_command_finds_items_by_their_id_and_not_by_their_place(tmp_path, capsys):
+    """A bundle whose catalogue has another order than the data must rank the same things."""
+    names = [f"i{row}" for row in range(20)]
+    write_data(tmp_path / "data", names)
+    found = []
+    for file, order in (("items.jsonl", names), ("items.jsonl", names[::-1])):
+        (tmp_path / "data" / file).write_text("".join(json.dumps({"item_id": name}) + "\n" for name in order))
+        tiny_bundle(tmp_path / "b", 20)
+        assert (
+            main(["evaluate", "--bundle", str(tmp_path / "b"), "--data", str(tmp_path / "data"), "--steps", "1"]) == 0
+        )
+        row = json.loads(capsys.readouterr().out)
+        found.append({key: value for key, value in row.items() if key != "seconds"})
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("steps", "items", "words"),
+    [("0,9", 40, ["--steps", "0..4"]), ("two", 40, ["--steps", "two"]), ("0", 41, ["i40", "does not know"])],
+)
+def test_the_command_says_in_one_line_what_is_wrong(tmp_path, capsys, steps, items, words):
+    write_data(tmp_path / "data", [f"i{row}" for row in range(items)], users=40)
+    tiny_bundle(tmp_path / "b", 40)
+    command = ["evaluate", "--bundle", str(tmp_path / "b"), "--data", str(tmp_path / "data"), "--steps", steps]
+    assert main(command) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and len(captured.err.splitlines()) == 1
+    assert all(word in captured.err for word in words)
+
+
+def test_the_bundles_dense_weight_is_used(tmp_path, capsys):
+    write_data(tmp_path / "data", [f"i{row}" for row in range(40)])
+    tiny_bundle(tmp_path / "b", 40, dense_weight=0.5)
+    assert main(["evaluate", "--bundle", str(tmp_path / "b"), "--data", str(tmp_path / "data"), "--steps", "0"]) == 0
+    assert json.loads(capsys.readouterr().out)["dense_weight"] == 0.5
+
+
+def test_settings_of_the_bundle_reach_the_search():
+    bundle = tiny_model(14, seed=3)
+    shorter = replace(bundle.settings, max_items=2)
+    tokens = torch.from_numpy(bundle.catalogue.tokens.astype(np.int64))
+    long = rank_items(bundle.network, tokens, bundle.vocabulary, shorter, HISTORIES, steps=0, beam=64)
+    cut = rank_items(bundle.network, tokens, bundle.vocabulary, shorter, [h[-2:] for h in HISTORIES], steps=0, beam=64)
+    np.testing.assert_array_equal(long, cut)

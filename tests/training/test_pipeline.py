@@ -1,0 +1,225 @@
+"""The whole path from the command line: data in, a bundle that serves out, one sentence for whatever is in the way."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import gzip
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import T5ForConditionalGeneration
+
+from serving.bundle import Bundle
+from serving.engine import Engine
+from serving.types import Request
+from tests.training.shops import command, write_shop
+from training.__main__ import main
+from training.loop import StorageError, load_checkpoint, save_checkpoint
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """A folder with `shop` and the `bundle` that the whole command makes of it."""
+    folder = tmp_path_factory.mktemp("made")
+    write_shop(folder / "shop")
+    assert main(command("run", folder / "shop", folder / "bundle", "name=tiny shop", "licence=CC0")) == 0
+    return folder
+
+
+def fails(capsys, *arguments: str) -> str:
+    """Runs a command that must end with one sentence on stderr and exit code 2."""
+    capsys.readouterr()
+    assert main(list(arguments)) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("streamrec: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_the_bundle_answers_and_transformers_opens_it(made):
+    bundle = Bundle.load(made / "bundle")
+    assert bundle.name == "tiny shop" and len(bundle.catalogue) == 30
+    for steps in range(3):
+        request = Request((0, 1, 2), 5, 10, steps)
+        engine = Engine(bundle)
+        (answer,) = engine.search([request], engine.encode([request.history]))
+        assert len(set(answer.items)) == 5
+    T5ForConditionalGeneration.from_pretrained(made / "bundle/model")
+    card = (made / "bundle/README.md").read_text()
+    assert "tiny shop" in card and "CC0" in card and "bidirectional" not in card.split("## Method")[0]
+
+
+def test_the_bundle_says_what_was_measured_and_by_what_it_chose(made):
+    manifest = json.loads((made / "bundle/bundle.json").read_text())
+    assert [row["steps"] for row in manifest["accuracy"]] == [0, 1, 2]
+    assert all(row["split"] == "valid" for row in manifest["accuracy"])
+    choices = manifest["about"]["choices"]
+    assert {(row["steps"], row["dense_weight"]) for row in choices} == {(s, w) for s in range(3) for w in (0.0, 1.0)}
+    accuracy = {(row["steps"], row["dense_weight"]): row["ndcg@10"] for row in choices}
+    steps, weight = manifest["reasoning"]["default_steps"], manifest["score"]["dense_weight"]
+    assert accuracy[steps, weight] == max(accuracy[steps, other] for other in (0.0, 1.0))
+    assert accuracy[steps, weight] >= max(accuracy[0, other] for other in (0.0, 1.0))
+    assert set(manifest["about"]["stages"]) == {"pretrain", "sft", "rl"}
+    assert manifest["about"]["config"]["rl"]["steps"] == 20
+
+
+def test_the_log_holds_what_tells_how_a_stage_goes(made):
+    lines = [json.loads(line) for line in (made / "bundle.work/log.jsonl").read_text().splitlines()]
+    for stage in ("pretrain", "sft", "rl"):
+        measured = [line for line in lines if line["stage"] == stage]
+        assert [line["step"] for line in measured] == [0, 10, 20]
+        wanted = {"ndcg@10/l0", "ndcg@10/l2", "entropy/1", "entropy/2", "cosine/0", "cosine/2", "unparsable", "score"}
+        assert wanted <= set(measured[0])
+    assert list((made / "bundle.work/tensorboard").iterdir())
+    text = "".join(json.dumps(line) for line in lines)
+    assert '"u0"' not in text and '"i0"' not in text
+
+
+def test_popularity_counts_training_events_only(made):
+    bundle = Bundle.load(made / "bundle")
+    counts = dict.fromkeys(bundle.catalogue.item_ids, 0)
+    by_user: dict[str, list[str]] = {}
+    for line in (made / "shop/interactions.csv").read_text().splitlines()[1:]:
+        user, item, _ = line.split(",")
+        by_user.setdefault(user, []).append(item)
+    for items in by_user.values():
+        for item in items[:-2]:
+            counts[item] += 1
+    np.testing.assert_array_equal(bundle.catalogue.popularity, [counts[name] for name in bundle.catalogue.item_ids])
+
+
+def test_a_stage_that_is_done_is_not_done_again(made, capsys):
+    weights = made / "bundle.work/rl.latest.safetensors"
+    before = weights.stat().st_mtime_ns
+    assert main(command("rl", made / "shop", made / "bundle", "name=tiny shop", "licence=CC0")) == 0
+    assert weights.stat().st_mtime_ns == before
+
+
+def test_the_stages_one_by_one_end_where_the_whole_command_does(made, tmp_path):
+    for stage in ("prepare", "tokenize", "pretrain", "sft", "rl", "export"):
+        assert main(command(stage, made / "shop", tmp_path / "bundle")) == 0
+        assert (tmp_path / "bundle").exists() == (stage == "export")
+    for name in ("model/model.safetensors", "heads.safetensors", "catalogue.parquet"):
+        assert (tmp_path / "bundle" / name).read_bytes() == (made / "bundle" / name).read_bytes()
+
+
+def test_given_semantic_ids_are_used(made, tmp_path):
+    data = write_shop(tmp_path / "shop")
+    (data / "semantic_ids").mkdir()
+    codes = {f"i{i}": [f"<a_{i % 5}>", f"<b_{i // 5}>"] for i in range(30)}
+    (data / "semantic_ids/mine.json.gz").write_bytes(gzip.compress(json.dumps(codes).encode()))
+    settings = ("tokenizer.kind=given", "given_ids=mine", "pretrain.steps=1", "sft.steps=0", "rl.steps=0")
+    assert main(command("run", data, tmp_path / "b", *settings)) == 0
+    bundle = Bundle.load(tmp_path / "b")
+    assert bundle.vocabulary.codebook_sizes == (5, 6)
+    row = bundle.catalogue.row("i13")
+    assert (bundle.catalogue.tokens[row] - bundle.vocabulary.level_offsets).tolist() == [3, 2]
+
+
+def test_other_settings_or_other_data_do_not_go_into_a_used_folder(made, capsys):
+    message = fails(capsys, *command("run", made / "shop", made / "bundle", "sft.lr=0.5"))
+    assert "other data or settings" in message and "--out" in message
+    write_shop(made / "another")
+    message = fails(capsys, *command("run", made / "another", made / "bundle", "name=tiny shop", "licence=CC0"))
+    assert "other data or settings" in message
+
+
+def test_two_trainings_do_not_share_a_folder(made, tmp_path, capsys):
+    work = tmp_path / "b.work"
+    work.mkdir()
+    with (work / "lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        message = fails(capsys, *command("run", made / "shop", tmp_path / "b"))
+    assert "Another run is using" in message
+    assert [path.name for path in work.iterdir()] == ["lock"]  # nothing was touched
+
+
+def test_a_missing_column_an_unknown_item_and_a_bad_time_are_named_with_file_and_row(tmp_path, capsys):
+    data = write_shop(tmp_path / "shop")
+    table = data / "interactions.csv"
+    whole = table.read_text()
+    table.write_text(whole.replace("item_id", "article", 1))
+    assert "interactions.csv has no column item_id" in fails(capsys, *command("run", data, tmp_path / "b"))
+    table.write_text(whole + "u1,i2,yesterday\n")
+    row = len(whole.splitlines())
+    assert f"interactions.csv, row {row}: 'yesterday'" in fails(capsys, *command("run", data, tmp_path / "b"))
+    table.write_text(whole)
+    (data / "items.jsonl").write_text("".join(json.dumps({"item_id": f"i{i}"}) + "\n" for i in range(29)))
+    first = next(at for at, line in enumerate(whole.splitlines()) if ",i29," in line)
+    message = fails(capsys, *command("run", data, tmp_path / "b"))
+    assert f"interactions.csv, row {first}: item 'i29'" in message and "items.jsonl" in message
+
+
+def test_the_process_itself_ends_with_2_and_one_line(tmp_path):
+    data = write_shop(tmp_path / "shop")
+    (data / "interactions.csv").write_text("user_id,timestamp\nu1,1\n")
+    done = subprocess.run([sys.executable, "-m", "training", *command("run", data, tmp_path / "b")],
+                          cwd=ROOT, capture_output=True, text=True, timeout=60)  # fmt: skip
+    assert done.returncode == 2 and done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1 and "item_id" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_wrong_setting_ends_with_its_name(made, tmp_path, capsys):
+    assert "sft.stepz" in fails(capsys, *command("run", made / "shop", tmp_path / "b", "sft.stepz=1"))
+    assert not (tmp_path / "b.work").exists()
+
+
+def test_a_learning_rate_that_diverges_says_so(made, tmp_path, capsys):
+    message = fails(capsys, *command("run", made / "shop", tmp_path / "b", "pretrain.lr=1e30", "pretrain.warmup=0"))
+    assert "pretrain diverged" in message and "pretrain.lr" in message
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a file on an always full disk")
+def test_a_full_disk_stops_with_one_sentence_and_the_run_goes_on_once_there_is_room(made, tmp_path, capsys):
+    assert main(command("pretrain", made / "shop", tmp_path / "b")) == 0
+    done = (tmp_path / "b.work/pretrain.latest.safetensors").read_bytes()
+    blocked = tmp_path / "b.work/sft.latest.safetensors.partial"
+    blocked.symlink_to("/dev/full")
+    message = fails(capsys, *command("run", made / "shop", tmp_path / "b"))
+    assert "is full" in message and "free some space" in message
+    assert (tmp_path / "b.work/pretrain.latest.safetensors").read_bytes() == done
+    assert not blocked.is_symlink()  # what was half written is gone, and with it the obstacle
+    assert main(command("run", made / "shop", tmp_path / "b")) == 0
+    ours, theirs = ((folder / "model/model.safetensors").read_bytes() for folder in (tmp_path / "b", made / "bundle"))
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before_whole(tmp_path, monkeypatch, number):
+    network = torch.nn.Linear(3, 3)
+    optimiser = torch.optim.AdamW(network.parameters())
+    path = tmp_path / "x.safetensors"
+    save_checkpoint(path, network, optimiser, {"step": 1})
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    torch.nn.init.zeros_(network.weight)
+
+    def fail(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(StorageError) as caught:
+        save_checkpoint(path, network, optimiser, {"step": 2})
+    assert str(caught.value).count(".") >= 1 and "\n" not in str(caught.value) and "again" in str(caught.value)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    assert load_checkpoint(path, network, None) == {"step": 1}
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+
+
+def test_a_full_disk_while_the_bundle_is_written_leaves_the_old_one(made, capsys, monkeypatch):
+    version = Bundle.load(made / "bundle").version
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("serving.bundle.save_file", full)
+    message = fails(capsys, *command("run", made / "shop", made / "bundle", "name=tiny shop", "licence=CC0"))
+    assert "The disk is full; free some space" in message
+    assert Bundle.load(made / "bundle").version == version

@@ -1,0 +1,235 @@
+"""The step of every stage: its losses fall when trained, in every form; what it must not see, it does not see."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.training.small import overfit, small_config, small_workspace
+from training import pretrain
+from training.evaluate import validate
+from training.losses import nll
+from training.pretrain import PretrainStep, start
+from training.reasoning import Thought, answer, think
+from training.rl import RlStep
+from training.sft import Labeller, SftStep
+from training.workspace import Workspace
+
+LITERAL = Path(__file__).parents[2] / "training/literal.yaml"
+SILENT = [f"sft.{name}_weight=0" for name in ("plain", "answer", "reasoning", "state", "quantization", "preference")]
+
+NO_REWARD = [f"rl.{name}_reward=0" for name in ("format", "match", "similarity", "likelihood", "rank")]
+
+
+def fell(values: list[float], share: float = 0.8) -> bool:
+    return all(map(math.isfinite, values)) and np.mean(values[-3:]) < share * np.mean(values[:3])
+
+
+def same_network(first: torch.nn.Module, second: torch.nn.Module) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("term", ["nll", "nll_similar"])
+def test_stage_1_falls(term):
+    config = small_config("pretrain.batch_size=24")
+    work = small_workspace(config)
+    assert fell(overfit(PretrainStep(work, config.pretrain), work.network, term))
+
+
+def test_stage_1_is_the_weighted_sum_of_what_it_logs():
+    config = small_config("pretrain.plain_weight=2", "pretrain.similar_weight=0.5")
+    loss, terms = PretrainStep(small_workspace(config), config.pretrain)(0)
+    assert float(loss.detach()) == pytest.approx(2 * terms["nll"] + 0.5 * terms["nll_similar"], rel=1e-5)
+
+
+def test_stage_1_writes_whole_similar_items_before_the_target_and_announces_their_length(monkeypatch):
+    config = small_config("pretrain.similar_items=2", "pretrain.neighbours=4", "pretrain.plain_weight=0",
+                          "model.max_steps=8")  # fmt: skip
+    work = small_workspace(config)
+    seen: list = []
+
+    def seen_start(work: Workspace, batch: int, steps: int) -> Thought:
+        seen.append(steps)
+        return start(work, batch, steps)
+
+    def seen_nll(logits: torch.Tensor, tokens: torch.Tensor, temperature: float) -> torch.Tensor:
+        seen.append(tokens)
+        return nll(logits, tokens, temperature)
+
+    monkeypatch.setattr(pretrain, "start", seen_start)
+    monkeypatch.setattr(pretrain, "nll", seen_nll)
+    step = PretrainStep(work, config.pretrain)
+    step(3)
+    steps, sequence = seen
+    assert steps == 6 and sequence.shape[1:] == (1, 9)  # two items of three tokens, then the target's
+    rows = {tuple(tokens): row for row, tokens in enumerate(work.item_tokens.tolist())}
+    assert step.nearest is not None
+    for tokens in sequence[:, 0].tolist():
+        first, second, target = (rows[tuple(tokens[at : at + 3])] for at in (0, 3, 6))
+        assert len({first, second, target}) == 3
+        assert {first, second} <= set(step.nearest[target].tolist())
+
+
+def test_stage_1_without_similar_items_is_a_plain_tiger():
+    config = small_config("pretrain.similar_weight=0")
+    work = small_workspace(config)
+    loss, terms = PretrainStep(work, config.pretrain)(0)
+    assert set(terms) == {"nll"} and float(loss.detach()) == pytest.approx(terms["nll"])
+
+
+@pytest.mark.parametrize(
+    ("name", "term", "settings"),
+    [
+        ("plain", "nll_plain", ()),
+        ("answer", "nll_answer", ()),
+        ("reasoning", "nll_reasoning", ("sft.labels=random",)),
+        ("reasoning", "nll_reasoning", ("sft.labels=residual",)),
+        ("quantization", "quantization", ()),
+        ("state", "state", ("sft.state_loss=contrastive",)),
+        ("state", "state", ("sft.state_loss=full_softmax",)),
+        ("preference", "preference", ()),
+    ],
+)
+def test_each_loss_of_stage_2_falls_when_it_alone_is_trained(name, term, settings):
+    config = small_config(*SILENT, f"sft.{name}_weight=1", "sft.batch_size=24", *settings)
+    work = small_workspace(config)
+    step = SftStep(work, config.sft)
+    values = overfit(step, work.network, term)
+    assert fell(values)
+    assert set(step(0)[1]) == {term}
+
+
+@pytest.mark.parametrize("form", ["token", "state", "both"])
+@pytest.mark.parametrize("labels", ["residual", "random", "pause"])
+@pytest.mark.parametrize("inputs", ["own", "label"])
+def test_stage_2_learns_to_answer_in_every_form(form, labels, inputs):
+    config = small_config(
+        f"model.step_form={form}", f"sft.labels={labels}", f"sft.inputs={inputs}", "sft.batch_size=24"
+    )
+    work = small_workspace(config)
+    step = SftStep(work, config.sft)
+    values = overfit(step, work.network, "nll_answer", updates=25)
+    assert fell(values)
+    terms = step(0)[1]
+    assert ("nll_reasoning" in terms) == (form != "state" and labels != "pause")
+    assert ("quantization" in terms) == (form != "state" and labels == "residual")
+
+
+def test_stage_2_is_the_weighted_sum_of_what_it_logs():
+    config = small_config("sft.preference_weight=0.7")
+    step = SftStep(small_workspace(config), config.sft)
+    loss, terms = step(0)
+    names = {"nll_plain": "plain", "nll_answer": "answer", "nll_reasoning": "reasoning"}
+    expected = sum(getattr(config.sft, f"{names.get(term, term)}_weight") * value for term, value in terms.items())
+    assert len(terms) == 6
+    assert float(loss.detach()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_preference_starts_at_ln_2_and_its_reference_does_not_move():
+    config = small_config(*SILENT, "sft.preference_weight=1")
+    work = small_workspace(config)
+    step = SftStep(work, config.sft)
+    assert step.reference is not None and same_network(step.reference, work.network)
+    values = overfit(step, work.network, "preference", updates=3)
+    assert values[0] == pytest.approx(math.log(2), abs=1e-4)  # dropout is off here, so nothing has changed yet
+    assert not same_network(step.reference, work.network)
+    assert same_network(step.reference, small_workspace(config).network)
+
+
+@pytest.mark.parametrize(("inputs", "leaks"), [("own", False), ("label", True)])
+def test_own_inputs_know_nothing_of_the_target_and_labels_do(inputs, leaks):
+    config = small_config(f"sft.inputs={inputs}", "model.reasoning_codes=12", "sft.balanced=false")
+    work = small_workspace(config)
+    histories = [work.split.train[i] for i in range(12)]
+    memory = work.read(histories)
+    targets = work.network.item_vectors(work.item_tokens).detach()
+    fed = []
+    for rows in (slice(0, 12), slice(12, 24)):
+        labeller = Labeller(work, config.sft, targets[rows])
+        thought = think(work.network, memory, work.vocabulary.start_tokens[2], 2, labeller.choose)
+        fed.append(torch.stack(thought.tokens))
+        if leaks:
+            assert torch.equal(torch.stack(labeller.labels), fed[-1][..., 0])
+    assert torch.equal(*fed) != leaks
+
+
+def test_the_pause_control_feeds_one_token_every_time():
+    config = small_config("sft.labels=pause")
+    work = small_workspace(config)
+    labeller = Labeller(work, config.sft, work.network.item_vectors(work.item_tokens)[:4])
+    memory = work.read([work.split.train[i] for i in range(4)])
+    thought = think(work.network, memory, work.vocabulary.start_tokens[2], 2, labeller.choose)
+    assert torch.stack(thought.tokens).unique().tolist() == [work.vocabulary.reasoning_range[0]]
+    assert labeller.labels == labeller.residuals == []
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "rl"])
+def test_the_papers_literal_recipe_runs(stage):
+    config = small_config("model.reasoning_codes=0", "pretrain.batch_size=12", "sft.batch_size=12", "rl.batch_size=6",
+                          "rl.group=4", file=LITERAL)  # fmt: skip
+    work = small_workspace(config)
+    made: dict = {"pretrain": PretrainStep, "sft": SftStep, "rl": RlStep}
+    term = {"pretrain": "nll_similar", "sft": "nll_answer", "rl": "policy"}[stage]
+    values = overfit(made[stage](work, getattr(config, stage)), work.network, term, updates=20)
+    assert all(map(math.isfinite, values)) if stage == "rl" else fell(values, 0.9)
+    assert work.vocabulary.reasoning_range == work.vocabulary.item_range
+    assert 0 <= validate(work)["score"] <= 1
+
+
+def test_the_literal_recipe_differs_from_the_default_where_the_paper_does():
+    literal, repaired = small_config("model.reasoning_codes=0", file=LITERAL), small_config()
+    assert (literal.model.step_form, literal.sft.inputs, literal.sft.state_loss) == ("token", "label", "contrastive")
+    assert literal.rl.anchor_weight == literal.pretrain.plain_weight == 0
+    assert (repaired.model.step_form, repaired.sft.inputs, repaired.sft.state_loss) == ("both", "own", "full_softmax")
+
+
+def test_stage_3_makes_the_mean_reward_rise():
+    config = small_config("model.step_form=token", "rl.batch_size=16", "rl.group=12", "rl.anchor_weight=0",
+                          "rl.policy_weight=1")  # fmt: skip
+    work = small_workspace(config)
+    values = overfit(RlStep(work, config.rl), work.network, "reward", updates=60)
+    assert np.mean(values[-5:]) > np.mean(values[:5]) + 0.3  # most of it: nothing it writes is an item at first
+
+
+@pytest.mark.parametrize("form", ["token", "state", "both"])
+def test_stage_3_anchored_keeps_the_likelihood_of_the_target(form):
+    config = small_config(f"model.step_form={form}", "rl.batch_size=12", "rl.group=4")
+    work = small_workspace(config)
+    assert fell(overfit(RlStep(work, config.rl), work.network, "anchor", updates=25))
+
+
+def test_stage_3_starts_on_its_reference_and_ignores_groups_of_equal_rewards():
+    config = small_config("rl.anchor_weight=0", "rl.policy_weight=1", "rl.batch_size=6", "rl.group=4",
+                          *NO_REWARD)  # fmt: skip
+    work = small_workspace(config)
+    step = RlStep(work, config.rl)
+    loss, terms = step(0)
+    assert terms["kl"] == pytest.approx(0, abs=1e-5)
+    loss.backward()
+    # no reward tells the outputs apart and the policy is where it started: nothing to learn
+    assert max(float(p.grad.abs().max()) for p in work.network.parameters() if p.grad is not None) < 1e-5
+
+
+def test_the_kl_term_pulls_back_to_the_reference():
+    config = small_config("rl.anchor_weight=0", "rl.policy_weight=1", "rl.kl_weight=1", "rl.batch_size=12",
+                          "rl.group=8", *NO_REWARD)  # fmt: skip
+    work = small_workspace(config)
+    step = RlStep(work, config.rl)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in work.network.t5.decoder.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    values = overfit(step, work.network, "policy", updates=40, lr=3e-3)
+    assert fell(values)
+
+
+def test_a_start_token_announces_the_steps():
+    work = small_workspace(small_config())
+    memory = work.read([work.split.train[0]])
+    item = work.item_tokens[:1].unsqueeze(1)
+    none, two = (answer(work.network, memory, start(work, 1, steps), item)[0] for steps in (0, 2))
+    assert not torch.allclose(none, two)

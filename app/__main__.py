@@ -125,7 +125,7 @@ def _announce(service: Service, server: uvicorn.Server) -> None:
     host = "127.0.0.1" if host in ("0.0.0.0", "::") else host
     address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     catalogue, steps = service.bundle.catalogue, service.bundle.max_steps
-    history = [catalogue.item_ids[row] for row in catalogue.popular(3, Rules())]
+    history = [catalogue.item_ids[row] for row in catalogue.popular(1, Rules())]
     body = json.dumps({"user_id": "me", "history": history, "k": 5}, ensure_ascii=False)
     curl = f"curl -s '{address}/recommend?reasoning_steps={steps}' -H 'Content-Type: application/json' -d "
     print(

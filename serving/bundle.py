@@ -150,6 +150,8 @@ def write_bundle(
     version = _version(bundle.name, (work / MANIFEST).read_bytes())
     if folder.exists():
         shutil.rmtree(folder)
+    for path in work.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)  # another user serves it
     work.rename(folder)
     return version
 

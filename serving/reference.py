@@ -18,11 +18,12 @@ from serving.model import dense_logits
 @torch.no_grad()
 def score_all_items(
     bundle: Bundle, history: tuple[int, ...], reasoning: tuple[int, ...] | int = (), dense_weight: float = 0.0
-) -> np.ndarray:
-    """Scores every item after one given reasoning path. Shape: (I,) float64.
+) -> tuple[np.ndarray, float]:
+    """Scores every item after one given reasoning path. Shapes: (I,) float64, scalar.
 
     reasoning: the path's tokens; for a model whose steps feed back the state alone, the number of steps.
-    score = sum of log_softmax(logits / temperature) over reasoning and item tokens + dense_weight * dense log-softmax.
+    score = sum over the item's tokens of log_softmax(logits / temperature) + dense_weight * dense log-softmax.
+    Returned besides: the log-probability of the reasoning tokens themselves.
     """
     network = copy.deepcopy(bundle.network).double().eval()
     t5, heads, settings = network.t5, network.heads, bundle.settings
@@ -41,17 +42,17 @@ def score_all_items(
 
     steps = reasoning if isinstance(reasoning, int) else len(reasoning)
     inputs = t5.shared(torch.tensor([[bundle.vocabulary.start_tokens[steps]]]))
-    score = 0.0
+    reasoning_log_prob = 0.0
     state = heads.state(decode(inputs).sum(1, keepdim=True))
     for i in range(steps):
         token = torch.tensor([[0 if isinstance(reasoning, int) else reasoning[i]]])
         if settings.step_form != "state":
-            score += float(log_probs(decode(inputs))[0, -1, token])
+            reasoning_log_prob += float(log_probs(decode(inputs))[0, -1, token])
         inputs = torch.cat([inputs, network.step_input(token, state)], 1)
         state = heads.state(decode(inputs).sum(1, keepdim=True))
     scores = np.empty(len(items))
     for row, item in enumerate(items):
         hidden = decode(torch.cat([inputs, t5.shared(item[:-1]).unsqueeze(0)], 1))
-        scores[row] = score + float(log_probs(hidden)[0, steps:].gather(-1, item.unsqueeze(-1)).sum())
+        scores[row] = float(log_probs(hidden)[0, steps:].gather(-1, item.unsqueeze(-1)).sum())
     dense = dense_logits(state[0, 0], network.item_vectors(items)).log_softmax(-1)
-    return scores + dense_weight * dense.numpy()
+    return scores + dense_weight * dense.numpy(), reasoning_log_prob

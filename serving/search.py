@@ -4,8 +4,11 @@ One program of tensors whose shapes depend on (B, beams, steps, S) alone; no dec
 nothing of HTTP, caches or data sets. What an answer is, is defined here and nowhere else: evaluation, rollouts and
 the service all call `search`.
 
-    score(path) = sum over its tokens of log_softmax(logits / temperature) over the whole vocabulary
-    score(item) = merge over the reasoning paths that end in it of [ score(path) + dense_weight * dense(item | s_L) ]
+    score(item | path) = sum over the item's tokens of log_softmax(logits / temperature) over the whole vocabulary
+    score(item) = merge over the kept reasoning paths of
+                  [ log share(path) + score(item | path) + dense_weight * dense(item | s_L) ]
+
+A path's share is its probability among the kept paths; a single path has share 1 and adds nothing.
 
 Tokens outside the trie have probability zero in the search (masked before top-k), not in the normalisation. Every
 reasoning path fans out to its own K beams, so duplicates across paths never cost an item. Ties go to the smaller
@@ -127,7 +130,7 @@ def find_items(
     dense_weight: torch.Tensor | None,
 ) -> Beams:
     """Answers: walks the trie from every reasoning path with `beam_width` beams, then merges equal items."""
-    rows, scores = reasoned.rows, reasoned.scores
+    rows, scores = reasoned.rows, reasoned.scores.log_softmax(-1)
     batch, paths = scores.shape
     node = torch.zeros(batch, paths, 1, dtype=torch.int64, device=scores.device)
     scores = scores.unsqueeze(-1)  # (B, P, K)

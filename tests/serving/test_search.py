@@ -50,25 +50,25 @@ def test_a_wide_beam_returns_every_item_as_brute_force_scores_it(seed, items, st
     histories = [tuple(rng.integers(0, items, rng.integers(0, 9)).tolist()) for _ in range(batch)]
     answers = ask(engine, *(Request(history, items, 64, steps) for history in histories))
     for history, answer in zip(histories, answers, strict=True):
-        expected = score_all_items(bundle, history, reasoning_of(engine, history, steps), dense)
+        expected, _ = score_all_items(bundle, history, reasoning_of(engine, history, steps), dense)
         order = np.argsort(-expected, kind="stable")
         assert sorted(answer.items) == list(range(items))
         np.testing.assert_allclose(answer.scores, expected[answer.items], atol=TOLERANCE)
         np.testing.assert_allclose(answer.scores, expected[order], atol=TOLERANCE)
 
 
-def test_reasoning_is_scored_as_part_of_the_path_and_the_greedy_path_is_greedy():
+def test_the_single_path_is_the_greedy_one_and_leaves_no_trace_in_the_scores():
     bundle = tiny_model(seed=3, step_form="token")
     engine = Engine(bundle)
     history = (1, 2, 3)
     (answer,) = ask(engine, Request(history, 5, 64, 1, explain=True))
     lo, hi = bundle.vocabulary.reasoning_range
-    totals = [score_all_items(bundle, history, (token,)) for token in range(lo, hi)]
-    mass = [float(np.exp(scores).sum()) for scores in totals]
-    assert answer.trace is not None and answer.trace.reasoning_tokens[0] in range(lo, hi)
-    best = totals[answer.trace.reasoning_tokens[0] - lo]
-    np.testing.assert_allclose(answer.scores, np.sort(best)[::-1][:5], atol=TOLERANCE)
-    assert 0 < sum(mass) < 1
+    every = [score_all_items(bundle, history, (token,)) for token in range(lo, hi)]
+    greedy = int(np.argmax([log_prob for _, log_prob in every]))
+    assert answer.trace is not None and answer.trace.reasoning_tokens == [lo + greedy]
+    np.testing.assert_allclose(answer.scores, np.sort(every[greedy][0])[::-1][:5], atol=TOLERANCE)
+    np.testing.assert_allclose(answer.trace.reasoning_log_probs, [every[greedy][1]], atol=TOLERANCE)
+    np.testing.assert_allclose(np.sum(answer.trace.token_log_probs, axis=1), answer.scores, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("merge", ["logsumexp", "max"])
@@ -78,7 +78,10 @@ def test_paths_that_end_in_one_item_are_merged(merge):
     history = (4, 8)
     (answer,) = ask(engine, Request(history, 60, 64, 2))
     lo, hi = bundle.vocabulary.reasoning_range
-    totals = np.stack([score_all_items(bundle, history, pair) for pair in itertools.product(range(lo, hi), repeat=2)])
+    every = [score_all_items(bundle, history, pair) for pair in itertools.product(range(lo, hi), repeat=2)]
+    log_probs = np.array([log_prob for _, log_prob in every])
+    shares = log_probs - np.logaddexp.reduce(log_probs)
+    totals = np.stack([scores for scores, _ in every]) + shares[:, None]
     expected = np.logaddexp.reduce(totals) if merge == "logsumexp" else totals.max(0)
     assert len(set(answer.items)) == 60
     np.testing.assert_allclose(answer.scores, np.sort(expected)[::-1], atol=TOLERANCE)

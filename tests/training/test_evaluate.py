@@ -29,7 +29,7 @@ def test_the_ranking_is_that_of_brute_force(dense):
     bundle = tiny_model(14, seed=3, suffix_tokens=(1,))
     found = ranked(bundle, steps=0, beam=64, dense_weight=dense, batch_size=3)
     for row, history in enumerate(HISTORIES):
-        scores = score_all_items(bundle, tuple(history.tolist()), (), dense)
+        scores, _ = score_all_items(bundle, tuple(history.tolist()), (), dense)
         np.testing.assert_allclose(scores[found[row]], np.sort(scores)[::-1][:10], atol=1e-4)
 
 

@@ -51,12 +51,12 @@ def test_training_scores_an_item_as_brute_force_does(form, steps):
     items = all_items(bundle, 12)
     logits, _ = answer(bundle.network, memory, thought, items)
     scores = token_log_probs(logits, items, 0.8).sum(-1)
-    if form != "state":
-        for chosen_from, token in zip(thought.logits, thought.tokens, strict=True):
-            scores = scores + token_log_probs(chosen_from, token, 0.8)
+    pairs = zip(thought.logits, thought.tokens, strict=True) if form != "state" else ()
+    reasoning = torch.stack([torch.zeros_like(scores), *(token_log_probs(*pair, 0.8) for pair in pairs)]).sum(0)
     for row, history in enumerate(HISTORIES):
-        expected = score_all_items(bundle, history, steps if form == "state" else tuple(path.tolist()))
+        expected, log_prob = score_all_items(bundle, history, steps if form == "state" else tuple(path.tolist()))
         np.testing.assert_allclose(scores[row].numpy(), expected, atol=1e-4)
+        np.testing.assert_allclose(reasoning[row].numpy(), log_prob, atol=1e-4)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import gzip
 import json
 import os
@@ -22,6 +21,7 @@ from serving.types import Request
 from tests.training.shops import command, write_shop
 from training.__main__ import main
 from training.loop import StorageError, load_checkpoint, save_checkpoint
+from training.pipeline import _owned
 
 ROOT = Path(__file__).parents[2]
 
@@ -135,8 +135,7 @@ def test_other_settings_or_other_data_do_not_go_into_a_used_folder(made, capsys)
 def test_two_trainings_do_not_share_a_folder(made, tmp_path, capsys):
     work = tmp_path / "b.work"
     work.mkdir()
-    with (work / "lock").open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+    with _owned(work):
         message = fails(capsys, *command("run", made / "shop", tmp_path / "b"))
     assert "Another run is using" in message
     assert [path.name for path in work.iterdir()] == ["lock"]  # nothing was touched

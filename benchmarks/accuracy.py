@@ -27,7 +27,8 @@ from training.data import Dataset, read_data
 from training.evaluate import measure
 from training.export import choose
 from training.loop import load_checkpoint, read_meta
-from training.pipeline import make_split, run, tokenize
+from training.pipeline import run, tokenize
+from training.prepare import split_by
 from training.workspace import Workspace
 
 BEAM = 50
@@ -98,7 +99,7 @@ def arm_rows(arm: str, options: argparse.Namespace, folder: Path, overrides: lis
             shutil.copytree(other, folder / "cache")
     run(options.data, folder, config, until="rl", work_folder=folder)
     data = read_data(options.data)
-    work = tokenize(data, make_split(data, config), options.data, folder, config)
+    work = tokenize(data, split_by(data, config.split), options.data, folder, config)
     rows = []
     for row in measured(arm, work, folder, data):
         print(json.dumps(row), file=sys.stderr, flush=True)

@@ -61,6 +61,7 @@ class Bundle:
     network: StreamRec
     catalogue: Catalogue
     accuracy: list[dict[str, Any]] = field(default_factory=list)
+    about: dict[str, Any] = field(default_factory=dict)  # how it was made: data, seed, settings, stages
     folder: Path | None = None
 
     @property
@@ -100,13 +101,13 @@ class Bundle:
                     f"The model knows {config.vocab_size} tokens and the vocabulary {vocabulary.size}. {FRESH_LINE}"
                 )
             network = StreamRec(config, len(catalogue), settings.step_form)
-            name, accuracy = manifest["name"], manifest["accuracy"]
+            name, accuracy, about = manifest["name"], manifest["accuracy"], manifest.get("about", {})
             network.t5.load_state_dict(load_file(folder / "model/model.safetensors"))
             network.heads.load_state_dict(load_file(folder / "heads.safetensors"))
         except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError, OSError) as error:
             reason = textwrap.shorten(str(error), 300)  # torch writes a line per tensor
             raise BundleError(f"The bundle {folder} does not fit together ({reason}). {FRESH_LINE}") from error
-        return Bundle(name, version, vocabulary, settings, network.eval(), catalogue, accuracy, folder)
+        return Bundle(name, version, vocabulary, settings, network.eval(), catalogue, accuracy, about, folder)
 
 
 def search_settings(vocabulary: Vocabulary, settings: BundleSettings) -> SearchSettings:
@@ -126,11 +127,10 @@ def write_bundle(
     *,
     model_card: str,
     write_tokenizer: Callable[[Path], None],
-    about: dict[str, Any] | None = None,
 ) -> str:
     """Writes `bundle` to `folder`, whole or not at all, and returns its version.
 
-    write_tokenizer fills the bundle's tokenizer folder. `about` goes into the manifest as it is (data, seeds, stages).
+    write_tokenizer fills the bundle's tokenizer folder.
     """
     work = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(work, ignore_errors=True)
@@ -146,7 +146,7 @@ def write_bundle(
     write_tokenizer(work / "tokenizer")
     (work / "README.md").write_text(model_card, encoding="utf-8")
     files = {str(path.relative_to(work)): _sha256(path) for path in sorted(work.rglob("*")) if path.is_file()}
-    _write_json(work / MANIFEST, _manifest(bundle, files) | {"about": about or {}})
+    _write_json(work / MANIFEST, _manifest(bundle, files))
     version = _version(bundle.name, (work / MANIFEST).read_bytes())
     if folder.exists():
         shutil.rmtree(folder)
@@ -175,6 +175,7 @@ def _manifest(bundle: Bundle, files: dict[str, str]) -> dict[str, Any]:
         "score": {"temperature": settings.temperature, "dense_weight": settings.dense_weight, "merge": settings.merge},
         "encoder": {"attention": settings.attention},
         "accuracy": bundle.accuracy,
+        "about": bundle.about,
         "files": files,
     }
 

@@ -15,6 +15,7 @@ import yaml
 
 from serving.model import EncoderAttention
 from serving.types import Merge, StepForm
+from training.prepare import SplitKind
 from training.semantic_ids import TokenizeConfig
 
 
@@ -147,7 +148,7 @@ class RunConfig:
     name: str = ""
     seed: int = 0
     given_ids: str = ""
-    split: Literal["leave-one-out", "chronological"] = "leave-one-out"
+    split: SplitKind = "leave-one-out"
     licence: str = "unknown; ask the data's owner"
     tokenizer: TokenizeConfig = field(default_factory=TokenizeConfig)
     model: ModelSettings = field(default_factory=ModelSettings)

@@ -18,7 +18,7 @@ from serving.search import search
 from serving.trie import build_trie
 from serving.vocabulary import Vocabulary
 from training.metrics import recall_ndcg
-from training.prepare import DataError, Dataset, leave_one_out
+from training.prepare import DataError, Dataset, split_by
 from training.reasoning import answer, think
 from training.workspace import Workspace
 
@@ -183,7 +183,7 @@ def _unseen(histories: Sequence[np.ndarray], items: int) -> torch.Tensor:
 def evaluate_bundle(
     bundle: Bundle, data: Dataset, steps: Sequence[int], split: str, beam: int, users: int, exclude_seen: bool
 ) -> Iterator[dict[str, Any]]:
-    """One row per number of steps for a bundle on a data folder, leave-one-out. DataError where the items differ."""
+    """A row per number of steps for a bundle on a data folder, split as for training. DataError where items differ."""
     rows = [bundle.catalogue.row(item_id) for item_id in data.items.item_ids]
     if None in rows:
         missing = data.items.item_ids[rows.index(None)]
@@ -192,7 +192,7 @@ def evaluate_bundle(
             "evaluate on the data it was trained on."
         )
     to_row = np.asarray(rows, dtype=np.int64)
-    held_out = leave_one_out(data)
+    held_out = split_by(data, bundle.about.get("config", {}).get("split", "leave-one-out"))
     histories = held_out.test_history if split == "test" else held_out.valid_history
     target = held_out.test_target if split == "test" else held_out.valid_target
     histories, target = sample_users(histories, target, users or len(target))

@@ -27,7 +27,7 @@ def export(work: Workspace, data: Dataset, tokenizer_folder: Path, bundle_folder
     work.settings = replace(work.settings, default_steps=choice.steps, dense_weight=choice.dense_weight)
     accuracy = [row | {"split": "valid"} for row in choice.table if row["dense_weight"] == choice.dense_weight]
     bundle = Bundle(work.config.name, "", work.vocabulary, work.settings, work.network, catalogue(work, data), accuracy)
-    about = {
+    bundle.about = {
         "seed": work.config.seed,
         "data": data.name,
         "stages": stages,
@@ -40,7 +40,7 @@ def export(work: Workspace, data: Dataset, tokenizer_folder: Path, bundle_folder
             shutil.copyfile(file, folder / file.name)
 
     card = model_card(work, data, accuracy, stages)
-    version = write_bundle(bundle_folder, bundle, model_card=card, write_tokenizer=write_tokenizer, about=about)
+    version = write_bundle(bundle_folder, bundle, model_card=card, write_tokenizer=write_tokenizer)
     verify(bundle_folder)
     return version
 

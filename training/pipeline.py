@@ -7,6 +7,7 @@ killed one stopped. One run owns the folder at a time, and a folder belongs to o
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -30,13 +31,11 @@ from training.loop import Log, Outcome, StorageError, run_stage
 from training.prepare import (
     Dataset,
     Split,
-    chronological,
     describe,
-    leave_one_out,
     load_given_ids,
     read_data,
+    split_by,
     statistics,
-    time_quantiles,
 )
 from training.pretrain import PretrainStep
 from training.rl import RlStep
@@ -61,9 +60,9 @@ def run(
     config = replace(config, name=config.name or data_folder.resolve().name)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     with _owned(folder):
-        _same_run(folder, {"data": str(data_folder.resolve()), "config": config.to_json()})
+        _same_run(folder, {"data": fingerprint(data_folder), "config": config.to_json()})
         data = read_data(data_folder)
-        split = make_split(data, config)
+        split = split_by(data, config.split)
         print(describe(data, split))
         _write_json(folder / "statistics.json", statistics(data))
         if until == "prepare":
@@ -84,12 +83,6 @@ def run(
             _write_json(folder / "stages.json", summary)
             version = export(work, data, folder / "tokenizer", bundle_folder, summary)
             print(f"Wrote {bundle_folder} ({version}). Serve it: python -m app serve --bundle {bundle_folder}")
-
-
-def make_split(data: Dataset, config: RunConfig) -> Split:
-    if config.split == "leave-one-out":
-        return leave_one_out(data)
-    return chronological(data, *time_quantiles(data, 0.8, 0.9))
 
 
 def tokenize(data: Dataset, split: Split, data_folder: Path, folder: Path, config: RunConfig) -> Workspace:
@@ -130,6 +123,16 @@ def train_stage(stage: str, work: Workspace, folder: Path, log: Log) -> Outcome:
     config = getattr(work.config, stage)
     step, reasons = TRAINED[stage](work, config), stage != "pretrain"
     return run_stage(stage, work.network, config, work.config.seed, folder, step, lambda: validate(work, reasons), log)
+
+
+def fingerprint(data_folder: Path) -> dict[str, str]:
+    """sha256 of every data file, so that a changed one is not mixed with what was made from the old."""
+    files = [path for path in sorted(data_folder.glob("*")) if path.name.startswith(("interactions.", "items."))]
+    digests = {}
+    for path in files:
+        with path.open("rb") as file:
+            digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
 
 
 @contextmanager

@@ -134,7 +134,7 @@ class Labeller:
             self.residuals.append(residual)
         elif self.config.labels == "random":  # control: as many latent tokens that mean nothing
             label = torch.randint(lo, hi, (len(own),))
-        else:  # control: the same "pause" token every time
-            return torch.full_like(own, lo)
+        else:  # control: a "pause", the same token every time, learnt so that the search writes it too
+            label = torch.full((len(own),), lo)
         self.labels.append(label)
         return label.unsqueeze(1) if self.config.inputs == "label" else own

@@ -127,7 +127,8 @@ def test_given_semantic_ids_are_used(made, tmp_path):
 def test_other_settings_or_other_data_do_not_go_into_a_used_folder(made, capsys):
     message = fails(capsys, *command("run", made / "shop", made / "bundle", "sft.lr=0.5"))
     assert "other data or settings" in message and "--out" in message
-    write_shop(made / "another")
+    changed = write_shop(made / "another") / "interactions.csv"
+    changed.write_text(changed.read_text() + "u1,i2,99\n")
     message = fails(capsys, *command("run", made / "another", made / "bundle", "name=tiny shop", "licence=CC0"))
     assert "other data or settings" in message
 

@@ -60,8 +60,8 @@ def run(
     config = replace(config, name=config.name or data_folder.resolve().name)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     with _owned(folder):
+        data = read_data(data_folder)  # before the folder is claimed, so that bad data leave no trace
         _same_run(folder, {"data": fingerprint(data_folder), "config": config.to_json()})
-        data = read_data(data_folder)
         split = split_by(data, config.split)
         print(describe(data, split))
         _write_json(folder / "statistics.json", statistics(data))

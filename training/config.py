@@ -103,7 +103,7 @@ class SftConfig(StageConfig):
 
 @dataclass(frozen=True, slots=True)
 class RlConfig(StageConfig):
-    """Stage 3. A step takes `batch_size` users with `group` rollouts each.
+    """Stage 3. Every `updates` steps sample `batch_size` users with `group` rollouts each, and learn from them.
 
     anchor_weight: of the NLL of the target, for l = 0 and one l > 0.
     """
@@ -114,7 +114,8 @@ class RlConfig(StageConfig):
     weight_decay: float = 0.0
     warmup: int = 20
     eval_every: int = 50
-    checkpoint_every: int = 25
+    checkpoint_every: int = 20
+    updates: int = 2
     group: int = 8
     clip: float = 0.2
     kl_weight: float = 1e-3
@@ -125,6 +126,11 @@ class RlConfig(StageConfig):
     similarity_reward: float = 1.0
     likelihood_reward: float = 1.0
     rank_reward: float = 1.0
+
+    def __post_init__(self) -> None:
+        StageConfig.__post_init__(self)
+        if self.updates < 1 or self.checkpoint_every % self.updates:
+            raise ConfigError("rl.updates must be at least 1 and divide rl.checkpoint_every, so that a run can resume.")
 
 
 @dataclass(frozen=True, slots=True)

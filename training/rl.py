@@ -1,68 +1,100 @@
 """Stage 3: reinforcement learning by GRPO on sampled reasoning.
 
 [paper]: five rewards, group-relative advantages, clipped ratio, KL to stage 2.
-[open]: one update per group of rollouts; an anchor keeps the likelihood of the target, with and without reasoning,
+[open]: a few updates per batch of rollouts; an anchor keeps the likelihood of the target, with and without reasoning,
 because without it the policy drifts off and the direct path that the likelihood reward compares with goes untrained.
 """
 
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 
+from serving.model import Memory
 from training.config import RlConfig
 from training.examples import batch_at
 from training.losses import advantages, grpo, nll
 from training.pretrain import start
 from training.reasoning import answer, think
-from training.rollouts import policy_log_probs, sample
+from training.rollouts import Rollout, policy_log_probs, sample
 from training.workspace import Workspace
 
 
+@dataclass(frozen=True, slots=True)
+class Experience:
+    """Rollouts of one batch and what they are worth; `log_probs` of the rollout are those of the policy that made them.
+
+    row: (B,) targets. advantage: (B, G). reference: (B, G, l + M) log-probabilities under the frozen stage-2 network.
+    """
+
+    histories: list[np.ndarray]
+    row: torch.Tensor
+    rollout: Rollout
+    advantage: torch.Tensor
+    reference: torch.Tensor
+    terms: dict[str, float]
+
+
 class RlStep:
-    """Makes the loss of a step. `reference` is the network that stage 2 left, frozen: the KL term holds on to it."""
+    """Makes the loss of a step. `reference` is the network that stage 2 left, frozen: the KL term holds on to it.
+
+    `config.updates` steps share a batch of rollouts: from the second on the ratio differs from 1 and may be clipped.
+    Checkpoints fall between such batches, so that a resumed run samples what an undisturbed one does.
+    """
 
     def __init__(self, work: Workspace, config: RlConfig) -> None:
         self.work, self.config = work, config
         self.reference = copy.deepcopy(work.network).eval().requires_grad_(False)
         names = ("format", "match", "similarity", "likelihood", "rank")
         self.weights = {name: getattr(config, f"{name}_reward") for name in names}
+        self.experience: Experience | None = None
 
     def __call__(self, step: int) -> tuple[torch.Tensor, dict[str, float]]:
         work, config, network = self.work, self.config, self.work.network
-        index = batch_at(work.examples, config.batch_size, work.config.seed + 2, step)
-        histories = work.examples.histories(index)
-        row = torch.from_numpy(work.examples.targets(index))
-        steps = int(torch.randint(1, work.vocabulary.max_steps + 1, ()))
         network.eval()  # ratios compare policies, not dropout masks
-        memory = work.read(histories)
-        rollout = sample(work, memory, row, steps, config)
-        reward = torch.stack([weight * rollout.rewards[name] for name, weight in self.weights.items()]).sum(0)
-        advantage = advantages(reward)
-        with torch.no_grad():
-            reading = copy.copy(work)
-            reading.network = self.reference
-            reference = policy_log_probs(work, self.reference, reading.read(histories), rollout)
-        now = policy_log_probs(work, network, memory, rollout)
-        policy = grpo(now, rollout.log_probs, reference, advantage, config.clip, config.kl_weight)
+        if self.experience is None or step % config.updates == 0:
+            self.experience = self.gather(step // config.updates)
+        known = self.experience
+        memory = work.read(known.histories)
+        now = policy_log_probs(work, network, memory, known.rollout)
+        policy = grpo(now, known.rollout.log_probs, known.reference, known.advantage, config.clip, config.kl_weight)
+        terms = {"policy": float(policy.detach()), "kl": float((now - known.reference).detach().mean()), **known.terms}
         loss = config.policy_weight * policy
-        terms = {
-            "policy": float(policy.detach()),
-            "reward": float(reward.mean()),
-            "reward_spread": float(reward.std(-1).mean()),
-        }
-        terms |= {f"reward/{name}": float(value.mean()) for name, value in rollout.rewards.items()}
-        terms["kl"] = float((now - reference).detach().mean())
         if config.anchor_weight:
-            target = work.item_tokens[row].unsqueeze(1)
-            lo, hi = work.vocabulary.reasoning_range
-            direct, _ = answer(network, memory, start(work, len(row), 0), target)
-            thought = think(network, memory, work.vocabulary.start_tokens[steps], steps,
-                            lambda _, logits, __: logits[..., lo:hi].argmax(-1) + lo)  # fmt: skip
-            reasoned, _ = answer(network, memory, thought, target)
-            temperature = work.settings.temperature
-            anchor = nll(direct, target, temperature) + nll(reasoned, target, temperature)
+            anchor = self.anchor(memory, known.row, known.rollout.steps)
             loss = loss + config.anchor_weight * anchor
             terms["anchor"] = float(anchor.detach())
         return loss, terms
+
+    @torch.no_grad()
+    def gather(self, number: int) -> Experience:
+        """Samples and judges the rollouts of the `number`-th batch."""
+        work, config = self.work, self.config
+        index = batch_at(work.examples, config.batch_size, work.config.seed + 2, number)
+        histories, row = work.examples.histories(index), torch.from_numpy(work.examples.targets(index))
+        steps = int(torch.randint(1, work.vocabulary.max_steps + 1, ()))
+        rollout = sample(work, work.read(histories), row, steps, config)
+        reward = torch.stack([weight * rollout.rewards[name] for name, weight in self.weights.items()]).sum(0)
+        frozen = copy.copy(work)
+        frozen.network = self.reference
+        reference = policy_log_probs(work, self.reference, frozen.read(histories), rollout)
+        terms = {"reward": float(reward.mean()), "reward_spread": float(reward.std(-1).mean())}
+        terms |= {f"reward/{name}": float(value.mean()) for name, value in rollout.rewards.items()}
+        return Experience(histories, row, rollout, advantages(reward), reference, terms)
+
+    def anchor(self, memory: Memory, row: torch.Tensor, steps: int) -> torch.Tensor:
+        """NLL of the targets, without reasoning and after the network's own greedy reasoning of `steps` steps."""
+        work, network = self.work, self.work.network
+        target = work.item_tokens[row].unsqueeze(1)
+        lo, hi = work.vocabulary.reasoning_range
+        direct, _ = answer(network, memory, start(work, len(row), 0), target)
+        thought = think(
+            network, memory, work.vocabulary.start_tokens[steps], steps,
+            lambda _, logits, __: logits[..., lo:hi].argmax(-1) + lo,
+        )  # fmt: skip
+        reasoned, _ = answer(network, memory, thought, target)
+        temperature = work.settings.temperature
+        return nll(direct, target, temperature) + nll(reasoned, target, temperature)

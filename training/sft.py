@@ -137,4 +137,5 @@ class Labeller:
         else:  # control: a "pause", the same token every time, learnt so that the search writes it too
             label = torch.full((len(own),), lo)
         self.labels.append(label)
-        return label.unsqueeze(1) if self.config.inputs == "label" else own
+        given = self.config.inputs == "label" or self.config.labels == "pause"
+        return label.unsqueeze(1) if given else own

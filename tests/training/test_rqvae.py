@@ -44,9 +44,7 @@ def test_same_seed_same_codes_and_threads_are_put_back() -> None:
 
 def test_training_lowers_the_error_and_every_level_helps() -> None:
     embedding = clusters()
-    errors = [
-        train_rqvae(embedding, replace(SMALL, levels=levels))[1]["reconstruction_error"] for levels in (1, 2, 3)
-    ]
+    errors = [train_rqvae(embedding, replace(SMALL, levels=levels))[1]["reconstruction_error"] for levels in (1, 2, 3)]
     assert errors[0] > errors[1] > errors[2]
     untrained = train_rqvae(embedding, replace(SMALL, steps=51, warmup_steps=1))[1]
     assert errors[2] < untrained["reconstruction_error"]

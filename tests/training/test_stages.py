@@ -115,7 +115,7 @@ def test_stage_2_learns_to_answer_in_every_form(form, labels, inputs):
     values = overfit(step, work.network, "nll_answer", updates=25)
     assert fell(values)
     terms = step(0)[1]
-    assert ("nll_reasoning" in terms) == (form != "state" and labels != "pause")
+    assert ("nll_reasoning" in terms) == (form != "state")
     assert ("quantization" in terms) == (form != "state" and labels == "residual")
 
 
@@ -164,7 +164,9 @@ def test_the_pause_control_feeds_one_token_every_time():
     memory = work.read([work.split.train[i] for i in range(4)])
     thought = think(work.network, memory, work.vocabulary.start_tokens[2], 2, labeller.choose)
     assert torch.stack(thought.tokens).unique().tolist() == [work.vocabulary.reasoning_range[0]]
-    assert labeller.labels == labeller.residuals == []
+    # learnt as well: a search writes its likeliest token
+    assert torch.stack(labeller.labels).unique().tolist() == [work.vocabulary.reasoning_range[0]]
+    assert labeller.residuals == []
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "sft", "rl"])
@@ -212,6 +214,27 @@ def test_stage_3_starts_on_its_reference_and_ignores_groups_of_equal_rewards():
     loss.backward()
     # no reward tells the outputs apart and the policy is where it started: nothing to learn
     assert max(float(p.grad.abs().max()) for p in work.network.parameters() if p.grad is not None) < 1e-5
+
+
+def test_updates_share_rollouts_and_the_clip_ends_what_the_first_gained():
+    config = small_config("rl.anchor_weight=0", "rl.policy_weight=1", "rl.kl_weight=0", "rl.batch_size=12",
+                          "rl.group=8", "rl.updates=2", "rl.checkpoint_every=2")  # fmt: skip
+    work = small_workspace(config)
+    step = RlStep(work, config.rl)
+    loss, _ = step(0)
+    rollouts = step.experience
+    loss.backward()
+    with torch.no_grad():  # one huge update along the gradient: every ratio that may gain is now beyond the clip
+        for parameter in work.network.parameters():
+            if parameter.grad is not None:
+                parameter.sub_(3 * parameter.grad / parameter.grad.norm().clamp(min=1e-9))
+    again, _ = step(1)
+    assert step.experience is rollouts
+    # min(rho A, clip(rho) A): the gain of a token cannot exceed 1.2 of its advantage
+    gain = torch.where(rollouts.advantage > 0, 1.2 * rollouts.advantage, 0.8 * rollouts.advantage).mean()
+    assert -float(again.detach()) <= float(gain) + 1e-5
+    step(2)
+    assert step.experience is not rollouts
 
 
 def test_the_kl_term_pulls_back_to_the_reference():

@@ -2,11 +2,12 @@
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS packages-cpu
-# PyPI's torch for Linux brings several gigabytes of CUDA; PyTorch's own index has the build without.
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# torch for Linux brings several gigabytes of CUDA by default; PyTorch's installation page names the package index of the
+# build without: `docker build --build-arg TORCH_INDEX=...` keeps the image small.
+ARG TORCH_INDEX=""
 COPY requirements/serving.lock /tmp/serving.lock
 RUN python -m venv /opt/venv \
-    && /opt/venv/bin/pip install --no-cache-dir --extra-index-url "${TORCH_INDEX}" -r /tmp/serving.lock
+    && /opt/venv/bin/pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url "${TORCH_INDEX}"} -r /tmp/serving.lock
 
 FROM ${PYTHON_IMAGE} AS packages-gpu
 COPY requirements/serving.lock /tmp/serving.lock

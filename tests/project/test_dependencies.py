@@ -23,6 +23,7 @@ TOOLS = {
     "pip-tools": ("requirements/lock.py", '"piptools"'),
     "pytest-timeout": ("pyproject.toml", "timeout ="),
     "ruff": ("Makefile", "-m ruff"),
+    "tensorboard": ("training/loop.py", "torch.utils.tensorboard"),  # torch imports it, we do not
 }
 
 

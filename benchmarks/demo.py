@@ -27,8 +27,8 @@ BEAM = 50
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.demo", description=__doc__)
-    parser.add_argument("--data", type=Path, default=ROOT / "runs/demo/shop", help="the bundle's shop")
-    parser.add_argument("--bundle", type=Path, default=ROOT / "bundles/demo")
+    parser.add_argument("--data", type=Path, default=Path("runs/demo/shop"), help="the bundle's shop")
+    parser.add_argument("--bundle", type=Path, default=Path("bundles/demo"))
     options = parser.parse_args()
     code, started = commit(), time.perf_counter()
     data, bundle = read_data(options.data), Bundle.load(options.bundle)

@@ -28,7 +28,7 @@ COLUMNS = ["steps", "beam", "batch", "median_ms", "p95_ms", "ratio"]
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.latency", description=__doc__)
-    parser.add_argument("--bundle", type=Path, default=ROOT / "bundles/demo")
+    parser.add_argument("--bundle", type=Path, default=Path("bundles/demo"))
     parser.add_argument("--rounds", type=int, default=40)
     options = parser.parse_args()
     code, started = commit(), time.perf_counter()

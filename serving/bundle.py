@@ -148,10 +148,10 @@ def write_bundle(
     files = {str(path.relative_to(work)): _sha256(path) for path in sorted(work.rglob("*")) if path.is_file()}
     _write_json(work / MANIFEST, _manifest(bundle, files))
     version = _version(bundle.name, (work / MANIFEST).read_bytes())
-    if folder.exists():
-        shutil.rmtree(folder)
     for path in work.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)  # another user serves it
+    if folder.exists():
+        shutil.rmtree(folder)
     work.rename(folder)
     return version
 

@@ -166,10 +166,15 @@ def unparsable_share(work: Workspace, memory: Memory, steps: int) -> float:
 
 def exists(written: torch.Tensor, item_tokens: torch.Tensor) -> torch.Tensor:
     """Which token rows are items. Shapes: (..., M), (I, M) -> (...) bool."""
-    base = int(item_tokens.max()) + 2
-    place = base ** torch.arange(item_tokens.shape[1] - 1, -1, -1)
-    known = (item_tokens * place).sum(-1)
-    return torch.isin((written.clamp(max=base - 1) * place).sum(-1), known)
+    low, high = item_tokens.amin(0), item_tokens.amax(0)
+    span = high - low + 2  # each level's own tokens, and one number for all others; small enough for int64
+    place = torch.cat([span.new_ones(1), span.flip(0).cumprod(0)[:-1]]).flip(0)
+
+    def number(tokens: torch.Tensor) -> torch.Tensor:
+        own = (tokens >= low) & (tokens <= high)
+        return (torch.where(own, tokens - low, span - 1) * place).sum(-1)
+
+    return torch.isin(number(written), number(item_tokens))
 
 
 def _unseen(histories: Sequence[np.ndarray], items: int) -> torch.Tensor:

@@ -92,14 +92,14 @@ def tokenize(data: Dataset, split: Split, data_folder: Path, folder: Path, confi
         given = None
         if config.tokenizer.kind == "given":
             given = load_given_ids(data_folder / "semantic_ids" / f"{config.given_ids}.json.gz", data.items)
-        tokenizer = replace(config.tokenizer, seed=config.seed)
+        tokenizer = config.tokenizer
         with tqdm(desc="tokenize", unit="step", mininterval=1.0) as bar:
 
             def progress(done: int, total: int) -> None:
                 bar.total, bar.n = total, done
                 bar.update(0)
 
-            ids = build_semantic_ids(data.items, split.train, tokenizer, given, folder / "cache", progress)
+            ids = build_semantic_ids(data.items, split.train, tokenizer, config.seed, given, folder / "cache", progress)
         source = tokenizer.source if data.items.has_text else "collaborative"
         embedding = item_embedding(data.items, split.train, source, tokenizer.embedder, tokenizer.text_weight,
                                    tokenizer.collaborative_dim, config.seed, folder / "cache").matrix  # fmt: skip

@@ -31,7 +31,6 @@ class TokenizeConfig:
     text_weight: float = 0.5
     collaborative_dim: int = 128
     rqvae: RqVaeConfig = field(default_factory=RqVaeConfig)
-    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,23 +47,24 @@ def build_semantic_ids(
     items: Items,
     train_sequences: Sequence[np.ndarray],
     config: TokenizeConfig,
+    seed: int = 0,
     given: np.ndarray | None = None,
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> SemanticIds:
     """Semantic IDs as the config asks for. given: (I, M) codes for kind "given"; cache: folder for text embeddings."""
     if config.kind == "random":
-        return random_ids(len(items), (config.rqvae.codes,) * config.rqvae.levels, config.seed)
+        return random_ids(len(items), (config.rqvae.codes,) * config.rqvae.levels, seed)
     if config.kind == "given":
         if given is None:
             raise DataError('tokenizer kind "given" needs a file of semantic IDs; name one in the data folder')
-        return given_ids(given, config.seed)
+        return given_ids(given, seed)
     source: Source = config.source if config.source != "both" or items.has_text else "collaborative"
     embedding = item_embedding(
         items, train_sequences, source, config.embedder, config.text_weight, config.collaborative_dim,
-        config.seed, cache, progress=progress is not None,
+        seed, cache, progress=progress is not None,
     )  # fmt: skip
-    return rqvae_ids(embedding, config.rqvae, config.seed, progress)
+    return rqvae_ids(embedding, config.rqvae, seed, progress)
 
 
 def rqvae_ids(

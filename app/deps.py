@@ -14,7 +14,7 @@ from app.service import Service
 T = TypeVar("T")
 
 
-def get_service(request: Request) -> Service:
+async def get_service(request: Request) -> Service:  # async: FastAPI sends plain functions to a thread
     return request.app.state.service
 
 

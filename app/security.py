@@ -15,7 +15,7 @@ header = APIKeyHeader(name="X-API-Key", auto_error=False)
 bearer = HTTPBearer(auto_error=False)
 
 
-def require_key(
+async def require_key(  # async: FastAPI would send a plain function to a thread, at every request
     request: Request,
     key: Annotated[str | None, Depends(header)],
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],

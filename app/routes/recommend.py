@@ -27,7 +27,7 @@ router = APIRouter(
 )
 
 
-def reasoning_steps(
+async def reasoning_steps(
     reasoning_steps: Annotated[
         str | None, Query(description="0 to the model's maximum, or auto; default: the model's", max_length=16)
     ] = None,

@@ -1,5 +1,8 @@
-# The service in an image: `docker build --target cpu .` (the default) or `--target gpu`.
-ARG PYTHON_IMAGE=python:3.11-slim-bookworm
+# The service in an image: `docker build --target cpu .` (the default) or `--target gpu`. It writes nothing but /tmp:
+# `docker run --read-only --tmpfs /tmp --publish 8000:8000 streamrec`.
+# By digest, so that the same lines make the same image. To move on: `docker pull python:3.11-slim-bookworm`, and the
+# digest that it prints.
+ARG PYTHON_IMAGE=python:3.11-slim-bookworm@sha256:528257d48c1da0dcecc2e725d1ae34498d60c965f1241e39cd6a85a8859bdf84
 
 FROM ${PYTHON_IMAGE} AS packages-cpu
 # torch for Linux brings several gigabytes of CUDA by default; PyTorch's installation page names the package index of the
@@ -30,7 +33,10 @@ ENV PATH=/opt/venv/bin:$PATH \
     # One thread a process: at this model's size a second one costs more than it brings.
     OMP_NUM_THREADS=1 \
     # Idle OpenMP threads must not spin: they would take the cores of their neighbours.
-    OMP_WAIT_POLICY=PASSIVE
+    OMP_WAIT_POLICY=PASSIVE \
+    # Two threads allocate, the event loop's and the engine's. glibc would give every thread that ever ran an arena of its
+    # own, up to eight a core, and each keeps what was freed in it.
+    MALLOC_ARENA_MAX=2
 USER 10001:10001
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --retries=3 \
@@ -39,6 +45,10 @@ HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --retries=3 \
 CMD ["python", "-m", "app", "serve", "--bundle", "bundles/demo", "--host", "0.0.0.0", "--port", "8000"]
 
 FROM service AS gpu
+# The CUDA libraries come with torch; the driver is the host's, and its container toolkit reads these two. An image that
+# is not made from one of CUDA's has to ask for the driver itself.
+ENV NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
 COPY --from=packages-gpu /opt/venv /opt/venv
 
 FROM service AS cpu

@@ -7,7 +7,10 @@ ServingError
 ├── Overloaded           no room in the queue; `retry_after` seconds
 ├── DeadlineExceeded     the time budget cannot be met
 ├── Draining             the service is shutting down
-└── EngineDead           the engine's thread has stopped
+├── EngineDead           the engine's thread has stopped
+├── ScoreError           offline scoring: histories, options or an earlier run's parts do not fit
+├── StorageError         the disk does not take a file
+└── FolderInUse          another run writes into the folder
 """
 
 from __future__ import annotations
@@ -51,3 +54,15 @@ class Draining(ServingError):
 
 class EngineDead(ServingError):
     """The engine's thread has stopped; the process must be restarted."""
+
+
+class ScoreError(ServingError):
+    """Offline scoring: histories, options or an earlier run's parts do not fit."""
+
+
+class StorageError(ServingError):
+    """The disk does not take a file."""
+
+
+class FolderInUse(ServingError):
+    """Another run writes into the folder."""

@@ -77,8 +77,8 @@ def distributions(module: str) -> set[str]:
     [
         ("serving", False, []),
         ("app", False, []),
-        ("serving", True, ["text"]),  # a new item's text is embedded where the extra is installed
-        ("app", True, []),
+        ("serving", True, ["ray", "text"]),  # new items and offline scoring, where the extras are installed
+        ("app", True, ["otel"]),  # traces, where the extra is installed
         ("training", True, ["training"]),
         ("benchmarks", True, ["training"]),
         ("tests", True, ["dev"]),

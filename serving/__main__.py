@@ -1,0 +1,61 @@
+"""`python -m serving`: the engine without the service. So far: offline scoring."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from serving.errors import ServingError
+from serving.score import Task, run_here, score
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m serving", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("score", help="recommendations for every history of a file")
+    command.add_argument("--bundle", type=Path, required=True)
+    command.add_argument(
+        "--histories", type=Path, required=True, help="Parquet or JSON lines: user_id, history (item ids, oldest first)"
+    )
+    command.add_argument("--out", type=Path, required=True, help="Parquet: user_id, items, scores, source")
+    command.add_argument("--k", type=int, default=Task.k, help="items per user (%(default)s)")
+    command.add_argument("--beam", type=int, default=Task.beam, help="width of the search (%(default)s)")
+    command.add_argument("--steps", type=int, help="reasoning steps (the bundle's default)")
+    command.add_argument("--include-seen", action="store_true", help="let items of the history come back")
+    command.add_argument("--batch", type=int, default=Task.batch, help="users per search (%(default)s)")
+    command.add_argument(
+        "--part-users", type=int, default=Task.part_users, help="users per part, what a kill costs (%(default)s)"
+    )
+    command.add_argument("--engine", choices=("local", "ray"), default="local")
+    command.add_argument("--threads", type=int, default=1, help="threads of the local engine (%(default)s)")
+    command.add_argument("--workers", type=int, default=1, help="actors of the Ray engine, a core each (%(default)s)")
+    options = parser.parse_args(arguments)
+    bundle, histories, out = (path.absolute() for path in (options.bundle, options.histories, options.out))
+    task = Task(bundle, histories, out, options.k, options.beam, options.steps, not options.include_seen,
+                options.batch, options.part_users)  # fmt: skip
+    try:
+        return _score(task, options)
+    except ServingError as error:
+        print(f"streamrec: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("streamrec: stopped; run the same command again and it goes on where it was.", file=sys.stderr)
+        return 130
+
+
+def _score(task: Task, options: argparse.Namespace) -> int:
+    if options.engine == "ray":
+        from serving.score_ray import run_on_ray
+
+        summary = score(task, lambda task, _, parts: run_on_ray(task, parts, options.workers))
+    else:
+        summary = score(task, lambda task, bundle, parts: run_here(task, bundle, parts, options.threads))
+    print(f"Wrote {task.out}: {summary.users:,} users, {summary.popular:,} of them by popularity.")
+    if summary.rejected:
+        print(f"{summary.rejected:,} rows could not be answered; {task.rejects_file} says why.", file=sys.stderr)
+    return 1 if summary.rejected and not summary.users else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

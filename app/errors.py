@@ -43,6 +43,14 @@ class Forbidden(ServingError):
     """The key that was sent may not do this."""
 
 
+class QuotaExceeded(ServingError):
+    """The client has asked for more than its quota. `retry_after`: seconds until there is room again."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
 # error -> (status, name, title); the first class that fits counts
 PROBLEMS: dict[type[Exception], tuple[int, str, str]] = {
     UnknownCatalogue: (404, "unknown-catalogue", "Unknown catalogue"),
@@ -50,6 +58,7 @@ PROBLEMS: dict[type[Exception], tuple[int, str, str]] = {
     NotFound: (404, "not-found", "Not found"),
     Unauthorised: (401, "unauthorised", "A key is needed"),
     Forbidden: (403, "forbidden", "The key is not valid"),
+    QuotaExceeded: (429, "over-quota", "Over the quota"),
     Overloaded: (503, "overloaded", "Overloaded"),
     Draining: (503, "draining", "Shutting down"),
     NotReady: (503, "not-ready", "Not ready"),
@@ -59,11 +68,36 @@ PROBLEMS: dict[type[Exception], tuple[int, str, str]] = {
 }
 HTTP_NAMES = {
     400: ("invalid-request", "The request does not fit"),
+    403: ("forbidden", "Not allowed"),
     404: ("not-found", "Not found"),
     405: ("method-not-allowed", "Method not allowed"),
     413: ("too-large", "The body is too large"),
 }
 REJECTIONS = (401, 403, 413, 429, 503, 504)
+MEANINGS = {
+    401: "no key was sent",
+    403: "the key may not do this",
+    404: "there is no such thing",
+    413: "the body is too large",
+    422: "the request does not fit",
+    429: "over the client's quota",
+    503: "not ready, overloaded or draining, or the store cannot be reached",
+    504: "nothing fits the time budget",
+}
+
+
+def declared(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """How OpenAPI tells of these errors; a route with a key has four in any case."""
+    schema = {"$ref": "#/components/schemas/Problem"}  # BatchResponse brings it into the document
+    wait = {"Retry-After": {"description": "seconds", "schema": {"type": "integer", "minimum": 1}}}
+    return {
+        status: {
+            "description": MEANINGS[status],
+            "content": {"application/problem+json": {"schema": schema}},
+            "headers": wait if status in (429, 503) else {},
+        }
+        for status in sorted({401, 403, 429, 503, *statuses})
+    }
 
 
 def problem(error: Exception) -> Problem:

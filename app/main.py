@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
 from app import errors
-from app.middleware import Envelope
+from app.middleware import Cors, Envelope
+from app.quotas import Quotas
 from app.routes import health, items, models, page, recommend, users
 from app.service import EngineLike, Service
 from app.settings import Settings
+from app.traces import Traces
 
 VERSION = "0.1.0"
 
@@ -27,23 +30,29 @@ def create_app(
     on_ready, on_failure: called on the engine's thread when the model is ready, or could not be made ready.
     """
     service = Service(settings, engine, on_ready, on_failure)
+    quotas, traces = Quotas(settings), Traces(settings.otlp_endpoint, VERSION)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await service.start()
         yield
         await service.close()
+        await quotas.close()
+        await asyncio.to_thread(traces.close)
 
     app = FastAPI(
         title="streamrec",
         version=VERSION,
         description="Recommendations from a sequence model that may reason before it names an item.",
         lifespan=lifespan,
+        docs_url=None,  # FastAPI's page loads its scripts from another host; ours is in routes/page.py
         redoc_url=None,
     )
-    app.state.service = service
+    app.state.service, app.state.quotas = service, quotas
     errors.install(app)
     for routes in (recommend, users, items, models, health, page):
         app.include_router(routes.router)
-    app.add_middleware(Envelope, metrics=service.metrics, max_body_bytes=settings.max_body_bytes)
+    if settings.cors_origins:
+        app.add_middleware(Cors, origins=settings.cors_origins)
+    app.add_middleware(Envelope, metrics=service.metrics, traces=traces, max_body_bytes=settings.max_body_bytes)
     return app

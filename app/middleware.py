@@ -1,4 +1,4 @@
-"""What surrounds every request, in plain ASGI: its id, the body's bound, headers, metrics, one log line, and 500s."""
+"""What surrounds every request, in plain ASGI: its id, the body's bound, headers, metrics, log, trace, and 500s."""
 
 from __future__ import annotations
 
@@ -6,31 +6,43 @@ import logging
 import re
 import time
 import uuid
+from typing import Any
 
+import structlog
 from fastapi import HTTPException
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app import errors, logs
+from app import errors
 from app.metrics import Metrics
+from app.traces import Traces
 
 log = logging.getLogger("streamrec.http")
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
-CONTENT_POLICY = "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-# The interactive documentation is FastAPI's page: scripts from a CDN and one inline.
-DOCS_POLICY = (
-    "default-src 'self'; img-src 'self' data: https://fastapi.tiangolo.com; "
-    "script-src 'self' 'unsafe-inline' https://cdn.jsdelivr.net; style-src 'self' 'unsafe-inline' https://cdn.jsdelivr.net"
-)
+SECURITY_HEADERS = {
+    # Everything a page needs comes from the service itself: no inline code, no other host.
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
+HTTPS_ONLY = "max-age=31536000"
 QUIET = {"/livez", "/readyz", "/metrics"}
 
 
 class Envelope:
     """`max_body_bytes`: larger bodies are answered with 413, whether they say their length or not."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, max_body_bytes: int) -> None:
-        self.app, self.metrics, self.max_body_bytes = app, metrics, max_body_bytes
+    def __init__(self, app: ASGIApp, metrics: Metrics, traces: Traces, max_body_bytes: int) -> None:
+        self.app, self.metrics, self.traces, self.max_body_bytes = app, metrics, traces, max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -40,8 +52,7 @@ class Envelope:
         headers = Headers(scope=scope)
         sent_id = headers.get("x-request-id", "")
         request_id = sent_id if REQUEST_ID.fullmatch(sent_id) else uuid.uuid4().hex
-        token = logs.request_id.set(request_id)
-        policy = DOCS_POLICY if scope["path"].startswith("/docs") else CONTENT_POLICY
+        tokens = structlog.contextvars.bind_contextvars(request_id=request_id)
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
@@ -49,10 +60,11 @@ class Envelope:
                 status = message["status"]
                 out = MutableHeaders(scope=message)
                 out["X-Request-ID"] = request_id
-                out["X-Content-Type-Options"] = "nosniff"
-                out["Referrer-Policy"] = "no-referrer"
-                out["Content-Security-Policy"] = policy
                 out.setdefault("Cache-Control", "no-store")
+                for name, value in SECURITY_HEADERS.items():
+                    out[name] = value
+                if scope["scheme"] == "https":
+                    out["Strict-Transport-Security"] = HTTPS_ONLY
             await send(message)
 
         try:
@@ -65,12 +77,14 @@ class Envelope:
                 await errors.response(error)(scope, receive, send_with_headers)
         finally:
             seconds = time.perf_counter() - started
-            route = route_of(scope)
+            method, route = scope["method"], route_of(scope)
             self.metrics.request_seconds.labels(route, str(status or 499)).observe(seconds)
             level = logging.DEBUG if route in QUIET else logging.INFO
-            fields = {"method": scope["method"], "route": route, "status": status, "ms": round(1000 * seconds, 2)}
-            log.log(level, "request", extra={"fields": fields})
-            logs.request_id.reset(token)
+            fields = {"method": method, "route": route, "status": status, "ms": round(1000 * seconds, 2)}
+            log.log(level, "request", extra=fields)
+            answer = scope.get("state", {}).get("answer")
+            self.traces.record(headers, method, route, status or 499, request_id, seconds, answer)
+            structlog.contextvars.reset_contextvars(**tokens)
 
     def _bounded(self, receive: Receive, headers: Headers) -> Receive:
         received = 0
@@ -90,7 +104,26 @@ class Envelope:
         return bounded
 
 
+class Cors(CORSMiddleware):
+    """Starlette's, with the origins of the settings; what it refuses is told like every other error."""
+
+    def __init__(self, app: ASGIApp, origins: tuple[str, ...]) -> None:
+        super().__init__(
+            app,
+            allow_origins=origins,
+            allow_methods=["GET", "POST", "PUT", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-ID"],
+            expose_headers=["X-Request-ID", "Retry-After"],
+        )
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        response = super().preflight_response(request_headers)
+        if response.status_code < 400:
+            return response
+        return errors.response(HTTPException(403, "Pages of this origin may not ask for this; ask the operator."))
+
+
 def route_of(scope: Scope) -> str:
     """The route's template, never the path itself: ids must not become labels."""
-    route = scope.get("route")
+    route: Any = scope.get("route")
     return getattr(route, "path_format", None) or getattr(route, "path", None) or "unmatched"

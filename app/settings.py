@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
+import limits
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PREFIX = "STREAMREC_"
+
+Listed = Annotated[tuple[str, ...], NoDecode]  # separated by commas
 
 
 class Settings(BaseSettings):
@@ -59,8 +63,21 @@ class Settings(BaseSettings):
     max_known_items: int = Field(default=1000, ge=1, description="newest items kept of a user's history")
     user_hash_key: SecretStr = Field(default=SecretStr(""), description="secret that user ids are hashed with in keys")
 
-    api_keys: Annotated[tuple[str, ...], NoDecode] = Field(
+    api_keys: Listed = Field(
         default=(), description="sha256 (hex) of the keys that may call, separated by commas; none: everybody may"
+    )
+    admin_keys: Listed = Field(
+        default=(), description="sha256 (hex) of the keys that may also change the service; none: nobody may"
+    )
+    quota: str = Field(
+        default="",
+        description="what one key, or without keys one address, may ask for, like 100/second;5000/minute; unset: all",
+    )
+    cors_origins: Listed = Field(
+        default=(), description="origins whose pages may call, separated by commas, or *; none: only the service's own"
+    )
+    otlp_endpoint: str | None = Field(
+        default=None, description="where traces go, like http://collector:4318 (extra otel); unset: nowhere"
     )
 
     @field_validator("port", mode="before")
@@ -69,17 +86,42 @@ class Settings(BaseSettings):
         # Kubernetes sets STREAMREC_PORT=tcp://… in every pod beside a service named streamrec.
         return cls.model_fields["port"].default if isinstance(value, str) and value.startswith("tcp://") else value
 
-    @field_validator("api_keys", mode="before")
+    @field_validator("api_keys", "admin_keys", "cors_origins", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        return [key.strip().lower() for key in value.split(",") if key.strip()] if isinstance(value, str) else value
+        return [part.strip().lower() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
-    @field_validator("api_keys")
+    @field_validator("api_keys", "admin_keys")
     @classmethod
     def _hashes(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
         if any(len(key) != 64 or set(key) - set("0123456789abcdef") for key in keys):
             raise ValueError("give the sha256 of each key, 64 hexadecimal digits, not the key itself")
         return keys
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        if any(origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin) for origin in origins):
+            raise ValueError("give origins as a browser sends them, like https://shop.example, or *")
+        return origins
+
+    @field_validator("quota")
+    @classmethod
+    def _parses(cls, quota: str) -> str:
+        try:
+            parsed = limits.parse_many(quota) if quota else []
+        except ValueError:
+            parsed = [limits.RateLimitItemPerSecond(0)]
+        if any(limit.amount < 1 for limit in parsed):
+            raise ValueError("give a quota like 100/second, or several like 100/second;5000/minute")
+        return quota
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _is_http(cls, address: str | None) -> str | None:
+        if address is not None and not address.startswith(("http://", "https://")):
+            raise ValueError("give the collector's address for OTLP over HTTP, like http://collector:4318")
+        return address
 
     @field_validator("user_hash_key")
     @classmethod

@@ -1,27 +1,39 @@
-// The playground: a history made by clicking, every change answered at once.
-"use strict";
+// The playground: a history made by clicking, every change answered at once, with and without thinking.
 
-const STAGES = ["queue", "cache", "encode", "reason", "decode"];
+import { bars, element, spark, way } from "./picture.js";
+import { readMetrics, since } from "./metrics.js";
+
 const $ = (id) => document.getElementById(id);
+const EXAMPLE = 3; // items to start with, so that there is something to see
+const POLL = 2000; // ms between two looks at /metrics
+const KEPT = 60; // values of the live curve
 const clicked = []; // items {item_id, title}, oldest first
-let running = null; // the request under way; a newer one aborts it
-
-function element(tag, className, ...children) {
-  const made = document.createElement(tag);
-  if (className) made.className = className;
-  made.append(...children.filter((child) => child !== null));
-  return made;
-}
+let running = null; // the requests under way; newer ones abort them
+let waiting = null; // the timer of the next try after a refusal
+let chosenStep = null; // whose pulls the picture shows; null: the last
 
 const label = (item) => item.title || item.item_id;
+const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
+
+class Refused extends Error {
+  constructor(status, problem, wait) {
+    super(problem.detail || problem.title || `The service answered with status ${status}.`);
+    Object.assign(this, { status, title: problem.title, wait });
+  }
+}
 
 async function call(path, options = {}) {
-  const headers = { ...options.headers };
-  if ($("key").value) headers["X-API-Key"] = $("key").value;
-  const response = await fetch(path, { ...options, headers });
-  const body = await response.json();
-  if (!response.ok) throw new Error(body.detail || body.title || `status ${response.status}`);
-  return body;
+  const headers = { ...options.headers, ...($("key").value && { "X-API-Key": $("key").value }) };
+  let response;
+  try {
+    response = await fetch(path, { ...options, headers });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Refused(0, { title: "Not reachable", detail: "The service cannot be reached." }, 2);
+  }
+  const body = await response.json().catch(() => ({}));
+  if (response.ok) return body;
+  throw new Refused(response.status, body, Number(response.headers.get("Retry-After")) || null);
 }
 
 function later(action, wait) {
@@ -29,22 +41,66 @@ function later(action, wait) {
   return () => { clearTimeout(timer); timer = setTimeout(action, wait); };
 }
 
-// What the user did
+// What goes wrong is told in one place, calmly; what may come right by itself is tried again.
+
+function tell(error, again) {
+  if (error.name === "AbortError") return;
+  quiet();
+  const told = element("p", "", element("strong", "", error.title || "Something went wrong"), ` ${error.message}`);
+  $("notice").replaceChildren(told);
+  $("notice").hidden = false;
+  $("columns").setAttribute("aria-busy", "false");
+  if (error.status === 401 || error.status === 403) {
+    $("more").open = true;
+    $("key").focus();
+  }
+  if (error.wait && again) {
+    const count = element("span", "muted");
+    $("notice").append(count);
+    const tick = (left) => {
+      if (left <= 0) return again();
+      count.textContent = `Trying again in ${left} s`;
+      waiting = setTimeout(tick, 1000, left - 1);
+    };
+    tick(Math.min(error.wait, 30));
+  }
+}
+
+function quiet() {
+  clearTimeout(waiting);
+  $("notice").hidden = true;
+}
+
+// What someone did
 
 async function suggest() {
   const query = $("query").value.trim();
   try {
-    const found = await call(`/items?limit=14&query=${encodeURIComponent(query)}`);
-    if (query !== $("query").value.trim()) return; // a newer one is under way
+    const found = await call(`/items?limit=20&query=${encodeURIComponent(query)}`);
+    if (query !== $("query").value.trim()) return []; // a newer one is under way
     $("suggestions").replaceChildren(...found.items.map((item) => {
-      const button = element("button", "", label(item));
+      const button = element("button", "", element("span", "", label(item)), element("small", "muted", item.categories.join(" · ")));
       button.type = "button";
-      button.title = item.categories.join(" · ");
       button.addEventListener("click", () => add(item));
       return element("li", "", button);
     }));
-    if (!found.items.length) $("suggestions").append(element("li", "empty", "No title holds all of these words."));
-  } catch (error) { show(error); }
+    if (!found.items.length) $("suggestions").append(element("li", "empty", "No title holds all of these words. Enter looks for an item of this id."));
+    return found.items;
+  } catch (error) {
+    tell(error);
+    return [];
+  }
+}
+
+async function addById(id) {
+  try {
+    add(await call(`/items/${encodeURIComponent(id)}`));
+    $("query").value = "";
+    suggest();
+  } catch (error) {
+    if (error.status === 404) error.message = `The catalogue has no item of the id “${id}”.`;
+    tell(error);
+  }
 }
 
 function add(item) {
@@ -55,142 +111,242 @@ function add(item) {
 
 function drawHistory() {
   $("history").replaceChildren(...clicked.map((item, place) => {
-    const remove = element("button", "", "×");
+    const remove = element("button", "quiet", "×");
     remove.type = "button";
     remove.setAttribute("aria-label", `Remove ${label(item)}`);
-    remove.addEventListener("click", () => { clicked.splice(place, 1); drawHistory(); recommend(); });
+    remove.addEventListener("click", () => {
+      clicked.splice(place, 1);
+      drawHistory();
+      recommend();
+      ($("history").querySelectorAll("button")[Math.min(place, clicked.length - 1)] ?? $("query")).focus();
+    });
     return element("li", "", element("span", "", label(item)), remove);
   }));
-  if (!clicked.length) $("history").append(element("li", "empty", "Empty: a new user, who gets what is popular."));
+  $("clear").hidden = !clicked.length;
+  if (!clicked.length) $("history").append(element("li", "empty", "Nothing yet. Someone new is shown what is popular."));
 }
 
-// The answer
+// The answers
 
-function body() {
-  const made = { history: clicked.map((item) => item.item_id), k: Number($("k").value) || 8, explain: true };
+function body(explain) {
+  const made = { history: clicked.map((item) => item.item_id), k: Number($("k").value) || 8 };
   made.beam_width = Math.max(made.k, Number($("beam").value) || 50);
   if ($("user").value) made.user_id = $("user").value;
   if ($("category").value) made.categories = [$("category").value];
+  if ($("catalogue").value) made.catalogue = $("catalogue").value;
   if (Number($("timeout").value) > 0) made.timeout_ms = Number($("timeout").value);
   if (!$("seen").checked) made.exclude_seen = false;
-  return made;
+  if (explain) made.explain = true;
+  return JSON.stringify(made);
 }
 
 async function recommend() {
   running?.abort();
   const mine = running = new AbortController();
-  const path = `/recommend?reasoning_steps=${$("steps").value}`;
-  const sent = JSON.stringify(body());
-  document.body.classList.add("busy");
+  const steps = Number($("steps").value);
+  const ask = (count, explain) => call(`/recommend?reasoning_steps=${count}`, {
+    method: "POST", body: body(explain), signal: mine.signal, headers: { "Content-Type": "application/json" },
+  });
+  $("columns").setAttribute("aria-busy", "true");
   try {
-    const answer = await call(path, {
-      method: "POST", body: sent, signal: mine.signal, headers: { "Content-Type": "application/json" },
-    });
-    $("problem").hidden = true;
-    draw(answer);
-    const quoted = sent.replaceAll("'", "'\\''");
-    $("curl").textContent = `curl -s '${location.origin}${path}' \\\n  -H 'Content-Type: application/json' \\\n  -d '${quoted}'`;
+    const answers = await Promise.all(steps ? [ask(0, false), ask(steps, true)] : [ask(0, true)]);
+    if (running !== mine) return;
+    quiet();
+    draw(answers);
+    drawTerminal(steps);
+    $("columns").setAttribute("aria-busy", "false");
   } catch (error) {
-    if (error.name !== "AbortError") show(error);
-  } finally {
-    if (running === mine) document.body.classList.remove("busy");
+    if (running === mine) tell(error, recommend);
   }
 }
 
-function show(error) {
-  $("problem").textContent = error.message;
-  $("problem").hidden = false;
+function draw(answers) {
+  const last = answers.at(-1);
+  const popular = last.source === "popularity";
+  const shown = popular ? [last] : answers;
+  const before = shown.length > 1 ? shown[0].items.map((item) => item.item_id) : null;
+  $("columns").replaceChildren(...shown.map((answer, n) => column(answer, n > 0 ? before : null)));
+  $("columns").classList.toggle("one", shown.length === 1);
+  const unknown = [...new Set(last.unknown_items)];
+  $("aside").textContent = unknown.length ? `Not in the catalogue, and ignored: ${unknown.join(", ")}` : "";
+  $("aside").hidden = !unknown.length;
+  drawReasoning(last);
+  $("time").hidden = popular;
+  $("bars").replaceChildren(...bars(shown.map((answer) => [plural(answer.reasoning_steps, "step"), answer.timings_ms])));
 }
 
-function draw(answer) {
-  const badge = (text, on) => element("span", on ? "badge on" : "badge", text);
-  $("badges").replaceChildren(
-    badge(answer.source === "model" ? "model" : "popularity: nothing is known of this user", answer.source === "model"),
-    badge(`${answer.reasoning_steps} steps`, answer.reasoning_steps > 0),
-    badge(`${answer.items.length} items, beam ${answer.beam_width}`),
-    badge(`cache: ${answer.cache}`, answer.cache === "memory" || answer.cache === "redis"),
-  );
-  drawResults(answer);
-  $("details").hidden = false;
-  drawTimings(answer.timings_ms);
-  drawTrace(answer.explanation);
-}
-
-function drawResults(answer) {
+function column(answer, before) {
+  const popular = answer.source === "popularity";
+  const name = popular ? "Popular now" : answer.reasoning_steps ? `After ${plural(answer.reasoning_steps, "step")}` : "Without thinking";
+  const facts = popular ? "Nothing is known of this person" : `${answer.timings_ms.total.toFixed(1)} ms · cache ${answer.cache}`;
   const scores = answer.items.map((item) => item.score);
-  const best = Math.max(...scores), worst = Math.min(...scores), span = best - worst || 1;
-  $("results").replaceChildren(...answer.items.map((item, place) => {
+  const [best, worst] = [Math.max(...scores), Math.min(...scores)];
+  const list = element("ol", "results", ...answer.items.map((item, place) => {
     const fill = element("i");
-    fill.style.width = `${12 + 88 * (item.score - worst) / span}%`;
-    const score = element("span", "score", element("span", "meter", fill), item.score.toFixed(2));
-    const card = element("button", "",
+    fill.style.width = `${8 + (92 * (item.score - worst)) / (best - worst || 1)}%`;
+    const row = element("button", "",
       element("span", "rank", `${place + 1}`),
       element("span", "title", label(item)),
-      element("span", "tags", item.categories.join(" · ")),
-      score);
-    card.type = "button";
-    card.title = "Add to the history";
-    card.addEventListener("click", () => add(item));
-    return element("li", "", card);
+      before && moved(before.indexOf(item.item_id), place),
+      element("span", "tags muted", item.categories.join(" · ")),
+      element("span", "meter", fill),
+      element("span", "score number muted", item.score.toFixed(popular ? 0 : 2)));
+    row.type = "button";
+    row.dataset.item = item.item_id;
+    row.title = "Add to the history";
+    row.addEventListener("click", () => add(item));
+    return element("li", "", row);
   }));
-  if (!answer.items.length) $("results").append(element("li", "empty", "No item is permitted by these rules."));
+  if (!answer.items.length) list.append(element("li", "empty", "These rules permit no item. Loosen them under “Rules and settings”."));
+  return element("article", answer.reasoning_steps ? "column thought" : "column",
+    element("div", "row", element("h3", "", name), element("span", "muted number", facts)), list);
 }
 
-function drawTimings(timings) {
-  const known = STAGES.reduce((sum, stage) => sum + timings[stage], 0);
-  const parts = [...STAGES.map((stage) => [stage, timings[stage]]), ["other", Math.max(0, timings.total - known)]];
-  const whole = Math.max(timings.total, known, 0.001);
-  $("total").textContent = `${timings.total.toFixed(1)} ms`;
-  $("bar").replaceChildren(...parts.map(([stage, ms]) => {
-    const part = element("i", stage);
-    part.style.width = `${100 * ms / whole}%`;
-    return part;
-  }));
-  $("legend").replaceChildren(...parts.map(([stage, ms]) =>
-    element("li", "", element("i", stage), `${stage} ${ms.toFixed(1)} ms`)));
+function moved(from, to) {
+  const [text, words, kind] = from < 0 ? ["new", "not among them without thinking", "up"]
+    : from > to ? [`↑${from - to}`, `up by ${from - to}`, "up"]
+    : from < to ? [`↓${to - from}`, `down by ${to - from}`, "down"]
+    : ["", "unmoved", ""];
+  const made = element("span", `moved ${kind}`, element("span", "visually-hidden", words), text);
+  made.title = words;
+  return made;
 }
 
-function drawTrace(explanation) {
-  if (!explanation) {
-    $("trace").replaceChildren(element("li", "empty", "The model was not asked: its history is empty."));
-    return;
-  }
-  $("trace").replaceChildren(...explanation.steps.map((step) => {
-    const chance = step.log_probability === null ? "" : ` · ${(100 * Math.exp(step.log_probability)).toFixed(0)}% sure`;
-    return element("li", "",
-      element("strong", "", step.step === 0 ? "before thinking" : `step ${step.step}${chance}`),
-      element("ul", "", ...step.nearest_items.map((item) => element("li", "", label(item)))));
+function drawReasoning(answer) {
+  const told = answer.explanation;
+  const show = Boolean(told?.items.length && told.items[0].similarity.length > 1);
+  $("reasoning").hidden = !show;
+  if (!show) return;
+  const names = answer.items.map(label);
+  const similarity = told.items.map((item) => item.similarity);
+  const last = similarity[0].length - 1;
+  const redraw = () => {
+    const step = Math.min(chosenStep ?? last, last);
+    $("map").replaceChildren(way(Math.round($("map").clientWidth), names, similarity, step));
+    $("trace").querySelectorAll("button").forEach((button, n) => button.setAttribute("aria-pressed", n === step));
+  };
+  $("trace").replaceChildren(...told.steps.map((step, n) => {
+    const sure = step.log_probability === null ? "" : `${(100 * Math.exp(step.log_probability)).toFixed(0)}% sure`;
+    const button = element("button", "",
+      element("strong", "", n ? `Step ${n}` : "Before"), element("small", "muted", sure),
+      element("ul", "", ...step.nearest_items.slice(0, 3).map((item) => element("li", "", label(item)))));
+    button.type = "button";
+    button.addEventListener("click", () => { chosenStep = n === last ? null : n; redraw(); });
+    return element("li", "", button);
   }));
+  redraw();
+  window.onresize = later(redraw, 100);
+}
+
+function drawTerminal(steps) {
+  const quoted = body(false).replaceAll("'", "'\\''");
+  const key = $("key").value ? "  -H 'X-API-Key: …' \\\n" : "";
+  $("curl").textContent = `curl -s '${location.origin}/recommend?reasoning_steps=${steps}' \\\n  -H 'Content-Type: application/json' \\\n${key}  -d '${quoted}'`;
+  $("terminal").hidden = false;
+}
+
+// The service, live
+
+const rates = [];
+let seen = null; // the last look
+
+async function watch() {
+  setTimeout(watch, POLL);
+  if (document.hidden) { seen = null; return; }
+  try {
+    const now = readMetrics(await (await fetch("/metrics")).text());
+    const change = seen && since(seen, now);
+    seen = now;
+    if (!change) return;
+    rates.push(change.rate);
+    if (rates.length > KEPT) rates.shift();
+    $("spark").replaceChildren(spark(rates, KEPT));
+    drawFigures(change, now);
+  } catch { seen = null; } // told elsewhere: every request fails then
+}
+
+function drawFigures(change, now) {
+  const share = (count) => (now.cache.lookups ? `${((100 * count) / now.cache.lookups).toFixed(0)}%` : "–");
+  const figures = [
+    ["Requests a second", change.rate.toFixed(1)],
+    ["95% answered within", change.p95 === null ? "–" : `${change.p95} ms`],
+    ["Found in memory", share(now.cache.memory)],
+    ["Found in Redis", share(now.cache.redis)],
+    ["Waiting", `${now.waiting}`],
+    ["Shared a batch", change.batch === null ? "–" : change.batch.toFixed(1)],
+  ];
+  $("live").replaceChildren(...figures.map(([name, value]) => element("div", "", element("dt", "muted", name), element("dd", "number", value))));
 }
 
 // Start
 
 async function start() {
-  drawHistory();
   try {
     const model = (await call("/models")).models.find((each) => each.active);
-    $("problem").hidden = true;
-    $("model").textContent = `${model.version} · ${model.items.toLocaleString()} items · up to ${model.max_steps} reasoning steps`;
+    quiet();
+    $("model").textContent = `${model.version} · ${model.items.toLocaleString()} items`;
     $("steps").max = model.max_steps;
     $("steps").value = model.max_steps;
+    $("steps").disabled = !model.max_steps;
+    $("ticks").replaceChildren(...Array.from({ length: model.max_steps + 1 }, (_, n) => element("span", "", `${n}`)));
     $("beam").max = model.max_beam_width;
-    $("category").replaceChildren(new Option("all", ""), ...model.categories.map((each) => new Option(each, each)));
-    $("steps-value").textContent = $("steps").value;
-    await suggest();
+    $("k").max = model.max_beam_width;
+    for (const [id, names] of [["category", model.categories], ["catalogue", model.catalogues]]) {
+      $(id).replaceChildren(new Option("all", ""), ...names.map((each) => new Option(each, each)));
+      $(id).parentElement.hidden = !names.length;
+    }
+    drawSteps();
+    const popular = await suggest();
+    if (!clicked.length) clicked.push(...popular.slice(0, EXAMPLE));
+    drawHistory();
     await recommend();
   } catch (error) {
-    show(error);
     $("model").textContent = "not ready";
-    setTimeout(start, 2000); // it may still be loading
+    tell(error, start);
   }
 }
 
-const soon = later(recommend, 150);
-$("steps").addEventListener("input", () => { $("steps-value").textContent = $("steps").value; soon(); });
+function drawSteps() {
+  $("steps-value").textContent = plural(Number($("steps").value), "step");
+  $("steps").setAttribute("aria-valuetext", $("steps-value").textContent);
+}
+
+// The same item, wherever it is: pointing at one shows all.
+function point(event) {
+  const id = event.target.closest?.("[data-item]")?.dataset.item;
+  for (const each of document.querySelectorAll("[data-item]")) each.classList.toggle("same", each.dataset.item === id);
+}
+
+// Arrow keys between the search field and what it found.
+function walk(event) {
+  const buttons = [...$("suggestions").querySelectorAll("button")];
+  const at = buttons.indexOf(document.activeElement);
+  if (event.key === "ArrowDown" && at + 1 < buttons.length) buttons[at + 1].focus();
+  else if (event.key === "ArrowUp" && at >= 0) (buttons[at - 1] ?? $("query")).focus();
+  else if (event.key === "Escape" && at >= 0) $("query").focus();
+  else if (event.key === "Enter" && document.activeElement === $("query") && $("query").value.trim()) {
+    if (buttons.length) buttons[0].click();
+    else addById($("query").value.trim());
+  } else return;
+  event.preventDefault();
+}
+
+const soon = later(recommend, 120);
+$("steps").addEventListener("input", () => { chosenStep = null; drawSteps(); soon(); });
 for (const id of ["k", "beam", "timeout", "user"]) $(id).addEventListener("input", soon);
-for (const id of ["category", "seen"]) $(id).addEventListener("change", soon);
+for (const id of ["category", "catalogue", "seen"]) $(id).addEventListener("change", soon);
 $("key").addEventListener("change", start);
-$("query").addEventListener("input", later(suggest, 120));
-$("clear").addEventListener("click", () => { clicked.length = 0; drawHistory(); recommend(); });
-$("copy").addEventListener("click", () => navigator.clipboard?.writeText($("curl").textContent));
+$("query").addEventListener("input", later(suggest, 100));
+$("query").parentElement.addEventListener("keydown", walk);
+$("clear").addEventListener("click", () => { clicked.length = 0; drawHistory(); recommend(); $("query").focus(); });
+$("copy").addEventListener("click", async () => {
+  await navigator.clipboard?.writeText($("curl").textContent);
+  $("copy").textContent = "Copied";
+  setTimeout(() => { $("copy").textContent = "Copy"; }, 1500);
+});
+for (const kind of ["pointerover", "focusin"]) $("columns").addEventListener(kind, point);
+$("columns").addEventListener("pointerleave", point);
+$("user").value = `visitor-${Math.random().toString(36).slice(2, 8)}`; // with an id, the second answer comes from the cache
+drawHistory();
 start();
+watch();

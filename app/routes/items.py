@@ -8,8 +8,8 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query
 
 from app.deps import ItemId, ServiceDep
-from app.errors import NotFound
-from app.schemas import Item, ItemsResponse, Problem
+from app.errors import NotFound, declared
+from app.schemas import Item, ItemsResponse
 from app.security import require_key
 from serving.catalogue import Catalogue
 
@@ -17,7 +17,7 @@ router = APIRouter(
     prefix="/items",
     tags=["items"],
     dependencies=[Depends(require_key)],
-    responses={status: {"model": Problem} for status in (401, 403, 422, 503)},
+    responses=declared(422),
 )
 
 
@@ -33,7 +33,7 @@ async def find_items(
     return ItemsResponse(items=[_item(service.bundle.catalogue, row) for row in rows])
 
 
-@router.get("/{item_id:path}", response_model=Item, responses={404: {"model": Problem}})
+@router.get("/{item_id:path}", response_model=Item, responses=declared(404))
 async def read_item(item_id: ItemId, service: ServiceDep) -> Item:
     service.check_ready()
     row = service.bundle.catalogue.row(item_id)

@@ -5,14 +5,15 @@ from __future__ import annotations
 from fastapi import APIRouter, Depends
 
 from app.deps import ServiceDep
-from app.schemas import Cost, Model, ModelsResponse, Problem
+from app.errors import declared
+from app.schemas import Cost, Model, ModelsResponse
 from app.security import require_key
 
 router = APIRouter(
     prefix="/models",
     tags=["models"],
     dependencies=[Depends(require_key)],
-    responses={status: {"model": Problem} for status in (401, 403, 503)},
+    responses=declared(),
 )
 
 

@@ -19,11 +19,10 @@ from serving.errors import RequestError, ServingError
 
 log = logging.getLogger("streamrec.recommend")
 
-PROBLEM = {"model": Problem}
 router = APIRouter(
     tags=["recommend"],
     dependencies=[Depends(require_key)],
-    responses=dict.fromkeys((401, 403, 404, 413, 422, 503, 504), PROBLEM),
+    responses=errors.declared(404, 413, 422, 504),
 )
 
 
@@ -48,6 +47,7 @@ async def recommend(request: Request, body: RecommendRequest, steps: StepsDep, s
     answer = await while_connected(request, service.recommend(body, steps))
     if answer is None:
         return Response(status_code=499)  # nobody reads this
+    request.state.answer = answer  # for the trace
     return _json(answer, service)
 
 
@@ -57,6 +57,7 @@ async def recommend_batch(request: Request, body: BatchRequest, steps: StepsDep,
     limit = service.settings.max_batch_users
     if len(body.requests) > limit:
         raise RequestError(f"At most {limit} requests fit one call; send them in parts.", "requests")
+    await request.app.state.quotas.take(request.state.client, len(body.requests) - 1)  # the call itself is one
     service.check_ready()
     work = asyncio.gather(*(_one(service, raw, steps) for raw in body.requests))
     results = await while_connected(request, _awaited(work))

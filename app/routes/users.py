@@ -5,15 +5,15 @@ from __future__ import annotations
 from fastapi import APIRouter, Depends, Response
 
 from app.deps import ServiceDep, UserId
-from app.errors import NotFound
-from app.schemas import EventsRequest, EventsResponse, Problem, UserResponse
+from app.errors import NotFound, declared
+from app.schemas import EventsRequest, EventsResponse, UserResponse
 from app.security import require_key
 
 router = APIRouter(
     prefix="/users",
     tags=["users"],
     dependencies=[Depends(require_key)],
-    responses={status: {"model": Problem} for status in (401, 403, 422, 503)},
+    responses=declared(413, 422),
 )
 
 
@@ -31,7 +31,7 @@ async def append_events(user_id: UserId, body: EventsRequest, service: ServiceDe
     )
 
 
-@router.get("/{user_id:path}", response_model=UserResponse, responses={404: {"model": Problem}})
+@router.get("/{user_id:path}", response_model=UserResponse, responses=declared(404))
 async def read_user(user_id: UserId, service: ServiceDep) -> UserResponse:
     """Everything that is kept of a user."""
     items, cached = await service.users.get(user_id), await service.held(user_id)

@@ -92,30 +92,33 @@ def test_logs_are_json_and_hold_no_user_or_item(client: TestClient, caplog: pyte
     ask(client, 2, user_id="secret-user", history=["i1"])
     client.get("/users/secret-user", headers={"X-Request-ID": "r1"})
     records = [record for record in caplog.records if record.name.startswith("streamrec")]
-    lines = [json.loads(logs.JsonFormatter().format(record)) for record in records]
-    assert any(line.get("route") == "/users/{user_id}" and line["status"] == 200 for line in lines)
+    lines = [json.loads(logs.formatter().format(record)) for record in records]
+    (line,) = (line for line in lines if line.get("route") == "/users/{user_id}")
+    assert line["message"] == "request" and line["status"] == 200 and line["level"] == "info" and line["ms"] > 0
+    assert line["time"].endswith("Z") and line["logger"] == "streamrec.http"
     assert not any("secret" in json.dumps(line) for line in lines)
 
 
-def test_the_page_is_whole_and_keeps_its_own_policy(client: TestClient) -> None:
-    page = client.get("/")
+@pytest.mark.parametrize(("path", "script"), [("/", "/page/script.js"), ("/docs", "/page/docs.js")])
+def test_pages_are_whole_and_keep_their_own_policy(client: TestClient, path: str, script: str) -> None:
+    page = client.get(path)
     assert page.headers["content-type"].startswith("text/html")
-    assert (
-        "script-src" not in page.headers["content-security-policy"]
-        and "'self'" in page.headers["content-security-policy"]
-    )
+    policy = page.headers["content-security-policy"]
+    assert "default-src 'none'" in policy and "unsafe" not in policy and "http" not in policy
     assert not re.search(r"<script(?![^>]*src=)|\son\w+=|\sstyle=|<style", page.text), "inline code would be blocked"
     used = re.findall(r'(?:src|href)="(/page/[^"]+)"', page.text)
-    assert len(used) == 2
-    for path in used:
-        assert client.get(path).status_code == 200
-    script = client.get("/page/script.js").text
-    assert set(re.findall(r'\$\("([\w-]+)"\)', script)) <= set(re.findall(r'id="([\w-]+)"', page.text))
-    assert not re.search(r"https?://(?!www\.w3\.org)", page.text + script + client.get("/page/style.css").text)
+    assert script in used and "/page/style.css" in used
+    code = client.get(script).text
+    used += [f"/page/{name}" for name in re.findall(r'from "\./([\w.]+)"', code)]
+    files = [client.get(name) for name in used]
+    assert {file.status_code for file in files} == {200}
+    assert set(re.findall(r'\$\("([\w-]+)"\)', code)) <= set(re.findall(r'id="([\w-]+)"', page.text))
+    everything = page.text + "".join(file.text for file in files)
+    assert not re.search(r"https?://(?!www\.w3\.org)", everything)
+    assert client.get("/page/%2e%2e%2fsettings.py").status_code == client.get("/page/other.js").status_code == 404
 
 
 def test_the_api_is_described(client: TestClient) -> None:
-    assert client.get("/docs").status_code == 200
     paths = client.get("/openapi.json").json()["paths"]
     assert {
         "/recommend",

@@ -1,0 +1,89 @@
+"""Traces (OpenTelemetry, OTLP over HTTP), an optional extra: without its packages the service runs the same, untraced.
+
+One span per request, a child of the caller's `traceparent`, and below it one per stage. All are written when the
+request has ended, from times that were taken anyway. No id of a user or an item, no body and no key is in them.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+try:
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    from opentelemetry.trace import SpanKind, StatusCode, set_span_in_context
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    INSTALLED = True
+except ImportError:
+    INSTALLED = False
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import SpanProcessor
+
+    from app.schemas import RecommendResponse
+
+log = logging.getLogger("streamrec.traces")
+
+# In the order in which a request passes them; those of a batch are laid end to end behind the request's start.
+STAGES = ("cache", "queue", "encode", "reason", "decode")
+TOLD = ("model_version", "source", "reasoning_steps", "beam_width", "cache")  # of an answer
+EXPORT_TIMEOUT = 2  # seconds; a collector that is away must not hold up the end of the process
+
+
+class Traces:
+    """Where spans go: nowhere without an address or without the packages. `processor` takes the exporter's place."""
+
+    def __init__(self, endpoint: str | None, version: str, processor: SpanProcessor | None = None) -> None:
+        self.provider: TracerProvider | None = None
+        if endpoint is None:
+            return
+        if not INSTALLED:
+            log.warning("no traces are sent: install the extra, pip install 'streamrec[otel]'")
+            return
+        exporter = OTLPSpanExporter(endpoint.rstrip("/") + "/v1/traces", timeout=EXPORT_TIMEOUT)
+        self.provider = TracerProvider(
+            resource=Resource.create({"service.name": "streamrec", "service.version": version}),
+            shutdown_on_exit=False,
+        )
+        self.provider.add_span_processor(processor or BatchSpanProcessor(exporter))
+        self._tracer = self.provider.get_tracer("streamrec", version)
+
+    def record(
+        self, headers: Mapping[str, str], method: str, route: str, status: int, request_id: str, seconds: float,
+        answer: RecommendResponse | None = None,
+    ) -> None:  # fmt: skip
+        """One request that has just ended after `seconds`, with its answer where it asked for a recommendation."""
+        if self.provider is None:
+            return
+        end = time.time_ns()
+        start = end - round(1e9 * seconds)
+        attributes: dict[str, str | int] = {
+            "http.request.method": method,
+            "http.route": route,
+            "http.response.status_code": status,
+            "streamrec.request_id": request_id,
+        }
+        if answer is not None:
+            attributes |= {f"streamrec.{name}": getattr(answer, name) for name in TOLD}
+        caller = TraceContextTextMapPropagator().extract({"traceparent": headers.get("traceparent", "")})
+        span = self._tracer.start_span(f"{method} {route}", caller, SpanKind.SERVER, attributes, start_time=start)
+        if status >= 500:
+            span.set_status(StatusCode.ERROR)
+        begin = start
+        for stage in STAGES:
+            if ms := getattr(answer.timings_ms, stage) if answer is not None else 0.0:
+                child = self._tracer.start_span(stage, set_span_in_context(span), start_time=begin)
+                begin += round(1e6 * ms)
+                child.end(begin)
+        span.end(end)
+
+    def close(self) -> None:
+        """Sends what is left. Blocks for at most a few seconds."""
+        if self.provider is not None:
+            self.provider.shutdown()

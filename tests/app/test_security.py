@@ -1,0 +1,194 @@
+"""Keys, admin keys, quotas, security headers, and pages of other origins."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from typing import Any
+
+import pytest
+from fastapi import APIRouter, Depends
+from fastapi.testclient import TestClient
+from pydantic import ValidationError
+
+from app import security
+from tests.app.conftest import Start, settings
+from tests.app.test_recommend import HISTORY, ask
+from tests.conftest import RedisServer
+
+
+def digest(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def sending(key: str) -> dict[str, str]:
+    return {"X-API-Key": key}
+
+
+# Keys
+
+
+def test_an_admin_key_may_do_what_a_key_may(start: Start) -> None:
+    client = start(api_keys=digest("user"), admin_keys=digest("admin"))
+    statuses = [client.get("/models", headers=sending(key)).status_code for key in ("user", "admin", "none")]
+    assert statuses == [200, 200, 403]
+
+
+@pytest.mark.parametrize(
+    ("keys", "sent", "status"),
+    [
+        ({"admin_keys": digest("admin")}, "admin", 200),
+        ({"admin_keys": digest("admin")}, "other", 403),
+        ({"admin_keys": digest("admin")}, "", 401),
+        ({"admin_keys": digest("admin"), "api_keys": digest("user")}, "user", 403),
+        ({"api_keys": digest("user")}, "user", 403),  # nobody is an admin where no admin key is configured
+        ({}, "any", 403),
+        ({}, "", 401),
+    ],
+)
+def test_admin_routes_need_an_admin_key(start: Start, keys: dict[str, str], sent: str, status: int) -> None:
+    client = start(**keys)
+    router = APIRouter(dependencies=[Depends(security.require_admin)])
+    router.add_api_route("/admin", lambda: {}, methods=["PUT"])
+    client.app.include_router(router)  # type: ignore[attr-defined]
+    response = client.put("/admin", headers=sending(sent) if sent else {})
+    assert response.status_code == status
+    if status != 200:
+        assert response.headers["content-type"] == "application/problem+json"
+
+
+def test_every_key_is_compared_in_constant_time(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = start(api_keys=",".join(digest(key) for key in ("first", "second", "third")))
+    compared: list[str] = []
+    real = security.hmac.compare_digest
+
+    def spy(sent: str, known: str) -> bool:
+        compared.append(known)
+        return real(sent, known)
+
+    monkeypatch.setattr(security.hmac, "compare_digest", spy)
+    assert client.get("/models", headers=sending("first")).status_code == 200
+    assert compared == [digest(key) for key in ("first", "second", "third")]  # no early end at the first
+
+
+def test_a_key_that_is_no_ascii_is_refused_and_not_a_fault(start: Start) -> None:
+    client = start(api_keys=digest("user"))
+    assert client.get("/models", headers={"X-API-Key": "schlüssel".encode()}).status_code == 403  # type: ignore[dict-item]
+
+
+# Quotas
+
+
+def test_a_client_over_its_quota_is_429_and_others_are_not(start: Start) -> None:
+    client = start(api_keys=f"{digest('one')},{digest('two')}", quota="3/minute")
+    body = {"history": HISTORY}
+    statuses = [client.post("/recommend", json=body, headers=sending("one")).status_code for _ in range(5)]
+    assert statuses == [200, 200, 200, 429, 429]
+    refused = client.get("/items", headers=sending("one"))
+    assert refused.headers["content-type"] == "application/problem+json"
+    assert refused.json()["type"].endswith("over-quota") and "3 per 1 minute" in refused.json()["detail"]
+    assert 1 <= int(refused.headers["retry-after"]) <= 60 and refused.json()["retry_after"] >= 1
+    assert client.post("/recommend", json=body, headers=sending("two")).status_code == 200
+    assert client.get("/models", headers=sending("wrong")).status_code == 403  # and counts for nobody
+    assert client.get("/readyz").status_code == client.get("/").status_code == 200
+    assert 'streamrec_rejected_total{reason="over_quota"} 3.0' in client.get("/metrics").text
+
+
+def test_a_batch_counts_as_many_as_it_holds(start: Start) -> None:
+    client = start(quota="10/minute")
+    batch = {"requests": [{"history": HISTORY}] * 8}
+    assert client.post("/recommend/batch", json=batch).status_code == 200
+    assert client.post("/recommend/batch", json=batch).status_code == 429
+    assert ask(client, history=HISTORY).status_code == 200
+
+
+def test_a_quota_comes_back(start: Start) -> None:
+    client = start(quota="2/second;100/minute")
+    assert [client.get("/models").status_code for _ in range(3)] == [200, 200, 429]
+    deadline = time.monotonic() + 5
+    while client.get("/models").status_code != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_replicas_share_a_quota_in_redis_and_no_key_can_be_read_there(start: Start, redis_server: RedisServer) -> None:
+    shared = {"redis_url": redis_server.url, "redis_timeout_ms": 500, "api_keys": digest("one"), "quota": "4/minute"}
+    first, second = start(**shared), start(**shared)
+    statuses = [client.get("/models", headers=sending("one")).status_code for client in (first, second) * 3]
+    assert statuses == [200] * 4 + [429] * 2
+    with redis_server.client() as redis:
+        keys = b" ".join(redis.keys("*"))
+        assert b"streamrec:quota" in keys and b"one" not in keys and digest("one").encode() not in keys
+        assert all(0 < redis.ttl(key) <= 120 for key in redis.keys("*"))
+
+
+def test_a_redis_outage_costs_its_limit_and_quotas_go_on_in_process(start: Start, redis_server: RedisServer) -> None:
+    client = start(redis_url=redis_server.url, redis_timeout_ms=50, quota="30/minute")
+    assert client.get("/models").status_code == 200
+    redis_server.freeze()
+    try:
+        started = time.monotonic()
+        statuses = [client.get("/models").status_code for _ in range(31)]
+        seconds = time.monotonic() - started
+    finally:
+        redis_server.thaw()
+    assert statuses == [200] * 30 + [429]  # a count of its own, from the outage on
+    assert seconds < 1.5, "three waits of 50 ms, and the breaker; not 31 of them"
+    redis_server.kill()
+    assert client.get("/models").status_code == 429
+
+
+def test_a_full_redis_refuses_nobody(start: Start, redis_server: RedisServer) -> None:
+    with redis_server.client() as redis:
+        redis.config_set("maxmemory", 1)
+        redis.config_set("maxmemory-policy", "noeviction")
+    client = start(redis_url=redis_server.url, redis_timeout_ms=500, quota="5/minute")
+    assert [client.get("/models").status_code for _ in range(6)] == [200] * 5 + [429]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"quota": "many"}, {"quota": "0/minute"}, {"admin_keys": "plain"}, {"cors_origins": "shop.example"},
+     {"cors_origins": "https://shop.example/page"}, {"otlp_endpoint": "collector:4317"}],
+)  # fmt: skip
+def test_settings_of_the_edge_that_do_not_fit_are_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        settings(**values)
+
+
+# Browsers
+
+
+def test_security_headers_are_on_every_answer(client: TestClient) -> None:
+    for response in (client.get("/"), ask(client, history=HISTORY), client.get("/nowhere"), client.get("/livez")):
+        assert response.headers["x-content-type-options"] == "nosniff"
+        assert response.headers["x-frame-options"] == "DENY"
+        assert response.headers["referrer-policy"] == "no-referrer"
+        assert "frame-ancestors 'none'" in response.headers["content-security-policy"]
+        assert "strict-transport-security" not in response.headers  # only where it came over TLS
+    secure = client.get("https://testserver/livez")
+    assert secure.headers["strict-transport-security"].startswith("max-age=")
+
+
+PREFLIGHT = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type, x-api-key"}
+
+
+def test_other_origins_are_shut_out_by_default(client: TestClient) -> None:
+    origin = {"Origin": "https://shop.example"}
+    assert "access-control-allow-origin" not in client.get("/models", headers=origin).headers
+    preflight = client.options("/recommend", headers=origin | PREFLIGHT)
+    assert preflight.status_code == 405 and "access-control-allow-origin" not in preflight.headers
+
+
+def test_an_origin_that_is_configured_may_call(start: Start) -> None:
+    client = start(cors_origins="https://shop.example, https://app.example")
+    origin = {"Origin": "https://shop.example"}
+    preflight = client.options("/recommend", headers=origin | PREFLIGHT)
+    assert preflight.status_code == 200
+    assert preflight.headers["access-control-allow-origin"] == "https://shop.example"
+    answer = client.post("/recommend", json={"history": HISTORY}, headers=origin)
+    assert answer.headers["access-control-allow-origin"] == "https://shop.example"
+    assert "X-Request-ID" in answer.headers["access-control-expose-headers"]
+    refused = client.options("/recommend", headers={"Origin": "https://elsewhere.example"} | PREFLIGHT)
+    assert refused.status_code == 403 and refused.headers["content-type"] == "application/problem+json"
+    assert "access-control-allow-origin" not in refused.headers and refused.headers["x-request-id"]

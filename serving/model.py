@@ -220,20 +220,25 @@ class T5(nn.Module):
 
         `causal-by-item`: a token sees its own and earlier items only (`per_item` tokens each, from position 0).
         """
-        positions = torch.arange(tokens.shape[1], device=tokens.device)
-        bias = self.encoder.position_bias(positions, positions) + _float_mask(mask)
-        if attention == "causal-by-item":
-            item = positions // per_item
-            bias = bias.masked_fill(item[None, :] > item[:, None], float("-inf"))
+        bias = self.encoder_bias(mask, attention, per_item)
         x = self.encoder.dropout(self.shared(tokens))
         for block in self.encoder.block:
             x, _ = block(x, bias)
         return self.encoder.dropout(self.encoder.final_layer_norm(x))
 
+    def encoder_bias(self, mask: torch.Tensor, attention: EncoderAttention, per_item: int) -> torch.Tensor:
+        """Added to the encoder's attention scores, -inf where it must not look. Shape: mask (B, S) -> (B, H, S, S)."""
+        positions = torch.arange(mask.shape[1], device=mask.device)
+        bias = self.encoder.position_bias(positions, positions) + float_mask(mask)
+        if attention == "causal-by-item":
+            item = positions // per_item
+            bias = bias.masked_fill(item[None, :] > item[:, None], float("-inf"))
+        return bias
+
     def memory(self, hidden: torch.Tensor, mask: torch.Tensor) -> Memory:
         """Keys and values of the cross-attention, once per history. Shapes: (B, S, D), (B, S) bool."""
         cross = [block.layer[1].part.keys_values(hidden) for block in self.decoder.block]
-        return Memory(cross, _float_mask(mask))
+        return Memory(cross, float_mask(mask))
 
     def decode(
         self, x: torch.Tensor, bias: torch.Tensor, memory: Memory, past: KeysValues | None
@@ -309,6 +314,6 @@ def _mlp(width: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
 
 
-def _float_mask(mask: torch.Tensor) -> torch.Tensor:
+def float_mask(mask: torch.Tensor) -> torch.Tensor:
     """(A, W) bool -> (A, 1, 1, W) for padding, used as an additive bias of 0 and -inf."""
     return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, float("-inf"))[:, None, None, :]

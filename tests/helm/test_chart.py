@@ -11,8 +11,12 @@ from typing import Any
 import pytest
 import yaml
 
+from app.settings import Settings, variable
+
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "helm" / "streamrec"
+EXAMPLES = sorted((CHART / "ci").glob("*.yaml"))
+CUSTOM = {"ServiceMonitor", "PrometheusRule", "ScaledObject"}  # their schemas are not Kubernetes' own
 Objects = dict[str, dict[str, Any]]
 
 
@@ -21,42 +25,68 @@ def run(helm: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def render(helm: Path, *arguments: str) -> Objects:
-    """The chart's objects by kind."""
+    """The chart's objects by kind; those that are not the service's own by kind and name, as in Service redis."""
     done = run(helm, "template", "shop", str(CHART), "--namespace", "shop", *arguments)
     assert done.returncode == 0, done.stderr
-    return {found["kind"]: found for found in yaml.safe_load_all(done.stdout) if found}
+    objects: Objects = {}
+    for found in yaml.safe_load_all(done.stdout):
+        if found:
+            key = f"{found['kind']} {found['metadata']['name'].removeprefix('shop-streamrec').lstrip('-')}".strip()
+            assert objects.setdefault(key, found) is found, f"two objects are {key}"
+    return objects
+
+
+def example(helm: Path, name: str, *arguments: str) -> Objects:
+    return render(helm, "--values", str(CHART / "ci" / f"{name}.yaml"), *arguments)
 
 
 def pod(objects: Objects) -> dict[str, Any]:
     return objects["Deployment"]["spec"]["template"]["spec"]
 
 
-def test_lint_has_nothing_to_say(helm: Path) -> None:
-    done = run(helm, "lint", "--strict", str(CHART))
+@pytest.mark.parametrize("values", [None, *EXAMPLES], ids=lambda path: path.stem if path else "defaults")
+def test_lint_has_nothing_to_say(helm: Path, values: Path | None) -> None:
+    done = run(helm, "lint", "--strict", str(CHART), *(["--values", str(values)] if values else []))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "[WARNING]" not in done.stdout
 
 
-@pytest.mark.parametrize("version", ["1.25.0", "1.33.0"])
-@pytest.mark.parametrize(
-    "values", [[], ["--set", "existingSecret=r,bundle.existingClaim=b,settings.STREAMREC_MAX_BEAM_WIDTH=100"]]
-)
-def test_every_object_is_valid_for_kubernetes(helm: Path, version: str, values: list[str]) -> None:
+@pytest.mark.parametrize("version", ["1.25.0", "1.37.0"])
+@pytest.mark.parametrize("values", [None, *EXAMPLES], ids=lambda path: path.stem if path else "defaults")
+def test_every_object_is_valid_for_kubernetes(helm: Path, version: str, values: Path | None) -> None:
     kubernetes_validate = pytest.importorskip("kubernetes_validate")
-    objects = render(helm, "--kube-version", version, *values)
+    objects = render(helm, "--kube-version", version, *(["--values", str(values)] if values else []))
     assert {"ConfigMap", "Deployment", "Service"} <= objects.keys()
     for found in objects.values():
-        kubernetes_validate.validate(found, version.removesuffix(".0"), strict=True)
+        if found["kind"] not in CUSTOM:
+            kubernetes_validate.validate(found, version.removesuffix(".0"), strict=True)
 
 
-def test_pod_is_hardened(helm: Path) -> None:
-    spec = pod(render(helm))
-    container = spec["containers"][0]
-    assert spec["securityContext"]["runAsNonRoot"] is True
-    assert spec["automountServiceAccountToken"] is False
-    assert container["securityContext"] == {
-        "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
-    }
+def test_the_examples_use_everything(helm: Path) -> None:
+    kinds = {key for path in EXAMPLES for key in render(helm, "--values", str(path))}
+    assert kinds == {
+        "ConfigMap", "ConfigMap dashboard", "Deployment", "HorizontalPodAutoscaler", "Ingress", "NetworkPolicy",
+        "NetworkPolicy redis", "PodDisruptionBudget", "PrometheusRule", "ScaledObject", "Service", "Service redis",
+        "ServiceMonitor", "StatefulSet redis",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("values", EXAMPLES, ids=lambda path: path.stem)
+def test_the_service_reads_every_setting(helm: Path, values: Path) -> None:
+    known = {variable(name) for name in Settings.model_fields}
+    assert render(helm, "--values", str(values))["ConfigMap"]["data"].keys() <= known
+
+
+@pytest.mark.parametrize("values", EXAMPLES, ids=lambda path: path.stem)
+def test_every_pod_is_hardened(helm: Path, values: Path) -> None:
+    found = [one for one in render(helm, "--values", str(values)).values() if "template" in one.get("spec", {})]
+    for spec in (one["spec"]["template"]["spec"] for one in found):
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        assert spec["automountServiceAccountToken"] is False
+        for container in [*spec["containers"], *spec.get("initContainers", [])]:
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
+            }  # fmt: skip
 
 
 def test_probes_ask_the_routes_that_tell_the_truth(helm: Path) -> None:
@@ -81,16 +111,16 @@ def test_settings_arrive_as_written_and_restart_the_pods(helm: Path, tmp_path: P
         "settings: {STREAMREC_MAX_BEAM_WIDTH: 1000000, STREAMREC_SOME_SHARE: 0.25, STREAMREC_SOME_SWITCH: false}"
     )
     changed, plain = render(helm, "--values", str(values)), render(helm)
-    assert changed["ConfigMap"]["data"] == {
+    assert changed["ConfigMap"]["data"].items() >= {
         "STREAMREC_MAX_BEAM_WIDTH": "1000000", "STREAMREC_SOME_SHARE": "0.25", "STREAMREC_SOME_SWITCH": "false",
-    }
+    }.items()
     before, after = (found["Deployment"]["spec"]["template"]["metadata"]["annotations"] for found in (plain, changed))
     assert before["checksum/config"] != after["checksum/config"]
 
 
 def test_a_secret_wins_over_what_is_written_openly(helm: Path) -> None:
     objects = render(helm, "--set", "existingSecret=vault,redis.url=redis://plain:6379/0")
-    assert objects["ConfigMap"]["data"] == {"STREAMREC_REDIS_URL": "redis://plain:6379/0"}
+    assert objects["ConfigMap"]["data"]["STREAMREC_REDIS_URL"] == "redis://plain:6379/0"
     # Of two sources with the same name Kubernetes takes the last.
     assert pod(objects)["containers"][0]["envFrom"] == [
         {"configMapRef": {"name": "shop-streamrec"}}, {"secretRef": {"name": "vault"}},
@@ -112,12 +142,158 @@ def test_own_bundle_is_mounted_read_only(helm: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["replicas=2", "settings.MAX_BEAM_WIDTH=1", "service.port=0", "redis.url=http://x", "image.repository="]
+    ("name", "command"),
+    [
+        ("ingress-adapter", ["cp", "-R", "/bundle/.", "/bundles/copied/"]),
+        ("gpu-keda", ["copy", "--checksum", "store:models/shop/7", "/bundles/copied"]),
+    ],
 )
+def test_a_bundle_is_copied_to_where_it_is_read(helm: Path, name: str, command: list[str]) -> None:
+    spec = pod(example(helm, name))
+    copier, container = spec["initContainers"][0], spec["containers"][0]
+    assert (copier.get("command") or copier["args"]) == command
+    assert container["args"][container["args"].index("--bundle") + 1] == "/bundles/copied"
+    written = next(mount for mount in copier["volumeMounts"] if mount["mountPath"] == "/bundles/copied")
+    read = next(mount for mount in container["volumeMounts"] if mount["mountPath"] == "/bundles/copied")
+    assert read == written | {"readOnly": True}
+
+
+def test_grace_is_long_enough_for_the_drain(helm: Path) -> None:
+    objects = render(helm, "--set", "drain.waitSeconds=7,drain.timeoutSeconds=40")
+    hook = pod(objects)["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+    drain = float(objects["ConfigMap"]["data"]["STREAMREC_DRAIN_TIMEOUT_S"])
+    assert hook == ["sleep", "7"]
+    assert pod(objects)["terminationGracePeriodSeconds"] == 7 + drain + 5
+    default = render(helm)["ConfigMap"]["data"]["STREAMREC_DRAIN_TIMEOUT_S"]
+    assert float(default) == Settings.model_fields["drain_timeout_s"].default
+
+
+def test_a_gpu_is_asked_for_where_there_is_one(helm: Path) -> None:
+    spec = pod(example(helm, "gpu-keda"))
+    container = spec["containers"][0]
+    assert container["resources"]["limits"] == {"memory": "8Gi", "nvidia.com/gpu": 1}
+    assert container["image"].endswith("-gpu")
+    assert spec["nodeSelector"] == {"nvidia.com/gpu.product": "NVIDIA-L4"}
+    assert {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"} in spec["tolerations"]
+    assert "nvidia" not in str(pod(render(helm)))
+
+
+def test_the_autoscaler_follows_the_queue(helm: Path) -> None:
+    objects = example(helm, "ingress-adapter")
+    scaler = objects["HorizontalPodAutoscaler"]["spec"]
+    assert scaler["scaleTargetRef"]["name"] == objects["Deployment"]["metadata"]["name"]
+    metric = scaler["metrics"][0]["pods"]
+    adapter = yaml.safe_load((CHART / "examples" / "prometheus-adapter.yaml").read_text())
+    assert metric["metric"]["name"] == adapter["rules"]["custom"][0]["name"]["as"]
+    assert metric["target"] == {"type": "AverageValue", "averageValue": "20m"}
+    assert "replicas" not in objects["Deployment"]["spec"], "helm upgrade would undo the autoscaler's work"
+
+
+def test_keda_is_given_what_it_reads(helm: Path) -> None:
+    objects = example(helm, "gpu-keda")
+    spec = objects["ScaledObject"]["spec"]
+    assert objects["ScaledObject"]["apiVersion"] == "keda.sh/v1alpha1"
+    assert spec["scaleTargetRef"] == {"name": objects["Deployment"]["metadata"]["name"]}
+    assert spec["minReplicaCount"] <= spec["maxReplicaCount"]
+    (trigger,) = spec["triggers"]
+    assert trigger["type"] == "prometheus"
+    assert trigger["metadata"].keys() == {"serverAddress", "query", "threshold"}
+    assert all(isinstance(value, str) for value in trigger["metadata"].values()), "KEDA takes strings alone"
+    assert float(trigger["metadata"]["threshold"]) == 0.01
+
+
+def test_users_keep_to_their_replica(helm: Path) -> None:
+    objects = example(helm, "ingress-adapter")
+    annotations = objects["Ingress"]["metadata"]["annotations"]
+    assert annotations == {"nginx.ingress.kubernetes.io/upstream-hash-by": "$http_x_user_id"}
+    backend = objects["Ingress"]["spec"]["rules"][0]["http"]["paths"][0]["backend"]["service"]
+    assert backend["name"] == objects["Service"]["metadata"]["name"]
+    assert backend["port"]["name"] in {port["name"] for port in objects["Service"]["spec"]["ports"]}
+
+
+@pytest.mark.parametrize(
+    ("values", "ports"),
+    [
+        ("redis.url=redis://r:6390/0", {53, 6390}),
+        ("redis.url=redis://r", {53, 6379}),
+        ("redis.deploy=true", {53, 6379}),
+        ("existingSecret=s,networkPolicy.egressPorts={6380,4318}", {53, 6379, 6380, 4318}),
+        ("bundle.objectStore.path=store:b,bundle.objectStore.secret=s", {53, 443}),
+        ("replicaCount=1", {53}),
+    ],
+)
+def test_pods_reach_what_they_need_and_nothing_else(helm: Path, values: str, ports: set[int]) -> None:
+    policy = render(helm, "--set", values)["NetworkPolicy"]["spec"]
+    assert {port["port"] for rule in policy["egress"] for port in rule["ports"]} == ports
+    assert policy["ingress"] == [{"ports": [{"port": "http", "protocol": "TCP"}]}]
+
+
+def test_policies_and_budget_select_the_pods(helm: Path) -> None:
+    objects = example(helm, "redis-and-rules")
+    labels = objects["Deployment"]["spec"]["template"]["metadata"]["labels"].items()
+    redis = objects["StatefulSet redis"]["spec"]["template"]["metadata"]["labels"].items()
+    for kind, field in (("NetworkPolicy", "podSelector"), ("PodDisruptionBudget", "selector")):
+        chosen = objects[kind]["spec"][field]["matchLabels"].items()
+        assert chosen <= labels
+        assert not chosen <= redis
+    assert objects["NetworkPolicy redis"]["spec"]["podSelector"]["matchLabels"].items() <= redis
+    (peer,) = objects["NetworkPolicy redis"]["spec"]["ingress"][0]["from"]
+    assert peer["podSelector"]["matchLabels"].items() <= labels
+    assert objects["Service redis"]["spec"]["selector"].items() <= redis
+    assert not objects["Service"]["spec"]["selector"].items() <= redis
+
+
+def test_own_redis_is_found_and_keeps_histories(helm: Path) -> None:
+    objects = example(helm, "redis-and-rules")
+    address = objects["ConfigMap"]["data"]["STREAMREC_REDIS_URL"]
+    assert address == f"redis://{objects['Service redis']['metadata']['name']}:6379/0"
+    args = objects["StatefulSet redis"]["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert args[args.index("--maxmemory-policy") + 1] == "volatile-lru"
+    assert args[args.index("--appendonly") + 1] == "yes"
+
+
+def test_prometheus_finds_the_service_and_its_rules(helm: Path) -> None:
+    objects = example(helm, "redis-and-rules")
+    monitor, rules = objects["ServiceMonitor"], objects["PrometheusRule"]
+    assert monitor["apiVersion"] == rules["apiVersion"] == "monitoring.coreos.com/v1"
+    assert monitor["metadata"]["labels"]["release"] == rules["metadata"]["labels"]["release"] == "prometheus"
+    service = objects["Service"]
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+    (endpoint,) = monitor["spec"]["endpoints"]
+    assert endpoint["port"] in {port["name"] for port in service["spec"]["ports"]}
+    assert endpoint["path"] == "/metrics"
+    assert rules["spec"] == yaml.safe_load((CHART / "rules" / "alerts.yaml").read_text())
+    dashboard = objects["ConfigMap dashboard"]
+    assert dashboard["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert dashboard["data"]["streamrec.json"] == (CHART / "dashboards" / "streamrec.json").read_text()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "replicas=2", "settings.MAX_BEAM_WIDTH=1", "settings.STREAMREC_DRAIN_TIMEOUT_S=5", "service.port=0",
+        "redis.url=http://x", "image.repository=", "ingress.enabled=true", "bundle.objectStore.path=store:b",
+        "autoscaling.source=cpu", "podDisruptionBudget.maxUnavailable=0", "monitoring.rules.enable=true",
+    ],
+)  # fmt: skip
 def test_values_that_mean_nothing_are_refused(helm: Path, value: str) -> None:
     done = run(helm, "template", "shop", str(CHART), "--set", value)
     assert done.returncode != 0
     assert "schema" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ("bundle.existingClaim=a,bundle.image=b", "a pod serves one bundle"),
+        ("redis.deploy=true,redis.url=redis://x:6379/0", "the service uses one Redis"),
+        ("autoscaling.enabled=true,autoscaling.minReplicas=9,autoscaling.maxReplicas=3", "must not exceed"),
+    ],
+)
+def test_values_that_contradict_are_refused_in_a_sentence(helm: Path, values: str, sentence: str) -> None:
+    done = run(helm, "template", "shop", str(CHART), "--set", values)
+    assert done.returncode != 0
+    assert sentence in done.stderr
 
 
 def test_the_readme_installs_it(helm: Path) -> None:

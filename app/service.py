@@ -28,11 +28,12 @@ from app.schemas import (
 from app.settings import Settings
 from serving.batcher import Batcher, Job
 from serving.bundle import Bundle
-from serving.cache import Lookup, MemoryTier, RedisTier, StateCache
+from serving.cache import Flight, Lookup, StateCache
 from serving.engine import Engine
 from serving.errors import DeadlineExceeded, Draining, EngineDead, RequestError, UnknownCatalogue
 from serving.planner import Planner
 from serving.redis_link import RedisDown, RedisLink, connect
+from serving.tiers import MemoryTier, RedisTier
 from serving.types import Answer, EncoderState, Request, Rules, Trace
 from serving.users import MemoryUsers, RedisUsers, StoreUnavailable, UserStore, digest
 
@@ -57,10 +58,10 @@ class EngineLike(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """One request for the engine thread, with its encoder state where the cache had it."""
+    """One request for the engine thread, and the encoder state it shares with others of the same user and history."""
 
     request: Request
-    state: EncoderState | None
+    flight: Flight
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,6 @@ class Found:
     """What came of it; `seconds` is what the whole batch took on the engine thread."""
 
     answer: Answer
-    state: EncoderState
     seconds: float
 
 
@@ -112,8 +112,8 @@ class Service:
         if settings.redis_url is not None:
             self._redis = connect(settings.redis_url.get_secret_value())
             link = RedisLink(self._redis, settings.redis_timeout_ms / 1000)
-            redis = RedisTier(link, settings.cache_ttl_s, settings.redis_max_value_bytes)
             store = RedisLink(self._redis, settings.redis_store_timeout_ms / 1000)
+            redis = RedisTier(link, store, settings.cache_ttl_s, settings.redis_max_value_bytes)
             self.users = RedisUsers(store, settings.max_known_items, settings.user_secret)
         self.cache = StateCache(memory, redis, lambda tier, result: self.metrics.cache.labels(tier, result).inc())
 
@@ -123,6 +123,7 @@ class Service:
         if self._redis is not None:
             # Opens a connection ahead of the first request, which has only milliseconds for it.
             await asyncio.gather(RedisLink(self._redis, 1.0).call(lambda client: client.ping()), return_exceptions=True)
+        await self.cache.start()
         self.batcher.start()
 
     def _prepare(self) -> None:
@@ -147,7 +148,7 @@ class Service:
             raise
         if self._status == "warming":
             self._status = "ready"
-        log.info("ready", extra={"fields": {"version": self.bundle.version, "items": len(bundle.catalogue)}})
+        log.info("ready", extra={"version": self.bundle.version, "items": len(bundle.catalogue)})
         self._on_ready(self)
 
     def _prime(self) -> None:
@@ -156,7 +157,7 @@ class Service:
         beam = self.settings.default_beam_width
         for steps in range(self.bundle.max_steps + 1):
             for _ in range(PRIMING_RUNS):
-                found = self._run([Search(Request(history, min(10, beam), beam, steps), None)], record=False)
+                found = self._run([Search(Request(history, min(10, beam), beam, steps), Flight())], record=False)
                 self.planner.observe(steps, beam, found[0].seconds)
 
     @property
@@ -182,6 +183,7 @@ class Service:
 
     async def close(self) -> None:
         await self.drain()
+        await self.cache.close()
         if self._redis is not None:
             await self._redis.aclose()
 
@@ -202,20 +204,19 @@ class Service:
         engine = self._engine
         assert engine is not None
         started = time.perf_counter()
-        states = [search.state for search in searches]
-        missing = [i for i, state in enumerate(states) if state is None]
-        encoded = engine.encode([searches[i].request.history for i in missing]) if missing else []
-        for i, state in zip(missing, encoded, strict=True):
-            states[i] = state
+        missing = {id(search.flight): search for search in searches if search.flight.state is None}.values()
+        encoded = engine.encode([search.request.history for search in missing]) if missing else []
+        for search, state in zip(missing, encoded, strict=True):
+            search.flight.state = state
         encode = time.perf_counter() - started
-        known = [state for state in states if state is not None]
-        answers = engine.search([search.request for search in searches], known)
+        states = [search.flight.state for search in searches if search.flight.state is not None]
+        answers = engine.search([search.request for search in searches], states)
         seconds = time.perf_counter() - started
         for answer in answers:
             answer.seconds = {"encode": encode if missing else 0.0} | answer.seconds
         if record:
             self._record(searches, answers[0])
-        return [Found(answer, state, seconds) for answer, state in zip(answers, known, strict=True)]
+        return [Found(answer, seconds) for answer in answers]
 
     def _record(self, searches: Sequence[Search], answer: Answer) -> None:
         self.metrics.batch_size.observe(len(searches))
@@ -233,25 +234,26 @@ class Service:
         beam_width = self._beam_width(body)
         if isinstance(asked_steps, int) and not 0 <= asked_steps <= bundle.max_steps:
             raise RequestError(f"This model takes 0 to {bundle.max_steps} reasoning steps, or auto.", "reasoning_steps")
+        erasures = self.cache.erasures
         rules, history, unknown = await self._understand(body)
         if not history:
             return self._popular(body, rules, beam_width, unknown, started)
 
         budget = (body.timeout_ms if body.timeout_ms is not None else settings.default_timeout_ms) / 1000
         before_cache = time.monotonic()
-        lookup = await self._look_up(body.user_id, history)
+        lookup = await self._look_up(body.user_id, history, erasures)
         cache_seconds = time.monotonic() - before_cache
         steps = self._plan(asked_steps, body.timeout_ms, started + budget - time.monotonic(), beam_width)
         request = Request(history, body.k, beam_width, steps, rules, body.dense_weight, body.explain)
         job = Job(
-            Search(request, lookup.state),
+            Search(request, lookup.flight),
             key=(steps, beam_width, body.explain),
             rows=beam_width,
             steps=steps + bundle.catalogue.tokens.shape[1],
         )
         found, waited = await self.batcher.submit(job, started + budget)
         self.planner.observe(steps, beam_width, found.seconds)
-        self.cache.put(lookup, found.state)
+        self.cache.put(lookup)
         self.metrics.stage_seconds.labels("cache").observe(cache_seconds)
         self.metrics.stage_seconds.labels("queue").observe(waited)
         self.metrics.reasoning_steps.observe(steps)
@@ -316,10 +318,11 @@ class Service:
             self.metrics.fallback.labels("store_unavailable").inc()
             return []
 
-    async def _look_up(self, user_id: str | None, history: tuple[int, ...]) -> Lookup:
+    async def _look_up(self, user_id: str | None, history: tuple[int, ...], erasures: int) -> Lookup:
         if user_id is None:
-            return Lookup(None, "off")
-        return await self.cache.get(digest(user_id, self.settings.user_secret), self.bundle.version, history)
+            return Lookup("off")
+        user = digest(user_id, self.settings.user_secret)
+        return await self.cache.get(user, self.bundle.version, history, erasures)
 
     def _plan(self, asked: Steps, timeout_ms: float | None, left: float, beam_width: int) -> int:
         """The number of steps. A number asked for is kept to; else, if a time budget is set, it must fit what is left:
@@ -428,9 +431,9 @@ class Service:
     # Users and items
 
     async def erase(self, user_id: str) -> None:
-        """Every trace of a user: cached states in both tiers and the known history. Raises StoreUnavailable."""
-        await self._reach(self.cache.erase(digest(user_id, self.settings.user_secret)))
+        """Every trace of a user: the known history, then the states made from it. Raises StoreUnavailable."""
         await self.users.delete(user_id)
+        await self._reach(self.cache.erase(digest(user_id, self.settings.user_secret)))
 
     async def held(self, user_id: str) -> list[str]:
         """The cache tiers that hold something of a user. Raises StoreUnavailable."""

@@ -7,13 +7,16 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import BusyLoadingError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 T = TypeVar("T")
+Word = str | bytes | int
+
+TOGETHER = 16  # commands in one round trip: values of tens of KB of many more would outlast a limit of milliseconds
 
 
 class RedisDown(Exception):
@@ -21,14 +24,16 @@ class RedisDown(Exception):
 
 
 def connect(url: str, *, max_connections: int = 64) -> Redis:
-    """A client that never retries by itself. Connects on first use; binary replies."""
-    return Redis.from_url(
+    """A client that never retries by itself, and whose calls wait for a free connection. Connects on first use."""
+    pool = BlockingConnectionPool.from_url(
         url,
+        timeout=1.0,
         socket_timeout=1.0,
         socket_connect_timeout=1.0,
         retry=Retry(NoBackoff(), 0),
         max_connections=max_connections,
     )
+    return Redis.from_pool(pool)
 
 
 class RedisLink:
@@ -50,7 +55,41 @@ class RedisLink:
     ) -> None:
         self.client, self.limit = client, limit
         self._failures, self._pause, self._clock = failures, pause, clock
-        self._failed, self._closed_until = 0, 0.0
+        self._failed, self._closed_until, self._heard = 0, 0.0, float("-inf")
+        self._asked: list[tuple[Word, ...]] = []
+        self._replies: asyncio.Future[list[Any]]
+
+    async def ask(self, *command: Word) -> Any:
+        """The reply to one command, as Redis sends it. Raises RedisDown and ResponseError.
+
+        Commands asked for in the same turn of the event loop share a round trip, a connection and the time limit.
+        """
+        if not self._asked or len(self._asked) == TOGETHER:
+            self._asked = []
+            self._replies = asyncio.ensure_future(self._send(self._asked))
+            self._replies.add_done_callback(_forget)
+        place, replies = len(self._asked), self._replies
+        self._asked.append(command)
+        reply = (await asyncio.shield(replies))[place]  # shielded: whoever gives up leaves the others theirs
+        if isinstance(reply, RedisError):
+            raise reply
+        return reply
+
+    async def _send(self, commands: list[tuple[Word, ...]]) -> list[Any]:
+        if self._asked is commands:
+            self._asked = []
+
+        async def travel(client: Redis) -> list[Any]:
+            async with client.pipeline(transaction=False) as pipe:
+                for command in commands:
+                    pipe.execute_command(*command)
+                replies = await pipe.execute(raise_on_error=False)
+            for reply in replies:
+                if isinstance(reply, RedisError) and not _is_reply(reply):
+                    raise reply
+            return replies
+
+        return await self.call(travel)
 
     async def call(self, command: Callable[[Redis], Awaitable[T]]) -> T:
         """The command's reply. Raises RedisDown; replies that are errors (ResponseError) pass through."""
@@ -63,18 +102,22 @@ class RedisLink:
         done, _ = await asyncio.wait({task}, timeout=self.limit)
         if not done:
             task.add_done_callback(_forget)
-            self._fail()
+            if self._heard < now:  # else it is there, and only this was too much for the time
+                self._fail()
             raise RedisDown("no answer in time")
         try:
             reply = task.result()
         except (TimeoutError, RedisError, OSError) as error:
             if _is_reply(error):
-                self._failed, self._closed_until = 0, 0.0
+                self._answered()
                 raise
             self._fail()
             raise RedisDown(type(error).__name__) from error
-        self._failed, self._closed_until = 0, 0.0
+        self._answered()
         return reply
+
+    def _answered(self) -> None:
+        self._failed, self._closed_until, self._heard = 0, 0.0, self._clock()
 
     def _fail(self) -> None:
         self._failed += 1

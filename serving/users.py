@@ -6,7 +6,7 @@ Ids outlive model versions, catalogue rows do not. An append returns only when t
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Sequence
 from hashlib import blake2b
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ from serving.redis_link import RedisDown, RedisLink
 
 
 class StoreUnavailable(ServingError):
-    """The store of user histories cannot be reached; nothing was stored, read or erased."""
+    """The store of user histories did not confirm in time, or refused. What it was told may still take effect."""
 
 
 class UserStore(Protocol):
@@ -82,17 +82,20 @@ class RedisUsers:
                 pipe.ltrim(key, -self._max_items, -1)
                 return await pipe.execute()
 
-        return min(int((await self._call(push))[0]), self._max_items)
+        return min(int((await self._reach(self._link.call(push)))[0]), self._max_items)
 
     async def get(self, user: str) -> list[str]:
-        raw = await self._call(lambda client: client.lrange(self._key(user), -self._max_items, -1))
+        raw = await self._reach(self._link.ask("LRANGE", self._key(user), -self._max_items, -1))
         return [item.decode("utf-8", "replace") for item in raw]
 
     async def delete(self, user: str) -> bool:
-        return bool(await self._call(lambda client: client.unlink(self._key(user))))
+        return bool(await self._reach(self._link.ask("UNLINK", self._key(user))))
 
-    async def _call(self, command: Callable[[Redis], Awaitable[Any]]) -> Any:
+    @staticmethod
+    async def _reach(work: Awaitable[Any]) -> Any:
         try:
-            return await self._link.call(command)
-        except (RedisDown, RedisError) as error:
+            return await work
+        except RedisDown as error:
             raise StoreUnavailable("The store of user histories did not answer; try again shortly.") from error
+        except RedisError as error:  # full, or something of another type lies under the user's key
+            raise StoreUnavailable("The store refused; make room in Redis, or erase this user.") from error

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -57,9 +59,52 @@ class RedisServer:
     def thaw(self) -> None:
         self._process.send_signal(signal.SIGCONT)
 
+    def fill(self) -> None:
+        """From now on every write is refused, as where `maxmemory` is reached under `noeviction`."""
+        with self.client() as client:
+            client.config_set("maxmemory-policy", "noeviction")
+            client.config_set("maxmemory", 1)
+
+    def make_room(self) -> None:
+        with self.client() as client:
+            client.config_set("maxmemory", 0)
+
     def close(self) -> None:
         self.kill()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class SlowRoad:
+    """A TCP proxy in front of a server: what clients send arrives `delay` seconds later. `sent` counts how often."""
+
+    def __init__(self, server: RedisServer) -> None:
+        self.delay, self.sent, self._server = 0.0, 0, server
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.url = f"redis://127.0.0.1:{self._listening.getsockname()[1]}/0"
+        self._start(self._accept)
+
+    @staticmethod
+    def _start(work: Callable[..., None], *arguments: object) -> None:
+        threading.Thread(target=work, args=arguments, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):  # closed
+            while True:
+                client, _ = self._listening.accept()
+                redis = socket.create_connection(("127.0.0.1", self._server.port))
+                self._start(self._carry, client, redis, True)
+                self._start(self._carry, redis, client, False)
+
+    def _carry(self, source: socket.socket, target: socket.socket, outward: bool) -> None:
+        with contextlib.suppress(OSError), source, target:
+            while data := source.recv(1 << 20):
+                if outward:
+                    self.sent += 1
+                    time.sleep(self.delay)
+                target.sendall(data)
+
+    def close(self) -> None:
+        self._listening.close()
 
 
 def free_port() -> int:
@@ -74,3 +119,11 @@ def redis_server() -> Iterator[RedisServer]:
     server = RedisServer()
     yield server
     server.close()
+
+
+@pytest.fixture
+def slow_road(redis_server: RedisServer) -> Iterator[SlowRoad]:
+    """A way to that server that can be made slow."""
+    road = SlowRoad(redis_server)
+    yield road
+    road.close()

@@ -49,6 +49,7 @@ def formatter() -> logging.Formatter:
 
 
 def _exception(logger: Any, method: str, event: Event) -> Event:
+    event.pop("color_message", None)  # uvicorn says everything twice
     info = event.pop("exc_info", None)
     if info and info[1] is not None:
         # uvicorn reports what a request raised after the request's id is gone.

@@ -19,78 +19,73 @@ function shape(tag, attributes, ...children) {
 
 const shorten = (text, length) => (text.length > length ? `${text.slice(0, length - 1).trimEnd()}…` : text);
 
-// The state among the items. similarity: per item, the cosine of state and item after each step.
-// Every item pulls the state with a weight that grows with its similarity; the state lies where the pulls balance.
+// The state among the answers: a line per answer, as high as the state is similar to it, from before thinking to the last
+// step. items: [{id, name}], best first; similarity: per item, the cosine of item and state after each step.
 export function way(width, items, similarity, chosen) {
   const wide = width >= 560;
-  const height = wide ? 340 : Math.min(width, 340);
-  const [x, y] = [width / 2, height / 2];
-  const [across, down] = wide ? [Math.min(width / 2 - 190, 220), height / 2 - 42] : [x - 28, y - 28];
-  const places = items.map((_, n) => {
-    const angle = (2 * Math.PI * n) / items.length - Math.PI / 2;
-    return [x + across * Math.cos(angle), y + down * Math.sin(angle)];
-  });
+  const [top, bottom, left, right] = [14, 250, 46, width - (wide ? 230 : 44)];
+  const last = similarity[0].length - 1;
   const all = similarity.flat();
-  const middle = all.reduce((sum, value) => sum + value, 0) / all.length;
-  const spread = Math.sqrt(all.reduce((sum, value) => sum + (value - middle) ** 2, 0) / all.length) || 1;
-  const steps = similarity[0].length;
-  const pulls = Array.from({ length: steps }, (_, step) => {
-    const weights = similarity.map((each) => Math.exp((1.6 * (each[step] - middle)) / spread));
-    const sum = weights.reduce((total, weight) => total + weight, 0);
-    return weights.map((weight) => weight / sum);
-  });
-  const states = pulls.map((weights) => [0, 1].map((axis) => weights.reduce((sum, weight, n) => sum + weight * places[n][axis], 0)));
+  const margin = 0.08 * (Math.max(...all) - Math.min(...all)) || 0.01;
+  const [low, high] = [Math.min(...all) - margin, Math.max(...all) + margin];
+  const x = (step) => left + ((right - left) * step) / last;
+  const y = (value) => bottom - ((bottom - top) * (value - low)) / (high - low);
+  const picture = shape("svg", { viewBox: `0 0 ${width} ${bottom + 26}`, width, height: bottom + 26, role: "img", "aria-label": describe(items, similarity) });
 
-  const picture = shape("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": describe(items, similarity) });
-  picture.append(shape("ellipse", { class: "ring", cx: x, cy: y, rx: across, ry: down }));
-  const strongest = Math.max(...pulls[chosen]);
-  pulls[chosen].forEach((weight, n) => {
-    const line = shape("line", { class: "pull", x1: states[chosen][0], y1: states[chosen][1], x2: places[n][0], y2: places[n][1] });
-    line.style.opacity = (0.75 * weight) / strongest;
-    picture.append(line);
-  });
-  picture.append(shape("path", { class: "way", pathLength: 1, d: smooth(states) }));
-  states.forEach(([sx, sy], step) => picture.append(
-    shape("circle", { class: step === chosen ? "state chosen" : "state", cx: sx, cy: sy, r: step === chosen ? 9 : 5 })));
-  const [cx, cy] = states[chosen];
-  const number = shape("text", { class: "state-number", x: cx, y: cy + 3.5 });
-  number.textContent = chosen;
-  picture.append(number);
-  places.forEach(([px, py], n) => {
-    const size = 9 + (5 * pulls[chosen][n]) / strongest;
-    const rank = shape("text", { class: "rank", x: px, y: py + 3.5 });
-    rank.textContent = n + 1;
+  for (const value of ticks(low, high)) {
+    picture.append(shape("line", { class: "grid-line", x1: left, y1: y(value), x2: right, y2: y(value) }), text("tick end", left - 10, y(value) + 4, value.toFixed(2)));
+  }
+  picture.append(shape("line", { class: "chosen-step", x1: x(chosen), y1: top - 6, x2: x(chosen), y2: bottom + 4 }));
+  for (let step = 0; step <= last; step++) {
+    picture.append(text(step === chosen ? "tick middle chosen" : "tick middle", x(step), bottom + 20, step || (wide ? "before" : "0")));
+  }
+  const heights = apart(similarity.map((each) => y(each[last])), 17, top, bottom);
+  items.map((item, n) => n).reverse().forEach((n) => { // the best is drawn last, above the others
+    const [item, values] = [items[n], similarity[n]];
+    const group = shape("g", { class: values[last] > values[0] ? "line nearer" : "line" });
+    group.dataset.item = item.id;
     const title = shape("title", {});
-    title.textContent = `${items[n]}: similarity ${similarity[n][chosen].toFixed(2)}`;
-    picture.append(shape("g", { class: "item" }, title, shape("circle", { cx: px, cy: py, r: size }), rank));
-    if (!wide) return;
-    const side = Math.abs(px - x) < 12 ? 0 : Math.sign(px - x);
-    const label = shape("text", {
-      class: "label", x: px + side * (size + 8), y: py + (side ? 4 : Math.sign(py - y) * (size + 12) + 4),
-      "text-anchor": ["end", "middle", "start"][side + 1],
-    });
-    label.textContent = shorten(items[n], 24);
-    picture.append(label);
+    title.textContent = `${item.name}: ${values.map((value) => value.toFixed(2)).join(" → ")}`;
+    group.append(title, shape("path", { class: "way", pathLength: 1, d: `M${values.map((value, step) => `${x(step)} ${y(value)}`).join("L")}` }));
+    values.forEach((value, step) => group.append(shape("circle", { cx: x(step), cy: y(value), r: step === chosen ? 4.5 : 3 })));
+    group.append(
+      shape("path", { class: "lead", d: `M${right + 7} ${y(values[last])}L${right + 18} ${heights[n]}` }),
+      text("place", right + 24, heights[n] + 4, n + 1));
+    if (wide) group.append(text("name", right + 42, heights[n] + 4, shorten(item.name, 27)));
+    picture.append(group);
   });
   return picture;
 }
 
-// A curve through all points (Catmull-Rom as Bézier).
-function smooth(points) {
-  const at = (n) => points[Math.max(0, Math.min(points.length - 1, n))];
-  let path = `M${points[0].join(" ")}`;
-  for (let n = 0; n + 1 < points.length; n++) {
-    const [before, from, to, after] = [at(n - 1), at(n), at(n + 1), at(n + 2)];
-    const first = from.map((value, axis) => value + (to[axis] - before[axis]) / 6);
-    const second = to.map((value, axis) => value - (after[axis] - from[axis]) / 6);
-    path += `C${first.join(" ")} ${second.join(" ")} ${to.join(" ")}`;
+function text(kind, x, y, words) {
+  const made = shape("text", { class: kind, x, y });
+  made.textContent = words;
+  return made;
+}
+
+// Three to six round values between two bounds.
+function ticks(low, high) {
+  const step = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5].find((each) => (high - low) / each <= 6) ?? 1;
+  const first = Math.ceil(low / step);
+  return Array.from({ length: Math.floor(high / step) - first + 1 }, (_, n) => (first + n) * step);
+}
+
+// Heights moved as little as it takes for labels not to lie on each other.
+function apart(heights, gap, top, bottom) {
+  const order = heights.map((_, n) => n).sort((one, other) => heights[one] - heights[other]);
+  const moved = [...heights];
+  order.forEach((n, place) => { if (place) moved[n] = Math.max(moved[n], moved[order[place - 1]] + gap); });
+  let limit = bottom;
+  for (const n of order.reverse()) {
+    moved[n] = Math.max(top, Math.min(moved[n], limit));
+    limit = moved[n] - gap;
   }
-  return path;
+  return moved;
 }
 
 function describe(items, similarity) {
   const last = similarity[0].length - 1;
-  const told = items.slice(0, 3).map((item, n) => `${item} from ${similarity[n][0].toFixed(2)} to ${similarity[n][last].toFixed(2)}`);
+  const told = items.slice(0, 3).map((item, n) => `${item.name} from ${similarity[n][0].toFixed(2)} to ${similarity[n][last].toFixed(2)}`);
   return `Similarity of the state to the best items, before thinking and after ${last} steps: ${told.join("; ")}.`;
 }
 

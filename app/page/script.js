@@ -7,6 +7,7 @@ const $ = (id) => document.getElementById(id);
 const EXAMPLE = 3; // items to start with, so that there is something to see
 const POLL = 2000; // ms between two looks at /metrics
 const KEPT = 60; // values of the live curve
+const WINDOW = 15; // looks that the figures beside it cover
 const clicked = []; // items {item_id, title}, oldest first
 let running = null; // the requests under way; newer ones abort them
 let waiting = null; // the timer of the next try after a refusal
@@ -79,7 +80,7 @@ async function suggest() {
     const found = await call(`/items?limit=20&query=${encodeURIComponent(query)}`);
     if (query !== $("query").value.trim()) return []; // a newer one is under way
     $("suggestions").replaceChildren(...found.items.map((item) => {
-      const button = element("button", "", element("span", "", label(item)), element("small", "muted", item.categories.join(" · ")));
+      const button = element("button", "", element("span", "", label(item)), element("small", "muted", item.categories[0] ?? ""));
       button.type = "button";
       button.addEventListener("click", () => add(item));
       return element("li", "", button);
@@ -149,7 +150,9 @@ async function recommend() {
   });
   $("columns").setAttribute("aria-busy", "true");
   try {
-    const answers = await Promise.all(steps ? [ask(0, false), ask(steps, true)] : [ask(0, true)]);
+    const answers = []; // one after the other, so that neither waits for the other in the queue
+    if (steps) answers.push(await ask(0, false));
+    answers.push(await ask(steps, true));
     if (running !== mine) return;
     quiet();
     draw(answers);
@@ -180,6 +183,7 @@ function column(answer, before) {
   const name = popular ? "Popular now" : answer.reasoning_steps ? `After ${plural(answer.reasoning_steps, "step")}` : "Without thinking";
   const facts = popular ? "Nothing is known of this person" : `${answer.timings_ms.total.toFixed(1)} ms · cache ${answer.cache}`;
   const scores = answer.items.map((item) => item.score);
+  const written = (score) => (popular ? score.toFixed(0) : score.toFixed(2).replace("-", "−"));
   const [best, worst] = [Math.max(...scores), Math.min(...scores)];
   const list = element("ol", "results", ...answer.items.map((item, place) => {
     const fill = element("i");
@@ -190,7 +194,7 @@ function column(answer, before) {
       before && moved(before.indexOf(item.item_id), place),
       element("span", "tags muted", item.categories.join(" · ")),
       element("span", "meter", fill),
-      element("span", "score number muted", item.score.toFixed(popular ? 0 : 2)));
+      element("span", "score number muted", written(item.score)));
     row.type = "button";
     row.dataset.item = item.item_id;
     row.title = "Add to the history";
@@ -217,12 +221,12 @@ function drawReasoning(answer) {
   const show = Boolean(told?.items.length && told.items[0].similarity.length > 1);
   $("reasoning").hidden = !show;
   if (!show) return;
-  const names = answer.items.map(label);
+  const items = answer.items.map((item) => ({ id: item.item_id, name: label(item) }));
   const similarity = told.items.map((item) => item.similarity);
   const last = similarity[0].length - 1;
   const redraw = () => {
     const step = Math.min(chosenStep ?? last, last);
-    $("map").replaceChildren(way(Math.round($("map").clientWidth), names, similarity, step));
+    $("map").replaceChildren(way(Math.round($("map").clientWidth), items, similarity, step));
     $("trace").querySelectorAll("button").forEach((button, n) => button.setAttribute("aria-pressed", n === step));
   };
   $("trace").replaceChildren(...told.steps.map((step, n) => {
@@ -248,27 +252,29 @@ function drawTerminal(steps) {
 // The service, live
 
 const rates = [];
-let seen = null; // the last look
+const looks = []; // the newest last
 
 async function watch() {
   setTimeout(watch, POLL);
-  if (document.hidden) { seen = null; return; }
+  if (document.hidden) { looks.length = 0; return; }
   try {
-    const now = readMetrics(await (await fetch("/metrics")).text());
-    const change = seen && since(seen, now);
-    seen = now;
-    if (!change) return;
-    rates.push(change.rate);
+    const response = await fetch("/metrics");
+    if (!response.ok) return;
+    const now = readMetrics(await response.text());
+    looks.push(now);
+    if (looks.length < 2) return;
+    if (looks.length > WINDOW) looks.shift();
+    rates.push(since(looks.at(-2), now).rate);
     if (rates.length > KEPT) rates.shift();
     $("spark").replaceChildren(spark(rates, KEPT));
-    drawFigures(change, now);
-  } catch { seen = null; } // told elsewhere: every request fails then
+    drawFigures(since(looks[0], now), now);
+  } catch { looks.length = 0; } // told elsewhere: every request fails then
 }
 
 function drawFigures(change, now) {
   const share = (count) => (now.cache.lookups ? `${((100 * count) / now.cache.lookups).toFixed(0)}%` : "–");
   const figures = [
-    ["Requests a second", change.rate.toFixed(1)],
+    ["Requests a second", rates.at(-1).toFixed(1)],
     ["95% answered within", change.p95 === null ? "–" : `${change.p95} ms`],
     ["Found in memory", share(now.cache.memory)],
     ["Found in Redis", share(now.cache.redis)],
@@ -344,8 +350,9 @@ $("copy").addEventListener("click", async () => {
   $("copy").textContent = "Copied";
   setTimeout(() => { $("copy").textContent = "Copy"; }, 1500);
 });
-for (const kind of ["pointerover", "focusin"]) $("columns").addEventListener(kind, point);
-$("columns").addEventListener("pointerleave", point);
+for (const id of ["columns", "map"]) {
+  for (const kind of ["pointerover", "focusin", "pointerleave"]) $(id).addEventListener(kind, point);
+}
 $("user").value = `visitor-${Math.random().toString(36).slice(2, 8)}`; // with an id, the second answer comes from the cache
 drawHistory();
 start();

@@ -1,0 +1,313 @@
+"""The pages in Chromium, before a real service: what a person does, what goes wrong, and that no other host is asked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
+
+from tests.e2e.conftest import ServiceProcess, StartService
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: the pages are NOT tested on this machine")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def service(start_service: StartService) -> ServiceProcess:
+    return start_service()
+
+
+class Visit:
+    """A page of its own, which keeps what it asked for and what went wrong in it."""
+
+    def __init__(self, browser: Browser, address: str, **options: object) -> None:
+        self.context = browser.new_context(base_url=address, **options)  # type: ignore[arg-type]
+        self.context.set_default_timeout(10_000)
+        self.page: Page = self.context.new_page()
+        self.address, self.asked, self.faults = address, list[str](), list[str]()
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.on("pageerror", lambda error: self.faults.append(str(error)))
+        # What the browser itself says of an answer of 4xx or 5xx is expected where a test provokes one.
+        self.page.on(
+            "console",
+            lambda message: (
+                message.type in ("error", "warning")
+                and "Failed to load resource" not in message.text
+                and self.faults.append(message.text)
+            ),
+        )
+
+    def open(self, path: str = "/") -> Page:
+        self.page.goto(path)
+        return self.page
+
+    def close(self) -> None:
+        self.context.close()
+        assert self.faults == []
+        foreign = [url for url in self.asked if not url.startswith((self.address + "/", "data:"))]
+        assert foreign == [], "the page asked another host"
+
+
+@pytest.fixture
+def visit(browser: Browser, service: ServiceProcess) -> Iterator[Visit]:
+    visit = Visit(browser, service.address)
+    yield visit
+    visit.close()
+
+
+def columns(page: Page) -> list[str]:
+    """The headings of the answers, once nothing is under way."""
+    expect(page.locator("#columns[aria-busy=false]")).to_be_visible()
+    return page.locator("#columns h3").all_inner_texts()
+
+
+def history(page: Page) -> list[str]:
+    return page.locator("#history li:not(.empty) > span").all_inner_texts()
+
+
+def set_steps(page: Page, steps: int) -> None:
+    page.locator("#steps").evaluate(
+        "(slider, steps) => { slider.value = steps; slider.dispatchEvent(new Event('input')); }", str(steps)
+    )
+
+
+def test_a_history_by_clicking_and_answers_side_by_side(visit: Visit) -> None:
+    page = visit.open()
+    assert columns(page) == ["Without thinking", "After 4 steps"]
+    assert len(history(page)) == 3  # an example to start from
+    page.get_by_role("button", name="Clear").click()
+    assert columns(page) == ["Popular now"] and history(page) == []
+    expect(page.locator("#reasoning")).to_be_hidden()
+
+    page.get_by_role("searchbox").fill("number 17")
+    page.locator("#suggestions").get_by_role("button", name="Thing number 17").click()
+    assert columns(page) == ["Without thinking", "After 4 steps"] and history(page) == ["Thing number 17"]
+    first = page.locator("#columns article").nth(1).locator(".results button").first
+    named = first.locator(".title").inner_text()
+    first.click()  # an answer is taken into the history
+    assert columns(page) and history(page) == ["Thing number 17", named]
+    page.get_by_role("button", name="Remove Thing number 17").click()
+    assert columns(page) and history(page) == [named]
+
+
+def test_the_slider_changes_what_is_compared(visit: Visit, service: ServiceProcess) -> None:
+    page = visit.open()
+    columns(page)
+    set_steps(page, 2)
+    expect(page.locator("#columns h3").nth(1)).to_have_text("After 2 steps")
+    expect(page.locator("#steps-value")).to_have_text("2 steps")
+    shown = page.locator("#columns article").nth(1).locator(".title").all_inner_texts()
+    items = service.http.get("/items", params={"limit": 3}).json()["items"]
+    answer = service.recommend(2, history=[item["item_id"] for item in items], k=8)
+    assert shown == [item["title"] for item in answer["items"]]
+    # the same user and history: the states are in the cache by now
+    assert "cache memory" in page.locator("#columns article").nth(1).inner_text()
+    set_steps(page, 0)
+    expect(page.locator("#columns h3")).to_have_text(["Without thinking"])
+
+
+def test_the_reasoning_the_time_and_the_service_are_shown(visit: Visit) -> None:
+    page = visit.open()
+    columns(page)
+    picture = page.locator("#map svg")
+    assert re.search(
+        r"from \S+ to \S+;.* after 4 steps|after 4 steps: .*from", picture.get_attribute("aria-label") or ""
+    )
+    assert picture.locator("g.line").count() == 8 and page.locator("#trace button").count() == 5
+    assert picture.locator("g.line").first.locator("circle").count() == 5
+    page.locator("#trace button").nth(1).click()
+    assert page.locator("#trace button[aria-pressed=true]").inner_text().startswith("Step 1")
+    expect(picture.locator("text.chosen")).to_have_text("1")
+    assert [text.split()[0] for text in page.locator("#bars .legend").last.locator("li").all_inner_texts()]
+    assert page.locator("#bars .timing").count() == 2
+    expect(page.locator("#live")).to_contain_text("Requests a second")
+    expect(page.locator("#spark svg")).to_be_visible()
+    page.get_by_text("The same from a terminal").click()
+    assert "/recommend?reasoning_steps=4" in page.locator("#curl").inner_text()
+
+
+def test_the_keyboard_is_enough(visit: Visit) -> None:
+    page = visit.open()
+    columns(page)
+    page.get_by_role("button", name="Clear").press("Enter")
+    expect(page.get_by_role("searchbox")).to_be_focused()
+    page.keyboard.type("number 4")
+    expect(page.locator("#suggestions button").first).to_contain_text("number 4")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowDown")
+    chosen = page.evaluate("document.activeElement.firstChild.textContent")
+    page.keyboard.press("Enter")
+    assert columns(page) and history(page) == [chosen]
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("searchbox")).to_be_focused()
+    page.locator("#steps").focus()
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator("#columns h3").nth(1)).to_have_text("After 3 steps")
+    page.get_by_role("button", name=f"Remove {chosen}").press("Enter")
+    expect(page.locator("#columns h3")).to_have_text(["Popular now"])
+
+
+# What goes wrong
+
+
+def test_an_unknown_item_is_told_and_a_known_id_is_found(visit: Visit) -> None:
+    page = visit.open()
+    columns(page)
+    page.get_by_role("searchbox").fill("nonesuch")
+    expect(page.locator("#suggestions .empty")).to_contain_text("No title holds")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("no item of the id “nonesuch”")
+    page.get_by_role("searchbox").fill("i23")
+    expect(page.locator("#suggestions .empty")).to_be_visible()
+    page.keyboard.press("Enter")
+    assert columns(page)
+    expect(page.locator("#history")).to_contain_text("Thing number 23")
+    expect(page.get_by_role("alert")).to_be_hidden()
+
+
+def test_rules_that_permit_nothing_say_so(visit: Visit) -> None:
+    page = visit.open()
+    columns(page)
+    page.get_by_role("searchbox").fill("nothing like it")
+    for item in ("i0", "i1", "i2", "i3", "i4"):  # all there is in the catalogue `small`
+        page.get_by_role("searchbox").fill(item)
+        expect(page.locator("#suggestions .empty")).to_be_visible()
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("searchbox")).to_have_value("")
+    page.get_by_text("Rules and settings").click()
+    page.locator("#catalogue").select_option("small")
+    expect(page.locator("#columns .empty").first).to_contain_text("permit no item")
+    page.locator("#seen").uncheck()
+    expect(page.locator("#columns article").first.locator(".results button")).to_have_count(5)
+
+
+def test_a_full_service_is_told_and_asked_again(visit: Visit) -> None:
+    page, refusals = visit.page, 2
+
+    def refuse(route: Route) -> None:
+        nonlocal refusals
+        refusals -= 1
+        if refusals < 0:
+            return route.continue_()
+        problem = {"title": "Overloaded", "status": 503, "detail": "The queue is full; try again shortly."}
+        headers = {"Content-Type": "application/problem+json", "Retry-After": "1"}
+        route.fulfill(status=503, headers=headers, body=json.dumps(problem))
+
+    page.route("**/recommend?*", refuse)
+    visit.open()
+    alert = page.get_by_role("alert")
+    expect(alert).to_contain_text("Overloaded The queue is full")
+    expect(alert).to_contain_text("Trying again in")
+    expect(page.locator("#columns article")).to_have_count(2)  # by itself
+    expect(alert).to_be_hidden()
+
+
+def test_too_little_time_is_told(visit: Visit) -> None:
+    page = visit.open()
+    columns(page)
+    page.get_by_text("Rules and settings").click()
+    page.locator("#timeout").fill("0.01")
+    expect(page.get_by_role("alert")).to_contain_text("Out of time")
+    page.locator("#timeout").fill("")
+    expect(page.get_by_role("alert")).to_be_hidden()
+
+
+def test_where_a_key_is_needed_it_is_asked_for(browser: Browser, start_service: StartService) -> None:
+    digest = hashlib.sha256(b"sesame").hexdigest()
+    visit = Visit(browser, start_service(variables={"STREAMREC_API_KEYS": digest}).address)
+    page = visit.open()
+    expect(page.get_by_role("alert")).to_contain_text("A key is needed")
+    expect(page.locator("#key")).to_be_focused()
+    page.keyboard.type("sesame")
+    page.keyboard.press("Tab")
+    expect(page.locator("#columns h3")).to_have_text(["Without thinking", "After 4 steps"])
+    expect(page.get_by_role("alert")).to_be_hidden()
+    visit.close()
+
+
+def test_a_service_that_goes_away_is_told(browser: Browser, start_service: StartService) -> None:
+    service = start_service()
+    visit = Visit(browser, service.address)
+    page = visit.open()
+    columns(page)
+    assert service.stop() == 0
+    page.get_by_role("button", name="Clear").click()
+    expect(page.get_by_role("alert")).to_contain_text("cannot be reached")
+    expect(page.get_by_role("alert")).to_contain_text("Trying again in")
+    visit.close()
+
+
+# How it looks
+
+
+@pytest.mark.parametrize("path", ["/", "/docs"])
+def test_a_phone_shows_everything_without_scrolling_sideways(
+    browser: Browser, service: ServiceProcess, path: str
+) -> None:
+    visit = Visit(browser, service.address, viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
+    page = visit.open(path)
+    expect(page.locator("#columns article, #routes section").nth(1)).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    small = (
+        "[...document.querySelectorAll('input, select')].filter((e) => parseFloat(getComputedStyle(e).fontSize) < 16)"
+    )
+    assert page.evaluate(small + ".length") == 0, "phones zoom into smaller fields"
+    visit.close()
+
+
+def test_dark_is_dark_and_both_can_be_read(browser: Browser, service: ServiceProcess) -> None:
+    """Contrast of text and ground as WCAG 2 measures it: 4.5 at least."""
+    lightness = []
+    for scheme in ("light", "dark"):
+        visit = Visit(browser, service.address, color_scheme=scheme)
+        page = visit.open()
+        columns(page)
+        colours = page.evaluate(
+            """() => { const style = getComputedStyle(document.documentElement);
+            const draw = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+            return ["ground", "paper", "ink", "muted", "accent", "bad"].map((name) => {
+              draw.fillStyle = style.getPropertyValue("--" + name); draw.fillRect(0, 0, 1, 1);
+              return [...draw.getImageData(0, 0, 1, 1).data].slice(0, 3); }); }"""
+        )
+        ground, paper, *inks = (luminance(colour) for colour in colours)
+        lightness.append(ground)
+        for ink in inks:
+            for under in (ground, paper):
+                assert (max(ink, under) + 0.05) / (min(ink, under) + 0.05) >= 4.5
+        visit.close()
+    assert lightness[0] > 0.8 and lightness[1] < 0.05
+
+
+def luminance(colour: list[int]) -> float:
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (value / 255 for value in colour)]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+# The API's page
+
+
+def test_the_api_can_be_read_and_tried(visit: Visit, service: ServiceProcess) -> None:
+    page = visit.open("/docs")
+    paths = service.http.get("/openapi.json").json()["paths"]
+    expect(page.locator("#routes section")).to_have_count(sum(len(methods) for methods in paths.values()))
+    section = page.locator("#recommend_recommend_post")
+    section.get_by_text("Try it").click()
+    section.get_by_role("textbox", name="reasoning_steps").fill("1")
+    section.get_by_role("button", name="Send POST /recommend").click()
+    expect(section.locator("form pre")).to_contain_text('"popularity"')
+    section.get_by_role("textbox", name="Body").fill('{"k": 0}')
+    section.get_by_role("button", name="Send POST /recommend").click()
+    expect(section.locator("form pre")).to_contain_text("422")

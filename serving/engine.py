@@ -10,11 +10,13 @@ import torch
 import torch.nn.functional as F
 
 from serving.bundle import Bundle
+from serving.errors import BundleError
 from serving.histories import history_tokens
+from serving.rules import RuleBook
 from serving.runtimes.eager import EagerRuntime
 from serving.search import find_items, reason
 from serving.trie import build_trie
-from serving.types import Answer, Beams, EncoderState, Request, Rules, Trace
+from serving.types import Answer, Beams, EncoderState, Request, RuntimeName, Trace
 
 NEAREST_ITEMS = 5
 
@@ -22,15 +24,18 @@ NEAREST_ITEMS = 5
 class Engine:
     """Answers requests with one bundle. Blocking; not thread-safe: one thread calls it.
 
-    threads: torch's intra-op threads, set for the whole process (spinning threads slow each other down).
+    runtime: what runs the network. ValueError for a name that does not exist, BundleError where the bundle has not
+    passed the gate for int8. threads: of its arithmetic; torch's are set for the whole process (spinning threads slow
+    each other down).
     """
 
-    def __init__(self, bundle: Bundle, *, threads: int = 1) -> None:
+    def __init__(self, bundle: Bundle, *, runtime: RuntimeName = "eager", threads: int = 1) -> None:
         torch.set_num_threads(threads)
         self.bundle = bundle
         self.trie = build_trie(bundle.catalogue.tokens)
+        self.rules = RuleBook(self.trie, bundle.catalogue.members)
         tokens = torch.from_numpy(bundle.catalogue.tokens.astype(np.int64))
-        self.runtime = EagerRuntime(bundle.network, tokens, bundle.settings.attention)
+        self.runtime = _runtime(runtime, bundle, tokens, threads)
 
     @torch.inference_mode()
     def encode(self, histories: Sequence[Sequence[int]]) -> list[EncoderState]:
@@ -53,9 +58,8 @@ class Engine:
         thought = time.perf_counter()
         weights = [self.bundle.dense_weight if r.dense_weight is None else r.dense_weight for r in requests]
         dense = torch.tensor(weights) if any(weights) or any(r.explain for r in requests) else None
-        beams = find_items(
-            self.runtime, self.trie, settings, memory, reasoned, beam_width, self._blocked(requests), dense
-        )
+        with self.rules.blocked([request.rules for request in requests]) as blocked:
+            beams = find_items(self.runtime, self.trie, settings, memory, reasoned, beam_width, blocked, dense)
         answers = [self._answer(beams, i, request) for i, request in enumerate(requests)]
         seconds = {"reason": thought - started, "decode": time.perf_counter() - thought}
         for answer in answers:
@@ -68,12 +72,6 @@ class Engine:
         state = self.encode([history])
         for steps in range(self.bundle.max_steps + 1):
             self.search([Request(history, k=10, beam_width=50, reasoning_steps=steps)], state)
-
-    def _blocked(self, requests: Sequence[Request]) -> torch.Tensor | None:
-        if all(request.rules == Rules() for request in requests):
-            return None
-        permitted = np.stack([self.bundle.catalogue.permitted(request.rules) for request in requests])
-        return self.trie.blocked(torch.from_numpy(permitted))
 
     def _answer(self, beams: Beams, i: int, request: Request) -> Answer:
         found = beams.items[i] >= 0
@@ -96,6 +94,19 @@ class Engine:
             dense_scores=beams.dense[i, :count].tolist(),
             similarity=similarity.tolist(),
         )
+
+
+def _runtime(name: RuntimeName, bundle: Bundle, tokens: torch.Tensor, threads: int) -> EagerRuntime:
+    if name == "eager":
+        return EagerRuntime(bundle.network, tokens, bundle.settings.attention)
+    if name not in ("onnx", "onnx-int8"):
+        raise ValueError(f"There is no runtime {name!r}; choose eager, onnx or onnx-int8.")
+    if name == "onnx-int8" and (bundle.int8 or {}).get("passed") is not True:
+        known = "has not passed" if bundle.int8 else "was exported without"
+        raise BundleError(f"The bundle {bundle.name} {known} the gate for int8; serve it with the runtime onnx.")
+    from serving.runtimes.onnx import OnnxRuntime  # half a second to import, for those alone who choose it
+
+    return OnnxRuntime(bundle.network, tokens, bundle.settings.attention, threads=threads, int8=name == "onnx-int8")
 
 
 def _pad(states: Sequence[EncoderState]) -> tuple[torch.Tensor, torch.Tensor]:

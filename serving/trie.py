@@ -1,111 +1,168 @@
 """The items that exist, as a trie of flat arrays: breadth-first node ids, so that children are a contiguous range.
 
-Node 0 is the root; the nodes of a level follow each other in the order of their token paths, so a leaf's place among
-the leaves is also the place of its item in token order, and every node covers a contiguous range of leaves.
+Node 0 is the root. The nodes of a level follow each other in the order of their token paths, so a lower id is a
+smaller path, and a leaf's place among the leaves is the place of its item in token order. A level whose children fit
+a small table has one (a row per node, a column per code); elsewhere children are read as runs of ids. Both give the
+same answer: the table is twice as fast, the runs take no memory of their own.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from serving.errors import BundleError
+
+NEG_INF = float("-inf")
+# Entries a table may have: the first three levels of 256 codes, at most 64 MiB. In a large catalogue these are nearly
+# full; a fourth would be 256 times as large for nodes that have two or three children each.
+TABLE_ENTRIES = 256**3
 
 
 @dataclass(frozen=True, slots=True)
 class Trie:
-    """All arrays on one device.
+    """All arrays int32, on one device. J counts the nodes that have children, W is the most children of any node.
 
-    token (N,) int64: the vocabulary id that leads to a node (the root's is 0).
-    first_child (N + 1,) int64: the children of node n are the nodes first_child[n] .. first_child[n + 1] - 1.
-    first_leaf (N,), last_leaf (N,) int64: node n covers the leaves first_leaf[n] .. last_leaf[n] - 1.
-    item (I,) int64: leaf -> catalogue row.
+    token (N + W,): the vocabulary id that leads to a node (the root's is 0), then W zeros: a run of W tokens can be
+        read from any node.
+    parent (N,): the root's is the root.
+    first_child (J + 1,): the children of node n are the nodes first_child[n] .. first_child[n + 1] - 1.
+    item (I,), leaf (I,): leaf -> catalogue row and back, leaves counted from 0.
+    tables, one per level j: (nodes at j, tokens[j]) ids of the children, -1 where there is none; (0,) for runs.
     level_start: level j's nodes are level_start[j] .. level_start[j + 1] - 1; length M + 2.
+    first_token, tokens: ids first_token[j] .. first_token[j] + tokens[j] - 1 lead from level j to j + 1; length M.
     max_children: the most children of any node at level j; length M.
     """
 
     token: torch.Tensor
+    parent: torch.Tensor
     first_child: torch.Tensor
-    first_leaf: torch.Tensor
-    last_leaf: torch.Tensor
     item: torch.Tensor
+    leaf: torch.Tensor
+    tables: tuple[torch.Tensor, ...]
     level_start: tuple[int, ...]
+    first_token: tuple[int, ...]
+    tokens: tuple[int, ...]
     max_children: tuple[int, ...]
 
     @property
     def levels(self) -> int:
         """M, the number of tokens of an item."""
-        return len(self.max_children)
+        return len(self.tokens)
+
+    @property
+    def nodes(self) -> int:
+        """N, the root and the leaves included."""
+        return self.level_start[-1]
 
     def nodes_at(self, level: int) -> int:
         return self.level_start[level + 1] - self.level_start[level]
 
-    def children(self, node: torch.Tensor, level: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Children of nodes of one level, padded to that level's widest.
+    def expand(self, log_probs: torch.Tensor, node: torch.Tensor, level: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Children of nodes of one level, in token order, and the log-probabilities of the tokens that lead to them.
 
-        Shapes: node (...,) int64 -> ids (..., C) int64 and exists (..., C) bool; padded ids are clamped to valid ones.
+        Shapes: log_probs (B, Q, V) float, node (B, Q) integer -> scores (B, Q, C) float, -inf where there is no child;
+        child (B, Q, C) int32, any node of the next level there. C is a constant of the level.
         """
+        if self.tables[level].numel():
+            child = F.embedding(node - self.level_start[level], self.tables[level])
+            first = self.first_token[level]
+            scores = torch.where(child >= 0, log_probs[..., first : first + self.tokens[level]], NEG_INF)
+            return scores, child.clamp(min=self.level_start[level + 1])
+        width = self.max_children[level]
+        start, end = self.first_child[node], self.first_child[node + 1]
+        child = start.unsqueeze(-1) + torch.arange(width, dtype=torch.int32, device=node.device)
+        token = F.embedding(start, self.token.unfold(0, width, 1))  # copies runs; an index per token costs three times
+        scores = torch.where(child < end.unsqueeze(-1), log_probs.gather(-1, token.to(torch.int64)), NEG_INF)
+        return scores, child.clamp(max=self.level_start[level + 2] - 1)
+
+    def children(self, node: torch.Tensor, level: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The old name of `expand`, until nobody calls it."""
         ids = self.first_child[node].unsqueeze(-1) + torch.arange(self.max_children[level], device=node.device)
         exists = ids < self.first_child[node + 1].unsqueeze(-1)
-        return ids.clamp(max=self.token.numel() - 1), exists
+        return ids.clamp(max=self.level_start[level + 2] - 1), exists
 
-    def blocked(self, permitted: torch.Tensor) -> torch.Tensor:
-        """Nodes with no permitted item below them. Shapes: (..., I) bool by catalogue row -> (..., N) bool.
-
-        Blocking them before the beam is cut is what keeps k items coming back whenever k are permitted.
-        """
-        counts = torch.nn.functional.pad(permitted[..., self.item].to(torch.int64).cumsum(-1), (1, 0))
-        return counts[..., self.last_leaf] == counts[..., self.first_leaf]
+    def to(self, device: torch.device | str) -> Trie:
+        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self)[:5]}
+        return replace(self, **moved, tables=tuple(table.to(device) for table in self.tables))
 
 
-def build_trie(tokens: np.ndarray, device: torch.device | str = "cpu") -> Trie:
+def build_trie(tokens: np.ndarray, device: torch.device | str = "cpu", *, table_entries: int = TABLE_ENTRIES) -> Trie:
     """Builds the trie of a catalogue. Shape: tokens (I, M) integers, one row per item, rows distinct.
 
-    Raises BundleError if there is no item or two items share a semantic ID.
+    Raises BundleError if there is no item, two items share a semantic ID, or int32 cannot number the nodes.
     """
-    tokens = np.asarray(tokens, dtype=np.int64)
+    tokens = np.asarray(tokens)
     if tokens.ndim != 2 or tokens.size == 0:
         raise BundleError("The catalogue is empty; give it at least one item with at least one token.")
-    count, levels = tokens.shape
-    order = np.lexsort(tokens.T[::-1])
-    paths = tokens[order]
-    # starts[j]: leaves at which a new node of level j begins
-    changed = np.zeros(count, dtype=bool)
-    changed[0] = True
-    starts = [np.array([0])]
+    items, levels = tokens.shape
+    first_token = tokens.min(0).astype(np.int64)
+    spans = tokens.max(0).astype(np.int64) - first_token + 1
+    order = _token_order(tokens, first_token, spans)
+    # of[leaf]: the leaf's ancestor at the level at hand, counted within the level; begins: the leaves that open a node
+    of, begins = np.zeros(items, np.int32), np.zeros(1, np.int64)
+    opens = np.zeros(items, dtype=bool)
+    opens[0] = True
+    level_start, max_children = [0, 1], []
+    token, parent = [np.zeros(1, np.int32)], [np.zeros(1, np.int32)]
+    first_child, tables = [], []
     for level in range(levels):
-        changed[1:] |= paths[1:, level] != paths[:-1, level]
-        starts.append(np.flatnonzero(changed))
-    if len(starts[-1]) != count:
+        path = tokens[:, level].take(order)
+        opens[1:] |= path[1:] != path[:-1]
+        begins = np.flatnonzero(opens)
+        above, codes = of[begins], path[begins].astype(np.int32)
+        children = np.bincount(above, minlength=level_start[-1] - level_start[-2])
+        first_child.append((level_start[-1] + np.cumsum(children) - children).astype(np.int32))
+        token.append(codes)
+        parent.append(above + np.int32(level_start[-2]))
+        max_children.append(int(children.max()))
+        size = (len(children), int(spans[level]))
+        table = np.full(size if size[0] * size[1] <= table_entries else 0, -1, np.int32)
+        if table.size:
+            table[above, codes - first_token[level]] = np.arange(len(codes), dtype=np.int32) + level_start[-1]
+        tables.append(table)
+        level_start.append(level_start[-1] + len(begins))
+        of = np.cumsum(opens, dtype=np.int32) - 1
+    if len(begins) != items:
         raise BundleError("Two items share one semantic ID; make the IDs unique and export the bundle again.")
-    level_start = np.concatenate([[0], np.cumsum([len(s) for s in starts])])
-    total = int(level_start[-1])
-    token = np.zeros(total, dtype=np.int64)
-    first_child = np.full(total + 1, total, dtype=np.int64)
-    first_leaf, last_leaf = np.empty(total, dtype=np.int64), np.empty(total, dtype=np.int64)
-    max_children = []
-    for level, leaves in enumerate(starts):
-        span = slice(level_start[level], level_start[level + 1])
-        first_leaf[span] = leaves
-        last_leaf[span] = np.append(leaves[1:], count)
-        if level:
-            token[span] = paths[leaves, level - 1]
-        if level < levels:
-            below = np.searchsorted(starts[level + 1], leaves)
-            first_child[span] = level_start[level + 1] + below
-            max_children.append(int(np.diff(np.append(below, len(starts[level + 1]))).max()))
+    if level_start[-1] + max(max_children) > np.iinfo(np.int32).max:
+        raise BundleError("The catalogue's trie has more than 2^31 nodes; split the catalogue.")
+    leaf = np.empty(items, np.int32)
+    leaf[order] = np.arange(items, dtype=np.int32)
 
-    def put(array: np.ndarray) -> torch.Tensor:
-        return torch.as_tensor(array, dtype=torch.int64, device=device)
+    def join(parts: list[np.ndarray]) -> torch.Tensor:
+        return torch.from_numpy(np.concatenate(parts))
 
-    return Trie(
-        put(token),
-        put(first_child),
-        put(first_leaf),
-        put(last_leaf),
-        put(order),
-        tuple(int(n) for n in level_start),
+    trie = Trie(
+        join([*token, np.zeros(max(max_children), np.int32)]).to(torch.int64),
+        join(parent),
+        join([*first_child, np.array([level_start[-1]], np.int32)]),
+        torch.from_numpy(order),
+        torch.from_numpy(leaf),
+        tuple(torch.from_numpy(table) for table in tables),
+        tuple(level_start),
+        tuple(first_token.tolist()),
+        tuple(spans.tolist()),
         tuple(max_children),
     )
+    return trie.to(device)
+
+
+def _token_order(tokens: np.ndarray, first_token: np.ndarray, spans: np.ndarray) -> np.ndarray:
+    """Catalogue rows in the order of their tokens. Shapes: (I, M), (M,), (M,) -> (I,) int32.
+
+    One sort of one number per item, which is several times faster than a sort by M columns.
+    """
+    number, size = np.zeros(len(tokens), np.int64), 1
+    for level, span in enumerate(spans.tolist()):
+        if size * span >= 2**63:  # ranks keep the order and are as small as can be
+            number = np.unique(number, return_inverse=True)[1].astype(np.int64)
+            size = len(tokens)
+        number *= span
+        number += tokens[:, level]
+        number -= first_token[level]
+        size *= span
+    return number.argsort().astype(np.int32)

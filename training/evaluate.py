@@ -13,9 +13,11 @@ import torch.nn.functional as F
 from serving.bundle import Bundle, BundleSettings, search_settings
 from serving.histories import history_tokens
 from serving.model import Memory, StreamRec
+from serving.rules import RuleBook
 from serving.runtimes.eager import EagerRuntime
 from serving.search import search
 from serving.trie import build_trie
+from serving.types import Rules
 from serving.vocabulary import Vocabulary
 from training.metrics import recall_ndcg
 from training.prepare import DataError, Dataset, split_by
@@ -47,6 +49,7 @@ def rank_items(
     runtime = EagerRuntime(network, item_tokens, settings.attention)
     items = item_tokens.numpy()
     trie = build_trie(items)
+    rules = RuleBook(trie)
     ranked = np.full((len(histories), TOP), -1, dtype=np.int64)
     by_length = np.argsort([min(len(h), settings.max_items) for h in histories], kind="stable")
     for begin in range(0, len(by_length), batch_size):
@@ -54,11 +57,13 @@ def rank_items(
         chosen = [histories[row] for row in rows]
         tokens, mask = history_tokens(chosen, items, settings.max_items, settings.suffix_tokens)
         memory = runtime.memory(runtime.encode(tokens, mask), mask)
-        beams = search(
-            runtime, trie, search_settings(vocabulary, settings), memory, steps=steps, beam_width=beam,
-            blocked=trie.blocked(_unseen(chosen, len(items))) if exclude_seen else None,
-            dense_weight=torch.full((len(rows),), dense_weight) if dense_weight else None,
-        )  # fmt: skip
+        seen = [Rules(exclude=tuple(history.tolist())) if exclude_seen else Rules() for history in chosen]
+        with rules.blocked(seen) as blocked:
+            beams = search(
+                runtime, trie, search_settings(vocabulary, settings), memory, steps=steps, beam_width=beam,
+                blocked=blocked,
+                dense_weight=torch.full((len(rows),), dense_weight) if dense_weight else None,
+            )  # fmt: skip
         found = beams.items[:, :TOP].numpy()
         ranked[rows, : found.shape[1]] = found
     return ranked
@@ -175,14 +180,6 @@ def exists(written: torch.Tensor, item_tokens: torch.Tensor) -> torch.Tensor:
         return (torch.where(own, tokens - low, span - 1) * place).sum(-1)
 
     return torch.isin(number(written), number(item_tokens))
-
-
-def _unseen(histories: Sequence[np.ndarray], items: int) -> torch.Tensor:
-    """Shape: (B, I) bool, False for what a history holds."""
-    permitted = torch.ones(len(histories), items, dtype=torch.bool)
-    for row, history in enumerate(histories):
-        permitted[row, torch.from_numpy(np.asarray(history, dtype=np.int64))] = False
-    return permitted
 
 
 def evaluate_bundle(

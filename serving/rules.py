@@ -1,0 +1,198 @@
+"""Business rules inside the search: which nodes of the trie have no permitted item at or below them.
+
+Blocking such nodes before the beam is cut is what keeps k items coming back whenever k are permitted. The work grows
+with a request's own lists, not with the catalogue: from the leaves of a list upwards, a node is blocked once as many
+of its children are blocked as were open. What many requests share, a named subset or some categories, is prepared
+once as a row of bits and the number of open children per node, on which a request's own lists then build.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from serving.trie import Trie
+from serving.types import Rules
+
+NO_RULES = Rules()
+# What prepared sets may take: 4,000 sets over 50,000 items, or 16 over ten million.
+SET_BYTES = 256 << 20
+MOST_SETS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Blocked:
+    """What a batch of searches may not reach. The tensors are views of buffers that a `RuleBook` updates in place.
+
+    own (B, N) bool: nodes that a request's own lists block; or, where `inverted` (B, 1, 1) bool, all that it permits.
+    sets (R, N) bool: nodes that a prepared set blocks; the first row blocks none. set_of (B, 1, 1) int64: whose set.
+    leaf (I,) int32: catalogue row -> leaf.
+    """
+
+    own: torch.Tensor
+    inverted: torch.Tensor
+    sets: torch.Tensor
+    set_of: torch.Tensor
+    leaf: torch.Tensor
+
+    def of(self, child: torch.Tensor) -> torch.Tensor:
+        """Whether no permitted item is at or below a node. Shape: (B, Q, C) integer -> (B, Q, C) bool."""
+        request = torch.arange(len(self.own), device=child.device)[:, None, None]
+        return (_bits(self.own, request, child) ^ self.inverted) | _bits(self.sets, self.set_of, child)
+
+    def items(self) -> torch.Tensor:
+        """The same of every item. Shape: (B, I) bool by catalogue row."""
+        first = self.own.shape[1] - len(self.leaf)
+        sets = self.sets[:, first:][self.set_of[:, 0, 0]]
+        return ((self.own[:, first:] ^ self.inverted[:, 0]) | sets)[:, self.leaf]
+
+    def gather(self, _: int, node: torch.Tensor) -> torch.Tensor:
+        """The old way to ask, until nobody does."""
+        return self.of(node.unsqueeze(1)).squeeze(1)
+
+
+def _bits(table: torch.Tensor, row: torch.Tensor, node: torch.Tensor) -> torch.Tensor:
+    """table[row, node]. Shapes: (R, N) bool, (B, 1, 1) int64, (B, Q, C) -> (B, Q, C)."""
+    place = row * table.shape[1] + node  # int64: rows x nodes outgrow 32 bits
+    return table.view(-1).index_select(0, place.view(-1)).view(place.shape)
+
+
+class RuleBook:
+    """Turns the rules of a batch into a `Blocked`. One batch at a time: its buffers are used again.
+
+    members: the catalogue rows that a request's named subset and categories leave, None where it has neither.
+    rows: the widest batch to come. A wider one gets new buffers, so whoever records a search has to say it beforehand.
+    """
+
+    def __init__(
+        self,
+        trie: Trie,
+        members: Callable[[Rules], np.ndarray | None] = lambda _: None,
+        *,
+        rows: int = 1,
+        set_bytes: int = SET_BYTES,
+    ) -> None:
+        self._members = members
+        self._nodes, self._first_leaf, self._levels = trie.nodes, trie.level_start[trie.levels], trie.levels
+        self._parent, self._leaf = trie.parent.cpu().numpy(), trie.leaf.cpu().numpy()
+        self._device, self._device_leaf = trie.token.device, trie.leaf
+        counts = np.min_scalar_type(max(trie.max_children))
+        sets = min(MOST_SETS, 1 + set_bytes // (trie.nodes + counts.itemsize * self._first_leaf))
+        # np.zeros takes no memory until it is written to, and most of these rows never are.
+        self._set_bits = np.zeros((sets, trie.nodes), dtype=bool)
+        self._open_children = np.zeros((sets, self._first_leaf), dtype=counts)
+        self._open_children[0] = np.diff(trie.first_child.cpu().numpy())
+        self._prepared: OrderedDict[tuple[str | None, frozenset[str]], int] = OrderedDict()  # least recently used first
+        self._sets = torch.from_numpy(self._set_bits).to(self._device)
+        self._busy = False
+        self._make_room(rows)
+
+    @contextmanager
+    def blocked(self, rules: Sequence[Rules]) -> Iterator[Blocked | None]:
+        """What the rules block, for as long as the context is open; None where there are no rules at all.
+
+        Raises what `members` raises; nothing is left behind then, nor when the search raises.
+        """
+        if all(rule == NO_RULES for rule in rules):
+            yield None
+            return
+        if self._busy:
+            raise RuntimeError("The rules of another batch are still in use; leave their context first.")
+        if len(rules) > len(self._own):
+            self._make_room(1 << (len(rules) - 1).bit_length())
+        batch = len(rules)
+        in_use: set[int] = set()
+        marks = [self._mark(rule, in_use) for rule in rules]
+        places = np.concatenate([nodes + np.int64(row) * self._nodes for row, (nodes, _, _) in enumerate(marks)])
+        written = torch.from_numpy(places).to(self._device)
+        self._inverted[:batch, 0, 0] = torch.tensor([inverted for _, inverted, _ in marks])
+        self._set_of[:batch, 0, 0] = torch.tensor([slot for _, _, slot in marks])
+        self._busy = True
+        self._own.view(-1).index_fill_(0, written, True)
+        try:
+            yield Blocked(
+                self._own[:batch], self._inverted[:batch], self._sets, self._set_of[:batch], self._device_leaf
+            )
+        finally:
+            self._own.view(-1).index_fill_(0, written, False)
+            self._busy = False
+
+    def _mark(self, rule: Rules, in_use: set[int]) -> tuple[np.ndarray, bool, int]:
+        """The nodes to mark in a request's own row, whether they are those it permits, and the row of its set."""
+        denied = self._leaves(rule.exclude + rule.deny)
+        allowed = None if rule.allow is None else self._leaves(rule.allow)
+        slot = 0
+        if rule.catalogue is not None or rule.categories:
+            slot = self._prepare(rule, in_use)
+            if not slot:  # this very batch holds all rows: the set is a list like any other
+                members = self._leaves(self._members(rule))
+                allowed = members if allowed is None else np.intersect1d(allowed, members, assume_unique=True)
+        outside, open_children = self._set_bits[slot], self._open_children[slot]
+        if allowed is not None:
+            nodes = np.setdiff1d(allowed[~outside[allowed]], denied, assume_unique=True)
+            permitted = [nodes]
+            for _ in range(self._levels):
+                nodes, _ = self._parents(nodes)
+                permitted.append(nodes)
+            return np.concatenate(permitted), True, 0
+        nodes = denied[~outside[denied]]
+        blocked = [nodes]
+        for _ in range(self._levels):
+            parents, gone = self._parents(nodes)
+            nodes = parents[gone == open_children[parents]]
+            blocked.append(nodes)
+        return np.concatenate(blocked), False, slot
+
+    def _prepare(self, rule: Rules, in_use: set[int]) -> int:
+        """The row of the request's named subset and categories, made if it is not there; 0 if there is no room."""
+        key = rule.catalogue, frozenset(rule.categories)
+        slot = self._prepared.get(key)
+        if slot is None:
+            nodes = self._leaves(self._members(rule))
+            slot = self._free_row(in_use)
+            if not slot:
+                return 0
+            bits, open_children = self._set_bits[slot], self._open_children[slot]
+            bits[:], open_children[:] = True, 0
+            bits[nodes] = False
+            for _ in range(self._levels):
+                nodes, children = self._parents(nodes)
+                bits[nodes], open_children[nodes] = False, children
+            self._sets[slot].copy_(torch.from_numpy(bits))
+            self._prepared[key] = slot
+        self._prepared.move_to_end(key)
+        in_use.add(slot)
+        return slot
+
+    def _free_row(self, in_use: set[int]) -> int:
+        if len(self._prepared) + 1 < len(self._set_bits):
+            return len(self._prepared) + 1
+        for key, slot in self._prepared.items():
+            if slot not in in_use:
+                del self._prepared[key]
+                return slot
+        return 0
+
+    def _leaves(self, rows: Sequence[int] | np.ndarray | None) -> np.ndarray:
+        """The nodes of items. Shape: (n,) catalogue rows, repeated or not -> (n',) int32, ascending and distinct."""
+        return np.unique(self._leaf[np.asarray(rows, dtype=np.int64)]) + np.int32(self._first_leaf)
+
+    def _parents(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The parents of ascending nodes of one level, and how many of them each has. Shapes: (n,) -> (n',), (n',)."""
+        parent = self._parent[nodes]
+        begins = np.flatnonzero(np.diff(parent, prepend=-1))
+        return parent[begins], np.diff(begins, append=len(parent))
+
+    def _make_room(self, rows: int) -> None:
+        with torch.inference_mode(False):  # written to by later calls, inside of it or not
+            if self._device.type == "cpu":
+                self._own = torch.from_numpy(np.zeros((rows, self._nodes), dtype=bool))
+            else:
+                self._own = torch.zeros(rows, self._nodes, dtype=torch.bool, device=self._device)
+            self._inverted = torch.zeros(rows, 1, 1, dtype=torch.bool, device=self._device)
+            self._set_of = torch.zeros(rows, 1, 1, dtype=torch.int64, device=self._device)

@@ -14,7 +14,7 @@ Items = Annotated[list[Id], Field(max_length=MAX_ITEMS)]
 
 
 class Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)  # "10" is no number
 
 
 class RecommendRequest(Body):

@@ -18,8 +18,8 @@ from tests.builders import tiny_model
 
 
 def settings(**values: Any) -> Settings:
-    """Defaults and what the test sets; nothing from this machine's environment."""
-    return Settings.model_validate(Settings.model_construct().model_dump() | values)
+    """Defaults and what the test sets; nothing from this machine's environment. Small batches: fewer are measured."""
+    return Settings.model_validate(Settings.model_construct().model_dump() | {"max_batch": 4} | values)
 
 
 class ShapedEngine:
@@ -65,13 +65,18 @@ def start(engine: ShapedEngine) -> Iterator[Start]:
         def begin(wait: bool = True, **values: Any) -> TestClient:
             app = create_app(settings(**values), engine)
             client = stack.enter_context(TestClient(app, raise_server_exceptions=False))
-            deadline = time.monotonic() + 20
-            while wait and client.get("/readyz").status_code != 200:
-                assert time.monotonic() < deadline, client.get("/readyz").json()
-                time.sleep(0.005)
-            return client
+            return ready(client) if wait else client
 
         yield begin
+
+
+def ready(client: TestClient) -> TestClient:
+    """The client, once its service is ready."""
+    deadline = time.monotonic() + 20
+    while client.get("/readyz").status_code != 200:
+        assert time.monotonic() < deadline, client.get("/readyz").json()
+        time.sleep(0.005)
+    return client
 
 
 @pytest.fixture

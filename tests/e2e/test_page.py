@@ -1,4 +1,4 @@
-"""The pages in Chromium, before a real service: what a person does, what goes wrong, and that no other host is asked."""
+"""The pages in Chromium, before a real service: what people do, what goes wrong, and that no other host is asked."""
 
 from __future__ import annotations
 

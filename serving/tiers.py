@@ -150,7 +150,7 @@ class RedisTier:
         """Erase the user's states, and tell every process of it. Raises RedisDown or RedisError if neither is sure."""
 
         async def unlink(client: Redis) -> None:
-            async with client.pipeline(transaction=True) as pipe:
+            async with client.pipeline(transaction=False) as pipe:  # a full Redis takes no transaction
                 pipe.unlink(*self._keys(user))
                 if announce:
                     pipe.publish(CHANNEL, user)

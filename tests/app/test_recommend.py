@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 
+from serving.reference import score_all_items
 from serving.types import Answer, Request, Rules
 from tests.app.conftest import ShapedEngine, Start
+from tests.conftest import RedisServer, SlowRoad
 
 HISTORY = ["i1", "i2", "i3"]
 
@@ -40,7 +43,7 @@ def test_the_answer_is_the_engines(client: TestClient, engine: ShapedEngine, ste
 
 def test_steps_default_to_the_bundles(client: TestClient, engine: ShapedEngine) -> None:
     assert ask(client, history=HISTORY).json()["reasoning_steps"] == engine.bundle.default_steps == 2
-    assert ask(client, "auto", history=HISTORY).json()["reasoning_steps"] == 2
+    assert ask(client, "auto", history=HISTORY).json()["reasoning_steps"] == 4  # there is time enough
 
 
 def test_k_defaults_to_10_and_the_beam_to_50_or_k(client: TestClient) -> None:
@@ -91,6 +94,18 @@ def test_a_user_of_whom_nothing_is_known_gets_what_is_popular(
     assert answer.json()["reasoning_steps"] == 0 and answer.json()["unknown_items"] == body.get("history", [])
 
 
+def test_what_is_popular_keeps_the_rules(client: TestClient, engine: ShapedEngine) -> None:
+    popular = ids(ask(client, k=60, beam_width=60))
+    assert sorted(popular) == sorted(f"i{row}" for row in range(60))
+    denied = ids(ask(client, k=58, beam_width=60, deny=popular[:2]))
+    assert denied == popular[2:]
+    wanted = {"i3", "i7", "i8"}
+    assert ids(ask(client, k=9, allow=[*wanted, "x"])) == [item for item in popular if item in wanted]
+    assert ids(ask(client, k=9, catalogue="small")) == [item for item in popular if int(item[1:]) < 5]
+    assert ids(ask(client, allow=[])) == []
+    assert "streamrec_fallback_total" in client.get("/metrics").text
+
+
 def test_an_explanation_tells_every_step_and_every_item(client: TestClient) -> None:
     body = ask(client, 3, history=HISTORY, k=4, explain=True, dense_weight=0.5).json()
     explanation = body["explanation"]
@@ -104,6 +119,22 @@ def test_an_explanation_tells_every_step_and_every_item(client: TestClient) -> N
     assert ask(client, 3, history=HISTORY).json()["explanation"] is None
 
 
+@pytest.mark.parametrize("steps", [0, 3])
+def test_an_explanation_adds_up_to_the_score_of_the_reference(
+    client: TestClient, engine: ShapedEngine, steps: int
+) -> None:
+    body = ask(client, steps, history=HISTORY, k=4, explain=True, dense_weight=0.5).json()
+    thought, why = body["explanation"]["steps"][1:], body["explanation"]["items"]
+    path = tuple(step["token"] for step in thought)
+    scores, log_prob = score_all_items(engine.bundle, (1, 2, 3), path, dense_weight=0.5)
+    assert sum(step["log_probability"] for step in thought) == pytest.approx(log_prob, abs=1e-4)
+    for item, part in zip(body["items"], why, strict=True):
+        total = sum(part["token_log_probabilities"]) + 0.5 * part["dense_score"]
+        assert item["score"] == pytest.approx(total, abs=1e-4)
+        assert total == pytest.approx(scores[engine.bundle.catalogue.row(item["item_id"])], abs=1e-4)
+        assert len(part["similarity"]) == steps + 1 and all(abs(value) <= 1 + 1e-6 for value in part["similarity"])
+
+
 def test_a_state_is_cached_per_user_and_only_for_the_same_history(client: TestClient, engine: ShapedEngine) -> None:
     first = ask(client, 2, user_id="u", history=HISTORY).json()
     encoded = engine.encoded
@@ -114,6 +145,39 @@ def test_a_state_is_cached_per_user_and_only_for_the_same_history(client: TestCl
     assert ask(client, 2, user_id="v", history=HISTORY).json()["cache"] == "miss"
     assert ask(client, 2, user_id="u", history=[*HISTORY, "i9"]).json()["cache"] == "miss"
     assert ask(client, 2, history=HISTORY).json()["cache"] == "off"
+
+
+def test_concurrent_requests_of_one_user_encode_once(client: TestClient, engine: ShapedEngine) -> None:
+    encoded = engine.encoded
+    engine.before = lambda: time.sleep(0.02)  # so that they meet
+    with ThreadPoolExecutor(12) as pool:
+        bodies = list(pool.map(lambda _: ask(client, 2, user_id="u", history=HISTORY).json(), range(12)))
+    assert engine.encoded == encoded + 1
+    assert {body["cache"] for body in bodies} <= {"miss", "memory"}
+    for body in bodies:
+        assert [item["item_id"] for item in body["items"]] == [item["item_id"] for item in bodies[0]["items"]]
+    requests = [{"user_id": user, "history": HISTORY} for user in ("x", "y", "x", "x")]
+    results = client.post("/recommend/batch", json={"requests": requests}).json()["results"]
+    assert [result["cache"] for result in results] == ["miss"] * 4
+    assert engine.encoded == encoded + 3
+
+
+def test_a_batch_finds_all_its_states_in_redis(
+    start: Start, engine: ShapedEngine, redis_server: RedisServer, slow_road: SlowRoad
+) -> None:
+    client = start(redis_url=slow_road.url, redis_timeout_ms=2000, redis_store_timeout_ms=2000, memory_cache_users=0)
+    requests = [{"user_id": f"u{i}", "history": [f"i{i}", "i3"]} for i in range(16)]
+    first = client.post("/recommend/batch", json={"requests": requests}).json()["results"]
+    until, encoded = time.monotonic() + 10, engine.encoded
+    with redis_server.client() as redis:
+        while len(redis.keys("*")) < 16:
+            assert time.monotonic() < until
+    before = slow_road.sent
+    again = client.post("/recommend/batch", json={"requests": requests}).json()["results"]
+    assert {result["cache"] for result in again} == {"redis"} and slow_road.sent == before + 1
+    assert engine.encoded == encoded
+    for found, made in zip(again, first, strict=True):
+        assert [item["item_id"] for item in found["items"]] == [item["item_id"] for item in made["items"]]
 
 
 def test_without_tiers_the_cache_is_off(start: Start) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from fastapi.testclient import TestClient
 
@@ -41,6 +45,74 @@ def test_erasing_leaves_nothing_in_redis(start: Start, redis_server: RedisServer
         assert len(redis.keys("*")) == 2
         assert client.delete("/users/u1").status_code == 204
         assert redis.keys("*") == []
+
+
+def test_an_erasure_reaches_the_memory_of_other_replicas(start: Start, redis_server: RedisServer) -> None:
+    options = {"redis_url": redis_server.url, "redis_timeout_ms": 500, "redis_store_timeout_ms": 2000}
+    one, other = start(**options), start(**options)
+    for replica in (one, other):
+        replica.post("/users/u1/events", json={"items": ["i1"]})
+        ask(replica, user_id="u1")
+    assert "memory" in other.get("/users/u1").json()["cached"]
+    assert one.delete("/users/u1").status_code == 204
+    until = time.monotonic() + 5
+    while other.get("/users/u1").status_code != 404:
+        assert time.monotonic() < until, other.get("/users/u1").text
+    with redis_server.client() as redis:
+        assert redis.keys("*") == []
+
+
+def test_erasing_while_an_answer_is_computed_leaves_nothing(
+    start: Start, engine: ShapedEngine, redis_server: RedisServer
+) -> None:
+    client = start(redis_url=redis_server.url, redis_timeout_ms=500, redis_store_timeout_ms=2000)
+    client.post("/users/u1/events", json={"items": ["i1"]})
+    computing, go_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        computing.set()
+        go_on.wait(20)
+
+    engine.before = hold
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(ask, client, user_id="u1")
+        assert computing.wait(20)
+        assert client.delete("/users/u1").status_code == 204
+        go_on.set()
+        assert answer.result().json()["cache"] == "miss"
+    assert client.get("/users/u1").status_code == 404
+    with redis_server.client() as redis:
+        assert redis.keys("*") == []
+
+
+def test_a_full_redis_refuses_events_and_costs_no_answer(start: Start, redis_server: RedisServer) -> None:
+    client = start(redis_url=redis_server.url, redis_timeout_ms=500, redis_store_timeout_ms=2000, memory_cache_users=0)
+    client.post("/users/u/events", json={"items": ["i1"]})
+    redis_server.fill()
+    refused = client.post("/users/u/events", json={"items": ["i2"]})
+    assert refused.status_code == 503 and "make room" in refused.json()["detail"]
+    for _ in range(5):
+        answer = ask(client, user_id="u")
+        assert answer.json()["source"] == "model" and answer.json()["cache"] == "miss"
+    assert client.get("/users/u").json()["items"] == ["i1"]
+    assert client.delete("/users/u").status_code == 204
+
+
+def test_something_else_under_our_keys_costs_no_answer(start: Start, redis_server: RedisServer) -> None:
+    client = start(redis_url=redis_server.url, redis_timeout_ms=500, redis_store_timeout_ms=2000, memory_cache_users=0)
+    client.post("/users/u/events", json={"items": ["i1"]})
+    ask(client, user_id="u")
+    with redis_server.client() as redis:
+        keys = redis.keys("*")
+        assert len(keys) == 2
+        for key in keys:
+            redis.delete(key)
+            redis.hset(key, "a", "b")
+    assert ask(client, user_id="u").json()["source"] == "popularity"
+    assert ask(client, user_id="u", history=["i1"]).json()["cache"] == "miss"
+    assert client.post("/users/u/events", json={"items": ["i1"]}).status_code == 503
+    assert client.delete("/users/u").status_code == 204
+    assert client.post("/users/u/events", json={"items": ["i1"]}).status_code == 200
 
 
 def test_a_user_id_is_any_string(client: TestClient) -> None:

@@ -266,6 +266,8 @@ def test_a_full_redis_takes_nothing_and_still_gives(redis_server: RedisServer) -
             assert time.monotonic() - started < LIMIT
             assert await source(cache, user="late") == "miss"
         assert await source(cache, user="early") == "redis"
+        await cache.erase("early")
+        assert await source(cache, user="early") == "miss"
         redis_server.make_room()
         await stored(cache, user="late")
         assert await source(cache, user="late") == "redis"

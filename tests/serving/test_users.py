@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 
 import pytest
 
 from serving.redis_link import RedisLink, connect
 from serving.users import MemoryUsers, RedisUsers, StoreUnavailable, UserStore, digest
-from tests.conftest import RedisServer
+from tests.conftest import RedisServer, SlowRoad
 
 Scenario = Callable[[UserStore], Awaitable[None]]
 
@@ -92,6 +93,99 @@ def test_nothing_is_acknowledged_that_is_not_stored(redis_server: RedisServer) -
         for work in (users.append("u", ["b"]), users.get("u"), users.delete("u")):
             with pytest.raises(StoreUnavailable):
                 await work
+        await client.aclose()
+
+    asyncio.run(scenario())
+
+
+def test_replicas_that_append_at_once_lose_nothing(redis_server: RedisServer) -> None:
+    """Four clients of their own append to one user; each one's events stay in its order, and none is missing."""
+
+    async def scenario() -> None:
+        clients = [connect(redis_server.url) for _ in range(4)]
+        stores = [RedisUsers(RedisLink(client, 5.0), 1000) for client in clients]
+
+        async def replica(name: str, users: RedisUsers) -> None:
+            for i in range(0, 100, 2):
+                await users.append("u", [f"{name}{i}", f"{name}{i + 1}"])
+
+        await asyncio.gather(*(replica(name, users) for name, users in zip("abcd", stores, strict=True)))
+        kept = await stores[0].get("u")
+        for name in "abcd":
+            assert [item for item in kept if item[0] == name] == [f"{name}{i}" for i in range(100)]
+        assert len(kept) == 400
+        await asyncio.gather(*(RedisUsers(users._link, 50).append("u", ["x"]) for users in stores))
+        with redis_server.client() as client:
+            assert client.llen(client.keys("*")[0]) == 50  # bounded in Redis, not only in what is read
+        for client in clients:
+            await client.aclose()
+
+    asyncio.run(scenario())
+
+
+def test_the_histories_of_a_batch_are_one_round_trip(redis_server: RedisServer, slow_road: SlowRoad) -> None:
+    async def scenario() -> None:
+        client = connect(slow_road.url)
+        users = RedisUsers(RedisLink(client, 5.0), 5)
+        for i in range(16):
+            await users.append(f"u{i}", [str(i)])
+        before = slow_road.sent
+        histories = await asyncio.gather(*(users.get(f"u{i}") for i in range(16)))
+        assert histories == [[str(i)] for i in range(16)] and slow_road.sent == before + 1
+        await client.aclose()
+
+    asyncio.run(scenario())
+
+
+def test_a_full_redis_refuses_events_and_still_tells_and_erases(redis_server: RedisServer) -> None:
+    async def scenario() -> None:
+        client = connect(redis_server.url)
+        users = RedisUsers(RedisLink(client, 2.0), 5)
+        await users.append("u", ["a"])
+        redis_server.fill()
+        for _ in range(5):
+            with pytest.raises(StoreUnavailable, match="make room"):
+                await users.append("u", ["b"])
+        assert await users.get("u") == ["a"]
+        assert await users.delete("u") is True
+        redis_server.make_room()
+        assert await users.append("u", ["c"]) == 1
+        await client.aclose()
+
+    asyncio.run(scenario())
+
+
+def test_something_else_under_the_key_is_refused_until_the_user_is_erased(redis_server: RedisServer) -> None:
+    async def scenario() -> None:
+        client = connect(redis_server.url)
+        users = RedisUsers(RedisLink(client, 2.0), 5)
+        await users.append("u", ["a"])
+        with redis_server.client() as direct:
+            direct.set(direct.keys("*")[0], "somebody else's")
+        for work in (users.append("u", ["b"]), users.get("u")):
+            with pytest.raises(StoreUnavailable, match="erase this user"):
+                await work
+        assert await users.delete("u") is True
+        assert await users.append("u", ["b"]) == 1
+        await client.aclose()
+
+    asyncio.run(scenario())
+
+
+def test_a_stalled_redis_is_told_of_within_the_limit(redis_server: RedisServer) -> None:
+    async def scenario() -> None:
+        client = connect(redis_server.url)
+        users = RedisUsers(RedisLink(client, 0.1), 5)
+        await users.append("u", ["a"])
+        redis_server.freeze()
+        try:
+            started = time.monotonic()
+            for _ in range(50):
+                with pytest.raises(StoreUnavailable):
+                    await users.append("u", ["b"])
+            assert time.monotonic() - started < 1.0
+        finally:
+            redis_server.thaw()
         await client.aclose()
 
     asyncio.run(scenario())

@@ -63,6 +63,7 @@ class Bundle:
     accuracy: list[dict[str, Any]] = field(default_factory=list)
     about: dict[str, Any] = field(default_factory=dict)  # how it was made: data, seed, settings, stages
     folder: Path | None = None
+    int8: dict[str, Any] | None = None  # what the gate for the runtime onnx-int8 measured at export; None: nothing
 
     @property
     def max_steps(self) -> int:
@@ -102,12 +103,13 @@ class Bundle:
                 )
             network = StreamRec(config, len(catalogue), settings.step_form)
             name, accuracy, about = manifest["name"], manifest["accuracy"], manifest.get("about", {})
-            network.t5.load_state_dict(load_file(folder / "model/model.safetensors"))
-            network.heads.load_state_dict(load_file(folder / "heads.safetensors"))
+            int8 = dict(manifest["int8"]) if manifest.get("int8") else None
+            network.t5.load_state_dict(_read_weights(folder, "model/model.safetensors"))
+            network.heads.load_state_dict(_read_weights(folder, "heads.safetensors"))
         except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError, OSError) as error:
             reason = textwrap.shorten(str(error), 300)  # torch writes a line per tensor
             raise BundleError(f"The bundle {folder} does not fit together ({reason}). {FRESH_LINE}") from error
-        return Bundle(name, version, vocabulary, settings, network.eval(), catalogue, accuracy, about, folder)
+        return Bundle(name, version, vocabulary, settings, network.eval(), catalogue, accuracy, about, folder, int8)
 
 
 def search_settings(vocabulary: Vocabulary, settings: BundleSettings) -> SearchSettings:
@@ -175,6 +177,7 @@ def _manifest(bundle: Bundle, files: dict[str, str]) -> dict[str, Any]:
         "score": {"temperature": settings.temperature, "dense_weight": settings.dense_weight, "merge": settings.merge},
         "encoder": {"attention": settings.attention},
         "accuracy": bundle.accuracy,
+        "int8": bundle.int8,
         "about": bundle.about,
         "files": files,
     }
@@ -238,6 +241,14 @@ def _check_files(folder: Path, files: dict[str, str]) -> None:
     needed = {"model/config.json", "model/model.safetensors", "heads.safetensors", "catalogue.parquet"}
     if absent := needed - files.keys():
         raise BundleError(f"The bundle's manifest does not list {sorted(absent)[0]}. {FRESH_LINE}")
+
+
+def _read_weights(folder: Path, name: str) -> dict[str, torch.Tensor]:
+    weights = load_file(folder / name)
+    for tensor, values in weights.items():
+        if not values.isfinite().all():  # one of them can make every score NaN, and no answer would say why
+            raise BundleError(f"The weight {tensor} in {name} is not finite. {FRESH_LINE}")
+    return weights
 
 
 def _plain(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -20,6 +20,7 @@ import torch
 
 StepForm = Literal["token", "state", "both"]
 Merge = Literal["logsumexp", "max"]
+RuntimeName = Literal["eager", "onnx", "onnx-int8"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ def tiny_model(
     step_form: StepForm = "both",
     seed: int = 0,
     width: int = 16,
+    int8: dict[str, object] | None = None,
     **settings: object,
 ) -> Bundle:
     """A bundle in memory: random weights, random distinct semantic IDs, two categories and a named subset `small`."""
@@ -52,7 +53,7 @@ def tiny_model(
         subsets={"small": np.arange(min(5, items))},
     )
     made = BundleSettings(**{"max_items": 6, "default_steps": min(2, max_steps), "step_form": step_form, **settings})  # type: ignore[arg-type]
-    return Bundle("tiny", f"tiny-{seed}", vocabulary, made, network.eval(), catalogue)
+    return Bundle("tiny", f"tiny-{seed}", vocabulary, made, network.eval(), catalogue, int8=int8)
 
 
 def tiny_bundle(folder: Path, items: int = 60, **options: object) -> Path:

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from serving.bundle import Bundle, write_bundle
 from serving.errors import BundleError
@@ -200,6 +201,30 @@ def test_weights_of_another_shape_are_refused_even_with_the_right_hash(copy, tmp
     shutil.copy(other / "heads.safetensors", copy / "heads.safetensors")
     reseal(copy, "heads.safetensors")
     assert "fit" in refused(copy)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["model/model.safetensors", "heads.safetensors"])
+def test_one_weight_that_is_not_finite_is_refused_and_named(copy, name, value):
+    weights = load_file(copy / name)
+    tensor = sorted(weights)[-1]
+    weights[tensor].view(-1)[-1] = value
+    save_file(weights, copy / name)
+    reseal(copy, name)
+    message = refused(copy)
+    assert tensor in message and name in message and "finite" in message
+
+
+def test_the_gate_for_int8_is_kept_and_may_be_absent(copy, tmp_path):
+    assert Bundle.load(copy).int8 is None
+    gate = {"passed": True, "users": 10}
+    assert Bundle.load(tiny_bundle(tmp_path / "measured", int8=gate)).int8 == gate
+    about = manifest(copy)
+    del about["int8"]  # a bundle from before there was a gate
+    (copy / "bundle.json").write_text(json.dumps(about))
+    assert Bundle.load(copy).int8 is None
+    rewrite(copy, int8=["passed"])
+    refused(copy)
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"\x80\x04K\x01."])  # the last is a pickle: it must never be opened

@@ -130,7 +130,8 @@ class Service:
         """On the engine thread: load, warm, measure. Nothing is answered before its end."""
         try:
             if self._engine is None:
-                self._engine = Engine(Bundle.load(self.settings.bundle), threads=self.settings.threads)
+                bundle = Bundle.load(self.settings.bundle)
+                self._engine = Engine(bundle, runtime=self.settings.runtime, threads=self.settings.threads)
             bundle = self.bundle
             self._status = "warming" if self._status == "loading" else self._status
             self._engine.warm_up()

@@ -25,6 +25,9 @@ class Settings(BaseSettings):
     bundle: Path = Field(default=Path("bundles/demo"), description="folder of the bundle to serve")
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
+    runtime: Literal["eager", "onnx", "onnx-int8"] = Field(
+        default="eager", description="what runs the network: eager, onnx, or onnx-int8 for bundles that passed its gate"
+    )
     threads: int = Field(default=1, ge=1, description="threads of the engine's arithmetic")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="lowest level that is logged"

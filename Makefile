@@ -7,6 +7,7 @@ BASE_PYTHON ?= python3 python3.13 python3.12 python3.11
 BUNDLE ?= bundles/demo
 HOST ?= 127.0.0.1
 PORT ?= 8000
+RATE ?= 20
 
 # Waiting OpenMP threads spin by default and slow every other process on a small machine several times over.
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -14,7 +15,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint bench demo lock clean
+.PHONY: help serve test lint bench load demo lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 14
@@ -33,6 +34,9 @@ lint: .venv/dev.stamp ## ruff, mypy and the direction of imports
 
 bench: .venv/dev.stamp ## the benchmarks that fit a laptop; writes benchmarks/results/*.json
 	@$(PYTHON) -m benchmarks
+
+load: .venv/dev.stamp ## start the service, send it a shop's traffic, judge p99 and errors, draw a plot (RATE=)
+	@exec $(PYTHON) -m benchmarks.load --bundle $(BUNDLE) --rate $(RATE)
 
 demo: .venv/dev.stamp ## train bundles/demo anew: shop, semantic IDs, all three stages
 	@$(PYTHON) -m training demo

@@ -24,8 +24,6 @@ except ImportError:
     INSTALLED = False
 
 if TYPE_CHECKING:
-    from opentelemetry.sdk.trace import SpanProcessor
-
     from app.schemas import RecommendResponse
 
 log = logging.getLogger("streamrec.traces")
@@ -37,9 +35,9 @@ EXPORT_TIMEOUT = 2  # seconds; a collector that is away must not hold up the end
 
 
 class Traces:
-    """Where spans go: nowhere without an address or without the packages. `processor` takes the exporter's place."""
+    """Where spans go: nowhere without an address, and nowhere without the packages."""
 
-    def __init__(self, endpoint: str | None, version: str, processor: SpanProcessor | None = None) -> None:
+    def __init__(self, endpoint: str | None, version: str) -> None:
         self.provider: TracerProvider | None = None
         if endpoint is None:
             return
@@ -51,7 +49,7 @@ class Traces:
             resource=Resource.create({"service.name": "streamrec", "service.version": version}),
             shutdown_on_exit=False,
         )
-        self.provider.add_span_processor(processor or BatchSpanProcessor(exporter))
+        self.provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self.provider.get_tracer("streamrec", version)
 
     def record(

@@ -159,10 +159,11 @@ class ItemsResponse(BaseModel):
 
 
 class Cost(BaseModel):
-    """How long searches of one shape take on this machine."""
+    """How long a batch of one shape takes on this machine."""
 
     reasoning_steps: int
-    beam_width: int
+    beam_rows: int = Field(description="beam width times searches in the batch")
+    median_ms: float
     p95_ms: float
     runs: int = Field(description="measured, of late")
 
@@ -180,7 +181,7 @@ class Model(BaseModel):
     categories: list[str]
     catalogues: list[str]
     accuracy: list[dict[str, Any]] = Field(description="measured at export, per number of reasoning steps")
-    cost: list[Cost] = Field(description="measured here, per number of reasoning steps and beam width")
+    cost: list[Cost] = Field(description="measured here, at start and ever since")
 
 
 class ModelsResponse(BaseModel):

@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Literal, Protocol
 
 from redis.exceptions import RedisError
@@ -30,8 +31,8 @@ from serving.batcher import Batcher, Job
 from serving.bundle import Bundle
 from serving.cache import Flight, Lookup, StateCache
 from serving.engine import Engine
-from serving.errors import DeadlineExceeded, Draining, EngineDead, RequestError, UnknownCatalogue
-from serving.planner import Planner
+from serving.errors import DeadlineExceeded, Draining, EngineDead, Overloaded, RequestError, UnknownCatalogue
+from serving.planner import TYPICAL, Planner
 from serving.redis_link import RedisDown, RedisLink, connect
 from serving.tiers import MemoryTier, RedisTier
 from serving.types import Answer, EncoderState, Request, Rules, Trace
@@ -41,7 +42,7 @@ log = logging.getLogger("streamrec.service")
 
 Status = Literal["loading", "warming", "ready", "draining", "engine dead"]
 Steps = int | Literal["auto"] | None
-PRIMING_RUNS = 3
+PRIMING_RUNS = 2
 
 
 class EngineLike(Protocol):
@@ -64,19 +65,12 @@ class Search:
     flight: Flight
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What came of it; `seconds` is what the whole batch took on the engine thread."""
-
-    answer: Answer
-    seconds: float
-
-
 class Service:
     """Joins bundle, engine, batcher, planner, cache and users.
 
     The model is loaded and warmed on the engine's own thread, so that the probes answer meanwhile. With `engine`
-    nothing is loaded. `on_failure` is called, on that thread, with what kept the engine from starting or stopped it.
+    nothing is loaded. Called on that thread: `on_failure` with what kept the engine from starting, then and later
+    `on_death` with whatever stopped it.
     """
 
     def __init__(
@@ -85,19 +79,22 @@ class Service:
         engine: EngineLike | None = None,
         on_ready: Callable[[Service], None] = lambda service: None,
         on_failure: Callable[[BaseException], None] = lambda error: None,
+        on_death: Callable[[BaseException], None] = lambda error: None,
     ) -> None:
         self.settings, self.metrics = settings, Metrics()
         self._engine, self._on_ready, self._on_failure = engine, on_ready, on_failure
         self._status: Status = "loading"
-        self.batcher: Batcher[Search, Found] = Batcher(
+        self.planner = planner = Planner()
+        self.batcher: Batcher[Search, Answer] = Batcher(
             self._run,
+            lambda key, rows: planner.estimate(key[0], rows, TYPICAL),
             max_batch=settings.max_batch,
             max_rows=settings.max_batch_rows,
-            max_queued_work=settings.max_queued_work,
+            max_wait=settings.max_queue_ms / 1000,
             prepare=self._prepare,
+            on_depth=self.metrics.queue_depth.set,
+            on_death=on_death,
         )
-        self.metrics.queue_depth.set_function(lambda: self.batcher.depth)
-        self.planner: Planner
         self._categories: set[str] = set()
         self._by_title: list[tuple[str, int]] = []
         self._connect()
@@ -135,7 +132,6 @@ class Service:
             bundle = self.bundle
             self._status = "warming" if self._status == "loading" else self._status
             self._engine.warm_up()
-            self.planner = Planner(bundle.catalogue.tokens.shape[1])
             self._prime()
             self._categories = bundle.catalogue.category_names
             order = bundle.catalogue.popular(len(bundle.catalogue), Rules())
@@ -153,13 +149,18 @@ class Service:
         self._on_ready(self)
 
     def _prime(self) -> None:
-        """Measures every number of steps, so that the first time budget meets figures and not guesses."""
+        """Measures every number of steps, narrow beams and full batches, so that the first time budget meets figures
+        and not guesses, and the first real request no shape that was never run."""
+        settings = self.settings
         history = tuple(self.bundle.catalogue.popular(self.bundle.max_items, Rules()))
-        beam = self.settings.default_beam_width
-        for steps in range(self.bundle.max_steps + 1):
+        beam, k = settings.default_beam_width, min(10, settings.default_beam_width)
+        shapes = [(width, 1) for width in _narrower(beam, k)]
+        most = max(1, min(settings.max_batch, settings.max_batch_rows // beam))
+        shapes += [(beam, 2**power) for power in range(1, most.bit_length())]
+        for steps, (width, count) in product(range(self.bundle.max_steps + 1), shapes):
+            request = Request(history, k, width, steps, Rules(exclude=history))
             for _ in range(PRIMING_RUNS):
-                found = self._run([Search(Request(history, min(10, beam), beam, steps), Flight())], record=False)
-                self.planner.observe(steps, beam, found[0].seconds)
+                self._run([Search(request, Flight()) for _ in range(count)], record=False)
 
     @property
     def bundle(self) -> Bundle:
@@ -200,7 +201,7 @@ class Service:
 
     # The engine's thread
 
-    def _run(self, searches: Sequence[Search], record: bool = True) -> list[Found]:
+    def _run(self, searches: Sequence[Search], record: bool = True) -> list[Answer]:
         """Encode what was not cached, then search. All requests share steps, beam width and explain."""
         engine = self._engine
         assert engine is not None
@@ -215,9 +216,11 @@ class Service:
         seconds = time.perf_counter() - started
         for answer in answers:
             answer.seconds = {"encode": encode if missing else 0.0} | answer.seconds
+        rows = sum(search.request.beam_width for search in searches)
+        self.planner.observe(searches[0].request.reasoning_steps, rows, seconds)
         if record:
             self._record(searches, answers[0])
-        return [Found(answer, seconds) for answer in answers]
+        return answers
 
     def _record(self, searches: Sequence[Search], answer: Answer) -> None:
         self.metrics.batch_size.observe(len(searches))
@@ -235,6 +238,8 @@ class Service:
         beam_width = self._beam_width(body)
         if isinstance(asked_steps, int) and not 0 <= asked_steps <= bundle.max_steps:
             raise RequestError(f"This model takes 0 to {bundle.max_steps} reasoning steps, or auto.", "reasoning_steps")
+        steps = asked_steps if isinstance(asked_steps, int) else 0
+        self.batcher.admit((steps, beam_width, body.explain), beam_width)  # a refusal must not cost a look-up first
         erasures = self.cache.erasures
         rules, history, unknown = await self._understand(body)
         if not history:
@@ -244,21 +249,15 @@ class Service:
         before_cache = time.monotonic()
         lookup = await self._look_up(body.user_id, history, erasures)
         cache_seconds = time.monotonic() - before_cache
-        steps = self._plan(asked_steps, body.timeout_ms, started + budget - time.monotonic(), beam_width)
+        steps, beam_width = self._plan(asked_steps, body, started + budget - time.monotonic(), beam_width)
         request = Request(history, body.k, beam_width, steps, rules, body.dense_weight, body.explain)
-        job = Job(
-            Search(request, lookup.flight),
-            key=(steps, beam_width, body.explain),
-            rows=beam_width,
-            steps=steps + bundle.catalogue.tokens.shape[1],
-        )
-        found, waited = await self.batcher.submit(job, started + budget)
-        self.planner.observe(steps, beam_width, found.seconds)
+        job = Job(Search(request, lookup.flight), key=(steps, beam_width, body.explain), rows=beam_width)
+        answer, waited = await self.batcher.submit(job, started + budget)
         self.cache.put(lookup)
         self.metrics.stage_seconds.labels("cache").observe(cache_seconds)
         self.metrics.stage_seconds.labels("queue").observe(waited)
         self.metrics.reasoning_steps.observe(steps)
-        answer = self._checked(found.answer, rules)
+        answer = self._checked(answer, rules)
         return RecommendResponse(
             recommendation_id=uuid.uuid4().hex,
             user_id=body.user_id,
@@ -325,20 +324,34 @@ class Service:
         user = digest(user_id, self.settings.user_secret)
         return await self.cache.get(user, self.bundle.version, history, erasures)
 
-    def _plan(self, asked: Steps, timeout_ms: float | None, left: float, beam_width: int) -> int:
-        """The number of steps. A number asked for is kept to; else, if a time budget is set, it must fit what is left:
-        `auto` takes the largest that does, a request that asks for nothing the bundle's default or fewer."""
-        bundle = self.bundle
-        if not isinstance(asked, int) and timeout_ms is not None:
-            most = bundle.max_steps if asked == "auto" else bundle.default_steps
-            steps = self.planner.choose(left - self.batcher.expected_wait, beam_width, most)
-            if steps is None:
-                raise DeadlineExceeded("Not even a search without reasoning fits this time budget; allow more time.")
-            return steps
-        steps = asked if isinstance(asked, int) else bundle.default_steps
-        if self.planner.hopeless(left, steps, beam_width):
-            raise DeadlineExceeded("This many steps do not fit the time budget; allow more time, fewer steps, or auto.")
-        return steps
+    def _plan(self, asked: Steps, body: RecommendRequest, left: float, beam_width: int) -> tuple[int, int]:
+        """Steps and beam width. A number of steps that was asked for is kept to. `auto` takes the most that is likely
+        (p95) done in the `left` seconds, given the queue; so does, up to the bundle's default, a request that names a
+        time budget and no steps.
+
+        What does not fit is refused at once: DeadlineExceeded where it would not fit an idle engine either, else
+        Overloaded.
+        """
+        bundle, planner = self.bundle, self.planner
+
+        def ahead(steps: int, width: int) -> tuple[float, int]:
+            return self.batcher.ahead((steps, width, body.explain), width)
+
+        if asked == "auto" or (asked is None and body.timeout_ms is not None):
+            most, beams = bundle.max_steps if asked == "auto" else bundle.default_steps, _narrower(beam_width, body.k)
+            if chosen := planner.choose(left, ahead, most, beams):
+                return chosen
+            possible = planner.choose(left, lambda steps, width: (0.0, 0), most, beams) is not None
+        else:
+            steps = asked if isinstance(asked, int) else bundle.default_steps
+            wait, beside = ahead(steps, beam_width)
+            if wait + planner.estimate(steps, beside + beam_width, TYPICAL) <= left:
+                return steps, beam_width
+            possible = planner.estimate(steps, beam_width, TYPICAL) <= left
+        if possible:
+            wait = self.batcher.expected_wait
+            raise Overloaded("The queue is too long for this time budget; try again later, or allow more time.", wait)
+        raise DeadlineExceeded("Nothing of what was asked for fits this time budget; allow more time, or use auto.")
 
     def _popular(
         self, body: RecommendRequest, rules: Rules, beam_width: int, unknown: list[str], started: float
@@ -457,6 +470,11 @@ class Service:
                 if len(found) == limit:
                     break
         return found
+
+
+def _narrower(beam_width: int, k: int) -> list[int]:
+    """The beam widths to fall back to, widest first."""
+    return sorted({beam_width, max(k, beam_width // 2), k}, reverse=True)
 
 
 def _timings(started: float, **seconds: float) -> Timings:

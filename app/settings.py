@@ -38,8 +38,8 @@ class Settings(BaseSettings):
     default_timeout_ms: int = Field(default=10_000, ge=1, description="time budget of requests that name none")
     max_batch: int = Field(default=16, ge=1, description="searches that may share a batch")
     max_batch_rows: int = Field(default=1600, ge=1, description="beam rows that may share a batch")
-    max_queued_work: int = Field(
-        default=100_000, ge=1, description="bound of the queue, in beam rows x decoder steps; beyond it: 503"
+    max_queue_ms: float = Field(
+        default=1000, gt=0, description="bound of the queue, in measured time of the work that waits; beyond it: 503"
     )
     max_batch_users: int = Field(default=128, ge=1, description="requests in one call of /recommend/batch")
     max_body_bytes: int = Field(default=1 << 20, ge=1, description="largest request body; beyond it: 413")

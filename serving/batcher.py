@@ -9,32 +9,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from itertools import count, repeat
+from typing import Any, Generic, TypeVar
 
 from serving.errors import DeadlineExceeded, Draining, EngineDead, Overloaded
 
 T = TypeVar("T")
 R = TypeVar("R")
+Key = tuple[Hashable, int]  # what may share a batch: the job's key, and its rows
+
+LEAST_WAIT = 0.05  # seconds; nobody is told to come back sooner
 
 
 @dataclass(frozen=True, slots=True)
 class Job(Generic[T]):
-    """One search to run. Jobs of equal `key` may share a batch; its cost is beam rows times decoder steps."""
+    """One search to run, of so many beam rows. Jobs of equal `key` and rows may share a batch."""
 
     payload: T
     key: Hashable
     rows: int
-    steps: int
-
-    @property
-    def work(self) -> int:
-        return self.rows * self.steps
 
 
 @dataclass(slots=True, eq=False)
@@ -46,34 +43,33 @@ class _Waiting(Generic[T, R]):
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[tuple[R, float]]
 
+    @property
+    def key(self) -> Key:
+        return self.job.key, self.job.rows
+
 
 @dataclass(slots=True)
 class _Queue(Generic[T, R]):
-    """Waiting jobs by key, oldest first within a key, and the sum of their work."""
+    """Waiting jobs by key; within a key by number, so oldest first."""
 
-    groups: dict[Hashable, deque[_Waiting[T, R]]] = field(default_factory=dict)
-    work: int = 0
+    groups: dict[Key, dict[int, _Waiting[T, R]]] = field(default_factory=dict)
     length: int = 0
 
     def add(self, waiting: _Waiting[T, R]) -> None:
-        self.groups.setdefault(waiting.job.key, deque()).append(waiting)
-        self.work += waiting.job.work
+        self.groups.setdefault(waiting.key, {})[waiting.number] = waiting
         self.length += 1
 
     def discard(self, waiting: _Waiting[T, R]) -> None:
-        group = self.groups.get(waiting.job.key)
-        if group is None or waiting not in group:
-            return
-        group.remove(waiting)
-        self.work -= waiting.job.work
-        self.length -= 1
-        if not group:
-            del self.groups[waiting.job.key]
+        group = self.groups.get(waiting.key, {})
+        if group.pop(waiting.number, None) is not None:
+            self.length -= 1
+            if not group:
+                del self.groups[waiting.key]
 
     def oldest_group(self) -> list[_Waiting[T, R]]:
         """The group whose head has waited longest: no key starves, however busy the others are."""
-        heads = {group[0].number: group for group in self.groups.values()}
-        return list(heads[min(heads)]) if heads else []
+        oldest = min(self.groups, key=lambda key: next(iter(self.groups[key])))
+        return list(self.groups[oldest].values())
 
 
 class Batcher(Generic[T, R]):
@@ -81,26 +77,32 @@ class Batcher(Generic[T, R]):
 
     `run(payloads)` is called on that thread with payloads of one key and returns one result each; if it raises, the
     jobs of that batch fail and the thread goes on. `prepare()` runs first on the same thread (loading, warm-up).
-    Anything that stops the thread fails every waiting and every later job with EngineDead.
-    `max_batch`: jobs in a batch; `max_rows`: beam rows in a batch; `max_queued_work`: bound of the queue.
+    Anything that stops the thread fails every waiting and every later job with EngineDead, and is told to `on_death`.
+    `cost(key, rows)`: seconds that a batch usually takes, as measured. `max_batch`: jobs in a batch; `max_rows`: beam
+    rows in a batch; `max_wait`: bound of the queue, in seconds of the work that waits and runs. `on_depth`: told how
+    many jobs wait whenever that has changed.
     """
 
     def __init__(
         self,
         run: Callable[[Sequence[T]], Sequence[R]],
+        cost: Callable[[Hashable, int], float],
         *,
         max_batch: int,
         max_rows: int,
-        max_queued_work: int,
+        max_wait: float,
         prepare: Callable[[], None] = lambda: None,
+        on_depth: Callable[[int], None] = lambda depth: None,
+        on_death: Callable[[BaseException], None] = lambda error: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._run, self._prepare, self._clock = run, prepare, clock
-        self._max_batch, self._max_rows, self._max_queued_work = max_batch, max_rows, max_queued_work
+        self._run, self._cost, self._prepare, self._on_death, self._clock = run, cost, prepare, on_death, clock
+        self._max_batch, self._max_rows, self._max_wait = max_batch, max_rows, max_wait
+        self._on_depth = on_depth
         self._queue: _Queue[T, R] = _Queue()
         self._running: list[_Waiting[T, R]] = []
-        self._seconds_per_work = 0.0  # measured; 0 until the first batch
-        self._numbers = itertools.count()
+        self._free_at = 0.0  # when the batch that runs is likely to end
+        self._numbers = count()
         self._wake = threading.Condition()
         self._draining = False
         self._thread: threading.Thread | None = None
@@ -120,9 +122,10 @@ class Batcher(Generic[T, R]):
         loop = asyncio.get_running_loop()
         waiting: _Waiting[T, R] = _Waiting(job, next(self._numbers), deadline, now, loop, loop.create_future())
         with self._wake:
-            self._admit(job)
+            self._admit(waiting.key)
             self._queue.add(waiting)
             self._wake.notify()
+        self._on_depth(self.depth)
         timer = None if deadline is None else loop.call_later(deadline - now, self._expire, waiting)
         try:
             return await waiting.future
@@ -131,15 +134,24 @@ class Batcher(Generic[T, R]):
                 timer.cancel()
             with self._wake:
                 self._queue.discard(waiting)
+            self._on_depth(self.depth)
 
-    def _admit(self, job: Job[T]) -> None:
+    def admit(self, key: Hashable, rows: int) -> None:
+        """Raises what `submit` would raise at once for such a job."""
+        with self._wake:
+            self._admit((key, rows))
+
+    def _admit(self, key: Key) -> None:
         if self.death is not None:
             raise EngineDead("The engine has stopped; restart the service.")
         if self._draining:
             raise Draining("The service is shutting down; send the request to another replica.")
-        # A job larger than the whole bound is still answered by an idle engine.
-        if self._queue.length and self._queue.work + job.work > self._max_queued_work:
-            raise Overloaded("The queue is full; try again later.", retry_after=max(self._wait_seconds(), 0.05))
+        if not self._queue.length:
+            return  # what is larger than the whole bound is still answered, once the engine is free
+        wait = self._wait()
+        alike = len(self._queue.groups.get(key, ()))
+        if wait - self._group_seconds(key, alike) + self._group_seconds(key, alike + 1) > self._max_wait:
+            raise Overloaded("The queue is full; try again later.", retry_after=max(wait, LEAST_WAIT))
 
     @staticmethod
     def _expire(waiting: _Waiting[T, R]) -> None:
@@ -164,12 +176,35 @@ class Batcher(Generic[T, R]):
 
     @property
     def expected_wait(self) -> float:
-        """Seconds a job submitted now would wait, by the work before it and the measured speed."""
+        """Seconds until all that waits and runs is done."""
         with self._wake:
-            return self._wait_seconds()
+            return self._wait()
 
-    def _wait_seconds(self) -> float:
-        return (self._queue.work + sum(waiting.job.work for waiting in self._running)) * self._seconds_per_work
+    def ahead(self, key: Hashable, rows: int) -> tuple[float, int]:
+        """For a job submitted now: seconds until its batch begins, at worst, and the rows of others in that batch."""
+        with self._wake:
+            own = (key, rows)
+            alike = len(self._queue.groups.get(own, ()))
+            mates = alike % self._jobs_per_batch(rows)
+            earlier = self._group_seconds(own, alike - mates) - self._group_seconds(own, alike)
+            return max(0.0, self._wait() + earlier), mates * rows
+
+    def _wait(self) -> float:
+        waiting = sum(self._group_seconds(key, len(jobs)) for key, jobs in self._queue.groups.items())
+        return self._running_seconds() + waiting
+
+    def _running_seconds(self) -> float:
+        return max(0.0, self._free_at - self._clock()) if self._running else 0.0
+
+    def _group_seconds(self, key: Key, jobs: int) -> float:
+        """What so many jobs of one key take, in batches as full as they may be."""
+        most = self._jobs_per_batch(key[1])
+        full, rest = divmod(jobs, most)
+        seconds = full * self._cost(key[0], most * key[1]) if full else 0.0
+        return seconds + (self._cost(key[0], rest * key[1]) if rest else 0.0)
+
+    def _jobs_per_batch(self, rows: int) -> int:
+        return max(1, min(self._max_batch, self._max_rows // rows))
 
     # The engine thread's side
 
@@ -193,7 +228,10 @@ class Batcher(Generic[T, R]):
     def step(self) -> int:
         """Run one batch, if any job waits. Returns how many jobs it held."""
         with self._wake:
-            batch = self._running = self._take()
+            batch, dropped = self._take()
+            self._running = batch
+        self._on_depth(self.depth)
+        _settle(dropped, repeat(DeadlineExceeded("The time budget ran out in the queue; allow more time.")))
         if not batch:
             return 0
         started = self._clock()
@@ -202,57 +240,56 @@ class Batcher(Generic[T, R]):
             if len(results) != len(batch):
                 raise RuntimeError(f"The engine gave {len(results)} answers to {len(batch)} requests.")
         except Exception as error:
-            for waiting in batch:
-                _settle(waiting, error=error)
+            _settle(batch, repeat(error))
         else:
-            for waiting, result in zip(batch, results, strict=True):
-                _settle(waiting, (result, started - waiting.since))
-            self._measure(batch, self._clock() - started)
+            _settle(batch, [(result, started - waiting.since) for waiting, result in zip(batch, results, strict=True)])
         with self._wake:
             self._running = []
         return len(batch)
 
-    def _take(self) -> list[_Waiting[T, R]]:
-        """Remove and return the next batch; jobs that are expired or gone are dropped before they cost anything."""
+    def _take(self) -> tuple[list[_Waiting[T, R]], list[_Waiting[T, R]]]:
+        """Remove and return the next batch, and those that are dropped before they cost anything: expired, gone, or
+        sure to be late, because the batch usually takes longer than they have left."""
         batch: list[_Waiting[T, R]] = []
-        now, rows = self._clock(), 0
+        dropped: list[_Waiting[T, R]] = []
+        now = self._clock()
         while not batch and self._queue.length:
-            for waiting in self._queue.oldest_group():
-                expired = waiting.deadline is not None and waiting.deadline <= now
-                if expired or waiting.future.done():
-                    self._queue.discard(waiting)
-                    _settle(waiting, error=DeadlineExceeded("The time budget ran out while waiting in the queue."))
-                    continue
-                if batch and (len(batch) >= self._max_batch or rows + waiting.job.rows > self._max_rows):
+            group = self._queue.oldest_group()
+            (key, rows), most = group[0].key, self._jobs_per_batch(group[0].job.rows)
+            end = now + self._cost(key, rows * min(most, len(group)))
+            for waiting in group:
+                if len(batch) == most:
                     break
                 self._queue.discard(waiting)
-                batch.append(waiting)
-                rows += waiting.job.rows
-        return batch
-
-    def _measure(self, batch: list[_Waiting[T, R]], seconds: float) -> None:
-        speed = seconds / max(1, sum(waiting.job.work for waiting in batch))
-        self._seconds_per_work = speed if not self._seconds_per_work else 0.9 * self._seconds_per_work + 0.1 * speed
+                late = waiting.deadline is not None and waiting.deadline <= end
+                (dropped if late or waiting.future.done() else batch).append(waiting)
+            self._free_at = end
+        return batch, dropped
 
     def _die(self, error: BaseException) -> None:
         with self._wake:
             self.death = error
-            left = self._running + [waiting for group in self._queue.groups.values() for waiting in group]
+            left = self._running + [waiting for group in self._queue.groups.values() for waiting in group.values()]
             self._queue, self._running = _Queue(), []
-        for waiting in left:
-            _settle(waiting, error=EngineDead("The engine has stopped; restart the service."))
+        _settle(left, repeat(EngineDead("The engine has stopped; restart the service.")))
+        self._on_death(error)
 
 
-def _settle(waiting: _Waiting[T, R], result: tuple[R, float] | None = None, error: Exception | None = None) -> None:
-    """Answer a job on its own loop, unless it was answered or cancelled before."""
+def _settle(jobs: Sequence[_Waiting[T, R]], outcomes: Iterable[tuple[R, float] | Exception]) -> None:
+    """Answer jobs on their own loops, unless they were answered or cancelled before. One wake-up a loop."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[tuple[R, float]], Any]]] = {}
+    for waiting, outcome in zip(jobs, outcomes, strict=False):  # one error, repeated, may stand for all
+        by_loop.setdefault(waiting.loop, []).append((waiting.future, outcome))
 
-    def deliver() -> None:
-        if waiting.future.done():
-            return
-        if error is not None:
-            waiting.future.set_exception(error)
-        else:
-            waiting.future.set_result(result)  # type: ignore[arg-type]
+    def deliver(answers: list[tuple[asyncio.Future[tuple[R, float]], Any]]) -> None:
+        for future, outcome in answers:
+            if future.done():
+                continue
+            if isinstance(outcome, Exception):
+                future.set_exception(outcome)
+            else:
+                future.set_result(outcome)
 
-    with contextlib.suppress(RuntimeError):  # that loop is closed: nobody waits any more
-        waiting.loop.call_soon_threadsafe(deliver)
+    for loop, answers in by_loop.items():
+        with contextlib.suppress(RuntimeError):  # that loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(deliver, answers)

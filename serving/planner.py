@@ -1,79 +1,105 @@
-"""How many reasoning steps fit a time budget: running times as measured, per (steps, beam width)."""
+"""What searches cost on this machine, as measured, and what fits a time budget. Knows no model and no queue.
+
+The cost of a search is that of its batch, and a batch is its number of reasoning steps and its beam rows (beam width
+times searches): two searches of 50 beams cost what one of 100 does. So the table has one entry per (steps, rows).
+"""
 
 from __future__ import annotations
 
 import math
+import threading
 import time
+from bisect import insort
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-WINDOW = 128  # runs remembered per configuration
-HALF_LIFE = 60.0  # seconds after which an estimate that nothing renews counts for half
+WINDOW = 128  # runs remembered per entry
+ENTRIES = 64  # per number of steps; beyond them the one not measured for longest goes
+HALF_LIFE = 60.0  # seconds after which what was slow, and nothing renews, counts for half
+BEST_HALF_LIFE = 600.0  # the same for the fastest run: below it an estimate falls slowly
+TYPICAL, LIKELY = 0.5, 0.95  # the quantiles asked for: of what a queue takes, and of what must be in time
+
+Ahead = Callable[[int, int], tuple[float, int]]  # (steps, beam width) -> seconds before it begins, beam rows beside it
 
 
 @dataclass(slots=True)
 class _Runs:
-    seconds: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    newest: deque[float] = field(default_factory=deque)
+    ordered: list[float] = field(default_factory=list)
     last: float = 0.0
 
-    def p95(self) -> float:
-        ordered = sorted(self.seconds)
-        return ordered[math.ceil(0.95 * len(ordered)) - 1]
+    def add(self, seconds: float, now: float) -> None:
+        if len(self.newest) == WINDOW:
+            self.ordered.remove(self.newest.popleft())
+        self.newest.append(seconds)
+        insort(self.ordered, seconds)
+        self.last = now
+
+    def quantile(self, share: float) -> float:
+        return self.ordered[math.ceil(share * len(self.ordered)) - 1]
 
 
 class Planner:
-    """Chooses the largest number of steps whose p95 fits. Fed with every run; used by the event loop's thread only."""
+    """Fed with every batch by the engine's thread, asked by the event loop's."""
 
-    def __init__(self, tokens_per_item: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._tokens_per_item, self._clock = tokens_per_item, clock
-        self._runs: dict[tuple[int, int], _Runs] = {}
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._runs: dict[int, dict[int, _Runs]] = {}  # steps -> beam rows -> runs
+        self._lock = threading.Lock()
 
-    def observe(self, steps: int, beam_width: int, seconds: float) -> None:
-        """One run of a search took so long."""
-        runs = self._runs.setdefault((steps, beam_width), _Runs())
-        runs.seconds.append(seconds)
-        runs.last = self._clock()
+    def observe(self, steps: int, rows: int, seconds: float) -> None:
+        """A batch of so many beam rows took so long."""
+        with self._lock:
+            entries, now = self._runs.setdefault(steps, {}), self._clock()
+            entries.setdefault(rows, _Runs()).add(seconds, now)
+            if len(entries) > ENTRIES:
+                del entries[min(entries, key=lambda key: entries[key].last)]
 
-    def choose(self, seconds: float, beam_width: int, most: int) -> int | None:
-        """The largest number of steps up to `most` that fits into `seconds`; None if not even 0 does."""
-        for steps in range(most, -1, -1):
-            if self.estimate(steps, beam_width) <= seconds:
-                return steps
+    def estimate(self, steps: int, rows: int, share: float = LIKELY) -> float:
+        """Seconds that `share` of such batches need at most; 0 while nothing is known.
+
+        A shape never measured costs what the next larger one does, and beyond the largest in proportion to its rows:
+        too much rather than too little. Steps never measured count as the nearest that were.
+        """
+        with self._lock:
+            if not self._runs:
+                return 0.0
+            entries = self._runs[min(self._runs, key=lambda known: abs(known - steps))]
+            nearest = min((known for known in entries if known >= rows), default=max(entries))
+            runs = entries[nearest]
+            return self._faded(runs, share) * max(1.0, rows / nearest)
+
+    def choose(self, seconds: float, ahead: Ahead, steps: int, beams: Iterable[int]) -> tuple[int, int] | None:
+        """The largest (steps, beam width) that is likely done within `seconds`, given what is ahead of it.
+
+        `beams`: widths to try, widest first. Steps give way before beams do: a narrow beam can miss good items, and
+        fewer steps cost little accuracy. None if nothing fits.
+        """
+        for beam_width in beams:
+            for fewer in range(steps, -1, -1):
+                wait, beside = ahead(fewer, beam_width)
+                if wait + self.estimate(fewer, beside + beam_width) <= seconds:
+                    return fewer, beam_width
         return None
 
-    def hopeless(self, seconds: float, steps: int, beam_width: int) -> bool:
-        """Whether even the fastest run measured of this configuration would not fit."""
-        runs = self._runs.get((steps, beam_width))
-        return runs is not None and min(runs.seconds) * self._trust(runs) > seconds
-
-    def estimate(self, steps: int, beam_width: int) -> float:
-        """Seconds (p95) of a configuration; scaled by beam rows times decoder steps from the nearest measured one."""
-        runs = self._runs.get((steps, beam_width))
-        if runs is not None:
-            return runs.p95() * self._trust(runs)
-        if not self._runs:
-            return 0.0  # nothing known: try
-        work = self._work(steps, beam_width)
-        nearest = min(self._runs, key=lambda key: abs(math.log(self._work(*key) / work)))
-        return self._runs[nearest].p95() * self._trust(self._runs[nearest]) * work / self._work(*nearest)
-
     def table(self) -> list[dict[str, Any]]:
-        """What was measured, for people: one row per configuration, milliseconds."""
-        return [
-            {
-                "reasoning_steps": steps,
-                "beam_width": beam,
-                "p95_ms": round(1000 * runs.p95(), 2),
-                "runs": len(runs.seconds),
-            }
-            for (steps, beam), runs in sorted(self._runs.items())
-        ]
+        """What was measured, for people: milliseconds, one row per number of steps and of beam rows."""
+        with self._lock:
+            return [
+                {
+                    "reasoning_steps": steps,
+                    "beam_rows": rows,
+                    "median_ms": round(1000 * runs.quantile(TYPICAL), 2),
+                    "p95_ms": round(1000 * runs.quantile(LIKELY), 2),
+                    "runs": len(runs.ordered),
+                }
+                for steps, entries in sorted(self._runs.items())
+                for rows, runs in sorted(entries.items())
+            ]
 
-    def _trust(self, runs: _Runs) -> float:
-        # A configuration once measured slow is never chosen, so never measured again: old estimates must fade.
-        return 0.5 ** ((self._clock() - runs.last) / HALF_LIFE)
-
-    def _work(self, steps: int, beam_width: int) -> int:
-        return max(1, (self._tokens_per_item + steps) * beam_width)
+    def _faded(self, runs: _Runs, share: float) -> float:
+        # A shape once measured slow is never chosen, so never measured again: old estimates must fade.
+        age = self._clock() - runs.last
+        return max(runs.quantile(share) * 0.5 ** (age / HALF_LIFE), runs.ordered[0] * 0.5 ** (age / BEST_HALF_LIFE))

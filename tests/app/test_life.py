@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from fastapi.testclient import TestClient
 
 from app.main import create_app
+from app.service import Service
+from serving.planner import WINDOW, Planner
 from tests.app.conftest import ShapedEngine, Start, settings
 from tests.app.test_recommend import HISTORY, ask
 
@@ -102,20 +105,24 @@ def test_an_unexpected_error_is_a_500_that_tells_nothing_and_spoils_nothing(
 
 
 def test_a_full_queue_is_503_with_retry_after(start: Start, engine: ShapedEngine) -> None:
-    client = start(max_queued_work=500)
+    client = start(max_queue_ms=100)
+    service: Service = client.app.state.service  # type: ignore[attr-defined]
+    slow(service.planner, seconds=0.08)
     gate = Gate()
     engine.before = gate  # type: ignore[assignment]
     with ThreadPoolExecutor(4) as pool:
         running = pool.submit(ask, client, 2, history=HISTORY)
         assert gate.reached.wait(10)
-        waiting = [pool.submit(ask, client, 2, history=HISTORY, beam_width=100)]  # 100 rows x 5 steps fill it
-        while client.app.state.service.batcher.depth < 1:  # type: ignore[attr-defined]
+        waiting = pool.submit(ask, client, 2, history=HISTORY, beam_width=100)
+        while service.batcher.depth < 1:
             time.sleep(0.002)
-        refused = ask(client, 2, history=HISTORY)
+        encoded = engine.encoded
+        refused = ask(client, 2, user_id="u", history=HISTORY)
         assert refused.status_code == 503 and int(refused.headers["retry-after"]) >= 1
         assert refused.json()["type"].endswith("overloaded")
         gate.opened.set()
-        assert [call.result().status_code for call in [running, *waiting]] == [200, 200]
+        assert [call.result().status_code for call in (running, waiting)] == [200, 200]
+    assert engine.encoded == encoded + 1  # the refused one cost no compute
     assert 'streamrec_rejected_total{reason="overloaded"} 1.0' in client.get("/metrics").text
 
 
@@ -131,20 +138,73 @@ def test_a_budget_that_passes_in_the_queue_is_504_in_time(client: TestClient, ga
     assert 'streamrec_rejected_total{reason="deadline_exceeded"} 1.0' in client.get("/metrics").text
 
 
+def slow(planner: Planner, seconds: float, steps: Iterable[int] = range(5), rows: Iterable[int] | None = None) -> None:
+    """Makes the planner believe that searches take so long."""
+    for each in steps:
+        for measured in rows or [entry["beam_rows"] for entry in planner.table()]:
+            for _ in range(WINDOW):
+                planner.observe(each, measured, seconds)
+
+
 def test_auto_takes_the_most_steps_that_fit(client: TestClient) -> None:
     planner = client.app.state.service.planner  # type: ignore[attr-defined]
-    for steps in range(5):
-        for _ in range(200):
-            planner.observe(steps, 50, 0.2 if steps > 2 else 0.001)
+    slow(planner, 0.001)
+    slow(planner, 0.2, steps=(3, 4))
     # what is measured says 3 and 4 take 200 ms; the search itself is fast
     assert ask(client, "auto", history=HISTORY, timeout_ms=150).json()["reasoning_steps"] == 2
     assert ask(client, "auto", history=HISTORY, timeout_ms=5000).json()["reasoning_steps"] == 4
+    assert ask(client, "auto", history=HISTORY).json()["reasoning_steps"] == 4
     assert ask(client, history=HISTORY, timeout_ms=5000).json()["reasoning_steps"] == 2  # the bundle's default at most
-    for steps in range(5):
-        for _ in range(200):
-            planner.observe(steps, 50, 0.2)
+    assert ask(client, history=HISTORY).json()["reasoning_steps"] == 2
+
+
+def test_auto_narrows_the_beam_when_no_number_of_steps_fits(client: TestClient) -> None:
+    planner = client.app.state.service.planner  # type: ignore[attr-defined]
+    slow(planner, 0.5)
+    slow(planner, 0.001, steps=(0, 1), rows=(25,))
+    answer = ask(client, "auto", history=HISTORY, timeout_ms=150).json()
+    assert (answer["reasoning_steps"], answer["beam_width"]) == (1, 25) and len(answer["items"]) == 10
+    assert ask(client, "auto", history=HISTORY, timeout_ms=150, k=30).status_code == 504  # no beam narrower than k
+
+
+def test_a_budget_that_nothing_fits_is_504_early(client: TestClient, engine: ShapedEngine) -> None:
+    slow(client.app.state.service.planner, 0.5)  # type: ignore[attr-defined]
+    searched = len(engine.searched)
+    started = time.monotonic()
     for asked in ("auto", None, 4):
-        assert ask(client, asked, history=HISTORY, timeout_ms=20).status_code == 504
+        assert ask(client, asked, history=HISTORY, timeout_ms=400).status_code == 504
+    assert time.monotonic() - started < 0.4 and len(engine.searched) == searched
+
+
+def test_a_budget_that_only_the_queue_uses_up_is_503_early(client: TestClient, engine: ShapedEngine) -> None:
+    """It would fit an idle engine, so trying again makes sense."""
+    service: Service = client.app.state.service  # type: ignore[attr-defined]
+    slow(service.planner, 0.2)
+    slow(service.planner, 0.1, steps=(0, 1))
+    gate = Gate()
+    engine.before = gate  # type: ignore[assignment]
+    with ThreadPoolExecutor(2) as pool:
+        running = pool.submit(ask, client, 4, history=HISTORY)
+        assert gate.reached.wait(10)
+        waiting = pool.submit(ask, client, 4, history=HISTORY)
+        while service.batcher.depth < 1:
+            time.sleep(0.002)
+        for asked in ("auto", 1):
+            refused = ask(client, asked, history=HISTORY, timeout_ms=150)
+            assert refused.status_code == 503 and int(refused.headers["retry-after"]) >= 1
+        gate.opened.set()
+        assert running.result().status_code == waiting.result().status_code == 200
+
+
+def test_the_cost_table_is_measured_at_start_and_kept_up_to_date(client: TestClient) -> None:
+    def runs(steps: int, rows: int) -> int:
+        cost = client.get("/models").json()["models"][0]["cost"]
+        return sum(entry["runs"] for entry in cost if (entry["reasoning_steps"], entry["beam_rows"]) == (steps, rows))
+
+    assert all(runs(steps, rows) for steps in range(5) for rows in (10, 25, 50, 100, 200))
+    before = runs(2, 50)
+    ask(client, 2, history=HISTORY)
+    assert runs(2, 50) == before + 1
 
 
 def test_a_client_that_goes_away_costs_no_search(client: TestClient, engine: ShapedEngine, gate: Gate) -> None:

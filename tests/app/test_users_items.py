@@ -167,5 +167,5 @@ def test_the_model_tells_its_bounds_and_its_cost(client: TestClient, engine: Sha
     (model,) = client.get("/models").json()["models"]
     assert model["version"] == engine.bundle.version and model["items"] == 60
     assert (model["max_steps"], model["default_steps"], model["categories"]) == (4, 2, ["even", "odd"])
-    assert [row["reasoning_steps"] for row in model["cost"]] == [0, 1, 2, 3, 4]
-    assert all(row["p95_ms"] > 0 for row in model["cost"])
+    assert {row["reasoning_steps"] for row in model["cost"]} == {0, 1, 2, 3, 4}
+    assert all(row["p95_ms"] >= row["median_ms"] > 0 for row in model["cost"])

@@ -91,7 +91,7 @@ def scraped(start_service: StartService, tmp_path_factory: pytest.TempPathFactor
     redis = RedisServer()
     # Room for one waiting search, so that the queue overflows; two users in memory, so that Redis is asked.
     variables = {
-        "STREAMREC_MAX_QUEUED_WORK": "1", "STREAMREC_MEMORY_CACHE_USERS": "2", "STREAMREC_REDIS_URL": redis.url,
+        "STREAMREC_MAX_QUEUE_MS": "0.01", "STREAMREC_MEMORY_CACHE_USERS": "2", "STREAMREC_REDIS_URL": redis.url,
         "STREAMREC_REDIS_TIMEOUT_MS": "1000",
     }  # fmt: skip
     service = start_service(of=ROOT / "bundles" / "demo", variables=variables)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Hashable, Sequence
 from typing import Any
 
 import pytest
@@ -22,12 +22,16 @@ class Clock:
         return self.now
 
 
-def job(name: str, key: str = "a", rows: int = 10, steps: int = 4) -> Job[str]:
-    return Job(name, key, rows, steps)
+def job(name: str, key: str = "a", rows: int = 10) -> Job[str]:
+    return Job(name, key, rows)
 
 
-def make(run: Any, clock: Any = time.monotonic, **bounds: int) -> Batcher[str, str]:
-    return Batcher(run, **{"max_batch": 4, "max_rows": 1000, "max_queued_work": 10_000, **bounds}, clock=clock)  # type: ignore[arg-type]
+def free(key: Hashable, rows: int) -> float:
+    return 0.0
+
+
+def make(run: Any, clock: Any = time.monotonic, cost: Any = free, **bounds: float) -> Batcher[str, str]:
+    return Batcher(run, cost, **{"max_batch": 4, "max_rows": 1000, "max_wait": 10.0, **bounds}, clock=clock)  # type: ignore[arg-type]
 
 
 def recorded() -> tuple[list[list[str]], Any]:
@@ -99,45 +103,97 @@ def test_a_batch_is_bounded_by_jobs_and_by_rows() -> None:
     assert batches == [["a", "b"], ["c"], ["d"]]  # what is wider than the bound runs alone
 
 
+def by_rows(key: Hashable, rows: int) -> float:
+    """A search of n rows takes 1 + n / 10 seconds."""
+    return 1 + rows / 10
+
+
 def test_the_queue_is_bounded_by_work_not_by_count() -> None:
     _, run = recorded()
 
     async def scenario() -> None:
-        batcher = make(run, max_queued_work=400)
-        tasks = await submitted(*(batcher.submit(job(str(i), rows=10, steps=1)) for i in range(30)))
-        assert batcher.depth == 30
+        batcher = make(run, Clock(), by_rows, max_batch=100, max_wait=5.0)
+        tasks = await submitted(*(batcher.submit(job(str(i), rows=1)) for i in range(30)))
+        assert batcher.depth == 30 and batcher.expected_wait == 4.0  # one batch of 30 rows
         with pytest.raises(Overloaded) as overloaded:
-            await batcher.submit(job("wide", rows=50, steps=4))
-        assert overloaded.value.retry_after > 0
+            await batcher.submit(job("wide", rows=50))  # one job of 50 rows
+        assert overloaded.value.retry_after == 4.0
+        tasks += await submitted(batcher.submit(job("one more", rows=1)))
         await step_all(batcher)
         await asyncio.gather(*tasks)
-        alone = await submitted(batcher.submit(job("huge", rows=500, steps=4)))  # an idle engine takes it
+        alone = await submitted(batcher.submit(job("huge", rows=500)))  # an idle engine takes it
         await step_all(batcher)
         assert (await alone[0])[0] == "HUGE"
 
     asyncio.run(scenario())
 
 
-def test_retry_after_is_the_measured_time_of_the_work_ahead() -> None:
-    clock = Clock()
+def test_many_waiting_cannot_exceed_the_bound() -> None:
+    async def scenario() -> None:
+        batcher = make(list, Clock(), by_rows, max_batch=10, max_wait=20.0)
+        calls = await submitted(*(batcher.submit(job(str(i), rows=1)) for i in range(1000)))
+        assert batcher.depth == 100 and batcher.expected_wait == 20.0  # ten batches of 2 s
+        await asyncio.sleep(0)
+        refused = [call for call in calls if call.done()]
+        assert len(refused) == 900 and all(isinstance(call.exception(), Overloaded) for call in refused)
+        await step_all(batcher)
+        await asyncio.gather(*calls, return_exceptions=True)
 
-    def run(payloads: Sequence[str]) -> list[str]:
-        clock.now += 2.0
-        return list(payloads)
+    asyncio.run(scenario())
+
+
+def test_what_is_ahead_is_told_by_what_runs_waits_and_shares_the_batch() -> None:
+    clock = Clock()
+    told: list[tuple[float, int]] = []
 
     async def scenario() -> None:
-        batcher = make(run, clock, max_queued_work=100)
-        tasks = await submitted(batcher.submit(job("a", rows=10, steps=4)))
+        def run(payloads: Sequence[str]) -> list[str]:
+            clock.now += 0.5
+            told.append(batcher.ahead("a", 10))
+            return list(payloads)
+
+        batcher = make(run, clock, by_rows, max_batch=2)
+        assert batcher.ahead("a", 10) == (0.0, 0)
+        tasks = await submitted(batcher.submit(job("runs", "b", rows=20)))
+        assert batcher.ahead("b", 20) == (0.0, 20)  # the next batch, beside the one that waits
+        assert batcher.ahead("a", 10) == (3.0, 0)
+        tasks += await submitted(*(batcher.submit(job(name, "a")) for name in "xyz"))
+        assert batcher.ahead("a", 10) == (6.0, 10)  # a batch of b, a full one of a, then beside one
+        assert batcher.ahead("c", 1) == (8.0, 0)
         batcher.step()
-        tasks += await submitted(batcher.submit(job("b", rows=10, steps=8)))
-        assert batcher.expected_wait == pytest.approx(4.0)
-        with pytest.raises(Overloaded) as overloaded:
-            await batcher.submit(job("c"))
-        assert overloaded.value.retry_after == pytest.approx(4.0)
+        assert told == [(5.5, 10)]  # half a second of the running batch is over
         await step_all(batcher)
         await asyncio.gather(*tasks)
 
     asyncio.run(scenario())
+
+
+def test_a_busy_key_does_not_starve_a_rare_one() -> None:
+    """Two keys keep the engine busy without a pause; a third comes now and then, alone."""
+    waited: dict[str, list[int]] = {"busy": [], "other": [], "rare": []}
+    batches = 0
+
+    async def one(batcher: Batcher[str, str], key: str) -> None:
+        came = batches
+        await batcher.submit(job(key, key))
+        waited[key].append(batches - came)
+
+    async def scenario() -> None:
+        nonlocal batches
+        batcher = make(list, max_batch=4)
+        tasks = await submitted(*(one(batcher, "busy") for _ in range(8)))
+        for turn in range(200):
+            tasks += await submitted(one(batcher, "busy"), one(batcher, "busy"), one(batcher, "other"))
+            if turn % 10 == 0:
+                tasks += await submitted(one(batcher, "rare"))
+            batches += 1
+            assert batcher.step() and batcher.depth  # never idle
+            await asyncio.sleep(0)
+        await step_all(batcher)
+        await asyncio.gather(*tasks)
+
+    asyncio.run(scenario())
+    assert max(turn for turns in waited.values() for turn in turns) <= 5
 
 
 def test_expired_and_cancelled_jobs_cost_no_compute() -> None:
@@ -162,6 +218,24 @@ def test_expired_and_cancelled_jobs_cost_no_compute() -> None:
 
     asyncio.run(scenario())
     assert batches == [["alive"]]
+
+
+def test_what_would_be_late_is_dropped_before_it_costs_compute() -> None:
+    batches, run = recorded()
+
+    async def scenario() -> None:
+        clock = Clock()
+        batcher = make(run, clock, by_rows)
+        soon, later = await submitted(
+            batcher.submit(job("soon"), clock.now + 2.5), batcher.submit(job("later"), clock.now + 50)
+        )
+        await step_all(batcher)  # together they take 3 s
+        with pytest.raises(DeadlineExceeded):
+            await soon
+        assert (await later)[0] == "LATER"
+
+    asyncio.run(scenario())
+    assert batches == [["later"]]
 
 
 def test_a_deadline_is_told_when_it_passes_not_when_the_engine_gets_there() -> None:
@@ -257,8 +331,10 @@ def test_a_dead_thread_fails_those_that_run_wait_and_come() -> None:
         release.wait(10)
         raise SystemExit
 
+    told: list[BaseException] = []
+
     async def scenario() -> None:
-        batcher = make(run)
+        batcher: Batcher[str, str] = Batcher(run, free, max_batch=1, max_rows=1, max_wait=1, on_death=told.append)
         batcher.start()
         running = (await submitted(batcher.submit(job("running"))))[0]
         await asyncio.to_thread(entered.wait, 5)
@@ -269,7 +345,7 @@ def test_a_dead_thread_fails_those_that_run_wait_and_come() -> None:
                 await task
         with pytest.raises(EngineDead):
             await batcher.submit(job("later"))
-        assert isinstance(batcher.death, SystemExit)
+        assert isinstance(batcher.death, SystemExit) and told == [batcher.death]
 
     asyncio.run(scenario())
 
@@ -279,7 +355,7 @@ def test_a_thread_that_cannot_start_is_dead() -> None:
         raise OSError("no device")
 
     async def scenario() -> None:
-        batcher: Batcher[str, str] = Batcher(list, max_batch=1, max_rows=1, max_queued_work=1, prepare=prepare)
+        batcher: Batcher[str, str] = Batcher(list, free, max_batch=1, max_rows=1, max_wait=1, prepare=prepare)
         batcher.start()
         await batcher.drain()
         with pytest.raises(EngineDead):
@@ -314,7 +390,7 @@ def test_under_load_every_job_gets_its_own_answer() -> None:
         batcher = make(lambda payloads: [payload[::-1] for payload in payloads], max_batch=7)
         batcher.start()
         names = [f"job-{i}" for i in range(500)]
-        answers = await asyncio.gather(*(batcher.submit(job(name, key=name[-1], rows=1, steps=1)) for name in names))
+        answers = await asyncio.gather(*(batcher.submit(job(name, key=name[-1], rows=1)) for name in names))
         assert [answer for answer, _ in answers] == [name[::-1] for name in names]
         assert batcher.depth == 0 and batcher.expected_wait == 0
         await batcher.drain()

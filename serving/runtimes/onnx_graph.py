@@ -76,14 +76,13 @@ class Graph:
         """
         scale = np.maximum(np.abs(matrix).max(0) / INT8_WEIGHT, np.finfo(np.float32).tiny)
         largest = self.op("ReduceMax", self.op("Abs", x), self.constant([-1], np.int64), keepdims=1)
-        largest = self.op("Max", largest, self.constant(np.finfo(np.float32).tiny))  # a row of zeros
         unit, zero = self.constant(1 / INT8_INPUT), self.constant(INT8_ZERO, np.uint8)
         rounded = self.op("QuantizeLinear", self.op("Div", x, largest), unit, zero)
         weight = self.constant(np.round(matrix / scale), np.int8)
         product = self.op(
             "MatMulIntegerToFloat", rounded, weight, unit, self.constant(scale), zero, domain="com.microsoft"
         )
-        return self.op("Mul", product, largest)
+        return self.op("Mul", product, largest)  # also where a row was zero, and its rounded form is anything
 
     def norm(self, x: str, layer_norm: LayerNorm) -> str:
         weight = self.constant(layer_norm.weight.detach().numpy())

@@ -8,7 +8,8 @@ same answer: the table is twice as fast, the runs take no memory of their own.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ NEG_INF = float("-inf")
 # Entries a table may have: the first three levels of 256 codes, at most 64 MiB. In a large catalogue these are nearly
 # full; a fourth would be 256 times as large for nodes that have two or three children each.
 TABLE_ENTRIES = 256**3
+ARRAYS = ("token", "parent", "first_child", "item", "leaf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +87,11 @@ class Trie:
         exists = ids < self.first_child[node + 1].unsqueeze(-1)
         return ids.clamp(max=self.level_start[level + 2] - 1), exists
 
+    def arrays(self) -> dict[str, torch.Tensor]:
+        return {name: getattr(self, name) for name in ARRAYS}
+
     def to(self, device: torch.device | str) -> Trie:
-        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self)[:5]}
+        moved: dict[str, Any] = {name: array.to(device) for name, array in self.arrays().items()}
         return replace(self, **moved, tables=tuple(table.to(device) for table in self.tables))
 
 

@@ -10,6 +10,7 @@ from benchmarks.common import ROOT
 SHOP = "runs/demo/shop"
 COMMANDS = (
     "-m benchmarks.latency --bundle bundles/demo",
+    "-m benchmarks.cache --bundle bundles/demo",
     f"-m benchmarks.demo --data {SHOP}",
 )
 

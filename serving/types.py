@@ -78,8 +78,9 @@ class Answer:
 class EncoderState:
     """What the encoder made of one history. Shape: (S, D), float32, on the CPU. Cached per user.
 
-    float32 and not float16: a cached state must give the very scores that a fresh one gives (within 1e-4 of the
-    reference), and at 20 items it is still only some 40 KB."""
+    float32 and not float16: a score must lie within 1e-4 of its definition, and states rounded to float16 move most of
+    the demo bundle's scores by more, some by 1e-3 (`python -m benchmarks.cache`). With 20 items they are 20 to 40 KB.
+    """
 
     hidden: np.ndarray
 

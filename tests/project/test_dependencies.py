@@ -80,7 +80,7 @@ def distributions(module: str) -> set[str]:
         ("serving", True, ["ray", "text"]),  # new items and offline scoring, where the extras are installed
         ("app", True, ["otel"]),  # traces, where the extra is installed
         ("training", True, ["training"]),
-        ("benchmarks", True, ["training"]),
+        ("benchmarks", True, ["dev"]),  # what ours is compared with, load and plots are no part of training
         ("tests", True, ["dev"]),
     ],
 )

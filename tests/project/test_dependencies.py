@@ -36,8 +36,8 @@ def declared(*extras: str) -> set[str]:
     names = {normal(line) for line in PROJECT["dependencies"]}
     for extra in extras:
         for line in PROJECT["optional-dependencies"][extra]:
-            if inner := re.match(r"streamrec\[(\w+)\]", line):
-                names |= declared(inner[1])
+            if inner := re.match(r"streamrec\[([\w,]+)\]", line):
+                names |= declared(*inner[1].split(","))
             else:
                 names.add(normal(line))
     return names

@@ -7,6 +7,7 @@ from collections.abc import Coroutine
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Path, Request
+from starlette.convertors import Convertor, register_url_convertor
 
 from app.schemas import MAX_ID
 from app.service import Service
@@ -17,6 +18,21 @@ T = TypeVar("T")
 async def get_service(request: Request) -> Service:  # async: FastAPI sends plain functions to a thread
     return request.app.state.service
 
+
+class Anything(Convertor[str]):
+    """The rest of a path, slashes and line breaks included. Starlette's `path` stops before a line break at the end,
+    and so takes one user for another."""
+
+    regex = "(?s:.*)"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("anything", Anything())  # for routes like /users/{user_id:anything}
 
 ServiceDep = Annotated[Service, Depends(get_service)]
 UserId = Annotated[str, Path(min_length=1, max_length=MAX_ID)]

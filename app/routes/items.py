@@ -33,7 +33,7 @@ async def find_items(
     return ItemsResponse(items=[_item(service.bundle.catalogue, row) for row in rows])
 
 
-@router.get("/{item_id:path}", response_model=Item, responses=declared(404))
+@router.get("/{item_id:anything}", response_model=Item, responses=declared(404))
 async def read_item(item_id: ItemId, service: ServiceDep) -> Item:
     service.check_ready()
     row = service.bundle.catalogue.row(item_id)

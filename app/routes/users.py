@@ -17,7 +17,7 @@ router = APIRouter(
 )
 
 
-@router.post("/{user_id:path}/events", response_model=EventsResponse)
+@router.post("/{user_id:anything}/events", response_model=EventsResponse)
 async def append_events(user_id: UserId, body: EventsRequest, service: ServiceDep) -> EventsResponse:
     """Append items to the user's history. Answered only when they are stored."""
     service.check_ready()
@@ -31,7 +31,7 @@ async def append_events(user_id: UserId, body: EventsRequest, service: ServiceDe
     )
 
 
-@router.get("/{user_id:path}", response_model=UserResponse, responses=declared(404))
+@router.get("/{user_id:anything}", response_model=UserResponse, responses=declared(404))
 async def read_user(user_id: UserId, service: ServiceDep) -> UserResponse:
     """Everything that is kept of a user."""
     items, cached = await service.users.get(user_id), await service.held(user_id)
@@ -40,7 +40,7 @@ async def read_user(user_id: UserId, service: ServiceDep) -> UserResponse:
     return UserResponse(user_id=user_id, items=items, cached=cached)
 
 
-@router.delete("/{user_id:path}", status_code=204)
+@router.delete("/{user_id:anything}", status_code=204)
 async def erase_user(user_id: UserId, service: ServiceDep) -> Response:
     """Erase every trace of a user: history and cached states, wherever they lie."""
     await service.erase(user_id)

@@ -70,6 +70,13 @@ def start(engine: ShapedEngine) -> Iterator[Start]:
         yield begin
 
 
+@pytest.fixture(scope="module")
+def shared(real_engine: Engine) -> Iterator[TestClient]:
+    """One service for a module's many small tests: a start measures the engine, which takes longer than they do."""
+    with TestClient(create_app(settings(), real_engine), raise_server_exceptions=False) as client:
+        yield ready(client)
+
+
 def ready(client: TestClient) -> TestClient:
     """The client, once its service is ready."""
     deadline = time.monotonic() + 20

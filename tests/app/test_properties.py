@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 from fastapi.testclient import TestClient
-from hypothesis import HealthCheck, given
+from hypothesis import HealthCheck, example, given
 from hypothesis import settings as profile
 from hypothesis import strategies as st
 
-from app.main import create_app
-from serving.engine import Engine
-from tests.app.conftest import ready, settings
 from tests.app.test_recommend import ask
 from tests.app.test_recommend import ids as item_ids
 
@@ -37,12 +33,6 @@ bodies = st.fixed_dictionaries(
 )
 
 
-@pytest.fixture(scope="module")
-def service(real_engine: Engine) -> Iterator[TestClient]:
-    with TestClient(create_app(settings(), real_engine)) as client:
-        yield ready(client)
-
-
 def known(sent: list[str]) -> set[int]:
     return {int(each[1:]) for each in sent if each in {f"i{row}" for row in range(ITEMS)}}
 
@@ -62,8 +52,8 @@ def permitted(body: dict[str, Any]) -> set[int]:
 
 @profile(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(body=bodies, steps=st.sampled_from([0, 1, 4, "auto"]))
-def test_an_answer_keeps_every_rule(service: TestClient, body: dict[str, Any], steps: int | str) -> None:
-    response = ask(service, steps, **body)
+def test_an_answer_keeps_every_rule(shared: TestClient, body: dict[str, Any], steps: int | str) -> None:
+    response = ask(shared, steps, **body)
     assert response.status_code == 200, response.text
     answer = response.json()
     rows = [int(item["item_id"][1:]) for item in answer["items"]]
@@ -80,33 +70,34 @@ def test_an_answer_keeps_every_rule(service: TestClient, body: dict[str, Any], s
 
 @profile(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(history=st.lists(ids, min_size=1, max_size=30), cut=st.integers(0, 30))
-def test_only_known_items_and_the_newest_of_them_count(service: TestClient, history: list[str], cut: int) -> None:
+def test_only_known_items_and_the_newest_of_them_count(shared: TestClient, history: list[str], cut: int) -> None:
     """Unknown items anywhere, and what lies before the model's window (six items), change no score."""
     rules = {"exclude_seen": False, "k": 10}
     clean = [each for each in history if known([each])][-6:]
     dirty = history[:cut] + ["never heard of"] + history[cut:]
-    one, other = (ask(service, 2, history=each, **rules).json()["items"] for each in (clean, dirty))
+    one, other = (ask(shared, 2, history=each, **rules).json()["items"] for each in (clean, dirty))
     assert [item["item_id"] for item in one] == [item["item_id"] for item in other]
     assert [item["score"] for item in one] == pytest.approx([item["score"] for item in other], abs=1e-4)
 
 
 @profile(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(chunks=[["i1"]], user="\n")
 @given(
     chunks=st.lists(st.lists(ids, min_size=1, max_size=8), min_size=1, max_size=5),
     user=st.text(min_size=1, max_size=40),
 )
-def test_events_in_pieces_are_the_history_in_one(service: TestClient, chunks: list[list[str]], user: str) -> None:
+def test_events_in_pieces_are_the_history_in_one(shared: TestClient, chunks: list[list[str]], user: str) -> None:
     address = f"/users/{quote(user, safe='')}"
     try:
         for chunk in chunks:
-            stored = service.post(f"{address}/events", json={"items": chunk})
+            stored = shared.post(f"{address}/events", json={"items": chunk})
             assert stored.status_code == 200, stored.text
-        assert service.get(address).json()["items"] == [item for chunk in chunks for item in chunk]
+        assert shared.get(address).json()["items"] == [item for chunk in chunks for item in chunk]
         one, other = (
-            ask(service, 2, user_id=user),
-            ask(service, 2, history=[item for chunk in chunks for item in chunk]),
+            ask(shared, 2, user_id=user),
+            ask(shared, 2, history=[item for chunk in chunks for item in chunk]),
         )
         assert item_ids(one) == item_ids(other)
     finally:
-        assert service.delete(address).status_code == 204
-    assert service.get(address).status_code == 404
+        assert shared.delete(address).status_code == 204
+    assert shared.get(address).status_code == 404

@@ -118,6 +118,7 @@ def test_something_else_under_our_keys_costs_no_answer(start: Start, redis_serve
 def test_a_user_id_is_any_string(client: TestClient) -> None:
     client.post("/users/a%2Fb%20ü/events", json={"items": ["i1"]})
     assert client.get("/users/a%2Fb%20ü").json()["user_id"] == "a/b ü"
+    assert client.get("/users/a%2Fb%20ü%0A").status_code == 404  # a line break makes another user
     assert client.get(f"/users/{'x' * 300}").status_code == 422
 
 

@@ -14,6 +14,7 @@ from serving.bundle import Bundle, BundleSettings, search_settings
 from serving.histories import history_tokens
 from serving.model import Memory, StreamRec
 from serving.rules import RuleBook
+from serving.runtimes.base import Runtime
 from serving.runtimes.eager import EagerRuntime
 from serving.search import search
 from serving.trie import build_trie
@@ -40,13 +41,15 @@ def rank_items(
     dense_weight: float = 0.0,
     exclude_seen: bool = False,
     batch_size: int = 64,
+    runtime: Runtime | None = None,
 ) -> np.ndarray:
     """The best items per history by full ranking under the trie. Shape: (U, 10) int64 rows, -1 where there are fewer.
 
     exclude_seen keeps every item of the whole history (not only of the part the encoder reads) out of the search.
+    runtime: what runs the network; eager torch unless given.
     """
     network.eval()
-    runtime = EagerRuntime(network, item_tokens, settings.attention)
+    runtime = runtime or EagerRuntime(network, item_tokens, settings.attention)
     items = item_tokens.numpy()
     trie = build_trie(items)
     rules = RuleBook(trie)

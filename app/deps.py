@@ -41,17 +41,21 @@ ItemId = Annotated[str, Path(min_length=1, max_length=MAX_ID)]
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T | None:
     """The work's result, or None, the work cancelled, when the client has gone: nobody would read the answer."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(request))
+    task = asyncio.current_task()
+    assert task is not None
+    gone = asyncio.ensure_future(_cancel_when_gone(request, task))
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        return task.result() if task.done() else None
+        return await work
+    except asyncio.CancelledError:
+        if not gone.done():  # somebody else's wish, that of a server that stops
+            raise
+        task.uncancel()
+        return None
     finally:
         gone.cancel()
-        task.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
 
 
-async def _disconnected(request: Request) -> None:
+async def _cancel_when_gone(request: Request, task: asyncio.Task[Any]) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+    task.cancel()

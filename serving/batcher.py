@@ -86,7 +86,7 @@ class Batcher(Generic[T, R]):
     def __init__(
         self,
         run: Callable[[Sequence[T]], Sequence[R]],
-        cost: Callable[[Hashable, int], float],
+        cost: Callable[[Any, int], float],
         *,
         max_batch: int,
         max_rows: int,

@@ -76,5 +76,7 @@ class Metrics:
         self.invalid_items = Counter(
             "streamrec_invalid_items", "Items the search gave that do not exist or are not permitted", registry=registry
         )
+        self.tasks = Gauge("streamrec_event_loop_tasks", "Tasks of the event loop", registry=registry)
+        self.threads = Gauge("streamrec_threads", "Threads that Python knows of", registry=registry)
         for stage in STAGES:
             self.stage_seconds.labels(stage)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -29,4 +32,6 @@ async def readyz(service: ServiceDep) -> Response:
 
 @router.get("/metrics", response_class=Response)
 async def metrics(service: ServiceDep) -> Response:
+    service.metrics.tasks.set(len(asyncio.all_tasks()))  # what is never ended shows here
+    service.metrics.threads.set(threading.active_count())
     return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)

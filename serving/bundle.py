@@ -37,6 +37,7 @@ class BundleSettings:
     """Everything that decides what an answer is, apart from the weights.
 
     max_items: history items the encoder reads. suffix_tokens: ids after the history. paths: reasoning paths kept.
+    dense_candidates: so many of the dense score's own best items join those the beam found.
     """
 
     max_items: int = 20
@@ -47,6 +48,7 @@ class BundleSettings:
     merge: Merge = "logsumexp"
     temperature: float = 1.0
     dense_weight: float = 0.0
+    dense_candidates: int = 0
     attention: EncoderAttention = "bidirectional"
 
 
@@ -120,6 +122,7 @@ def search_settings(vocabulary: Vocabulary, settings: BundleSettings) -> SearchS
         temperature=settings.temperature,
         paths=settings.paths,
         merge=settings.merge,
+        dense_candidates=settings.dense_candidates,
     )
 
 
@@ -174,7 +177,12 @@ def _manifest(bundle: Bundle, files: dict[str, str]) -> dict[str, Any]:
             "step_form": settings.step_form,
             "paths": settings.paths,
         },
-        "score": {"temperature": settings.temperature, "dense_weight": settings.dense_weight, "merge": settings.merge},
+        "score": {
+            "temperature": settings.temperature,
+            "dense_weight": settings.dense_weight,
+            "dense_candidates": settings.dense_candidates,
+            "merge": settings.merge,
+        },
         "encoder": {"attention": settings.attention},
         "accuracy": bundle.accuracy,
         "int8": bundle.int8,
@@ -194,6 +202,7 @@ def _settings_from(manifest: dict[str, Any]) -> BundleSettings:
         merge=score["merge"],
         temperature=score["temperature"],
         dense_weight=score["dense_weight"],
+        dense_candidates=score.get("dense_candidates", 0),
         attention=manifest["encoder"]["attention"],
     )
     known = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -49,11 +50,13 @@ class Engine:
 
     @torch.inference_mode()
     def search(self, requests: Sequence[Request], states: Sequence[EncoderState]) -> list[Answer]:
-        """Answers requests that share reasoning_steps and beam_width. `seconds` in an answer are the batch's."""
+        """Answers requests that share reasoning_steps, beam_width and paths. `seconds` in an answer are the batch's."""
         steps, beam_width = requests[0].reasoning_steps, requests[0].beam_width
         started = time.perf_counter()
         memory = self.runtime.memory(*_pad(states))
         settings = self.bundle.search_settings
+        if requests[0].paths is not None:
+            settings = replace(settings, paths=requests[0].paths)
         reasoned = reason(self.runtime, settings, memory, steps)
         thought = time.perf_counter()
         weights = [self.bundle.dense_weight if r.dense_weight is None else r.dense_weight for r in requests]

@@ -8,6 +8,7 @@ ServingError
 ├── DeadlineExceeded     the time budget cannot be met
 ├── Draining             the service is shutting down
 ├── EngineDead           the engine's thread has stopped
+├── EngineError          the runtime or the device cannot do what was asked of it
 ├── ScoreError           offline scoring: histories, options or an earlier run's parts do not fit
 ├── StorageError         the disk does not take a file
 └── FolderInUse          another run writes into the folder
@@ -54,6 +55,10 @@ class Draining(ServingError):
 
 class EngineDead(ServingError):
     """The engine's thread has stopped; the process must be restarted."""
+
+
+class EngineError(ServingError):
+    """The runtime or the device cannot do what was asked of it."""
 
 
 class ScoreError(ServingError):

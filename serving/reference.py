@@ -1,11 +1,14 @@
-"""The score of an item as the bundle defines it, by brute force in float64.
+"""What an answer is, said slowly: float64, nothing cached, one prefix at a time. The search is held against it.
 
-Slow and readable: what `search` is held against.
+Readable Python over lists and dictionaries, no tensors of beams; for tests on small catalogues only.
 """
 
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,45 +17,141 @@ from serving.bundle import Bundle
 from serving.histories import history_tokens
 from serving.model import dense_logits
 
+Tokens = tuple[int, ...]
 
-@torch.no_grad()
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """A way of reasoning: its tokens (zeros where only the state is fed back), log-probability, states s_0 .. s_l."""
+
+    tokens: Tokens
+    log_prob: float
+    states: tuple[torch.Tensor, ...]  # each (D,)
+
+
+class Reference:
+    """Scores and searches for one history. steps: l, the number of reasoning steps."""
+
+    def __init__(self, bundle: Bundle, history: Sequence[int], steps: int) -> None:
+        self.bundle, self.settings, self.steps = bundle, bundle.settings, steps
+        self.network = copy.deepcopy(bundle.network).double().eval()
+        self.items: list[Tokens] = [tuple(row) for row in bundle.catalogue.tokens.tolist()]
+        tokens, mask = history_tokens(
+            [history], bundle.catalogue.tokens, self.settings.max_items, self.settings.suffix_tokens
+        )
+        t5 = self.network.t5
+        self.memory = t5.memory(t5.encode(tokens, mask, self.settings.attention, len(self.items[0])), mask)
+
+    @torch.no_grad()
+    def paths(self) -> list[Path]:
+        """The reasoning paths that are kept, the likeliest first."""
+        lo, hi = self.bundle.vocabulary.reasoning_range
+        paths = [self.path(())]
+        for _ in range(self.steps):
+            if self.settings.step_form == "state":
+                paths = [self.path((*paths[0].tokens, 0))]
+                continue
+            grown: dict[Tokens, float] = {}
+            for path in paths:
+                log_probs = self._log_probs(path, ())
+                grown |= {(*path.tokens, o): path.log_prob + float(log_probs[o]) for o in range(lo, hi)}
+            best = sorted(grown, key=lambda tokens: -grown[tokens])[: self.settings.paths]
+            paths = [self.path(tokens) for tokens in best]
+        return paths
+
+    @torch.no_grad()
+    def path(self, tokens: Tokens) -> Path:
+        """One given way of reasoning, step by step from the start token."""
+        path = Path((), 0.0, ())
+        path = replace(path, states=(self._state(path),))
+        for token in tokens:
+            log_prob = 0.0 if self.settings.step_form == "state" else float(self._log_probs(path, ())[token])
+            longer = replace(path, tokens=(*path.tokens, token), log_prob=path.log_prob + log_prob)
+            path = replace(longer, states=(*path.states, self._state(longer)))
+        return path
+
+    @torch.no_grad()
+    def score(self, path: Path, item: Tokens) -> float:
+        """sum over the item's tokens of log P(c_j | path, c_1 .. c_{j-1})  [contract of a bundle]."""
+        return sum(float(self._log_probs(path, item[:j])[token]) for j, token in enumerate(item))
+
+    @torch.no_grad()
+    def dense(self, path: Path) -> np.ndarray:
+        """log-softmax of the final state against every item. Shape: (I,) float64."""
+        vectors = self.network.item_vectors(torch.tensor(self.items))
+        return dense_logits(path.states[-1], vectors).log_softmax(-1).numpy()
+
+    @torch.no_grad()
+    def search(
+        self, beam_width: int, permitted: Collection[int], dense_weight: float | None = None
+    ) -> list[tuple[int, float]]:
+        """Items (catalogue rows) and scores, best first, as `serving.search.search` defines them."""
+        paths = self.paths()
+        shares = torch.tensor([path.log_prob for path in paths], dtype=torch.float64).log_softmax(0).tolist()
+        rows = {self.items[row]: row for row in permitted}
+        beams: dict[Tokens, tuple[float, int]] = {}  # prefix -> score and the path that carries it
+        for token in sorted({item[0] for item in rows}):
+            said = [share + float(self._log_probs(path, ())[token]) for share, path in zip(shares, paths, strict=True)]
+            score = max(said) if self.settings.merge == "max" else math.log(sum(math.exp(x) for x in said))
+            beams[(token,)] = (score, said.index(max(said)))
+        beams = _cut(beams, beam_width)
+        for level in range(1, len(self.items[0])):
+            grown = {}
+            for prefix, (score, path) in beams.items():
+                log_probs = self._log_probs(paths[path], prefix)
+                for token in sorted({item[level] for item in rows if item[:level] == prefix}):
+                    grown[(*prefix, token)] = (score + float(log_probs[token]), path)
+            beams = _cut(grown, beam_width)
+        if dense_weight is not None:
+            dense = [self.dense(path) for path in paths]
+            best = sorted(permitted, key=lambda row: -dense[0][row])[: self.settings.dense_candidates]
+            for item in [self.items[row] for row in best]:
+                if item not in beams:
+                    beams[item] = (shares[0] + self.score(paths[0], item), 0)
+            beams = {
+                item: (score + dense_weight * float(dense[path][rows[item]]), path)
+                for item, (score, path) in beams.items()
+            }
+        return [(rows[item], score) for item, (score, _) in _cut(beams, beam_width).items()]
+
+    def _state(self, path: Path) -> torch.Tensor:
+        """s after a path's last token: MLP_s of the sum of the decoder's outputs so far. Shape: (D,)."""
+        return self.network.heads.state(self._decode(self._inputs(path, ())).sum(1))[0]
+
+    def _log_probs(self, path: Path, prefix: Tokens) -> torch.Tensor:
+        """log P(next token | reasoning, prefix of an item). Shape: (V,) float64."""
+        hidden = self._decode(self._inputs(path, prefix))[0, -1]
+        return (self.network.t5.logits(hidden) / self.settings.temperature).log_softmax(-1)
+
+    def _inputs(self, path: Path, prefix: Tokens) -> torch.Tensor:
+        """The decoder's input: start token of l, reasoning so far, prefix of an item. Shape: (1, T, D)."""
+        shared = self.network.t5.shared
+        inputs = [shared(torch.tensor([[self.bundle.vocabulary.start_tokens[self.steps]]]))]
+        for token, state in zip(path.tokens, path.states, strict=False):
+            inputs.append(self.network.step_input(torch.tensor([[token]]), state[None, None]))
+        return torch.cat([*inputs, shared(torch.tensor([prefix], dtype=torch.int64))], 1)
+
+    def _decode(self, inputs: torch.Tensor) -> torch.Tensor:
+        """All positions at once. Shape: (1, T, D) -> (1, T, D)."""
+        t5, at = self.network.t5, torch.arange(inputs.shape[1])
+        bias = t5.decoder.position_bias(at, at).masked_fill(at[None, :] > at[:, None], float("-inf"))
+        return t5.decode(inputs, bias.unsqueeze(0), self.memory, None)[0]
+
+
 def score_all_items(
-    bundle: Bundle, history: tuple[int, ...], reasoning: tuple[int, ...] | int = (), dense_weight: float = 0.0
+    bundle: Bundle, history: Sequence[int], reasoning: Tokens | int = (), dense_weight: float = 0.0
 ) -> tuple[np.ndarray, float]:
-    """Scores every item after one given reasoning path. Shapes: (I,) float64, scalar.
+    """Every item's score after one given reasoning path, and the path's log-probability. Shape: (I,) float64.
 
     reasoning: the path's tokens; for a model whose steps feed back the state alone, the number of steps.
-    score = sum over the item's tokens of log_softmax(logits / temperature) + dense_weight * dense log-softmax.
-    Returned besides: the log-probability of the reasoning tokens themselves.
     """
-    network = copy.deepcopy(bundle.network).double().eval()
-    t5, heads, settings = network.t5, network.heads, bundle.settings
-    items = torch.from_numpy(bundle.catalogue.tokens.astype(np.int64))
-    tokens, mask = history_tokens([history], bundle.catalogue.tokens, settings.max_items, settings.suffix_tokens)
-    memory = t5.memory(t5.encode(tokens, mask, settings.attention, items.shape[1]), mask)
+    tokens = (0,) * reasoning if isinstance(reasoning, int) else tuple(reasoning)
+    reference = Reference(bundle, history, len(tokens))
+    path = reference.path(tokens)
+    scores = np.array([reference.score(path, item) for item in reference.items])
+    return scores + dense_weight * reference.dense(path), path.log_prob
 
-    def decode(inputs: torch.Tensor) -> torch.Tensor:
-        """All positions at once, nothing cached. Shape: (1, T, D) -> (1, T, D)."""
-        at = torch.arange(inputs.shape[1])
-        bias = t5.decoder.position_bias(at, at).masked_fill(at[None, :] > at[:, None], float("-inf"))
-        return t5.decode(inputs, bias.unsqueeze(0), memory, None)[0]
 
-    def log_probs(hidden: torch.Tensor) -> torch.Tensor:
-        return (t5.logits(hidden) / settings.temperature).log_softmax(-1)
-
-    steps = reasoning if isinstance(reasoning, int) else len(reasoning)
-    inputs = t5.shared(torch.tensor([[bundle.vocabulary.start_tokens[steps]]]))
-    reasoning_log_prob = 0.0
-    state = heads.state(decode(inputs).sum(1, keepdim=True))
-    for i in range(steps):
-        token = torch.tensor([[0 if isinstance(reasoning, int) else reasoning[i]]])
-        if settings.step_form != "state":
-            reasoning_log_prob += float(log_probs(decode(inputs))[0, -1, token])
-        inputs = torch.cat([inputs, network.step_input(token, state)], 1)
-        state = heads.state(decode(inputs).sum(1, keepdim=True))
-    scores = np.empty(len(items))
-    for row, item in enumerate(items):
-        hidden = decode(torch.cat([inputs, t5.shared(item[:-1]).unsqueeze(0)], 1))
-        scores[row] = float(log_probs(hidden)[0, steps:].gather(-1, item.unsqueeze(-1)).sum())
-    dense = dense_logits(state[0, 0], network.item_vectors(items)).log_softmax(-1)
-    return scores + dense_weight * dense.numpy(), reasoning_log_prob
+def _cut(beams: dict[Tokens, tuple[float, int]], beam_width: int) -> dict[Tokens, tuple[float, int]]:
+    """The best prefixes, best first; equal scores by token path, the smaller first."""
+    return dict(sorted(beams.items(), key=lambda entry: (-entry[1][0], entry[0]))[:beam_width])

@@ -1,18 +1,21 @@
 """The constrained beam search: l reasoning tokens, then an item's tokens, only paths that lead to permitted items.
 
-One program of tensors whose shapes depend on (B, beams, steps, S) alone; no decision is taken on the host. It knows
-nothing of HTTP, caches or data sets. What an answer is, is defined here and nowhere else: evaluation, rollouts and
-the service all call `search`.
+One program of tensors whose shapes depend on (B, beams, steps, S) alone; no decision is taken on the host, so that it
+can be recorded whole (`serving/graph.py`). It knows nothing of HTTP, caches or data sets. What an answer is, is defined
+here and nowhere else: evaluation, rollouts and the service all call `search`; `serving/reference.py` says it slowly.
 
-    score(item | path) = sum over the item's tokens of log_softmax(logits / temperature) over the whole vocabulary
-    score(item) = merge over the kept reasoning paths of
-                  [ log share(path) + score(item | path) + dense_weight * dense(item | s_L) ]
+    score(item) = merge over the P reasoning paths of [ log share(path) + log P(c_1 | path) ]
+                + sum_{j=2..M} log P(c_j | best path for c_1, c_1 .. c_{j-1})  +  dense_weight * dense(item | s_L)
 
-A path's share is its probability among the kept paths; a single path has share 1 and adds nothing.
+log P is a log_softmax(logits / temperature) over the whole vocabulary. Tokens outside the trie have probability zero in
+the search (masked before top-k), not in the normalisation. A path's share is its probability among the kept paths; a
+single path has share 1 and adds nothing: its item scores are the sum over the item's tokens.
 
-Tokens outside the trie have probability zero in the search (masked before top-k), not in the normalisation. Every
-reasoning path fans out to its own K beams, so duplicates across paths never cost an item. Ties go to the smaller
-token path.
+All reasoning paths stand at the root when they are done. They are merged there, for every first token, and the path
+that likes that token best carries on with it: from then on every beam stands at a node of its own, duplicates never
+take a slot, and several paths cost little more than one [open: the paper keeps whole beams over reasoning and items].
+
+Equal scores are ordered by token path, the smaller first.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from dataclasses import dataclass
 import torch
 
 from serving.model import KeysValues, Memory
+from serving.rules import Blocked
 from serving.runtimes.base import Runtime
 from serving.trie import Trie
 from serving.types import Beams, Merge
@@ -31,39 +35,57 @@ NEG_INF = float("-inf")
 
 @dataclass(frozen=True, slots=True)
 class SearchSettings:
-    """What of a bundle the search needs. start_tokens[l] opens a search with l steps; reasoning_range is [lo, hi)."""
+    """What of a bundle the search needs.
+
+    start_tokens[l] opens a search with l steps; reasoning_range is [lo, hi). paths: P, the reasoning paths kept.
+    dense_candidates: so many of the dense score's own best items are scored by the decoder too and join those found.
+    """
 
     start_tokens: tuple[int, ...]
     reasoning_range: tuple[int, int]
     temperature: float = 1.0
     paths: int = 1
     merge: Merge = "logsumexp"
+    dense_candidates: int = 0
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Rows:
-    """The decoder rows of a search at one position, P or P * K per request, and all they have seen.
+    """The decoder rows that a search has written, and which of them the newest ones continue.
 
-    hidden (B, Q, D) and logits (B, Q, V) of the newest position. ancestors (B, Q, W) bool: which of the W slots written
-    so far are a row's own prefix, so that no cache entry is ever moved. positions: the position of every slot.
+    written: how many rows at each position so far; W is their sum. ancestors (B, Q, W) bool: which of the W slots are a
+    row's own prefix (itself included), so that no cache entry is ever moved.
     """
 
-    hidden: torch.Tensor
-    logits: torch.Tensor
-    past: KeysValues | None
+    past: KeysValues
     ancestors: torch.Tensor
-    positions: list[int]
+    written: tuple[int, ...]
+
+    def follow(self, parent: torch.Tensor) -> Rows:
+        """Rows that continue `parent` (B, Q'): they inherit its prefix; nothing written is moved."""
+        return Rows(self.past, _rows(self.ancestors, parent), self.written)
 
 
 @dataclass(frozen=True, slots=True)
 class Reasoned:
-    """The reasoning paths: rows at their last step, scores (B, P), states (B, P, l + 1, D), the rest (B, P, l)."""
+    """The reasoning paths at their last step: logits (B, P, V), scores (B, P), states (B, P, L + 1, D), (B, P, L)."""
 
     rows: Rows
+    logits: torch.Tensor
     scores: torch.Tensor
     states: torch.Tensor
     tokens: torch.Tensor
     log_probs: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Items with the score of their tokens: leaf (B, K), scores (B, K), path (B, K), token_log_probs (B, K, M)."""
+
+    leaf: torch.Tensor
+    scores: torch.Tensor
+    path: torch.Tensor
+    token_log_probs: torch.Tensor
 
 
 def search(
@@ -74,12 +96,12 @@ def search(
     *,
     steps: int,
     beam_width: int,
-    blocked: torch.Tensor | None = None,
+    blocked: Blocked | None = None,
     dense_weight: torch.Tensor | None = None,
 ) -> Beams:
     """The best `beam_width` items for each of B histories.
 
-    blocked: (B, N) bool, nodes without a permitted item, or None. dense_weight: (B,) float, or None for no dense score.
+    blocked: nodes without a permitted item, or None. dense_weight: (B,) float, or None for no dense score at all.
     If K permitted items exist, K come back; if fewer, all of them, and the rest is -1.
     """
     reasoned = reason(runtime, settings, memory, steps)
@@ -90,33 +112,27 @@ def reason(runtime: Runtime, settings: SearchSettings, memory: Memory, steps: in
     """Thinks: the start token of `steps`, then that many steps, keeping the `settings.paths` likeliest paths."""
     batch, device = memory.mask.shape[0], runtime.device
     start = torch.full((batch, 1), settings.start_tokens[steps], dtype=torch.int64, device=device)
-    rows = _advance(runtime, memory, None, runtime.embed(start))
-    width = rows.hidden.shape[-1]
-    scores = torch.zeros(batch, 1, device=device)
-    hidden_sum = rows.hidden
-    states = runtime.state(hidden_sum).unsqueeze(2)  # (B, 1, 1, D)
+    hidden, logits, rows = _advance(runtime, memory, None, runtime.embed(start))
+    scores = hidden.new_zeros(batch, 1)
+    hidden_sum, states = hidden, runtime.state(hidden).unsqueeze(2)  # (B, 1, D), (B, 1, 1, D)
     tokens = torch.zeros(batch, 1, 0, dtype=torch.int64, device=device)
-    log_probs = torch.zeros(batch, 1, 0, device=device)
+    log_probs = hidden.new_zeros(batch, 1, 0)
     lo, hi = settings.reasoning_range
-    branching = runtime.step_form != "state"  # a fed-back state alone has no token to choose
     for _ in range(steps):
-        if branching:
-            step = (rows.logits / settings.temperature).log_softmax(-1)[..., lo:hi]  # (B, P, R)
-            paths = min(settings.paths, step.shape[1] * step.shape[2])
-            scores, flat = _top(scores.unsqueeze(-1) + step, paths)
-            parent, choice = flat // (hi - lo), flat % (hi - lo)
-            chosen = step.flatten(1).gather(1, flat)
-            rows = _follow(rows, parent)
-            hidden_sum, states = _rows(hidden_sum, parent), _rows(states, parent)
-            tokens = torch.cat([_rows(tokens, parent), (choice + lo).unsqueeze(-1)], -1)
-            log_probs = torch.cat([_rows(log_probs, parent), chosen.unsqueeze(-1)], -1)
-            token = choice + lo
+        if runtime.step_form == "state":  # a fed-back state alone has no token to choose, and so a single path
+            token = torch.zeros_like(start)
         else:
-            token = torch.zeros(batch, 1, dtype=torch.int64, device=device)
-        rows = _advance(runtime, memory, rows, runtime.step_input(token, states[:, :, -1]))
-        hidden_sum = hidden_sum + rows.hidden
-        states = torch.cat([states, runtime.state(hidden_sum).reshape(batch, -1, 1, width)], 2)
-    return Reasoned(rows, scores, states, tokens, log_probs)
+            step = _log_probs(logits, settings.temperature)[..., lo:hi]  # (B, P, R)
+            candidates = (scores.unsqueeze(-1) + step).flatten(1)
+            flat = _best(candidates, None, min(settings.paths, candidates.shape[1]))  # (B, P')
+            scores, parent, token = candidates.gather(1, flat), flat // (hi - lo), flat % (hi - lo) + lo
+            rows, hidden_sum, states = rows.follow(parent), _rows(hidden_sum, parent), _rows(states, parent)
+            tokens = torch.cat([_rows(tokens, parent), token.unsqueeze(-1)], -1)
+            log_probs = torch.cat([_rows(log_probs, parent), step.flatten(1).gather(1, flat).unsqueeze(-1)], -1)
+        hidden, logits, rows = _advance(runtime, memory, rows, runtime.step_input(token, states[:, :, -1]))
+        hidden_sum = hidden_sum + hidden
+        states = torch.cat([states, runtime.state(hidden_sum).unsqueeze(2)], 2)
+    return Reasoned(rows, logits, scores, states, tokens, log_probs)
 
 
 def find_items(
@@ -126,105 +142,148 @@ def find_items(
     memory: Memory,
     reasoned: Reasoned,
     beam_width: int,
-    blocked: torch.Tensor | None,
+    blocked: Blocked | None,
     dense_weight: torch.Tensor | None,
 ) -> Beams:
-    """Answers: walks the trie from every reasoning path with `beam_width` beams, then merges equal items."""
-    rows, scores = reasoned.rows, reasoned.scores.log_softmax(-1)
-    batch, paths = scores.shape
-    node = torch.zeros(batch, paths, 1, dtype=torch.int64, device=scores.device)
-    scores = scores.unsqueeze(-1)  # (B, P, K)
-    token_log_probs = scores.new_zeros(batch, paths, 1, 0)
-    for level in range(trie.levels):
-        log_probs = (rows.logits / settings.temperature).log_softmax(-1).unflatten(1, (paths, -1))  # (B, P, K, V)
-        child, exists = trie.children(node, level)  # (B, P, K, C)
-        if blocked is not None:
-            exists = exists & ~blocked.gather(1, child.flatten(1)).view_as(child)
-        step = log_probs.gather(-1, trie.token[child])
-        candidates = (scores.unsqueeze(-1) + step).masked_fill(~exists, NEG_INF)
-        keep = min(beam_width, trie.nodes_at(level + 1), candidates[0, 0].numel())
-        scores, flat = _top(candidates.flatten(0, 1), keep)  # (B * P, K')
-        scores, flat = scores.unflatten(0, (batch, paths)), flat.unflatten(0, (batch, paths))
-        parent = flat // child.shape[-1]
-        node = child.flatten(2).gather(2, flat)
-        chosen = step.flatten(2).gather(2, flat).unsqueeze(-1)
-        earlier = token_log_probs.gather(2, parent.unsqueeze(-1).expand(-1, -1, -1, token_log_probs.shape[-1]))
-        token_log_probs = torch.cat([earlier, chosen], -1)
-        if level + 1 < trie.levels:
-            width = rows.hidden.shape[1] // paths
-            in_batch = parent + torch.arange(paths, device=node.device)[None, :, None] * width
-            rows = _follow(rows, in_batch.flatten(1))
-            rows = _advance(runtime, memory, rows, runtime.embed(trie.token[node].flatten(1)))
-    leaf = node - trie.level_start[trie.levels]  # (B, P, K)
-    item = trie.item[leaf]
-    dense = torch.zeros_like(scores)
+    """Answers: walks the trie with `beam_width` beams; joins the dense score, and its own best items, if asked to."""
+    found = _walk(runtime, trie, settings, memory, reasoned, beam_width, blocked)
+    dense = torch.zeros_like(found.scores)
     if dense_weight is not None:
-        dense = runtime.dense(reasoned.states[:, :, -1]).gather(-1, item)
-        scores = scores + dense_weight[:, None, None] * dense
-    return _merge(settings.merge, trie, reasoned, leaf, scores, token_log_probs, dense, beam_width)
-
-
-def _merge(
-    merge: Merge,
-    trie: Trie,
-    reasoned: Reasoned,
-    leaf: torch.Tensor,
-    scores: torch.Tensor,
-    token_log_probs: torch.Tensor,
-    dense: torch.Tensor,
-    beam_width: int,
-) -> Beams:
-    """One entry per item: its best path stands for it, its score is the merge over all its paths."""
-    paths = leaf.shape[1]
-    path = torch.arange(paths, device=leaf.device)[None, :, None].expand_as(leaf).flatten(1)
-    leaf, scores, dense = leaf.flatten(1), scores.flatten(1), dense.flatten(1)
-    token_log_probs = token_log_probs.flatten(1, 2)
-    if paths > 1:
-        same = leaf.unsqueeze(2) == leaf.unsqueeze(1)  # (B, PK, PK)
-        other = torch.where(same, scores.unsqueeze(1), NEG_INF)
-        place = torch.arange(leaf.shape[1], device=leaf.device)
-        better = same & (
-            (other > scores.unsqueeze(2)) | ((other == scores.unsqueeze(2)) & (place[None, :] < place[:, None]))
+        dense_of_items = runtime.dense(reasoned.states[:, :, -1])  # (B, P, I)
+        if settings.dense_candidates:
+            found = _add_dense_best(runtime, trie, settings, memory, reasoned, found, blocked, dense_of_items)
+        dense = dense_of_items.flatten(1).gather(1, found.path * dense_of_items.shape[-1] + trie.item[found.leaf])
+        scores = found.scores + dense_weight[:, None] * dense
+        order = _best(scores, found.leaf, min(beam_width, scores.shape[1]))
+        dense = dense.gather(1, order)
+        found = Found(
+            found.leaf.gather(1, order),
+            scores.gather(1, order),
+            found.path.gather(1, order),
+            _rows(found.token_log_probs, order),
         )
-        scores = (other.logsumexp(2) if merge == "logsumexp" else other.amax(2)).masked_fill(better.any(2), NEG_INF)
-    by_path = leaf.argsort(-1)  # the token order: what a stable sort by score leaves in place among equals
-    order = by_path.gather(1, scores.gather(1, by_path).argsort(dim=-1, descending=True, stable=True))[:, :beam_width]
-    scores = scores.gather(1, order)
-    items = trie.item[leaf.gather(1, order)].masked_fill(scores == NEG_INF, -1)
     return Beams(
-        items=items,
-        scores=scores,
+        items=trie.item[found.leaf].long().masked_fill(found.scores == NEG_INF, -1),
+        scores=found.scores,
         states=reasoned.states,
         reasoning_tokens=reasoned.tokens,
         reasoning_log_probs=reasoned.log_probs,
-        path=path.gather(1, order),
-        token_log_probs=_rows(token_log_probs, order),
-        dense=dense.gather(1, order),
+        path=found.path,
+        token_log_probs=found.token_log_probs,
+        dense=dense,
     )
 
 
-def _advance(runtime: Runtime, memory: Memory, rows: Rows | None, x: torch.Tensor) -> Rows:
-    """Runs the decoder one position further for every row. Shape: x (B, Q, D)."""
+def _walk(
+    runtime: Runtime,
+    trie: Trie,
+    settings: SearchSettings,
+    memory: Memory,
+    reasoned: Reasoned,
+    beam_width: int,
+    blocked: Blocked | None,
+) -> Found:
+    """The beam over item tokens, from the root to the leaves, best first."""
+    rows, logits = reasoned.rows, reasoned.logits
+    scores = reasoned.scores.log_softmax(-1)  # (B, P): the shares
+    node = torch.zeros(scores.shape, dtype=torch.int64, device=scores.device)
+    path = torch.arange(scores.shape[1], device=scores.device).expand(scores.shape)
+    token_log_probs = scores.new_zeros(*scores.shape, 0)
+    for level in range(trie.levels):
+        step, child = trie.expand(_log_probs(logits, settings.temperature), node, level)  # (B, Q, C)
+        if blocked is not None:
+            step = step.masked_fill(blocked.of(child), NEG_INF)
+        candidates = scores.unsqueeze(-1) + step
+        count = min(beam_width, trie.nodes_at(level + 1), child.shape[1] * child.shape[2])
+        if level == 0:
+            scores, parent, place = _merge(candidates, settings.merge, child, min(count, child.shape[2]))
+            flat = parent * child.shape[2] + place
+        else:
+            flat = _best(candidates.flatten(1), child.flatten(1), count)  # (B, K)
+            scores, parent = candidates.flatten(1).gather(1, flat), flat // child.shape[2]
+        node = child.flatten(1).gather(1, flat).long()
+        path = path.gather(1, parent)
+        chosen = step.flatten(1).gather(1, flat).unsqueeze(-1)
+        token_log_probs = torch.cat([_rows(token_log_probs, parent), chosen], -1)
+        if level + 1 < trie.levels:
+            rows = rows.follow(parent)
+            _, logits, rows = _advance(runtime, memory, rows, runtime.embed(trie.token[node]))
+    return Found(node - trie.level_start[trie.levels], scores, path, token_log_probs)
+
+
+def _merge(
+    candidates: torch.Tensor, merge: Merge, child: torch.Tensor, count: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Joins what all paths say of each first token. Shape: (B, P, C) -> scores, best path, place among C, (B, K)."""
+    parent = candidates.argmax(1)  # (B, C)
+    merged = candidates.logsumexp(1) if merge == "logsumexp" and candidates.shape[1] > 1 else candidates.amax(1)
+    place = _best(merged, child[:, 0], count)
+    return merged.gather(1, place), parent.gather(1, place), place
+
+
+def _add_dense_best(
+    runtime: Runtime,
+    trie: Trie,
+    settings: SearchSettings,
+    memory: Memory,
+    reasoned: Reasoned,
+    found: Found,
+    blocked: Blocked | None,
+    dense_of_items: torch.Tensor,
+) -> Found:
+    """Scores the dense score's best permitted items with the decoder, on the likeliest path, and appends them.
+
+    One pass over the tokens of all U candidates: row (u, j) sees the reasoning and its own item's tokens up to c_j.
+    """
+    batch, levels = found.leaf.shape[0], trie.levels
+    dense = dense_of_items[:, 0]  # (B, I)
+    if blocked is not None:
+        dense = dense.masked_fill(blocked.items(), NEG_INF)
+    item = _best(dense, None, min(settings.dense_candidates, dense.shape[1]))  # (B, U)
+    leaf, tokens, count = trie.leaf[item].long(), runtime.item_tokens[item], item.shape[1]  # (B, U), (B, U, M)
+    rows, logits = reasoned.rows, reasoned.logits[:, :1].unsqueeze(2).expand(-1, count, -1, -1)  # (B, U, 1, V)
+    if levels > 1:
+        prefix = rows.ancestors[:, :1].expand(-1, count * (levels - 1), -1)
+        chain = torch.ones(levels - 1, levels - 1, dtype=torch.bool, device=leaf.device).tril()
+        own = torch.block_diag(*[chain] * count).expand(batch, -1, -1)
+        position = len(rows.written) + torch.arange(levels - 1, device=leaf.device).repeat(count)
+        slots = torch.cat([torch.full((n,), i, device=leaf.device) for i, n in enumerate(rows.written)] + [position])
+        distance = (position[:, None] - slots[None, :]).clamp(min=0)
+        seen = torch.cat([prefix, own], -1)
+        bias = runtime.relative_bias[:, distance].unsqueeze(0).masked_fill(~seen.unsqueeze(1), NEG_INF)
+        x = runtime.embed(tokens[:, :, :-1].flatten(1))
+        _, after, _ = runtime.step(x, bias, memory, rows.past)
+        logits = torch.cat([logits, after.unflatten(1, (count, levels - 1))], 2)  # (B, U, M, V)
+    token_log_probs = _log_probs(logits, settings.temperature).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+    scores = token_log_probs.sum(-1) + reasoned.scores.log_softmax(-1)[:, :1]
+    scores = scores.masked_fill(dense.gather(1, item) == NEG_INF, NEG_INF)
+    already = (leaf.unsqueeze(2) == found.leaf.unsqueeze(1)) & (found.scores > NEG_INF).unsqueeze(1)  # (B, U, K)
+    return Found(
+        torch.cat([found.leaf, leaf], 1),
+        torch.cat([found.scores, scores.masked_fill(already.any(2), NEG_INF)], 1),
+        torch.cat([found.path, torch.zeros_like(leaf)], 1),
+        torch.cat([found.token_log_probs, token_log_probs], 1),
+    )
+
+
+def _advance(
+    runtime: Runtime, memory: Memory, rows: Rows | None, x: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, Rows]:
+    """Runs the decoder one position further for every row. Shape: x (B, Q, D) -> hidden (B, Q, D), logits (B, Q, V)."""
     batch, count, _ = x.shape
-    own = torch.eye(count, dtype=torch.bool, device=x.device).expand(batch, -1, -1)
-    if rows is None:
-        position, past, ancestors, positions = 0, None, own, [0] * count
-    else:
-        position = rows.positions[-1] + 1
-        past, ancestors = rows.past, torch.cat([rows.ancestors, own], -1)
-        positions = rows.positions + [position] * count
-    keys = torch.tensor(positions, device=x.device)
-    relative = runtime.position_bias(keys[-1:], keys)  # (H, 1, W)
-    bias = relative.unsqueeze(0).masked_fill(~ancestors.unsqueeze(1), NEG_INF)  # (B, H, Q, W)
-    hidden, logits, past = runtime.step(x, bias, memory, past)
-    return Rows(hidden, logits, past, ancestors, positions)
+    ancestors = torch.eye(count, dtype=torch.bool, device=x.device).expand(batch, -1, -1)
+    if rows is not None:
+        ancestors = torch.cat([rows.ancestors, ancestors], -1)
+    written = (*(rows.written if rows is not None else ()), count)
+    relative = runtime.relative_bias[:, : len(written)].flip(1)  # (H, positions), oldest first
+    relative = torch.cat([relative[:, i : i + 1].expand(-1, slots) for i, slots in enumerate(written)], 1)  # (H, W)
+    bias = relative[None, :, None].masked_fill(~ancestors.unsqueeze(1), NEG_INF)  # (B, H, Q, W)
+    hidden, logits, past = runtime.step(x, bias, memory, rows.past if rows is not None else None)
+    return hidden, logits, Rows(past, ancestors, written)
 
 
-def _follow(rows: Rows, parent: torch.Tensor) -> Rows:
-    """The rows that continue `parent` (B, Q'): they inherit its prefix; nothing written is moved."""
-    return Rows(
-        _rows(rows.hidden, parent), _rows(rows.logits, parent), rows.past, _rows(rows.ancestors, parent), rows.positions
-    )
+def _log_probs(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    return (logits if temperature == 1.0 else logits / temperature).log_softmax(-1)
 
 
 def _rows(tensor: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
@@ -232,7 +291,14 @@ def _rows(tensor: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     return tensor.gather(1, index.reshape(*index.shape, *([1] * (tensor.dim() - 2))).expand(-1, -1, *tensor.shape[2:]))
 
 
-def _top(candidates: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The best `count` of each request's candidates, best first. Shape: (B, ...) -> values, flat indices (B, count)."""
-    values, flat = candidates.flatten(1).topk(count, dim=1)
-    return values, flat
+def _best(scores: torch.Tensor, rank: torch.Tensor | None, count: int) -> torch.Tensor:
+    """Places of the best `count` scores, best first, equal ones by ascending rank. Shape: (B, n) -> (B, count).
+
+    rank: (B, n) integers below 2^31, or None for the place itself. topk alone leaves open which of two equal scores
+    comes first, and whether both come at all; so it is given one integer per candidate that holds score and rank.
+    """
+    bits = scores.view(torch.int32)
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # the order of floats, as integers
+    if rank is None:
+        rank = torch.arange(scores.shape[1], device=scores.device)
+    return ((ordered.long() << 32) - rank).topk(count, dim=1).indices

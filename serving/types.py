@@ -50,6 +50,7 @@ class Request:
     rules: Rules = Rules()
     dense_weight: float | None = None  # None: the bundle's
     explain: bool = False
+    paths: int | None = None  # reasoning paths, None: the bundle's
 
 
 @dataclass(frozen=True, slots=True)

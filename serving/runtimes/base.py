@@ -15,6 +15,9 @@ class Runtime(Protocol):
 
     device: torch.device
     step_form: StepForm
+    item_tokens: torch.Tensor  # (I, M) int64 by catalogue row
+    item_vectors: torch.Tensor  # (I, D), what the dense score compares a state with
+    relative_bias: torch.Tensor  # (H, T), the decoder's bias towards a position 0..T - 1 places back
 
     def encode(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """(B, S) int64, (B, S) bool -> (B, S, D)."""
@@ -28,10 +31,6 @@ class Runtime(Protocol):
         self, x: torch.Tensor, bias: torch.Tensor, memory: Memory, past: KeysValues | None
     ) -> tuple[torch.Tensor, torch.Tensor, KeysValues]:
         """(B, Q, D) -> h (B, Q, D), logits (B, Q, V), and the longer past."""
-        ...
-
-    def position_bias(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        """Relative bias of the decoder: positions (Q,), (W,) -> (H, Q, W)."""
         ...
 
     def embed(self, token: torch.Tensor) -> torch.Tensor:

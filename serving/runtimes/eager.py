@@ -18,12 +18,14 @@ class EagerRuntime:
         self.device = item_tokens.device
         self.step_form = network.step_form
         self.attention: EncoderAttention = attention
-        self.per_item = item_tokens.shape[1]
+        self.item_tokens = item_tokens
         with torch.no_grad():
             self.item_vectors = network.item_vectors(item_tokens)
+            distances = torch.arange(network.t5.config.relative_attention_max_distance, device=self.device)
+            self.relative_bias = network.t5.decoder.position_bias(distances[-1:], distances)[:, 0].flip(1)
 
     def encode(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        return self.network.t5.encode(tokens, mask, self.attention, self.per_item)
+        return self.network.t5.encode(tokens, mask, self.attention, self.item_tokens.shape[1])
 
     def memory(self, hidden: torch.Tensor, mask: torch.Tensor) -> Memory:
         return self.network.t5.memory(hidden, mask)
@@ -33,9 +35,6 @@ class EagerRuntime:
     ) -> tuple[torch.Tensor, torch.Tensor, KeysValues]:
         hidden, present = self.network.t5.decode(x, bias, memory, past)
         return hidden, self.network.t5.logits(hidden), present
-
-    def position_bias(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        return self.network.t5.decoder.position_bias(query, key)
 
     def embed(self, token: torch.Tensor) -> torch.Tensor:
         return self.network.t5.shared(token)

@@ -37,7 +37,7 @@ class OnnxRuntime(EagerRuntime):
         self._step = _session(onnx_graph.step(network.t5, int8), threads)
 
     def encode(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        bias = self.network.t5.encoder_bias(mask, self.attention, self.per_item)
+        bias = self.network.t5.encoder_bias(mask, self.attention, self.item_tokens.shape[1])
         return _run(self._encoder, {"x": self.network.t5.shared(tokens), "bias": bias})[0]
 
     def memory(self, hidden: torch.Tensor, mask: torch.Tensor) -> Memory:

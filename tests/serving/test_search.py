@@ -1,8 +1,9 @@
-"""The search against brute force: same items, same order, same scores, alone and in any batch."""
+"""The search against its slow reference: same items, same order, same scores, alone and in any batch."""
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,108 +11,164 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from serving.bundle import Bundle
 from serving.engine import Engine
-from serving.reference import score_all_items
+from serving.reference import Reference
 from serving.search import reason
-from serving.types import Request, Rules
+from serving.types import Answer, Request, Rules
 from tests.builders import tiny_model
 
 TOLERANCE = 1e-4
 
 
-def ask(engine: Engine, *requests: Request) -> list:
+def ask(engine: Engine, *requests: Request) -> list[Answer]:
     return engine.search(list(requests), engine.encode([request.history for request in requests]))
 
 
-def reasoning_of(engine: Engine, history: tuple[int, ...], steps: int) -> tuple[int, ...] | int:
-    """The single reasoning path that the search takes, found by the search's first half alone."""
-    if engine.bundle.settings.step_form == "state":
-        return steps
-    state = torch.from_numpy(engine.encode([history])[0].hidden)[None]
-    memory = engine.runtime.memory(state, torch.ones(state.shape[:2], dtype=torch.bool))
-    return tuple(reason(engine.runtime, engine.bundle.search_settings, memory, steps).tokens[0, 0].tolist())
+def assert_as_reference(bundle: Bundle, request: Request, answer: Answer) -> None:
+    """Same items, same order, same scores. Random weights leave no ties."""
+    if request.paths is not None:
+        bundle = replace(bundle, settings=replace(bundle.settings, paths=request.paths))
+    reference = Reference(bundle, request.history, request.reasoning_steps)
+    permitted = np.flatnonzero(bundle.catalogue.permitted(request.rules)).tolist()
+    dense = bundle.dense_weight if request.dense_weight is None else request.dense_weight
+    expected = reference.search(request.beam_width, permitted, dense or None)[: request.k]
+    assert answer.items == [item for item, _ in expected]
+    np.testing.assert_allclose(answer.scores, [score for _, score in expected], atol=TOLERANCE)
 
 
-@settings(max_examples=25, deadline=None)
-@given(
-    seed=st.integers(0, 10_000),
-    items=st.integers(1, 60),
-    steps=st.integers(0, 3),
-    form=st.sampled_from(["token", "state", "both"]),
-    batch=st.integers(1, 4),
-    attention=st.sampled_from(["bidirectional", "causal-by-item"]),
-    dense=st.sampled_from([0.0, 0.7]),
-)
-@torch.no_grad()
-def test_a_wide_beam_returns_every_item_as_brute_force_scores_it(seed, items, steps, form, batch, attention, dense):
-    bundle = tiny_model(items, seed=seed, step_form=form, attention=attention, dense_weight=dense, suffix_tokens=(1,))
-    engine = Engine(bundle)
-    rng = np.random.default_rng(seed)
-    histories = [tuple(rng.integers(0, items, rng.integers(0, 9)).tolist()) for _ in range(batch)]
-    answers = ask(engine, *(Request(history, items, 64, steps) for history in histories))
-    for history, answer in zip(histories, answers, strict=True):
-        expected, _ = score_all_items(bundle, history, reasoning_of(engine, history, steps), dense)
-        order = np.argsort(-expected, kind="stable")
-        assert sorted(answer.items) == list(range(items))
-        np.testing.assert_allclose(answer.scores, expected[answer.items], atol=TOLERANCE)
-        np.testing.assert_allclose(answer.scores, expected[order], atol=TOLERANCE)
-
-
-def test_the_single_path_is_the_greedy_one_and_leaves_no_trace_in_the_scores():
-    bundle = tiny_model(seed=3, step_form="token")
-    engine = Engine(bundle)
-    history = (1, 2, 3)
-    (answer,) = ask(engine, Request(history, 5, 64, 1, explain=True))
-    lo, hi = bundle.vocabulary.reasoning_range
-    every = [score_all_items(bundle, history, (token,)) for token in range(lo, hi)]
-    greedy = int(np.argmax([log_prob for _, log_prob in every]))
-    assert answer.trace is not None and answer.trace.reasoning_tokens == [lo + greedy]
-    np.testing.assert_allclose(answer.scores, np.sort(every[greedy][0])[::-1][:5], atol=TOLERANCE)
-    np.testing.assert_allclose(answer.trace.reasoning_log_probs, [every[greedy][1]], atol=TOLERANCE)
-    np.testing.assert_allclose(np.sum(answer.trace.token_log_probs, axis=1), answer.scores, atol=TOLERANCE)
-
-
-@pytest.mark.parametrize("merge", ["logsumexp", "max"])
-def test_paths_that_end_in_one_item_are_merged(merge):
-    bundle = tiny_model(seed=5, step_form="token", reasoning_codes=3, paths=9, merge=merge)
-    engine = Engine(bundle)
-    history = (4, 8)
-    (answer,) = ask(engine, Request(history, 60, 64, 2))
-    lo, hi = bundle.vocabulary.reasoning_range
-    every = [score_all_items(bundle, history, pair) for pair in itertools.product(range(lo, hi), repeat=2)]
-    log_probs = np.array([log_prob for _, log_prob in every])
-    shares = log_probs - np.logaddexp.reduce(log_probs)
-    totals = np.stack([scores for scores, _ in every]) + shares[:, None]
-    expected = np.logaddexp.reduce(totals) if merge == "logsumexp" else totals.max(0)
-    assert len(set(answer.items)) == 60
-    np.testing.assert_allclose(answer.scores, np.sort(expected)[::-1], atol=TOLERANCE)
-
-
-@settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 10_000), k=st.integers(1, 12), steps=st.integers(0, 2), paths=st.integers(1, 3))
-def test_k_never_shrinks_under_rules(seed, k, steps, paths):
-    bundle = tiny_model(40, seed=seed, paths=paths)
-    rng = np.random.default_rng(seed)
-    some = lambda n: tuple(rng.choice(40, n, replace=False).tolist())  # noqa: E731
-    rules = Rules(
-        exclude=some(int(rng.integers(0, 30))),
-        deny=some(3),
-        allow=some(20) if rng.random() < 0.5 else None,
-        categories=("even",) if rng.random() < 0.3 else (),
-        catalogue="small" if rng.random() < 0.2 else None,
+@st.composite
+def worlds(draw: st.DrawFn) -> tuple[Bundle, list[Request]]:
+    """A random small model over a random trie, and up to nine requests that share a search."""
+    seed = draw(st.integers(0, 10_000))
+    items = draw(st.integers(1, 40))
+    levels = draw(st.integers(1, 4))
+    bundle = tiny_model(
+        items,
+        sizes=((40,), (8, 7), (5, 4, 4), (4, 3, 3, 3))[levels - 1],
+        seed=seed,
+        max_steps=3,
+        reasoning_codes=draw(st.sampled_from([0, 3, 8])),
+        step_form=draw(st.sampled_from(["token", "state", "both"])),
+        attention=draw(st.sampled_from(["bidirectional", "causal-by-item"])),
+        suffix_tokens=draw(st.sampled_from([(), (1,)])),
+        temperature=draw(st.sampled_from([1.0, 0.8])),
+        merge=draw(st.sampled_from(["logsumexp", "max"])),
+        dense_candidates=draw(st.sampled_from([0, 4])),
     )
-    (answer,) = ask(Engine(bundle), Request((1, 2), k, 12, steps, rules))
-    permitted = set(np.flatnonzero(bundle.catalogue.permitted(rules)).tolist())
-    assert len(set(answer.items)) == len(answer.items) == min(k, len(permitted))
-    assert set(answer.items) <= permitted
-    assert answer.scores == sorted(answer.scores, reverse=True)
+    rng = np.random.default_rng(seed)
+    batch, steps = draw(st.integers(1, 9)), draw(st.integers(0, 3))
+    width = draw(st.sampled_from([1, 3, 10, 50]))
+    paths, dense, ruled = draw(st.integers(1, 4)), draw(st.sampled_from([0.0, 0.7])), draw(st.booleans())
+
+    def some(most: int) -> tuple[int, ...]:
+        return tuple(rng.integers(0, items, rng.integers(0, most)).tolist())
+
+    def rules() -> Rules:
+        return Rules(
+            exclude=some(9),
+            deny=some(items),
+            allow=some(2 * items) if rng.random() < 0.3 else None,
+            categories=("even",) if items > 1 and rng.random() < 0.3 else (),
+            catalogue="small" if rng.random() < 0.2 else None,
+        )
+
+    return bundle, [
+        Request(some(9), width, width, steps, rules() if ruled else Rules(), dense, paths) for _ in range(batch)
+    ]
 
 
-def test_an_answer_does_not_depend_on_its_batch_mates():
-    engine = Engine(tiny_model(seed=9))
-    requests = [Request(tuple(range(i, i + 1 + i % 5)), 10, 20, 3, Rules(exclude=(i,))) for i in range(9)]
+@settings(max_examples=60, deadline=None)
+@given(worlds())
+def test_answers_are_those_of_the_reference(world):
+    bundle, requests = world
+    engine = Engine(bundle)
+    for request, answer in zip(requests, ask(engine, *requests), strict=True):
+        assert_as_reference(bundle, request, answer)
+
+
+@settings(max_examples=15, deadline=None)
+@given(worlds())
+def test_an_answer_is_the_same_alone_and_in_any_batch(world):
+    bundle, requests = world
+    engine = Engine(bundle)
     together = ask(engine, *requests)
     for request, answer in zip(requests, together, strict=True):
         (alone,) = ask(engine, request)
         assert alone.items == answer.items
         np.testing.assert_allclose(alone.scores, answer.scores, atol=1e-5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000), k=st.integers(1, 12), steps=st.integers(0, 2), paths=st.integers(1, 3))
+def test_k_never_shrinks(seed, k, steps, paths):
+    bundle = tiny_model(40, seed=seed, paths=paths)
+    rng = np.random.default_rng(seed)
+    rules = Rules(exclude=tuple(rng.choice(40, int(rng.integers(0, 41)), replace=False).tolist()))
+    (answer,) = ask(Engine(bundle), Request((1, 2), k, 12, steps, rules))
+    permitted = set(range(40)) - set(rules.exclude)
+    assert len(set(answer.items)) == len(answer.items) == min(k, len(permitted))
+    assert set(answer.items) <= permitted
+    assert answer.scores == sorted(answer.scores, reverse=True)
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_a_wide_beam_scores_every_item_as_brute_force_does(steps):
+    bundle = tiny_model(30, seed=1)
+    (answer,) = ask(Engine(bundle), Request((1, 2, 3), 30, 30, steps))
+    reference = Reference(bundle, (1, 2, 3), steps)
+    (path,) = reference.paths()
+    every = np.array([reference.score(path, item) for item in reference.items])
+    assert answer.items == np.argsort(-every).tolist()
+    np.testing.assert_allclose(answer.scores, np.sort(every)[::-1], atol=TOLERANCE)
+
+
+def test_equal_scores_are_ordered_by_token_path():
+    """With all weights zero every token is equally likely, so every item is: nothing but the rule decides."""
+    bundle = tiny_model(40, seed=2)
+    for parameter in bundle.network.parameters():
+        parameter.data.zero_()
+    order = np.lexsort(bundle.catalogue.tokens.T[::-1]).tolist()
+    for width in (5, 40):
+        for paths in (1, 3):
+            request = Request((1, 2), width, width, 2, paths=paths)
+            assert ask(Engine(bundle), request, request)[1].items == order[:width]
+
+
+def test_an_explanation_adds_up():
+    bundle = tiny_model(seed=3, step_form="token")
+    engine = Engine(bundle)
+    (answer,) = ask(engine, Request((1, 2, 3), 5, 64, 1, explain=True))
+    (path,) = Reference(bundle, (1, 2, 3), 1).paths()
+    assert answer.trace is not None and answer.trace.reasoning_tokens == list(path.tokens)
+    np.testing.assert_allclose(answer.trace.reasoning_log_probs, [path.log_prob], atol=TOLERANCE)
+    np.testing.assert_allclose(np.sum(answer.trace.token_log_probs, axis=1), answer.scores, atol=TOLERANCE)
+
+
+def test_several_paths_cost_no_rows_of_the_beam(monkeypatch: pytest.MonkeyPatch):
+    bundle = tiny_model(seed=4, paths=5)
+    engine = Engine(bundle)
+    rows = []
+    step = engine.runtime.step
+
+    def counted(x: torch.Tensor, *rest: object) -> object:
+        rows.append(x.shape[1])
+        return step(x, *rest)
+
+    monkeypatch.setattr(engine.runtime, "step", counted)
+    ask(engine, Request((1, 2), 6, 6, 2))
+    assert rows == [1, 5, 5, 6, 6]  # start, two steps of five paths, two item tokens of six beams
+
+
+def test_paths_are_the_likeliest(monkeypatch: pytest.MonkeyPatch):
+    bundle = tiny_model(seed=5, step_form="both", paths=3)
+    engine = Engine(bundle)
+    state = torch.from_numpy(engine.encode([(4, 8)])[0].hidden.astype(np.float32))[None]
+    memory = engine.runtime.memory(state, torch.ones(state.shape[:2], dtype=torch.bool))
+    with torch.inference_mode():
+        reasoned = reason(engine.runtime, bundle.search_settings, memory, 2)
+    expected: Sequence = Reference(bundle, (4, 8), 2).paths()
+    assert [tuple(path) for path in reasoned.tokens[0].tolist()] == [path.tokens for path in expected]
+    np.testing.assert_allclose(reasoned.scores[0].numpy(), [path.log_prob for path in expected], atol=TOLERANCE)
+    for found, path in zip(reasoned.states[0], expected, strict=True):
+        np.testing.assert_allclose(found.numpy(), torch.stack(path.states).numpy(), atol=TOLERANCE)

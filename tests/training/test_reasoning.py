@@ -9,7 +9,7 @@ import torch
 from serving.bundle import Bundle
 from serving.histories import history_tokens
 from serving.model import Memory
-from serving.reference import score_all_items
+from serving.reference import Reference
 from serving.runtimes.eager import EagerRuntime
 from serving.search import reason, search
 from serving.trie import build_trie
@@ -54,9 +54,11 @@ def test_training_scores_an_item_as_brute_force_does(form, steps):
     pairs = zip(thought.logits, thought.tokens, strict=True) if form != "state" else ()
     reasoning = torch.stack([torch.zeros_like(scores), *(token_log_probs(*pair, 0.8) for pair in pairs)]).sum(0)
     for row, history in enumerate(HISTORIES):
-        expected, log_prob = score_all_items(bundle, history, steps if form == "state" else tuple(path.tolist()))
+        reference = Reference(bundle, history, steps)
+        taken = reference.path((0,) * steps if form == "state" else tuple(path.tolist()))
+        expected = [reference.score(taken, item) for item in reference.items]
         np.testing.assert_allclose(scores[row].numpy(), expected, atol=1e-4)
-        np.testing.assert_allclose(reasoning[row].numpy(), log_prob, atol=1e-4)
+        np.testing.assert_allclose(reasoning[row].numpy(), taken.log_prob, atol=1e-4)
 
 
 @pytest.mark.parametrize("form", FORMS)

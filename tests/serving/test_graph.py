@@ -1,0 +1,98 @@
+"""The static form of the search: padding, buckets and fixed buffers, with a recorder that simply runs again.
+
+CUDA itself is not needed: what a graph adds to this is only that `run` is not Python any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+
+from serving import graph
+from serving.errors import EngineError
+from serving.graph import RecordedSearch, padded_batch
+from serving.rules import RuleBook
+from serving.runtimes.eager import EagerRuntime
+from serving.search import search
+from serving.trie import build_trie
+from serving.types import Beams, Rules
+from tests.builders import tiny_model
+
+
+def run_again(run: Callable[[], Beams]) -> tuple[Callable[[], None], Beams]:
+    """What a CUDA graph does, by hand: every replay writes into the beams of the recording."""
+    beams = run()
+
+    def replay() -> None:
+        fresh = run()
+        for field in fields(Beams):
+            getattr(beams, field.name).copy_(getattr(fresh, field.name))
+
+    return replay, beams
+
+
+@pytest.fixture
+def parts():
+    bundle = tiny_model(40, paths=2)
+    tokens = torch.from_numpy(bundle.catalogue.tokens.astype(np.int64))
+    runtime = EagerRuntime(bundle.network, tokens, bundle.settings.attention)
+    trie = build_trie(bundle.catalogue.tokens)
+    return runtime, trie, bundle.search_settings, RuleBook(trie, bundle.catalogue.members, rows=8)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("ruled", [False, True])
+@pytest.mark.parametrize("dense", [False, True])
+def test_replays_answer_like_the_search(parts, ruled, dense):
+    runtime, trie, settings, book = parts
+    recorded = RecordedSearch(runtime, trie, settings, run_again)
+    rng = torch.Generator().manual_seed(0)
+    for batch, history in ((1, 3), (3, 40), (1, 33), (5, 8), (3, 7), (1, 1)):
+        hidden = torch.randn(batch, history, 16, generator=rng)
+        mask = torch.arange(history) < torch.randint(1, history + 1, (batch, 1), generator=rng)
+        weight = torch.rand(batch, generator=rng) if dense else None
+        rules = [Rules(exclude=(row, 2 * row), catalogue="small" if row == 2 else None) for row in range(batch)]
+        rules += [Rules()] * (padded_batch(batch) - batch)
+        if not ruled:
+            rules = [Rules()] * len(rules)
+        with book.blocked(rules) as blocked:
+            options = {"steps": 2, "beam_width": 12, "dense_weight": weight}
+            found = recorded.search(hidden, mask, paths=2, blocked=blocked, **options)
+        with book.blocked(rules[:batch]) as blocked:
+            expected = search(runtime, trie, settings, runtime.memory(hidden, mask), blocked=blocked, **options)
+        assert torch.equal(found.items, expected.items)
+        for field in fields(Beams):
+            torch.testing.assert_close(getattr(found, field.name), getattr(expected, field.name), atol=1e-5, rtol=1e-5)
+    assert len(recorded._recordings) == 5  # (1, 32) served two of the six
+
+
+@torch.inference_mode()
+def test_recordings_are_bounded(parts, monkeypatch):
+    runtime, trie, settings, _ = parts
+    monkeypatch.setattr(graph, "MOST_RECORDINGS", 2)
+    made = []
+
+    def counted(run: Callable[[], Beams]) -> tuple[Callable[[], None], Beams]:
+        made.append(run)
+        return run_again(run)
+
+    recorded = RecordedSearch(runtime, trie, settings, counted)
+    for width in (3, 4, 3, 5, 3, 4):
+        recorded.search(torch.randn(1, 4, 16), torch.ones(1, 4, dtype=torch.bool), steps=0, beam_width=width, paths=1)
+    assert len(made) == 4  # 3, 4, 5 and again 4, which was used least recently when 5 came
+
+
+def test_a_failed_recording_is_an_error(parts):
+    runtime, trie, settings, _ = parts
+
+    def fails(_: Callable[[], Beams]) -> tuple[Callable[[], None], Beams]:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    with pytest.raises(EngineError, match="could not be recorded"):
+        RecordedSearch(runtime, trie, settings, fails).search(
+            torch.randn(1, 4, 16), torch.ones(1, 4, dtype=torch.bool), steps=0, beam_width=3, paths=1
+        )

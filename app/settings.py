@@ -12,6 +12,8 @@ import limits
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from serving.types import RuntimeName
+
 PREFIX = "STREAMREC_"
 
 Listed = Annotated[tuple[str, ...], NoDecode]  # separated by commas
@@ -25,8 +27,9 @@ class Settings(BaseSettings):
     bundle: Path = Field(default=Path("bundles/demo"), description="folder of the bundle to serve")
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
-    runtime: Literal["eager", "onnx", "onnx-int8"] = Field(
-        default="eager", description="what runs the network: eager, onnx, or onnx-int8 for bundles that passed its gate"
+    runtime: RuntimeName = Field(
+        default="eager",
+        description="what runs the network: eager, onnx, onnx-int8 for bundles that passed its gate, or cuda on a GPU",
     )
     threads: int = Field(default=1, ge=1, description="threads of the engine's arithmetic")
     log_level: Literal["debug", "info", "warning", "error"] = Field(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,32 +12,36 @@ import torch
 import torch.nn.functional as F
 
 from serving.bundle import Bundle
-from serving.errors import BundleError
+from serving.errors import BundleError, EngineError
+from serving.graph import RecordedSearch, padded_batch
 from serving.histories import history_tokens
 from serving.rules import RuleBook
 from serving.runtimes.eager import EagerRuntime
 from serving.search import find_items, reason
 from serving.trie import build_trie
-from serving.types import Answer, Beams, EncoderState, Request, RuntimeName, Trace
+from serving.types import Answer, Beams, EncoderState, Request, Rules, RuntimeName, Trace
 
 NEAREST_ITEMS = 5
+# Rules' rows made beforehand for recorded searches, which read fixed buffers: the widest batch that needs no new ones.
+RECORDED_ROWS = 64
 
 
 class Engine:
     """Answers requests with one bundle. Blocking; not thread-safe: one thread calls it.
 
-    runtime: what runs the network. ValueError for a name that does not exist, BundleError where the bundle has not
-    passed the gate for int8. threads: of its arithmetic; torch's are set for the whole process (spinning threads slow
-    each other down).
+    runtime: what runs the network; `cuda` replays recorded searches on a GPU. ValueError for a name that does not
+    exist, EngineError where there is no GPU, BundleError where the bundle has not passed the gate for int8. threads: of
+    the CPU's arithmetic; torch's are set for the whole process (spinning threads slow each other down).
     """
 
     def __init__(self, bundle: Bundle, *, runtime: RuntimeName = "eager", threads: int = 1) -> None:
         torch.set_num_threads(threads)
         self.bundle = bundle
-        self.trie = build_trie(bundle.catalogue.tokens)
-        self.rules = RuleBook(self.trie, bundle.catalogue.members)
-        tokens = torch.from_numpy(bundle.catalogue.tokens.astype(np.int64))
-        self.runtime = _runtime(runtime, bundle, tokens, threads)
+        self.runtime = _runtime(runtime, bundle, threads)
+        self.trie = build_trie(bundle.catalogue.tokens, self.runtime.device)
+        recorded = self.runtime.device.type == "cuda"
+        self.rules = RuleBook(self.trie, bundle.catalogue.members, rows=RECORDED_ROWS if recorded else 1)
+        self.recorded = RecordedSearch(self.runtime, self.trie, bundle.search_settings) if recorded else None
 
     @torch.inference_mode()
     def encode(self, histories: Sequence[Sequence[int]]) -> list[EncoderState]:
@@ -45,29 +50,47 @@ class Engine:
         tokens, mask = history_tokens(
             histories, self.bundle.catalogue.tokens, settings.max_items, settings.suffix_tokens
         )
-        hidden = self.runtime.encode(tokens, mask)
+        hidden = self.runtime.encode(tokens.to(self.runtime.device), mask.to(self.runtime.device)).cpu()
         return [EncoderState(row[real].numpy().copy()) for row, real in zip(hidden, mask, strict=True)]
 
     @torch.inference_mode()
     def search(self, requests: Sequence[Request], states: Sequence[EncoderState]) -> list[Answer]:
         """Answers requests that share reasoning_steps, beam_width and paths. `seconds` in an answer are the batch's."""
-        steps, beam_width = requests[0].reasoning_steps, requests[0].beam_width
         started = time.perf_counter()
-        memory = self.runtime.memory(*_pad(states))
-        settings = self.bundle.search_settings
-        if requests[0].paths is not None:
-            settings = replace(settings, paths=requests[0].paths)
-        reasoned = reason(self.runtime, settings, memory, steps)
-        thought = time.perf_counter()
-        weights = [self.bundle.dense_weight if r.dense_weight is None else r.dense_weight for r in requests]
-        dense = torch.tensor(weights) if any(weights) or any(r.explain for r in requests) else None
-        with self.rules.blocked([request.rules for request in requests]) as blocked:
-            beams = find_items(self.runtime, self.trie, settings, memory, reasoned, beam_width, blocked, dense)
+        beams, thought = self._beams(requests, states)
+        beams = beams.to("cpu")
+        if beams.scores.isnan().any():
+            raise EngineError("The network's scores are not numbers (NaN); go back to the bundle served before.")
         answers = [self._answer(beams, i, request) for i, request in enumerate(requests)]
         seconds = {"reason": thought - started, "decode": time.perf_counter() - thought}
         for answer in answers:
             answer.seconds = dict(seconds)
         return answers
+
+    def _beams(self, requests: Sequence[Request], states: Sequence[EncoderState]) -> tuple[Beams, float]:
+        """The search, and when its reasoning was done; a recorded search is one piece, all of it counts as decode."""
+        first, device = requests[0], self.runtime.device
+        settings = self.bundle.search_settings
+        if first.paths is not None:
+            settings = replace(settings, paths=first.paths)
+        weights = [self.bundle.dense_weight if r.dense_weight is None else r.dense_weight for r in requests]
+        dense = torch.tensor(weights, device=device) if any(weights) or any(r.explain for r in requests) else None
+        hidden, mask = (part.to(device) for part in _pad(states))
+        rules = [request.rules for request in requests]
+        if self.recorded is not None:
+            thought = time.perf_counter()
+            rules += [Rules()] * (padded_batch(len(requests)) - len(requests))
+            with self.rules.blocked(rules) as blocked:
+                return self.recorded.search(
+                    hidden, mask, steps=first.reasoning_steps, beam_width=first.beam_width, paths=settings.paths,
+                    blocked=blocked, dense_weight=dense,
+                ), thought  # fmt: skip
+        memory = self.runtime.memory(hidden, mask)
+        reasoned = reason(self.runtime, settings, memory, first.reasoning_steps)
+        thought = time.perf_counter()
+        with self.rules.blocked(rules) as blocked:
+            beams = find_items(self.runtime, self.trie, settings, memory, reasoned, first.beam_width, blocked, dense)
+        return beams, thought
 
     def warm_up(self) -> None:
         """Runs real shapes once, so that the first request does not pay for allocation and lazy set-up."""
@@ -84,7 +107,7 @@ class Engine:
 
     def _trace(self, beams: Beams, i: int, items: list[int]) -> Trace:
         path = int(beams.path[i, 0])
-        states = beams.states[i, path]  # (L + 1, D)
+        states = beams.states[i, path].to(self.runtime.device)  # (L + 1, D)
         vectors = self.runtime.item_vectors
         nearest = self.runtime.dense(states).topk(min(NEAREST_ITEMS, len(vectors)), -1).indices
         count = len(items)
@@ -99,11 +122,16 @@ class Engine:
         )
 
 
-def _runtime(name: RuntimeName, bundle: Bundle, tokens: torch.Tensor, threads: int) -> EagerRuntime:
+def _runtime(name: RuntimeName, bundle: Bundle, threads: int) -> EagerRuntime:
+    tokens = torch.from_numpy(bundle.catalogue.tokens.astype(np.int64))
     if name == "eager":
         return EagerRuntime(bundle.network, tokens, bundle.settings.attention)
+    if name == "cuda":
+        if not torch.cuda.is_available():
+            raise EngineError("There is no CUDA device here; choose the runtime onnx or eager.")
+        return EagerRuntime(copy.deepcopy(bundle.network).cuda(), tokens.cuda(), bundle.settings.attention)
     if name not in ("onnx", "onnx-int8"):
-        raise ValueError(f"There is no runtime {name!r}; choose eager, onnx or onnx-int8.")
+        raise ValueError(f"There is no runtime {name!r}; choose eager, onnx, onnx-int8 or cuda.")
     if name == "onnx-int8" and (bundle.int8 or {}).get("passed") is not True:
         known = "has not passed" if bundle.int8 else "was exported without"
         raise BundleError(f"The bundle {bundle.name} {known} the gate for int8; serve it with the runtime onnx.")

@@ -151,7 +151,9 @@ def find_items(
     if dense_weight is not None:
         dense_of_items = runtime.dense(reasoned.states[:, :, -1])  # (B, P, I)
         if settings.dense_candidates:
-            found = _add_dense_best(runtime, trie, settings, memory, reasoned, found, blocked, dense_of_items)
+            # A request without a weight asked for no dense score: its answer is the beam's, whoever shares the batch.
+            wanted = dense_weight != 0
+            found = _add_dense_best(runtime, trie, settings, memory, reasoned, found, blocked, dense_of_items, wanted)
         dense = dense_of_items.flatten(1).gather(1, found.path * dense_of_items.shape[-1] + trie.item[found.leaf])
         scores = found.scores + dense_weight[:, None] * dense
         order = _best(scores, found.leaf, min(beam_width, scores.shape[1]))
@@ -230,10 +232,12 @@ def _add_dense_best(
     found: Found,
     blocked: Blocked | None,
     dense_of_items: torch.Tensor,
+    wanted: torch.Tensor,
 ) -> Found:
     """Scores the dense score's best permitted items with the decoder, on the likeliest path, and appends them.
 
-    One pass over the tokens of all U candidates: row (u, j) sees the reasoning and its own item's tokens up to c_j.
+    wanted: (B,) bool, the requests that get them. One pass over the tokens of all U candidates: row (u, j) sees the
+    reasoning and its own item's tokens up to c_j.
     """
     batch, levels = found.leaf.shape[0], trie.levels
     dense = dense_of_items[:, 0]  # (B, I)
@@ -257,10 +261,11 @@ def _add_dense_best(
     token_log_probs = _log_probs(logits, settings.temperature).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
     scores = token_log_probs.sum(-1) + reasoned.scores.log_softmax(-1)[:, :1]
     scores = scores.masked_fill(dense.gather(1, item) == NEG_INF, NEG_INF)
-    already = (leaf.unsqueeze(2) == found.leaf.unsqueeze(1)) & (found.scores > NEG_INF).unsqueeze(1)  # (B, U, K)
+    twice = (leaf.unsqueeze(2) == found.leaf.unsqueeze(1)) & (found.scores > NEG_INF).unsqueeze(1)  # (B, U, K)
+    scores = scores.masked_fill(twice.any(2) | ~wanted[:, None], NEG_INF)
     return Found(
         torch.cat([found.leaf, leaf], 1),
-        torch.cat([found.scores, scores.masked_fill(already.any(2), NEG_INF)], 1),
+        torch.cat([found.scores, scores], 1),
         torch.cat([found.path, torch.zeros_like(leaf)], 1),
         torch.cat([found.token_log_probs, token_log_probs], 1),
     )

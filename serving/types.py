@@ -12,7 +12,7 @@ An *item* inside serving is its row in the catalogue (int); item ids (strings) l
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 import numpy as np
@@ -20,7 +20,7 @@ import torch
 
 StepForm = Literal["token", "state", "both"]
 Merge = Literal["logsumexp", "max"]
-RuntimeName = Literal["eager", "onnx", "onnx-int8"]
+RuntimeName = Literal["eager", "onnx", "onnx-int8", "cuda"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,3 +108,6 @@ class Beams:
     path: torch.Tensor
     token_log_probs: torch.Tensor
     dense: torch.Tensor
+
+    def to(self, device: torch.device | str) -> Beams:
+        return Beams(*(getattr(self, field.name).to(device) for field in fields(self)))

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from serving.bundle import Bundle
 from serving.engine import Engine
+from serving.errors import EngineError
 from serving.reference import Reference
 from serving.search import reason
 from serving.types import Answer, Request, Rules
@@ -59,7 +60,8 @@ def worlds(draw: st.DrawFn) -> tuple[Bundle, list[Request]]:
     rng = np.random.default_rng(seed)
     batch, steps = draw(st.integers(1, 9)), draw(st.integers(0, 3))
     width = draw(st.sampled_from([1, 3, 10, 50]))
-    paths, dense, ruled = draw(st.integers(1, 4)), draw(st.sampled_from([0.0, 0.7])), draw(st.booleans())
+    paths, ruled = draw(st.integers(1, 4)), draw(st.booleans())
+    dense = draw(st.sampled_from([(0.0,), (0.7,), (0.0, 0.7)]))  # the same for all, or mixed in one batch
 
     def some(most: int) -> tuple[int, ...]:
         return tuple(rng.integers(0, items, rng.integers(0, most)).tolist())
@@ -74,7 +76,8 @@ def worlds(draw: st.DrawFn) -> tuple[Bundle, list[Request]]:
         )
 
     return bundle, [
-        Request(some(9), width, width, steps, rules() if ruled else Rules(), dense, paths) for _ in range(batch)
+        Request(some(9), width, width, steps, rules() if ruled else Rules(), dense[i % len(dense)], paths=paths)
+        for i in range(batch)
     ]
 
 
@@ -172,3 +175,34 @@ def test_paths_are_the_likeliest(monkeypatch: pytest.MonkeyPatch):
     np.testing.assert_allclose(reasoned.scores[0].numpy(), [path.log_prob for path in expected], atol=TOLERANCE)
     for found, path in zip(reasoned.states[0], expected, strict=True):
         np.testing.assert_allclose(found.numpy(), torch.stack(path.states).numpy(), atol=TOLERANCE)
+
+
+def test_scores_that_are_no_numbers_are_an_error():
+    bundle = tiny_model(seed=6)
+    engine = Engine(bundle)
+    bundle.network.t5.decoder.final_layer_norm.weight.data.fill_(float("nan"))
+    with pytest.raises(EngineError, match="not numbers"):
+        ask(engine, Request((1, 2), 5, 10, 1))
+
+
+def test_a_runtime_that_is_not_there_is_an_error():
+    with pytest.raises(ValueError, match="no runtime 'tpu'"):
+        Engine(tiny_model(), runtime="tpu")  # type: ignore[arg-type]
+    if not torch.cuda.is_available():
+        with pytest.raises(EngineError, match="no CUDA device"):
+            Engine(tiny_model(), runtime="cuda")
+
+
+@pytest.mark.parametrize("sizes", [(1,), (3, 1), (40,)])
+@pytest.mark.parametrize("steps", [0, 2])
+def test_small_catalogues_have_a_defined_answer(sizes, steps):
+    """One item, one level, k larger than the catalogue, an empty history, and every item denied."""
+    items = min(3, int(np.prod(sizes)))
+    bundle = tiny_model(items, sizes=sizes)
+    engine = Engine(bundle)
+    nobody = Rules(deny=tuple(range(items)))
+    open_request, shut = Request((), 50, 50, steps), Request((0,), 50, 50, steps, nobody)
+    found, none = ask(engine, open_request, shut)
+    assert_as_reference(bundle, open_request, found)
+    assert sorted(found.items) == list(range(items))
+    assert none.items == [] and none.scores == []

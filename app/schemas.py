@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, WithJsonSc
 
 MAX_ID = 256
 MAX_ITEMS = 10_000
+MAX_PATHS = 16
 
 Id = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID)]
 Items = Annotated[list[Id], Field(max_length=MAX_ITEMS)]
@@ -24,6 +25,9 @@ class RecommendRequest(Body):
     history: Items | None = Field(None, description="item ids, oldest first; left out or empty: the known history")
     k: int = Field(10, ge=1, description="how many items are wanted")
     beam_width: int | None = Field(None, ge=1, description="k at least; default: the larger of k and the service's")
+    reasoning_paths: int | None = Field(
+        None, ge=1, le=MAX_PATHS, description="lines of thought kept side by side; default: the bundle's"
+    )
     exclude_seen: bool = Field(True, description="never recommend items of the history")
     allow: Items | None = Field(None, description="recommend only these")
     deny: Items = Field(default_factory=list, description="never recommend these")
@@ -95,6 +99,7 @@ class RecommendResponse(BaseModel):
     model_version: str
     source: Literal["model", "popularity"]
     reasoning_steps: int
+    reasoning_paths: int
     beam_width: int
     cache: Literal["memory", "redis", "miss", "off"]
     items: list[RecommendedItem] = Field(description="best first, distinct")

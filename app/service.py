@@ -202,7 +202,7 @@ class Service:
     # The engine's thread
 
     def _run(self, searches: Sequence[Search], record: bool = True) -> list[Answer]:
-        """Encode what was not cached, then search. All requests share steps, beam width and explain."""
+        """Encode what was not cached, then search. All requests share what `_key` names."""
         engine = self._engine
         assert engine is not None
         started = time.perf_counter()
@@ -217,7 +217,8 @@ class Service:
         for answer in answers:
             answer.seconds = {"encode": encode if missing else 0.0} | answer.seconds
         rows = sum(search.request.beam_width for search in searches)
-        self.planner.observe(searches[0].request.reasoning_steps, rows, seconds)
+        if searches[0].request.paths is None:  # the costs are those of the bundle's own number of paths
+            self.planner.observe(searches[0].request.reasoning_steps, rows, seconds)
         if record:
             self._record(searches, answers[0])
         return answers
@@ -239,7 +240,7 @@ class Service:
         if isinstance(asked_steps, int) and not 0 <= asked_steps <= bundle.max_steps:
             raise RequestError(f"This model takes 0 to {bundle.max_steps} reasoning steps, or auto.", "reasoning_steps")
         steps = asked_steps if isinstance(asked_steps, int) else 0
-        self.batcher.admit((steps, beam_width, body.explain), beam_width)  # a refusal must not cost a look-up first
+        self.batcher.admit(_key(steps, beam_width, body), beam_width)  # a refusal must not cost a look-up first
         erasures = self.cache.erasures
         rules, history, unknown = await self._understand(body)
         if not history:
@@ -250,8 +251,11 @@ class Service:
         lookup = await self._look_up(body.user_id, history, erasures)
         cache_seconds = time.monotonic() - before_cache
         steps, beam_width = self._plan(asked_steps, body, started + budget - time.monotonic(), beam_width)
-        request = Request(history, body.k, beam_width, steps, rules, body.dense_weight, body.explain)
-        job = Job(Search(request, lookup.flight), key=(steps, beam_width, body.explain), rows=beam_width)
+        request = Request(
+            history, body.k, beam_width, steps, rules,
+            dense_weight=body.dense_weight, paths=body.reasoning_paths, explain=body.explain,
+        )  # fmt: skip
+        job = Job(Search(request, lookup.flight), key=_key(steps, beam_width, body), rows=beam_width)
         answer, waited = await self.batcher.submit(job, started + budget)
         self.cache.put(lookup)
         self.metrics.stage_seconds.labels("cache").observe(cache_seconds)
@@ -264,6 +268,7 @@ class Service:
             model_version=bundle.version,
             source="model",
             reasoning_steps=steps,
+            reasoning_paths=body.reasoning_paths or bundle.search_settings.paths,
             beam_width=beam_width,
             cache=lookup.source,
             items=self._items(answer.items, answer.scores),
@@ -335,7 +340,7 @@ class Service:
         bundle, planner = self.bundle, self.planner
 
         def ahead(steps: int, width: int) -> tuple[float, int]:
-            return self.batcher.ahead((steps, width, body.explain), width)
+            return self.batcher.ahead(_key(steps, width, body), width)
 
         if asked == "auto" or (asked is None and body.timeout_ms is not None):
             most, beams = bundle.max_steps if asked == "auto" else bundle.default_steps, _narrower(beam_width, body.k)
@@ -366,6 +371,7 @@ class Service:
             model_version=self.bundle.version,
             source="popularity",
             reasoning_steps=0,
+            reasoning_paths=0,
             beam_width=beam_width,
             cache="off",
             items=self._items(rows, [float(catalogue.popularity[row]) for row in rows]),
@@ -475,6 +481,11 @@ class Service:
 def _narrower(beam_width: int, k: int) -> list[int]:
     """The beam widths to fall back to, widest first."""
     return sorted({beam_width, max(k, beam_width // 2), k}, reverse=True)
+
+
+def _key(steps: int, beam_width: int, body: RecommendRequest) -> tuple[int, int, int | None, bool]:
+    """What requests of one batch share. The planner knows costs by the steps, so they come first."""
+    return steps, beam_width, body.reasoning_paths, body.explain
 
 
 def _timings(started: float, **seconds: float) -> Timings:

@@ -41,6 +41,21 @@ def test_the_answer_is_the_engines(client: TestClient, engine: ShapedEngine, ste
     assert body["timings_ms"]["total"] >= body["timings_ms"]["decode"] > 0
 
 
+def test_reasoning_paths_are_the_requests_or_the_bundles(client: TestClient, engine: ShapedEngine) -> None:
+    usual = ask(client, 2, history=HISTORY).json()
+    assert usual["reasoning_paths"] == engine.bundle.search_settings.paths
+    assert engine.searched[-1][0].paths is None and not engine.searched[-1][0].explain
+    with ThreadPoolExecutor(6) as pool:
+        asked = list(pool.map(lambda paths: ask(client, 2, history=HISTORY, reasoning_paths=paths), (1, 3, 8) * 2))
+    for paths, answer in zip((1, 3, 8) * 2, asked, strict=True):
+        request = Request((1, 2, 3), 10, 50, 2, Rules(exclude=(1, 2, 3)), paths=paths)
+        expected = engine.inner.search([request], engine.inner.encode([request.history]))[0]
+        assert answer.json()["reasoning_paths"] == paths
+        assert ids(answer) == [f"i{row}" for row in expected.items]
+    for paths in (0, 17, 1.5, "2"):
+        assert ask(client, 2, history=HISTORY, reasoning_paths=paths).json()["field"] == "reasoning_paths"
+
+
 def test_steps_default_to_the_bundles(client: TestClient, engine: ShapedEngine) -> None:
     assert ask(client, history=HISTORY).json()["reasoning_steps"] == engine.bundle.default_steps == 2
     assert ask(client, "auto", history=HISTORY).json()["reasoning_steps"] == 4  # there is time enough

@@ -16,10 +16,11 @@ from serving.engine import Engine
 from serving.errors import EngineError
 from serving.reference import Reference
 from serving.search import reason
-from serving.types import Answer, Request, Rules
+from serving.types import Answer, Request, Rules, RuntimeName
 from tests.builders import tiny_model
 
 TOLERANCE = 1e-4
+RUNTIMES: list[RuntimeName] = ["eager", "onnx", *(["cuda"] if torch.cuda.is_available() else [])]  # type: ignore[list-item]
 
 
 def ask(engine: Engine, *requests: Request) -> list[Answer]:
@@ -81,20 +82,22 @@ def worlds(draw: st.DrawFn) -> tuple[Bundle, list[Request]]:
     ]
 
 
-@settings(max_examples=60, deadline=None)
-@given(worlds())
-def test_answers_are_those_of_the_reference(world):
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@settings(max_examples=40, deadline=None)
+@given(world=worlds())
+def test_answers_are_those_of_the_reference(runtime, world):
     bundle, requests = world
-    engine = Engine(bundle)
+    engine = Engine(bundle, runtime=runtime)
     for request, answer in zip(requests, ask(engine, *requests), strict=True):
         assert_as_reference(bundle, request, answer)
 
 
-@settings(max_examples=15, deadline=None)
-@given(worlds())
-def test_an_answer_is_the_same_alone_and_in_any_batch(world):
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@settings(max_examples=10, deadline=None)
+@given(world=worlds())
+def test_an_answer_is_the_same_alone_and_in_any_batch(runtime, world):
     bundle, requests = world
-    engine = Engine(bundle)
+    engine = Engine(bundle, runtime=runtime)
     together = ask(engine, *requests)
     for request, answer in zip(requests, together, strict=True):
         (alone,) = ask(engine, request)

@@ -1,6 +1,6 @@
-"""Fills the README's tables from benchmarks/results/*.json, so that no figure in it is typed by hand.
+"""Fills the tables of README.md and benchmarks/README.md from benchmarks/results/*.json, so that no figure is typed by hand.
 
-In the README, `<!-- table:NAME COLUMN COLUMN … KEY=VALUE … -->` and `<!-- /table -->` enclose what this writes: the
+There, `<!-- table:NAME COLUMN COLUMN … KEY=VALUE … -->` and `<!-- /table -->` enclose what this writes: the
 rows of results/NAME.json (of several, joined by `+`) with those columns, where every row that has a KEY has that
 VALUE, and a line per file that says how its rows were made.
 """
@@ -15,6 +15,7 @@ from typing import Any
 
 from benchmarks.common import ROOT, table
 
+DOCUMENTS = ("README.md", "benchmarks/README.md")
 RESULTS = ROOT / "benchmarks" / "results"
 MARKED = re.compile(
     r"(?P<open><!-- table:(?P<name>\S+) (?P<columns>[^>]+?) -->\n).*?(?P<close><!-- /table -->)", re.DOTALL
@@ -61,11 +62,11 @@ def _made_by(run: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    readme = ROOT / "README.md"
-    before = readme.read_text(encoding="utf-8")
-    after = fill(before)
-    readme.write_text(after, encoding="utf-8")
-    print("README.md: tables changed" if after != before else "README.md: tables were up to date", file=sys.stderr)
+    for name in DOCUMENTS:
+        before = (ROOT / name).read_text(encoding="utf-8")
+        after = fill(before)
+        (ROOT / name).write_text(after, encoding="utf-8")
+        print(f"{name}: tables {'changed' if after != before else 'were up to date'}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from serving.search import SearchSettings, search
 from serving.trie import Trie
 
 NETWORK = {"step": "step", "embed": "step", "step_input": "step", "state": "step"}  # method of a runtime -> part
-CONSTRAINT = {"children": "constraint"}
+CONSTRAINT = {"expand": "constraint"}
 PARTS = ("encode", "memory", "step", "constraint", "topk", "rest")
 
 Spent = defaultdict[str, float]  # seconds by part

@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-FLOOR = "its matrix products alone"
+FLOOR = "the matrix products of a search alone"
 NAMES = {"CTranslate2": "CTranslate2\n(no constraint, encoder in)"}  # where the table's name says too little
 COLOURS = ("#9db4c8", "#1f5f8b")  # without and with reasoning
 

@@ -149,12 +149,12 @@ def test_the_floor_counts_what_a_hand_counts():
     assert beams.flops == 3 * (row + 2 * 2 * 2 * 3 * (1 + 3 + 5))
 
 
-@pytest.mark.parametrize("steps", [0, 2])
-def test_the_floor_is_what_the_search_multiplies(model, steps):
+@pytest.mark.parametrize(("steps", "paths"), [(0, 1), (2, 1), (2, 3)])
+def test_the_floor_is_what_the_search_multiplies(model, steps, paths):
     case = make_case(model, steps, 2, BEAMS, seed=7)
-    passes = products_of_search(CONFIG, case.tokens.shape[1], 3, batch=2, steps=steps, paths=1, beams=BEAMS)
+    passes = products_of_search(CONFIG, case.tokens.shape[1], 3, batch=2, steps=steps, paths=paths, beams=BEAMS)
     expected = sum(one.flops for one in passes)
-    contender = ours(model, eager(model))
+    contender = ours(model, eager(model), paths)
     with torch.no_grad(), FlopCounterMode(display=False) as searched:
         contender.answer(dataclasses.replace(case, hidden=case.hidden.clone()))
     assert searched.get_total_flops() == expected

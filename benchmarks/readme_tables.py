@@ -1,4 +1,4 @@
-"""Fills the tables of README.md and benchmarks/README.md from benchmarks/results/*.json, so that no figure is typed by hand.
+"""Fills the tables of the two READMEs from benchmarks/results/*.json, so that no figure in them is typed by hand.
 
 There, `<!-- table:NAME COLUMN COLUMN … KEY=VALUE … -->` and `<!-- /table -->` enclose what this writes: the
 rows of results/NAME.json (of several, joined by `+`) with those columns, where every row that has a KEY has that

@@ -225,8 +225,9 @@ def plot(samples: list[dict[str, float]], path: Path) -> None:
     with rc_context({"svg.hashsalt": "soak", "font.size": 9, "svg.fonttype": "path"}):
         figure = Figure(figsize=(8, 6), layout="constrained")
         for axes, (name, label) in zip(figure.subplots(len(labels), 1, sharex=True), labels.items(), strict=True):
-            axes.plot(minutes, [sample[name] for sample in samples], color="#0f766e", linewidth=1.2)
-            axes.set(ylabel=label, ylim=(0, None))
+            values = [sample[name] for sample in samples]
+            axes.plot(minutes, values, color="#0f766e", linewidth=1.2)
+            axes.set(ylabel=label, ylim=(0, 1.15 * max(values)))
             axes.grid(alpha=0.3)
             axes.spines[["top", "right"]].set_visible(False)
         axes.set_xlabel(f"minutes; {samples[-1]['requests']:,.0f} requests in all")

@@ -37,7 +37,8 @@ class Run:
     flying = 0
     answers: dict[str, list[dict[str, Any]]] = defaultdict(list)
     statuses: dict[str, Counter[int]] = defaultdict(Counter)
-    started: float | None = None  # None until the traffic is ready: locust asks the shape before
+    ready = False  # locust asks the shape before the traffic is there
+    began = 0.0
     phase: Phase | None = None
     begun: dict[str, float] = {}
     ended: dict[str, float] = {}
@@ -67,7 +68,7 @@ def prepare(environment: Any, **_: Any) -> None:
     Run.items = [item["item_id"] for item in fetch(environment.host, "/items?limit=100")["items"]]
     Run.categories = fetch(environment.host, "/models")["models"][0]["categories"]
     Run.traffic = Traffic(given.shoppers, len(Run.items), seed=given.seed)
-    Run.started = time.perf_counter()
+    Run.ready, Run.began = True, time.perf_counter()
 
 
 def fetch(host: str, path: str) -> Any:
@@ -79,6 +80,7 @@ class Source(FastHttpUser):
     """Sends one request a second on average, at times that know nothing of the answers."""
 
     concurrency = IN_FLIGHT
+    max_retries = 1  # a kept connection may have been closed meanwhile; the second attempt opens a new one
 
     def wait_time(self) -> float:
         return random.expovariate(1.0)
@@ -111,8 +113,8 @@ def send(client: Any, phase: str) -> None:
         Run.statuses[phase][response.status_code] += 1
         if response.status_code == 200:
             found = response.json()
-            kept = {"ms": 1000 * seconds, "steps": found["reasoning_steps"], "cache": found["cache"]}
-            Run.answers[phase].append(kept | {"timings": found["timings_ms"]})
+            kept = {name: found[name] for name in ("reasoning_steps", "beam_width", "cache", "timings_ms")}
+            Run.answers[phase].append(kept | {"at": began - Run.began, "ms": 1000 * seconds})
         elif response.status_code in REJECTED:
             response.failure(f"turned away: {response.json()['type'].rpartition(':')[2]}")
         else:
@@ -123,10 +125,10 @@ class Shape(LoadTestShape):
     """Locust's users, that is requests a second, over time."""
 
     def tick(self) -> tuple[int, float] | None:
-        if Run.started is None:
+        if not Run.ready:
             return 0, 1.0
         now = time.perf_counter()
-        found = phase_at(Run.phases, now - Run.started)
+        found = phase_at(Run.phases, now - Run.began)
         if found is not Run.phase:
             if Run.phase is not None:
                 Run.ended[Run.phase.name] = now
@@ -138,7 +140,7 @@ class Shape(LoadTestShape):
 
 @events.test_stop.add_listener
 def report(environment: Any, **_: Any) -> None:
-    Run.started = None
+    Run.ready = False
     patience = time.perf_counter() + 15
     while Run.flying and time.perf_counter() < patience:
         time.sleep(0.02)

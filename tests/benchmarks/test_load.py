@@ -16,7 +16,7 @@ from benchmarks.load import plot, send
 from benchmarks.traffic import LONGEST, Traffic, body, phase_at, profile, zipf
 
 ITEMS, CATEGORIES = [f"i{n}" for n in range(100)], ["a", "b"]
-ANSWER = {"reasoning_steps": 0, "cache": "miss", "timings_ms": {"total": 1.0}}
+ANSWER = {"reasoning_steps": 0, "beam_width": 50, "cache": "miss", "timings_ms": {"total": 1.0}}
 
 
 class Server(ThreadingHTTPServer):

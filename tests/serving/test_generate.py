@@ -56,4 +56,5 @@ def test_the_reference_finds_what_generate_finds(steps, beam_width):
     expected = generate(bundle, prefix, beam_width)
     found = reference.search(beam_width, range(40))
     assert [item for item, _ in found] == [item for item, _ in expected]
-    np.testing.assert_allclose([score for _, score in found], [score for _, score in expected], atol=1e-5)  # its are float32
+    theirs = [score for _, score in expected]  # computed in float32
+    np.testing.assert_allclose([score for _, score in found], theirs, atol=1e-5)

@@ -56,12 +56,12 @@ class Catalogue:
     def row(self, item_id: str) -> int | None:
         return self._rows.get(item_id)
 
-    def members(self, rules: Rules) -> np.ndarray | None:
-        """The rows that a request's named subset and categories leave; None where it has neither.
+    def members(self, rules: Rules) -> np.ndarray:
+        """The rows that the named subset and the categories of a request leave: all of them where it has neither.
 
         Shape: (n,) int64, ascending. Raises UnknownCatalogue, RequestError.
         """
-        left = None
+        left = np.arange(len(self))
         if rules.catalogue is not None:
             if rules.catalogue not in self.subsets:
                 raise UnknownCatalogue(
@@ -75,7 +75,7 @@ class Catalogue:
                     f"Unknown category {unknown[0]!r}; use one that items of the catalogue have.", "categories"
                 )
             named = np.unique(np.concatenate([self._by_category[name] for name in rules.categories]))
-            left = named if left is None else np.intersect1d(left, named, assume_unique=True)
+            left = np.intersect1d(left, named, assume_unique=True)
         return left
 
     def permitted(self, rules: Rules) -> np.ndarray:
@@ -83,10 +83,9 @@ class Catalogue:
 
         The definition, at the cost of the whole catalogue; `serving.rules` gives the search the same at a list's cost.
         """
-        allowed = np.ones(len(self), dtype=bool)
-        for rows in (self.members(rules), rules.allow):
-            if rows is not None:
-                allowed &= self._only(np.asarray(rows, dtype=np.int64))
+        allowed = self._only(self.members(rules))
+        if rules.allow is not None:
+            allowed &= self._only(np.asarray(rules.allow, dtype=np.int64))
         allowed[np.asarray(rules.exclude + rules.deny, dtype=np.int64)] = False
         return allowed
 

@@ -94,6 +94,9 @@ class Engine:
 
     def warm_up(self) -> None:
         """Runs real shapes once, so that the first request does not pay for allocation and lazy set-up."""
+        catalogue = self.bundle.catalogue
+        subsets = [Rules(catalogue=name) for name in catalogue.subsets]
+        self.rules.prepare([*subsets, *(Rules(categories=(name,)) for name in sorted(catalogue.category_names))])
         history = tuple(range(min(len(self.bundle.catalogue), self.bundle.max_items)))
         state = self.encode([history])
         for steps in range(self.bundle.max_steps + 1):

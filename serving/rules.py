@@ -55,22 +55,22 @@ class Blocked:
         by_leaf = (self.own[:, first:] ^ self.inverted) | self.sets[self.set_of[:, 0], first:]
         return by_leaf.view(torch.bool)[:, self.leaf]
 
-    def gather(self, _: int, node: torch.Tensor) -> torch.Tensor:
-        """The old way to ask, until nobody does."""
-        return self.of(node.unsqueeze(1)).squeeze(1)
+
+def no_sets(rules: Rules) -> np.ndarray:
+    raise ValueError(f"There are no named subsets or categories here, so {rules} has no meaning.")
 
 
 class RuleBook:
     """Turns the rules of a batch into a `Blocked`. One batch at a time: its buffers are used again.
 
-    members: the catalogue rows that a request's named subset and categories leave, None where it has neither.
+    members: the catalogue rows that a request's named subset and categories leave (`Catalogue.members`).
     rows: the widest batch to come. A wider one gets new buffers, so whoever records a search has to say it beforehand.
     """
 
     def __init__(
         self,
         trie: Trie,
-        members: Callable[[Rules], np.ndarray | None] = lambda _: None,
+        members: Callable[[Rules], np.ndarray] = no_sets,
         *,
         rows: int = 1,
         set_bytes: int = SET_BYTES,
@@ -89,6 +89,11 @@ class RuleBook:
         self._sets = torch.from_numpy(self._set_bits).to(self._device)
         self._busy = False
         self._make_room(rows)
+
+    def prepare(self, rules: Sequence[Rules]) -> None:
+        """Makes the sets that these rules name, so that no request waits for it: the first ones, as many as fit."""
+        for rule in rules[: len(self._set_bits) - 1]:
+            self._prepare(rule, set())
 
     @contextmanager
     def blocked(self, rules: Sequence[Rules]) -> Iterator[Blocked | None]:
@@ -122,29 +127,38 @@ class RuleBook:
 
     def _mark(self, rule: Rules, in_use: set[int]) -> tuple[np.ndarray, bool, int]:
         """The nodes to mark in a request's own row, whether they are those it permits, and the row of its set."""
-        denied = self._leaves(rule.exclude + rule.deny)
-        allowed = None if rule.allow is None else self._leaves(rule.allow)
+        denied = self._leaves(_array(rule.exclude + rule.deny))
+        allowed = None if rule.allow is None else self._leaves(_array(rule.allow))
         slot = 0
         if rule.catalogue is not None or rule.categories:
             slot = self._prepare(rule, in_use)
             if not slot:  # this very batch holds all rows: the set is a list like any other
                 members = self._leaves(self._members(rule))
                 allowed = members if allowed is None else np.intersect1d(allowed, members, assume_unique=True)
-        outside, open_children = self._set_bits[slot].view(bool), self._open_children[slot]
+        if slot:
+            outside = self._set_bits[slot].view(bool)
+            denied = denied[~outside[denied]]
+            allowed = None if allowed is None else allowed[~outside[allowed]]
         if allowed is not None:
-            nodes = np.setdiff1d(allowed[~outside[allowed]], denied, assume_unique=True)
-            permitted = [nodes]
-            for _ in range(self._levels):
-                nodes, _ = self._parents(nodes)
-                permitted.append(nodes)
-            return np.concatenate(permitted), True, 0
-        nodes = denied[~outside[denied]]
-        blocked = [nodes]
+            return np.concatenate(list(self._ancestry(np.setdiff1d(allowed, denied, assume_unique=True)))), True, 0
+        return np.concatenate(list(self._emptied(denied, self._open_children[slot]))), False, slot
+
+    def _ancestry(self, nodes: np.ndarray) -> Iterator[np.ndarray]:
+        """Leaves and all that is above them, level by level. Shape: (n,), ascending and distinct -> (n',) each."""
+        yield nodes
         for _ in range(self._levels):
-            parents, gone = self._parents(nodes)
-            nodes = parents[gone == open_children[parents]]
-            blocked.append(nodes)
-        return np.concatenate(blocked), False, slot
+            nodes, _ = self._parents(nodes)
+            yield nodes
+
+    def _emptied(self, nodes: np.ndarray, open_children: np.ndarray) -> Iterator[np.ndarray]:
+        """Leaves that are closed, and what is above them and has no open child left, level by level."""
+        yield nodes
+        for _ in range(self._levels):
+            if not len(nodes):
+                return
+            parents, closed = self._parents(nodes)
+            nodes = parents[closed == open_children[parents]]
+            yield nodes
 
     def _prepare(self, rule: Rules, in_use: set[int]) -> int:
         """The row of the request's named subset and categories, made if it is not there; 0 if there is no room."""
@@ -176,15 +190,15 @@ class RuleBook:
                 return slot
         return 0
 
-    def _leaves(self, rows: Sequence[int] | np.ndarray | None) -> np.ndarray:
+    def _leaves(self, rows: np.ndarray) -> np.ndarray:
         """The nodes of items. Shape: (n,) catalogue rows, repeated or not -> (n',) int32, ascending and distinct."""
-        nodes = np.sort(self._leaf[np.asarray(rows, dtype=np.int64)]) + np.int32(self._first_leaf)
-        return nodes[np.diff(nodes, prepend=-1) > 0]  # np.unique takes five times as long
+        nodes = np.sort(self._leaf[rows])  # np.unique takes five times as long
+        return nodes[_begins(nodes)] + np.int32(self._first_leaf)
 
     def _parents(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The parents of ascending nodes of one level, and how many of them each has. Shapes: (n,) -> (n',), (n',)."""
         parent = self._parent[nodes]
-        begins = np.flatnonzero(np.diff(parent, prepend=-1))
+        begins = np.flatnonzero(_begins(parent))
         return parent[begins], np.diff(begins, append=len(parent))
 
     def _make_room(self, rows: int) -> None:
@@ -195,3 +209,14 @@ class RuleBook:
                 self._own = torch.zeros(rows, self._nodes, dtype=torch.uint8, device=self._device)
             self._inverted = torch.zeros(rows, 1, dtype=torch.uint8, device=self._device)
             self._set_of = torch.zeros(rows, 1, dtype=torch.int64, device=self._device)
+
+
+def _array(rows: tuple[int, ...]) -> np.ndarray:
+    return np.fromiter(rows, np.int64, len(rows))
+
+
+def _begins(values: np.ndarray) -> np.ndarray:
+    """Where a run of equal values begins. Shape: (n,) -> (n,) bool."""
+    begins = np.ones(len(values), dtype=bool)
+    np.not_equal(values[1:], values[:-1], out=begins[1:])
+    return begins

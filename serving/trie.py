@@ -81,12 +81,6 @@ class Trie:
         scores = torch.where(child < end.unsqueeze(-1), log_probs.gather(-1, token.to(torch.int64)), NEG_INF)
         return scores, child.clamp(max=self.level_start[level + 2] - 1)
 
-    def children(self, node: torch.Tensor, level: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The old name of `expand`, until nobody calls it."""
-        ids = self.first_child[node].unsqueeze(-1) + torch.arange(self.max_children[level], device=node.device)
-        exists = ids < self.first_child[node + 1].unsqueeze(-1)
-        return ids.clamp(max=self.level_start[level + 2] - 1), exists
-
     def arrays(self) -> dict[str, torch.Tensor]:
         return {name: getattr(self, name) for name in ARRAYS}
 
@@ -142,7 +136,7 @@ def build_trie(tokens: np.ndarray, device: torch.device | str = "cpu", *, table_
         return torch.from_numpy(np.concatenate(parts))
 
     trie = Trie(
-        join([*token, np.zeros(max(max_children), np.int32)]).to(torch.int64),
+        join([*token, np.zeros(max(max_children), np.int32)]),
         join(parent),
         join([*first_child, np.array([level_start[-1]], np.int32)]),
         torch.from_numpy(order),

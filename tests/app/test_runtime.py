@@ -1,0 +1,49 @@
+"""The setting that chooses what runs the network: it reaches the engine, and is refused where it cannot be had."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from app.__main__ import main
+from app.main import create_app
+from app.service import Service
+from serving.errors import BundleError
+from serving.runtimes.onnx import OnnxRuntime
+from tests.app.conftest import settings
+from tests.builders import tiny_bundle
+
+
+def test_the_chosen_runtime_runs_the_network(tmp_path: Path) -> None:
+    ready = threading.Event()
+    app = create_app(settings(bundle=tiny_bundle(tmp_path / "b"), runtime="onnx"), on_ready=lambda _: ready.set())
+    with TestClient(app) as client:
+        assert ready.wait(60)
+        service: Service = app.state.service
+        assert isinstance(service._engine.runtime, OnnxRuntime)  # type: ignore[union-attr]
+        answer = client.post("/recommend?reasoning_steps=2", json={"history": ["i1", "i2"], "k": 5}).json()
+        assert answer["source"] == "model" and len(answer["items"]) == 5
+
+
+def test_int8_without_its_gate_keeps_the_service_from_starting(tmp_path: Path) -> None:
+    failures: list[BaseException] = []
+    told = threading.Event()
+
+    def on_failure(error: BaseException) -> None:
+        failures.append(error)
+        told.set()
+
+    chosen = settings(bundle=tiny_bundle(tmp_path / "b"), runtime="onnx-int8")
+    with TestClient(create_app(chosen, on_failure=on_failure)) as client:
+        assert told.wait(60)
+        assert isinstance(failures[0], BundleError) and "int8" in str(failures[0])
+        assert client.get("/readyz").status_code == 503
+
+
+def test_an_unknown_runtime_ends_in_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--runtime", "fast"]) == 2
+    message = capsys.readouterr().err
+    assert "STREAMREC_RUNTIME" in message and "'onnx-int8'" in message

@@ -9,16 +9,16 @@ whom it missed. Until then they serve none but the very history they were made f
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 from weakref import WeakValueDictionary
 
-from redis.exceptions import RedisError
-
-from serving.redis_link import RedisDown
 from serving.tiers import MemoryTier, RedisTier, history_digest
 from serving.types import EncoderState
+
+log = logging.getLogger("streamrec.cache")
 
 Source = Literal["memory", "redis", "miss", "off"]
 Count = Callable[[str, str], None]  # (tier, result) -> counted
@@ -137,16 +137,21 @@ class StateCache:
             await asyncio.wait({self._writes[user]})
 
     async def _follow(self, redis: RedisTier) -> None:
+        listening = True
         while True:
             try:
                 async for user in redis.erased():
+                    listening = True
                     if user is None:
                         self._forget_all()
                     else:
                         await self._forget(user)
                         await redis.erase(user, announce=False)  # this process may have written behind the erasure
-            except (RedisDown, RedisError, OSError):
-                await asyncio.sleep(RECONNECT)  # whatever is missed meanwhile, connecting again makes up for
+            except Exception as error:  # whatever it was and is missed meanwhile, connecting again makes up for it
+                if listening:
+                    log.warning("erasures by other processes are not heard of until Redis is back: %s", error)
+                listening = False
+                await asyncio.sleep(RECONNECT)
 
     def _forget_all(self) -> None:
         self.erasures += 1

@@ -178,5 +178,5 @@ class RedisTier:
                 elif message["type"] == "subscribe":
                     yield None
                 elif message["type"] == "message":
-                    yield message["data"].decode()
+                    yield message["data"].decode(errors="replace")
                 silent = message is None

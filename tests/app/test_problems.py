@@ -31,7 +31,7 @@ BAD: list[tuple[str, str, dict[str, Any], int, str | None]] = [
     ("POST", "/recommend", {"content": '{"k": ' + "9" * 5000 + "}", "headers": JSON}, 422, "body"),
     ("POST", "/recommend", {"content": '{"timeout_ms": NaN}', "headers": JSON}, 422, "timeout_ms"),
     ("POST", "/recommend", {"content": '{"timeout_ms": 1e999}', "headers": JSON}, 422, "timeout_ms"),
-    ("POST", "/recommend", {"content": '{"user_id": "\\ud800"}', "headers": JSON}, 422, "body"),
+    ("POST", "/recommend", {"content": '{"user_id": "\\ud800"}', "headers": JSON}, 422, "user_id"),
     ("POST", "/recommend", {"content": "k=1", "headers": {"content-type": "text/plain"}}, 422, "body"),
     ("POST", "/recommend", {"data": {"k": "1"}}, 422, "body"),
     ("POST", "/recommend", {"json": {"k": "10"}}, 422, "k"),

@@ -225,9 +225,9 @@ def test_too_little_time_is_told(visit: Visit) -> None:
     expect(page.get_by_role("alert")).to_be_hidden()
 
 
-def test_where_a_key_is_needed_it_is_asked_for(browser: Browser, start_service: StartService) -> None:
-    digest = hashlib.sha256(b"sesame").hexdigest()
-    visit = Visit(browser, start_service(variables={"STREAMREC_API_KEYS": digest}).address)
+def test_a_key_is_asked_for_and_a_service_that_goes_away_is_told(browser: Browser, start_service: StartService) -> None:
+    service = start_service(variables={"STREAMREC_API_KEYS": hashlib.sha256(b"sesame").hexdigest()})
+    visit = Visit(browser, service.address)
     page = visit.open()
     expect(page.get_by_role("alert")).to_contain_text("A key is needed")
     expect(page.locator("#key")).to_be_focused()
@@ -235,14 +235,6 @@ def test_where_a_key_is_needed_it_is_asked_for(browser: Browser, start_service: 
     page.keyboard.press("Tab")
     expect(page.locator("#columns h3")).to_have_text(["Without thinking", "After 4 steps"])
     expect(page.get_by_role("alert")).to_be_hidden()
-    visit.close()
-
-
-def test_a_service_that_goes_away_is_told(browser: Browser, start_service: StartService) -> None:
-    service = start_service()
-    visit = Visit(browser, service.address)
-    page = visit.open()
-    columns(page)
     assert service.stop() == 0
     page.get_by_role("button", name="Clear").click()
     expect(page.get_by_role("alert")).to_contain_text("cannot be reached")

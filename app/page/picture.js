@@ -23,7 +23,7 @@ const shorten = (text, length) => (text.length > length ? `${text.slice(0, lengt
 // step. items: [{id, name}], best first; similarity: per item, the cosine of item and state after each step.
 export function way(width, items, similarity, chosen) {
   const wide = width >= 560;
-  const [top, bottom, left, right] = [14, 250, 46, width - (wide ? 230 : 44)];
+  const [top, bottom, left, right] = [14, 250, 46, width - (wide ? 240 : 44)];
   const last = similarity[0].length - 1;
   const all = similarity.flat();
   const margin = 0.08 * (Math.max(...all) - Math.min(...all)) || 0.01;
@@ -51,7 +51,7 @@ export function way(width, items, similarity, chosen) {
     group.append(
       shape("path", { class: "lead", d: `M${right + 7} ${y(values[last])}L${right + 18} ${heights[n]}` }),
       text("place", right + 24, heights[n] + 4, n + 1));
-    if (wide) group.append(text("name", right + 42, heights[n] + 4, shorten(item.name, 27)));
+    if (wide) group.append(text("name", right + 42, heights[n] + 4, shorten(item.name, 25)));
     picture.append(group);
   });
   return picture;

@@ -6,8 +6,9 @@
 of the batch at once. `memory_times` and `redis_times` say how much cheaper that is, `memory_saves` and `redis_saves`
 which part of a whole answer (encoding, and a search with 50 beams and no reasoning) goes away; below 0 it costs more.
 
-Contenders take turns. Figures are lower quartiles, for a neighbour on the machine only ever adds, and adds most where
-two processes have to be woken for one look-up. The engine has one thread, Redis a process of its own.
+`ping_ms` is a round trip to that Redis with nothing in it: the part of `redis_ms` that network and neighbours make.
+Contenders take turns; figures are lower quartiles, for a neighbour on the machine only ever adds. The engine has one
+thread, Redis a process of its own.
 
 `float16` says why states are kept as float32: by how much scores (0 to the most steps) move when states are rounded to
 float16 first, against the 1e-4 that a score may differ from its definition.
@@ -51,13 +52,13 @@ BATCHES = (1, 16)
 WARM_UP = 2  # rounds
 PATIENCE = 10.0  # seconds: what Redis costs is measured here, not bounded
 COLUMNS = [
-    "model", "history", "batch", "state_kb", "encode_ms", "memory_ms", "redis_ms", "memory_times", "redis_times",
-    "memory_saves", "redis_saves",
+    "model", "history", "batch", "state_kb", "encode_ms", "memory_ms", "redis_ms", "ping_ms", "memory_times",
+    "redis_times", "memory_saves", "redis_saves",
 ]  # fmt: skip
 FLOAT16 = ["model", "histories", "scores", "largest", "mean", "above_1e-4"]
 
 History = tuple[int, ...]
-Work = Callable[[], Awaitable[None]]
+Work = Callable[[], Awaitable[Any]]
 
 
 def main() -> None:
@@ -95,10 +96,12 @@ async def measure(name: str, engine: Engine, url: str, seconds: float) -> list[d
         histories = [tuple(rng.integers(0, len(engine.bundle.catalogue), length).tolist()) for _ in range(batch)]
         states = engine.encode(histories)
         memory = StateCache(MemoryTier(batch, 1 << 30, 3600), None)
-        redis = StateCache(None, RedisTier(RedisLink(client, PATIENCE), RedisLink(client, PATIENCE), 3600, 1 << 24))
+        link = RedisLink(client, PATIENCE)
+        redis = StateCache(None, RedisTier(link, link, 3600, 1 << 24))
         for cache in (memory, redis):
             await keep(cache, histories, states)
-        times = await in_turns(contenders(engine, histories, states, memory, redis), seconds)
+        work = contenders(engine, histories, states, memory, redis) | {"ping": partial(link.ask, "PING")}
+        times = await in_turns(work, seconds)
         size = round((states[0].nbytes + HEADER.size) / 1000, 1)
         rows.append({"model": name, "history": length, "batch": batch, "state_kb": size, **figures(times)})
     await client.aclose()
@@ -129,7 +132,7 @@ def figures(ms: dict[str, float]) -> dict[str, float]:
     answer = ms["encode"] + ms["search"]
     tiers = ("memory", "redis")
     return {
-        **{f"{contender}_ms": round(ms[contender], 3) for contender in ("encode", *tiers, "search")},
+        **{f"{contender}_ms": round(ms[contender], 3) for contender in ("encode", *tiers, "ping", "search")},
         **{f"{tier}_times": round(ms["encode"] / ms[tier], 1) for tier in tiers},
         **{f"{tier}_saves": round((ms["encode"] - ms[tier]) / answer, 3) for tier in tiers},
     }

@@ -16,7 +16,7 @@ from tests.builders import tiny_model
 
 
 def test_figures_by_hand() -> None:
-    row = figures({"encode": 4.0, "memory": 1.0, "redis": 2.0, "search": 4.0})
+    row = figures({"encode": 4.0, "memory": 1.0, "redis": 2.0, "ping": 0.5, "search": 4.0})
     assert (row["encode_ms"], row["memory_times"], row["redis_times"]) == (4.0, 4.0, 2.0)
     assert (row["memory_saves"], row["redis_saves"]) == (0.375, 0.25)
 
@@ -27,7 +27,7 @@ def test_every_row_is_measured_over_a_real_redis() -> None:
     assert [(row["history"], row["batch"]) for row in rows] == [(5, 1), (5, 16)]  # it reads 6 items
     for row in rows:
         assert set(COLUMNS) <= row.keys() and row["state_kb"] == pytest.approx((15 * 16 * 4 + 44) / 1000, abs=0.05)
-        assert all(row[f"{contender}_ms"] > 0 for contender in ("encode", "memory", "redis", "search"))
+        assert all(row[f"{contender}_ms"] > 0 for contender in ("encode", "memory", "redis", "ping", "search"))
 
 
 def test_a_miss_is_not_taken_for_a_hit() -> None:

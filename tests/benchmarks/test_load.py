@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 
+from benchmarks.common import ROOT
 from benchmarks.load import plot, send
 from benchmarks.traffic import LONGEST, Traffic, body, phase_at, profile, zipf
+from tests.conftest import free_port
 
 ITEMS, CATEGORIES = [f"i{n}" for n in range(100)], ["a", "b"]
 ANSWER = {"reasoning_steps": 0, "beam_width": 50, "cache": "miss", "timings_ms": {"total": 1.0}}
@@ -74,6 +80,7 @@ def start() -> Iterator[StartServer]:
     yield start
     for server in servers:
         server.shutdown()
+        server.server_close()
 
 
 def flat(server: Server, rate: int, seconds: float) -> tuple[dict[str, float], list[str]]:
@@ -101,6 +108,35 @@ def test_a_service_that_does_not_answer_fails(start: StartServer, status: int, k
     row, failed = flat(start(status=status), rate=20, seconds=2)
     assert row[kind] == 1
     assert "got no answer" in failed[0]
+
+
+def test_the_page_starts_the_same_load(start: StartServer) -> None:
+    """Locust with its page, told to begin by the page's own form: requests arrive, and the page counts them."""
+    port = free_port()
+    command = [sys.executable, "-m", "locust", "-f", "benchmarks/locustfile.py", "--host", start().address]
+    command += ["--web-host", "127.0.0.1", "--web-port", str(port), "--loglevel", "ERROR"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
+        try:
+            page = httpx.Client(base_url=f"http://127.0.0.1:{port}")
+            until(lambda: "locust" in page.get("/").text.lower())
+            form = {"rate": "30", "phase_seconds": "2", "flat": "true", "user_count": "1", "spawn_rate": "1"}
+            assert page.post("/swarm", data=form).json()["success"] is True
+            until(lambda: page.get("/stats/requests").json()["state"] == "stopped")
+            counted = page.get("/stats/requests").json()["stats"]
+            sent = next(row["num_requests"] for row in counted if row["name"] == "Aggregated")
+            assert sent == pytest.approx(60, abs=4 * 60**0.5)
+        finally:
+            process.terminate()
+
+
+def until(check: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(httpx.TransportError):
+            if check():
+                return
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.1)
 
 
 def test_phases_follow_each_other() -> None:

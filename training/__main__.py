@@ -15,7 +15,6 @@ from serving.errors import ServingError
 from training.config import ConfigError, load_config
 from training.data_cli import add_data_commands
 from training.evaluate import evaluate_bundle
-from training.loop import StorageError
 from training.pipeline import STAGES, RunError, run
 from training.prepare import read_data
 from training.shop import write_shop
@@ -38,6 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument(
             "--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help="such as sft.steps=500"
         )
+        command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="what computes (%(default)s)")
         command.set_defaults(run=_run)
     command = commands.add_parser("demo", help="make bundles/demo: the shop, then every stage (training/demo.yaml)")
     command.add_argument("--out", type=Path, default=Path("bundles/demo"))
@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         return options.run(options) or 0
-    except (ValueError, OSError, RunError, StorageError, ServingError, FloatingPointError, SafetensorError) as error:
+    except (ValueError, OSError, RunError, ServingError, FloatingPointError, SafetensorError) as error:
         print(f"streamrec: {DISK_FULL if _disk_is_full(error) else error}", file=sys.stderr)
         return 2
 
@@ -70,7 +70,7 @@ def _disk_is_full(error: Exception) -> bool:
 
 def _run(options: argparse.Namespace) -> None:
     until = "export" if options.command == "run" else options.command
-    run(options.data, options.out, load_config(options.config, options.set), until)
+    run(options.data, options.out, load_config(options.config, options.set), until, device=options.device)
 
 
 def _demo(options: argparse.Namespace) -> None:

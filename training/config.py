@@ -46,10 +46,14 @@ class ModelSettings:
 
 @dataclass(frozen=True, slots=True)
 class StageConfig:
-    """What every stage has. lr follows a linear warm-up and a cosine down to a tenth. eval_every 0: at the end only."""
+    """What every stage has. lr follows a linear warm-up and a cosine down to a tenth. eval_every 0: at the end only.
+
+    batch_size: of a step, on all processes together. accumulate: in how many parts it is computed, to save memory.
+    """
 
     steps: int = 3000
     batch_size: int = 256
+    accumulate: int = 1
     lr: float = 1e-3
     weight_decay: float = 0.05
     warmup: int = 100
@@ -58,9 +62,10 @@ class StageConfig:
     checkpoint_every: int = 100
 
     def __post_init__(self) -> None:
-        if min(self.batch_size, self.checkpoint_every) < 1 or min(self.steps, self.eval_every) < 0:
+        if min(self.batch_size, self.accumulate, self.checkpoint_every) < 1 or min(self.steps, self.eval_every) < 0:
             raise ConfigError(
-                "batch_size and checkpoint_every of a stage must be at least 1, steps and eval_every at least 0."
+                "batch_size, accumulate and checkpoint_every of a stage must be at least 1, "
+                "steps and eval_every at least 0."
             )
 
 
@@ -149,12 +154,14 @@ class RunConfig:
     """One run, from interactions to bundle. name: the bundle's; empty: the data folder's. licence: of the data.
 
     given_ids: for tokenizer.kind `given`, the file's name in the data folder's semantic_ids (without .json.gz).
+    precision: of the stages' arithmetic; weights and optimiser are float32 in any case.
     """
 
     name: str = ""
     seed: int = 0
     given_ids: str = ""
     split: SplitKind = "leave-one-out"
+    precision: Literal["float32", "bfloat16"] = "float32"
     licence: str = "unknown; ask the data's owner"
     tokenizer: TokenizeConfig = field(default_factory=TokenizeConfig)
     model: ModelSettings = field(default_factory=ModelSettings)
@@ -202,6 +209,11 @@ def load_config(path: Path | None, overrides: list[str]) -> RunConfig:
         raise ConfigError(
             f"The configuration {path} cannot be read ({error.strerror}); give an existing file."
         ) from error
+    return read_config(data)
+
+
+def read_config(data: Any) -> RunConfig:
+    """Settings from plain values, defaults where there are none. Raises ConfigError naming the wrong key."""
     return _fill(RunConfig, data, "")
 
 

@@ -50,8 +50,8 @@ def rank_items(
     """
     network.eval()
     runtime = runtime or EagerRuntime(network, item_tokens, settings.attention)
-    items = item_tokens.numpy()
-    trie = build_trie(items)
+    items, device = item_tokens.cpu().numpy(), item_tokens.device
+    trie = build_trie(items, device)
     rules = RuleBook(trie)
     ranked = np.full((len(histories), TOP), -1, dtype=np.int64)
     by_length = np.argsort([min(len(h), settings.max_items) for h in histories], kind="stable")
@@ -59,15 +59,16 @@ def rank_items(
         rows = by_length[begin : begin + batch_size]
         chosen = [histories[row] for row in rows]
         tokens, mask = history_tokens(chosen, items, settings.max_items, settings.suffix_tokens)
+        tokens, mask = tokens.to(device), mask.to(device)
         memory = runtime.memory(runtime.encode(tokens, mask), mask)
         seen = [Rules(exclude=tuple(history.tolist())) if exclude_seen else Rules() for history in chosen]
         with rules.blocked(seen) as blocked:
             beams = search(
                 runtime, trie, search_settings(vocabulary, settings), memory, steps=steps, beam_width=beam,
                 blocked=blocked,
-                dense_weight=torch.full((len(rows),), dense_weight) if dense_weight else None,
+                dense_weight=torch.full((len(rows),), dense_weight, device=device) if dense_weight else None,
             )  # fmt: skip
-        found = beams.items[:, :TOP].numpy()
+        found = beams.items[:, :TOP].cpu().numpy()
         ranked[rows, : found.shape[1]] = found
     return ranked
 
@@ -137,7 +138,7 @@ def signs(work: Workspace, histories: Sequence[np.ndarray], target: np.ndarray, 
     memory = work.read(list(histories))
     settings = search_settings(work.vocabulary, work.settings)
     runtime = EagerRuntime(network, work.item_tokens, work.settings.attention)
-    trie = build_trie(work.item_tokens.numpy())
+    trie = build_trie(work.item_tokens_here, work.device)
     beams = search(runtime, trie, settings, memory, steps=steps, beam_width=1)
     result = {}
     lo, hi = settings.reasoning_range
@@ -165,7 +166,7 @@ def unparsable_share(work: Workspace, memory: Memory, steps: int) -> float:
         lambda _, logits, __: logits[..., lo:hi].argmax(-1) + lo,
     )
     batch, levels = memory.mask.shape[0], work.item_tokens.shape[1]
-    written = torch.zeros(batch, 1, levels, dtype=torch.int64)
+    written = torch.zeros(batch, 1, levels, dtype=torch.int64, device=work.device)
     for level in range(levels):  # levels is 3 to 5: running the prefix again is simpler than a cache
         logits, _ = answer(network, memory, thought, written)
         written[..., level] = logits[:, :, level].argmax(-1)

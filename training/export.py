@@ -118,7 +118,7 @@ def catalogue(work: Workspace, data: Dataset) -> Catalogue:
     )
     return Catalogue(
         item_ids=data.items.item_ids,
-        tokens=work.item_tokens.numpy().astype(np.int32),
+        tokens=work.item_tokens_here.astype(np.int32),
         titles=data.items.titles,
         categories=data.items.categories,
         popularity=seen.astype(np.float64),

@@ -1,17 +1,15 @@
 """The loop every stage runs in: optimiser, learning rate, checkpoints that resume exactly, log, the best weights kept.
 
 All that is random at a step follows from (seed, stage, step), so a checkpoint needs no random state, and a run that was
-killed anywhere ends, on a CPU, with the very weights of an undisturbed one. Checkpoints are safetensors.
+killed anywhere ends, on a CPU, with the very weights of an undisturbed one. Checkpoints are safetensors; they hold
+nothing of how many processes trained (`training.ranks`), so that another number of them may go on.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import math
-import os
 import time
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,21 +21,25 @@ from safetensors.torch import save
 from torch import nn
 from tqdm import tqdm
 
+from serving.files import whole_file
 from training.config import StageConfig
+from training.ranks import ALONE, Ranks, Share
 
-# (step) -> loss to minimise and the terms to log; (step) -> metrics, of which "score" is the one to be best at
-Step = Callable[[int], tuple[torch.Tensor, dict[str, float]]]
-Evaluate = Callable[[], dict[str, Any]]
+# (step, share of its batch) -> the share's part of the loss to minimise and of the terms to log
+Step = Callable[[int, Share], tuple[torch.Tensor, dict[str, float]]]
+Evaluate = Callable[[], dict[str, Any]]  # metrics, of which "score" is the one to be best at
 
 
-class StorageError(RuntimeError):
-    """The disk does not take a checkpoint; the message says what to do."""
+LOG_EVERY = 50  # steps
 
 
 class Log:
-    """A line per event: JSON in log.jsonl, the same to TensorBoard, a short one on the screen."""
+    """A line per event: JSON in log.jsonl, the same to TensorBoard, a short one on the screen. Rank 0's business."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, silent: bool = False) -> None:
+        self.silent = silent
+        if silent:
+            return
         from torch.utils.tensorboard import SummaryWriter
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -45,6 +47,8 @@ class Log:
         self.board = SummaryWriter(str(folder / "tensorboard"))
 
     def write(self, stage: str, step: int, values: dict[str, Any], show: bool) -> None:
+        if self.silent:
+            return
         self.file.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")
         self.file.flush()
         for name, value in values.items():
@@ -58,8 +62,9 @@ class Log:
             tqdm.write(f"[{stage} {step}] {text}")
 
     def close(self) -> None:
-        self.file.close()
-        self.board.close()
+        if not self.silent:
+            self.file.close()
+            self.board.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,52 +85,73 @@ def run_stage(
     step: Step,
     evaluate: Evaluate,
     log: Log,
+    ranks: Ranks = ALONE,
+    precision: str = "float32",
 ) -> Outcome:
     """Trains `network` in place for config.steps and leaves the weights in it that validation liked best.
 
     The weights the stage starts with compete too, so that a stage cannot make the model worse on validation. A finished
-    stage is read back from `folder`; a half finished one goes on from its newest checkpoint.
+    stage is read back from `folder`; a half finished one goes on from its newest checkpoint. All ranks evaluate, which
+    takes no longer than waiting for one that does; rank 0 alone writes.
     """
     latest, best_file = folder / f"{stage}.latest.safetensors", folder / f"{stage}.best.safetensors"
-    optimiser = torch.optim.AdamW(_groups(network, config.weight_decay), lr=config.lr, betas=(0.9, 0.98))
+    fused = ranks.device.type == "cuda"
+    optimiser = torch.optim.AdamW(_groups(network, config.weight_decay), lr=config.lr, betas=(0.9, 0.98), fused=fused)
+    autocast = torch.autocast(ranks.device.type, torch.bfloat16, enabled=precision == "bfloat16")
     done, seconds, best, best_step = 0, 0.0, {}, 0
-    if latest.exists():
+
+    def save(path: Path, optimiser: torch.optim.Optimizer | None, meta: dict[str, Any]) -> None:
+        if ranks.first:
+            save_checkpoint(path, network, optimiser, meta)
+
+    started_before = latest.exists()
+    ranks.wait()  # nobody may write it before all have looked
+    if started_before:
         meta = load_checkpoint(latest, network, optimiser)
         done, seconds, best, best_step = meta["step"], meta["seconds"], meta["best"], meta["best_step"]
     else:
         best = evaluate()
         log.write(stage, 0, best, show=True)
-        save_checkpoint(best_file, network, None, {})
-        save_checkpoint(latest, network, optimiser, {"step": 0, "seconds": 0.0, "best": best, "best_step": 0})
+        save(best_file, None, {})
+        save(latest, optimiser, {"step": 0, "seconds": 0.0, "best": best, "best_step": 0})
     started = time.perf_counter()
-    with tqdm(total=config.steps, initial=done, desc=stage, unit="step", smoothing=0.05, mininterval=1.0) as bar:
+    with tqdm(total=config.steps, initial=done, desc=stage, unit="step", smoothing=0.05, mininterval=1.0,
+              disable=not ranks.first) as bar:  # fmt: skip
         for number in range(done, config.steps):
             network.train()
-            torch.manual_seed(zlib.crc32(f"{seed}/{stage}/{number}".encode()))
             for group in optimiser.param_groups:
                 group["lr"] = config.lr * learning_rate_factor(number, config)
-            loss, terms = step(number)
             optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            terms["grad_norm"] = float(nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm))
-            if not math.isfinite(terms["grad_norm"]):
+            sums: dict[str, float] = {}
+            for part in range(config.accumulate):
+                share = ranks.share(part, config.accumulate, f"{seed}/{stage}/{number}")
+                with autocast:
+                    loss, terms = step(number, share)
+                loss.backward()
+                for name, value in ({"loss": float(loss.detach())} | terms).items():
+                    sums[name] = sums.get(name, 0.0) + value
+            ranks.sum_gradients(network)
+            norm = float(nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm))
+            if not math.isfinite(norm):
                 raise FloatingPointError(f"Stage {stage} diverged at step {number}; lower {stage}.lr and run it again.")
             optimiser.step()
             done = number + 1
             bar.update()
-            if done % 50 == 0:
-                log.write(stage, done, {"loss": float(loss.detach()), **terms}, show=False)
-                bar.set_postfix(loss=f"{float(loss.detach()):.3f}")
+            if done % LOG_EVERY == 0 or done == config.steps:
+                sums = ranks.sum_terms(sums)
+                log.write(stage, done, {**sums, "grad_norm": norm}, show=False)
+                bar.set_postfix(loss=f"{sums['loss']:.3f}")
             if done == config.steps or (config.eval_every and done % config.eval_every == 0):
                 metrics = evaluate()
                 log.write(stage, done, metrics, show=True)
                 if metrics["score"] > best["score"]:
                     best, best_step = metrics, done
-                    save_checkpoint(best_file, network, None, {})
+                    save(best_file, None, {})
             if done == config.steps or done % config.checkpoint_every == 0:
                 spent = seconds + time.perf_counter() - started
                 meta = {"step": done, "seconds": spent, "best": best, "best_step": best_step}
-                save_checkpoint(latest, network, optimiser, meta)
+                save(latest, optimiser, meta)
+    ranks.wait()  # for what rank 0 writes
     if config.steps:
         seconds = read_meta(latest)["seconds"]
     load_checkpoint(best_file, network, None)
@@ -150,23 +176,8 @@ def save_checkpoint(
         for number, parameter in enumerate(_parameters(optimiser)):
             for name, value in optimiser.state[parameter].items():
                 tensors[f"optimiser/{number}/{name}"] = value.contiguous()
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            file.write(save(tensors, {"meta": json.dumps(meta)}))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageError(
-                f"The disk under {path.parent} is full; free some space and run the same command again."
-            ) from error
-        raise StorageError(
-            f"{path} cannot be written ({error.strerror}); mend that and run the same command again."
-        ) from error
+    with whole_file(path) as partial:
+        partial.write_bytes(save(tensors, {"meta": json.dumps(meta)}))
 
 
 def load_checkpoint(path: Path, network: nn.Module, optimiser: torch.optim.Optimizer | None) -> dict[str, Any]:
@@ -179,7 +190,9 @@ def load_checkpoint(path: Path, network: nn.Module, optimiser: torch.optim.Optim
         if optimiser is not None:
             for number, parameter in enumerate(_parameters(optimiser)):
                 start = f"optimiser/{number}/"
-                state = {k.removeprefix(start): file.get_tensor(k) for k in keys if k.startswith(start)}
+                state = {
+                    k.removeprefix(start): file.get_tensor(k).to(parameter.device) for k in keys if k.startswith(start)
+                }
                 if state:
                     optimiser.state[parameter] = state
         return json.loads((file.metadata() or {}).get("meta", "{}"))

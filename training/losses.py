@@ -16,15 +16,17 @@ def nll(logits: torch.Tensor, tokens: torch.Tensor, temperature: float = 1.0) ->
 
 
 def contrastive(
-    state: torch.Tensor, target: torch.Tensor, item: torch.Tensor, temperature: float = 0.07
+    state: torch.Tensor, target: torch.Tensor, item: torch.Tensor, place: torch.Tensor, temperature: float = 0.07
 ) -> torch.Tensor:
     """L = - log exp(cos(s, t)/tau) / sum_b exp(cos(s, t_b)/tau) over the batch   [paper: in-batch; open: cosine, tau].
 
-    Shapes: state, target (B, D), item (B,) int64 -> scalar. Rows of the same item are no negatives of each other.
+    Shapes: target (B, D) and item (B,) int64 of the batch, state (b, D) of its rows `place` (b,) -> scalar.
+    Rows of the same item are no negatives of each other.
     """
-    cosine = F.normalize(state, dim=-1) @ F.normalize(target, dim=-1).T / temperature
-    twin = (item[:, None] == item[None, :]) & ~torch.eye(len(item), dtype=torch.bool, device=item.device)
-    return F.cross_entropy(cosine.masked_fill(twin, float("-inf")), torch.arange(len(item), device=item.device))
+    cosine = F.normalize(state, dim=-1) @ F.normalize(target, dim=-1).T / temperature  # (b, B)
+    twin = item[place, None] == item[None, :]
+    twin[torch.arange(len(place), device=item.device), place] = False
+    return F.cross_entropy(cosine.masked_fill(twin, float("-inf")), place)
 
 
 def full_softmax(dense_logits: torch.Tensor, item: torch.Tensor) -> torch.Tensor:

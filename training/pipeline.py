@@ -6,12 +6,10 @@ killed one stopped. One run owns the folder at a time, and a folder belongs to o
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,12 +20,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
+from serving.files import owned, whole_file
 from serving.tokenizer import save_tokenizer
-from training.config import RunConfig
+from training.config import ConfigError, RunConfig, read_config
 from training.embed import item_embedding
 from training.evaluate import validate
 from training.export import export
-from training.loop import Log, Outcome, StorageError, run_stage
+from training.loop import Log, Outcome, run_stage
 from training.prepare import (
     Dataset,
     Split,
@@ -38,6 +37,7 @@ from training.prepare import (
     statistics,
 )
 from training.pretrain import PretrainStep
+from training.ranks import ALONE, Ranks, join_ranks
 from training.rl import RlStep
 from training.semantic_ids import build_semantic_ids
 from training.sft import SftStep
@@ -52,30 +52,43 @@ class RunError(RuntimeError):
 
 
 def run(
-    data_folder: Path, bundle_folder: Path, config: RunConfig, until: str = "export", work_folder: Path | None = None
+    data_folder: Path,
+    bundle_folder: Path,
+    config: RunConfig,
+    until: str = "export",
+    work_folder: Path | None = None,
+    device: str = "cpu",
 ) -> None:
-    """Runs every stage up to `until` that is not done yet. The work folder is `<bundle>.work` unless given."""
+    """Runs every stage up to `until` that is not done yet. The work folder is `<bundle>.work` unless given.
+
+    Under torchrun the processes train together; rank 0 owns the folder and does alone what cannot be shared.
+    """
     folder = work_folder or bundle_folder.with_name(bundle_folder.name + ".work")
     folder.mkdir(parents=True, exist_ok=True)
     config = replace(config, name=config.name or data_folder.resolve().name)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    with _owned(folder):
-        data = read_data(data_folder)  # before the folder is claimed, so that bad data leave no trace
-        _same_run(folder, {"data": fingerprint(data_folder), "config": config.to_json()})
-        split = split_by(data, config.split)
-        print(describe(data, split))
-        _write_json(folder / "statistics.json", statistics(data))
-        if until == "prepare":
-            return
-        work = tokenize(data, split, data_folder, folder, config)
+    with ExitStack() as stack:
+        ranks = stack.enter_context(join_ranks(device))
+        with ranks.first_ahead():
+            if ranks.first:
+                stack.enter_context(owned(folder))
+            data = read_data(data_folder)  # before the folder is claimed, so that bad data leave no trace
+            split = split_by(data, config.split)
+            if ranks.first:
+                _same_run(folder, {"data": fingerprint(data_folder), "config": config.to_json()})
+                print(describe(data, split))
+                _write_json(folder / "statistics.json", statistics(data))
+            if until == "prepare":
+                return
+            work = tokenize(data, split, data_folder, folder, config, ranks.device)
         if until == "tokenize":
             return
         outcomes = {}
-        with closing(Log(folder)) as log:
+        with closing(Log(folder, silent=not ranks.first)) as log:
             for stage in STAGES[STAGES.index("pretrain") : STAGES.index(until) + 1]:
                 if stage in TRAINED:
-                    outcomes[stage] = train_stage(stage, work, folder, log)
-        if until == "export":
+                    outcomes[stage] = train_stage(stage, work, folder, log, ranks)
+        if until == "export" and ranks.first:
             summary = {
                 stage: {"seconds": round(o.seconds, 1), "best_step": o.best_step, **o.best}
                 for stage, o in outcomes.items()
@@ -85,7 +98,14 @@ def run(
             print(f"Wrote {bundle_folder} ({version}). Serve it: python -m app serve --bundle {bundle_folder}")
 
 
-def tokenize(data: Dataset, split: Split, data_folder: Path, folder: Path, config: RunConfig) -> Workspace:
+def tokenize(
+    data: Dataset,
+    split: Split,
+    data_folder: Path,
+    folder: Path,
+    config: RunConfig,
+    device: torch.device | str = "cpu",
+) -> Workspace:
     """Semantic IDs (made once, then read back), and the workspace of all later stages around them."""
     file = folder / "semantic_ids.safetensors"
     if not file.exists():
@@ -115,14 +135,15 @@ def tokenize(data: Dataset, split: Split, data_folder: Path, folder: Path, confi
     with safe_open(file, framework="pt") as stored:
         sizes = tuple(json.loads((stored.metadata() or {})["codebook_sizes"]))
         codes, embedding = stored.get_tensor("codes").numpy(), stored.get_tensor("embedding").numpy()
-    return make_workspace(config, split, codes, sizes, embedding)
+    return make_workspace(config, split, codes, sizes, embedding, device)
 
 
-def train_stage(stage: str, work: Workspace, folder: Path, log: Log) -> Outcome:
+def train_stage(stage: str, work: Workspace, folder: Path, log: Log, ranks: Ranks = ALONE) -> Outcome:
     """Runs one of the three stages on `work.network`; it starts from what the stage before left there."""
     config = getattr(work.config, stage)
     step, reasons = TRAINED[stage](work, config), stage != "pretrain"
-    return run_stage(stage, work.network, config, work.config.seed, folder, step, lambda: validate(work, reasons), log)
+    return run_stage(stage, work.network, config, work.config.seed, folder, step, lambda: validate(work, reasons), log,
+                     ranks, work.config.precision)  # fmt: skip
 
 
 def fingerprint(data_folder: Path) -> dict[str, str]:
@@ -135,21 +156,14 @@ def fingerprint(data_folder: Path) -> dict[str, str]:
     return digests
 
 
-@contextmanager
-def _owned(folder: Path) -> Iterator[None]:
-    """Holds the folder for this process, so that two trainings cannot write into one."""
-    with (folder / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RunError(f"Another run is using {folder}; wait for it or choose another --out.") from error
-        yield
-
-
 def _same_run(folder: Path, wanted: dict[str, Any]) -> None:
     file = folder / "run.json"
     if file.exists():
         found = json.loads(file.read_text())
+        try:
+            found["config"] = read_config(found["config"]).to_json()  # settings it did not know yet have their defaults
+        except ConfigError:
+            found = None
         if found != wanted:
             raise RunError(
                 f"{folder} belongs to a run with other data or settings; choose another --out or remove that folder."
@@ -159,11 +173,5 @@ def _same_run(folder: Path, wanted: dict[str, Any]) -> None:
 
 
 def _write_json(path: Path, data: Any) -> None:
-    partial = path.with_name(path.name + ".partial")
-    try:
+    with whole_file(path) as partial:
         partial.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise StorageError(
-            f"{path} cannot be written ({error.strerror}); free some space and run the same command again."
-        ) from error

@@ -14,6 +14,7 @@ import torch
 from training.config import PretrainConfig
 from training.examples import batch_at, nearest_items
 from training.losses import nll
+from training.ranks import WHOLE, Share
 from training.reasoning import Thought, answer
 from training.workspace import Workspace
 
@@ -25,9 +26,11 @@ class PretrainStep:
         self.work, self.config = work, config
         self.nearest = nearest_items(work.embedding, config.neighbours) if config.similar_weight else None
 
-    def __call__(self, step: int) -> tuple[torch.Tensor, dict[str, float]]:
+    def __call__(self, step: int, share: Share = WHOLE) -> tuple[torch.Tensor, dict[str, float]]:
         work, config = self.work, self.config
-        index = batch_at(work.examples, config.batch_size, work.config.seed, step)
+        batch = batch_at(work.examples, config.batch_size, work.config.seed, step)
+        share = share.of(len(batch))
+        index = share.own(share.piece(batch))
         item = work.examples.targets(index)
         target = work.item_tokens[item].unsqueeze(1)  # (B, 1, M)
         memory = work.read(work.examples.histories(index))
@@ -38,22 +41,22 @@ class PretrainStep:
             plain = nll(logits, target, work.settings.temperature)
             loss, terms["nll"] = loss + config.plain_weight * plain, float(plain.detach())
         if self.nearest is not None:
-            sequence = torch.cat([self.similar(item), target], -1)
+            sequence = torch.cat([self.similar(item, share), target], -1)
             steps = min(sequence.shape[-1] - target.shape[-1], work.vocabulary.max_steps)
             logits, _ = answer(work.network, memory, start(work, len(item), steps), sequence)
             similar = nll(logits, sequence, work.settings.temperature)
             loss, terms["nll_similar"] = loss + config.similar_weight * similar, float(similar.detach())
-        return loss, terms
+        return share.mean(loss, terms)
 
-    def similar(self, item: np.ndarray) -> torch.Tensor:
-        """Tokens of items similar to the targets, drawn with torch's seeded generator. Shape: (B, 1, q)."""
+    def similar(self, item: np.ndarray, share: Share) -> torch.Tensor:
+        """Tokens of items similar to the targets, drawn with the share's generator. Shape: (B, 1, q)."""
         assert self.nearest is not None
-        draw = torch.rand(len(item), self.nearest.shape[1]).argsort(1)[:, : self.config.similar_items]
+        draw = share.rand(len(item), self.nearest.shape[1]).argsort(1)[:, : self.config.similar_items]
         neighbours = torch.from_numpy(self.nearest[item]).gather(1, draw)
         return self.work.item_tokens[neighbours].flatten(1).unsqueeze(1)
 
 
 def start(work: Workspace, batch: int, steps: int) -> Thought:
     """A thought of no step yet: the start token that announces `steps`."""
-    token = torch.full((batch, 1), work.vocabulary.start_tokens[steps], dtype=torch.int64)
+    token = torch.full((batch, 1), work.vocabulary.start_tokens[steps], dtype=torch.int64, device=work.device)
     return Thought(work.network.t5.shared(token), None, None, [], [], [])

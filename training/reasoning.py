@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 
 from serving.model import T5, KeysValues, Memory, StreamRec
+from training.ranks import WHOLE, Share
 
 # (step from 1, logits (B, Q, V), state s_{i-1} (B, Q, D)) -> token (B, Q)
 Choose = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -98,18 +99,23 @@ def _own_prefix(t5: T5, paths: int, done: int, new: int) -> torch.Tensor:
 
 
 def residual_label(
-    network: StreamRec, target: torch.Tensor, state: torch.Tensor, reasoning_range: tuple[int, int], balanced: bool
+    network: StreamRec,
+    target: torch.Tensor,
+    state: torch.Tensor,
+    reasoning_range: tuple[int, int],
+    balanced: bool,
+    share: Share = WHOLE,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """r_i = MLP_r(t - s_{i-1}) and o_i, the code nearest to it [paper, stage 2].
 
     Shapes: target t (B, D), state s_{i-1} (B, D) -> o_i (B,) int64 vocabulary ids, r_i (B, D) with gradient.
-    balanced: spread the batch over the codes by Sinkhorn [open].
+    balanced: spread the batch, on all ranks, over the codes by Sinkhorn [open].
     """
     lo, hi = reasoning_range
     residual = network.heads.residual(target - state)
     codes = network.t5.shared.weight[lo:hi]
     distance = torch.cdist(residual.detach(), codes.detach())
-    choice = sinkhorn(-distance).argmax(-1) if balanced else distance.argmin(-1)
+    choice = share.own(sinkhorn(-share.gather(distance)).argmax(-1)) if balanced else distance.argmin(-1)
     return choice + lo, residual
 
 

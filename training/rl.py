@@ -18,6 +18,7 @@ from training.config import RlConfig
 from training.examples import batch_at
 from training.losses import advantages, grpo, nll
 from training.pretrain import start
+from training.ranks import WHOLE, Share
 from training.reasoning import answer, think
 from training.rollouts import Rollout, policy_log_probs, sample
 from training.workspace import Workspace
@@ -50,14 +51,16 @@ class RlStep:
         self.reference = copy.deepcopy(work.network).eval().requires_grad_(False)
         names = ("format", "match", "similarity", "likelihood", "rank")
         self.weights = {name: getattr(config, f"{name}_reward") for name in names}
-        self.experience: Experience | None = None
+        self.experience: dict[int, Experience] = {}  # of each part of the batch
 
-    def __call__(self, step: int) -> tuple[torch.Tensor, dict[str, float]]:
+    def __call__(self, step: int, share: Share = WHOLE) -> tuple[torch.Tensor, dict[str, float]]:
         work, config, network = self.work, self.config, self.work.network
         network.eval()  # ratios compare policies, not dropout masks
-        if self.experience is None or step % config.updates == 0:
-            self.experience = self.gather(step // config.updates)
-        known = self.experience
+        batch = batch_at(work.examples, config.batch_size, work.config.seed + 2, step // config.updates)
+        share = share.of(len(batch))
+        if share.part not in self.experience or step % config.updates == 0:
+            self.experience[share.part] = self.gather(share.piece(batch), share)
+        known = self.experience[share.part]
         memory = work.read(known.histories)
         now = policy_log_probs(work, network, memory, known.rollout)
         policy = grpo(now, known.rollout.log_probs, known.reference, known.advantage, config.clip, config.kl_weight)
@@ -67,16 +70,16 @@ class RlStep:
             anchor = self.anchor(memory, known.row, known.rollout.steps)
             loss = loss + config.anchor_weight * anchor
             terms["anchor"] = float(anchor.detach())
-        return loss, terms
+        return share.mean(loss, terms)
 
     @torch.no_grad()
-    def gather(self, number: int) -> Experience:
-        """Samples and judges the rollouts of the `number`-th batch."""
+    def gather(self, piece: np.ndarray, share: Share) -> Experience:
+        """Samples and judges the own rollouts of a part of a batch. piece: its examples, on all ranks."""
         work, config = self.work, self.config
-        index = batch_at(work.examples, config.batch_size, work.config.seed + 2, number)
-        histories, row = work.examples.histories(index), torch.from_numpy(work.examples.targets(index))
-        steps = int(torch.randint(1, work.vocabulary.max_steps + 1, ()))
-        rollout = sample(work, work.read(histories), row, steps, config)
+        everyone = torch.from_numpy(work.examples.targets(piece)).to(work.device)
+        histories, row = work.examples.histories(share.own(piece)), share.own(everyone)
+        steps = int(torch.randint(1, work.vocabulary.max_steps + 1, (), generator=share.draws))
+        rollout = sample(work, work.read(histories), everyone, steps, config, share)
         reward = torch.stack([weight * rollout.rewards[name] for name, weight in self.weights.items()]).sum(0)
         frozen = copy.copy(work)
         frozen.network = self.reference

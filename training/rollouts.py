@@ -12,6 +12,7 @@ from training.config import RlConfig
 from training.evaluate import exists
 from training.losses import token_log_probs
 from training.pretrain import start
+from training.ranks import WHOLE, Share
 from training.reasoning import Thought, answer, think
 from training.workspace import Workspace
 
@@ -35,20 +36,28 @@ class Rollout:
 
 
 @torch.no_grad()
-def sample(work: Workspace, memory: Memory, row: torch.Tensor, steps: int, config: RlConfig) -> Rollout:
-    """Samples `config.group` outputs per history, without the trie, and rewards them. row: (B,) int64, the targets."""
+def sample(
+    work: Workspace, memory: Memory, everyone: torch.Tensor, steps: int, config: RlConfig, share: Share = WHOLE
+) -> Rollout:
+    """Samples `config.group` outputs per history, without the trie, and rewards them.
+
+    everyone: (B,) int64, the targets of the batch on all ranks; the histories are those of the share's own rows.
+    """
+    share = share if share.batch else share.of(len(everyone))
     network, temperature = work.network, work.settings.temperature
     lo, hi = work.vocabulary.reasoning_range
-    thought = think(network, memory, work.vocabulary.start_tokens[steps], steps,
-                    lambda _, logits, __: _draw(logits[..., lo:hi] / temperature) + lo, paths=config.group)  # fmt: skip
-    batch, levels = len(row), work.item_tokens.shape[1]
-    item = torch.zeros(batch, config.group, levels, dtype=torch.int64)
+    thought = think(
+        network, memory, work.vocabulary.start_tokens[steps], steps,
+        lambda _, logits, __: draw(logits[..., lo:hi] / temperature, share) + lo, paths=config.group,
+    )  # fmt: skip
+    batch, levels = len(memory.mask), work.item_tokens.shape[1]
+    item = torch.zeros(batch, config.group, levels, dtype=torch.int64, device=work.device)
     for level in range(levels):
         logits, state = answer(network, memory, thought, item)
-        item[..., level] = _draw(logits[:, :, level] / temperature)
+        item[..., level] = draw(logits[:, :, level] / temperature, share)
     reasoning = torch.stack(thought.tokens, -1) if steps else item[..., :0]
     log_probs = _log_probs(work, thought, logits, reasoning, item)
-    return Rollout(reasoning, item, log_probs, _rewards(work, memory, thought, item, state, row))
+    return Rollout(reasoning, item, log_probs, _rewards(work, memory, thought, item, state, everyone, share))
 
 
 def policy_log_probs(work: Workspace, network: StreamRec, memory: Memory, rollout: Rollout) -> torch.Tensor:
@@ -80,26 +89,38 @@ def _log_probs(
 
 
 def _rewards(
-    work: Workspace, memory: Memory, thought: Thought, item: torch.Tensor, state: torch.Tensor, row: torch.Tensor
+    work: Workspace,
+    memory: Memory,
+    thought: Thought,
+    item: torch.Tensor,
+    state: torch.Tensor,
+    everyone: torch.Tensor,
+    share: Share,
 ) -> dict[str, torch.Tensor]:
     network = work.network
-    target = work.item_tokens[row]  # (B, M)
-    vectors = network.item_vectors(work.item_tokens)[row]  # (B, D)
+    place = share.places.to(work.device)
+    target = work.item_tokens[everyone[place]]  # (b, M)
+    vectors = network.item_vectors(work.item_tokens)[everyone]  # (B, D)
     group = item.shape[1]
     given = target.unsqueeze(1).expand(-1, group, -1)
     temperature = work.settings.temperature
     reasoned = token_log_probs(answer(network, memory, thought, given)[0], given, temperature).sum(-1)
-    direct_logits, _ = answer(network, memory, start(work, len(row), 0), target.unsqueeze(1))
+    direct_logits, _ = answer(network, memory, start(work, len(target), 0), target.unsqueeze(1))
     direct = token_log_probs(direct_logits, target.unsqueeze(1), temperature).sum((1, 2))
     return {
         "format": rewards.format_reward(exists(item, work.item_tokens)),
         "match": rewards.match_reward(item, target),
-        "similarity": rewards.similarity_reward(state, vectors),
+        "similarity": rewards.similarity_reward(state, vectors[place]),
         "likelihood": rewards.likelihood_reward(reasoned, direct),
-        "rank": rewards.rank_reward(dense_logits(state, vectors), row),
+        "rank": rewards.rank_reward(dense_logits(state, vectors), everyone, place),
     }
 
 
-def _draw(logits: torch.Tensor) -> torch.Tensor:
-    """One sample per row. Shape: (..., V) -> (...)."""
-    return torch.multinomial(logits.softmax(-1).flatten(0, -2), 1).view(logits.shape[:-1])
+def draw(logits: torch.Tensor, share: Share = WHOLE) -> torch.Tensor:
+    """One sample per row: the first token where the summed probability exceeds a uniform number. (B, G, V) -> (B, G).
+
+    One number per row, and not torch.multinomial: a row's sample must not depend on the rows that are drawn with it.
+    """
+    summed = logits.float().softmax(-1).cumsum(-1)
+    number = share.rand(*logits.shape[:-1]).to(logits.device).unsqueeze(-1) * summed[..., -1:]
+    return torch.searchsorted(summed, number, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)

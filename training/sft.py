@@ -17,6 +17,7 @@ from training.config import SftConfig
 from training.examples import batch_at
 from training.losses import contrastive, full_softmax, nll, preference, quantization, token_log_probs
 from training.pretrain import start
+from training.ranks import WHOLE, Share
 from training.reasoning import Thought, answer, residual_label, think
 from training.workspace import Workspace
 
@@ -28,14 +29,18 @@ class SftStep:
         self.work, self.config = work, config
         self.reference = copy.deepcopy(work.network).eval().requires_grad_(False) if config.preference_weight else None
 
-    def __call__(self, step: int) -> tuple[torch.Tensor, dict[str, float]]:
+    def __call__(self, step: int, share: Share = WHOLE) -> tuple[torch.Tensor, dict[str, float]]:
         work, config, network = self.work, self.config, self.work.network
-        index = batch_at(work.examples, config.batch_size, work.config.seed + 1, step)
-        row = work.examples.targets(index)
-        item, target = torch.from_numpy(row), work.item_tokens[row].unsqueeze(1)
+        batch = batch_at(work.examples, config.batch_size, work.config.seed + 1, step)
+        share = share.of(len(batch))
+        piece = share.piece(batch)
+        index = share.own(piece)
+        row, everyone = work.examples.targets(index), torch.from_numpy(work.examples.targets(piece)).to(work.device)
+        target = work.item_tokens[row].unsqueeze(1)
+        place = share.places.to(work.device)
         histories = work.examples.histories(index)
         memory = work.read(histories)
-        steps = int(torch.randint(1, work.vocabulary.max_steps + 1, ()))
+        steps = int(torch.randint(1, work.vocabulary.max_steps + 1, (), generator=share.draws))
         vectors = network.item_vectors(work.item_tokens)
         total = torch.zeros(())
         terms: dict[str, float] = {}
@@ -48,7 +53,7 @@ class SftStep:
         direct_logits, direct_state = answer(network, memory, start(work, len(row), 0), target)
         if config.plain_weight:
             add("nll_plain", config.plain_weight, nll(direct_logits, target, work.settings.temperature))
-        labelled = Labeller(work, config, vectors[item].detach())
+        labelled = Labeller(work, config, vectors[everyone[place]].detach(), share)
         thought = think(network, memory, work.vocabulary.start_tokens[steps], steps, labelled.choose)
         logits, state = answer(network, memory, thought, target)
         if config.answer_weight:
@@ -66,18 +71,21 @@ class SftStep:
             add(
                 "state",
                 config.state_weight,
-                torch.stack([self.state_loss(s[:, 0], vectors, item) for s in states]).mean(),
+                torch.stack([self.state_loss(s[:, 0], vectors, everyone, place) for s in states]).mean(),
             )
         if self.reference is not None:
             now = self.log_probs(network, memory, thought, target, direct_logits, logits)
             before = self.reference_log_probs(histories, thought, target)
             add("preference", config.preference_weight, preference(*now, *before, config.preference_beta))
-        return total, terms
+        return share.mean(total, terms)
 
-    def state_loss(self, state: torch.Tensor, vectors: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
+    def state_loss(
+        self, state: torch.Tensor, vectors: torch.Tensor, everyone: torch.Tensor, place: torch.Tensor
+    ) -> torch.Tensor:
+        """everyone: (B,) target items of the batch's rows, of which the states' are those at `place` (b,)."""
         if self.config.state_loss == "contrastive":
-            return contrastive(state, vectors[item], item, self.config.contrastive_temperature)
-        return full_softmax(dense_logits(state, vectors), item)
+            return contrastive(state, vectors[everyone], everyone, place, self.config.contrastive_temperature)
+        return full_softmax(dense_logits(state, vectors), everyone[place])
 
     def log_probs(
         self,
@@ -118,8 +126,8 @@ class Labeller:
     A fed-back state alone needs no labels.
     """
 
-    def __init__(self, work: Workspace, config: SftConfig, target: torch.Tensor) -> None:
-        self.work, self.config, self.target = work, config, target
+    def __init__(self, work: Workspace, config: SftConfig, target: torch.Tensor, share: Share = WHOLE) -> None:
+        self.work, self.config, self.target, self.share = work, config, target, share
         self.labels: list[torch.Tensor] = []
         self.residuals: list[torch.Tensor] = []
 
@@ -130,12 +138,13 @@ class Labeller:
         if network.step_form == "state":
             return own
         if self.config.labels == "residual":
-            label, residual = residual_label(network, self.target, state[:, 0], (lo, hi), self.config.balanced)
+            balanced = self.config.balanced
+            label, residual = residual_label(network, self.target, state[:, 0], (lo, hi), balanced, self.share)
             self.residuals.append(residual)
         elif self.config.labels == "random":  # control: as many latent tokens that mean nothing
-            label = torch.randint(lo, hi, (len(own),))
+            label = (lo + self.share.rand(len(own)) * (hi - lo)).long().to(own.device)
         else:  # control: a "pause", the same token every time, learnt so that the search writes it too
-            label = torch.full((len(own),), lo)
+            label = torch.full((len(own),), lo, device=own.device)
         self.labels.append(label)
         given = self.config.inputs == "label" or self.config.labels == "pause"
         return label.unsqueeze(1) if given else own

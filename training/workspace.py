@@ -18,7 +18,7 @@ from training.prepare import Split
 
 @dataclass(slots=True)
 class Workspace:
-    """item_tokens: (I, M) int64. embedding: (I, E) float32, what stage 1 compares items by."""
+    """item_tokens: (I, M) int64, on the network's device. embedding: (I, E) float32, what stage 1 compares items by."""
 
     config: RunConfig
     split: Split
@@ -26,8 +26,13 @@ class Workspace:
     vocabulary: Vocabulary
     settings: BundleSettings
     item_tokens: torch.Tensor
+    item_tokens_here: np.ndarray  # the same on the CPU, where batches are put together
     embedding: np.ndarray
     network: StreamRec
+
+    @property
+    def device(self) -> torch.device:
+        return self.item_tokens.device
 
     @property
     def suffix(self) -> tuple[int, ...]:
@@ -35,7 +40,8 @@ class Workspace:
 
     def read(self, histories: list[np.ndarray]) -> Memory:
         """Encodes histories, once for all that the decoder will do with them."""
-        tokens, mask = history_tokens(histories, self.item_tokens.numpy(), self.settings.max_items, self.suffix)
+        tokens, mask = history_tokens(histories, self.item_tokens_here, self.settings.max_items, self.suffix)
+        tokens, mask = tokens.to(self.device), mask.to(self.device)
         hidden = self.network.t5.encode(tokens, mask, self.settings.attention, self.item_tokens.shape[1])
         return self.network.t5.memory(hidden, mask)
 
@@ -55,9 +61,14 @@ def bundle_settings(model: ModelSettings, default_steps: int = 0, dense_weight: 
 
 
 def make_workspace(
-    config: RunConfig, split: Split, codes: np.ndarray, sizes: tuple[int, ...], embedding: np.ndarray
+    config: RunConfig,
+    split: Split,
+    codes: np.ndarray,
+    sizes: tuple[int, ...],
+    embedding: np.ndarray,
+    device: torch.device | str = "cpu",
 ) -> Workspace:
-    """A fresh network for given data and semantic IDs; its weights follow from the seed."""
+    """A fresh network for given data and semantic IDs; its weights follow from the seed, whatever the device."""
     model = config.model
     vocabulary = Vocabulary(model.max_steps, sizes, model.reasoning_codes)
     torch.manual_seed(config.seed)
@@ -75,13 +86,15 @@ def make_workspace(
         len(codes),
         model.step_form,
     )
+    tokens = vocabulary.tokens_of(codes).astype(np.int64)
     return Workspace(
         config,
         split,
         all_prefixes(split.train, model.max_items),
         vocabulary,
         bundle_settings(model),
-        torch.from_numpy(vocabulary.tokens_of(codes).astype(np.int64)),
+        torch.from_numpy(tokens).to(device),
+        tokens,
         embedding,
-        network,
+        network.to(device),
     )

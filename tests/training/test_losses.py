@@ -34,9 +34,10 @@ def test_nll_divides_by_the_temperature():
 def test_contrastive_by_hand():
     state, target = torch.tensor([[3.0, 0.0], [0.0, 0.5]]), torch.tensor([[1.0, 0.0], [0.0, 9.0]])
     # the cosines are 1 on the diagonal and 0 beside it, whatever the lengths: -ln(e / (e + 1)) = ln(1 + 1/e)
-    assert float(losses.contrastive(state, target, torch.tensor([4, 5]), 1.0)) == approx(math.log(1 + math.exp(-1)))
+    item, place = torch.tensor([4, 5]), torch.arange(2)
+    assert float(losses.contrastive(state, target, item, place, 1.0)) == approx(math.log(1 + math.exp(-1)))
     # at temperature 1/2 they are 2 and 0
-    assert float(losses.contrastive(state, target, torch.tensor([4, 5]), 0.5)) == approx(math.log(1 + math.exp(-2)))
+    assert float(losses.contrastive(state, target, item, place, 0.5)) == approx(math.log(1 + math.exp(-2)))
 
 
 def test_rows_of_the_same_item_are_no_negatives():
@@ -44,8 +45,15 @@ def test_rows_of_the_same_item_are_no_negatives():
     item = torch.tensor([7, 7, 8])
     # rows 0 and 1 see only themselves and row 2: ln(1 + e^-1); row 2 sees itself and both twins: ln(1 + 2 e^-1)
     expected = (2 * math.log(1 + math.exp(-1)) + math.log(1 + 2 * math.exp(-1))) / 3
-    assert float(losses.contrastive(state, state, item, 1.0)) == approx(expected)
-    assert float(losses.contrastive(state[:2], state[:2], item[:2], 1.0)) == approx(0.0)
+    assert float(losses.contrastive(state, state, item, torch.arange(3), 1.0)) == approx(expected)
+    assert float(losses.contrastive(state[:2], state[:2], item[:2], torch.arange(2), 1.0)) == approx(0.0)
+    # some rows of the batch, in any order, against all of its targets
+    assert float(losses.contrastive(state[2:], state, item, torch.tensor([2]), 1.0)) == approx(
+        math.log(1 + 2 * math.exp(-1))
+    )
+    assert float(losses.contrastive(state[[2, 0]], state, item, torch.tensor([2, 0]), 1.0)) == approx(
+        (math.log(1 + math.exp(-1)) + math.log(1 + 2 * math.exp(-1))) / 2
+    )
 
 
 def test_full_softmax_by_hand():

@@ -17,11 +17,12 @@ from transformers import T5ForConditionalGeneration
 
 from serving.bundle import Bundle
 from serving.engine import Engine
+from serving.errors import StorageError
+from serving.files import owned
 from serving.types import Request
 from tests.training.shops import command, write_shop
 from training.__main__ import main
-from training.loop import StorageError, load_checkpoint, save_checkpoint
-from training.pipeline import _owned
+from training.loop import load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).parents[2]
 
@@ -136,7 +137,7 @@ def test_other_settings_or_other_data_do_not_go_into_a_used_folder(made, capsys)
 def test_two_trainings_do_not_share_a_folder(made, tmp_path, capsys):
     work = tmp_path / "b.work"
     work.mkdir()
-    with _owned(work):
+    with owned(work):
         message = fails(capsys, *command("run", made / "shop", tmp_path / "b"))
     assert "Another run is using" in message
     assert [path.name for path in work.iterdir()] == ["lock"]  # nothing was touched

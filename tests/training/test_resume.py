@@ -23,6 +23,7 @@ from training import loop
 from training.__main__ import main
 from training.config import StageConfig
 from training.loop import Log, run_stage
+from training.ranks import Share
 
 ROOT = Path(__file__).parents[2]
 FILES = ("model/model.safetensors", "heads.safetensors", "catalogue.parquet")
@@ -110,7 +111,7 @@ def train(
         if events == die_at:
             raise Killed
 
-    def step(number: int) -> tuple[torch.Tensor, dict[str, float]]:
+    def step(number: int, _: Share) -> tuple[torch.Tensor, dict[str, float]]:
         live()
         x = torch.randn(5, 4)
         y = torch.nn.functional.dropout(first(x), 0.3)
@@ -173,7 +174,7 @@ def test_a_stage_cannot_make_validation_worse(tmp_path):
     scores = iter([1.0, 0.5, 0.7])
     log = Log(tmp_path)
     outcome = run_stage("s", network, StageConfig(steps=4, eval_every=2, lr=0.1, warmup=0), 0, tmp_path,
-                        lambda _: (network(torch.ones(1, 2)).sum(), {}), lambda: {"score": next(scores)},
+                        lambda *_: (network(torch.ones(1, 2)).sum(), {}), lambda: {"score": next(scores)},
                         log)  # fmt: skip
     log.close()
     assert (outcome.best_step, outcome.best["score"]) == (0, 1.0)

@@ -222,19 +222,19 @@ def test_updates_share_rollouts_and_the_clip_ends_what_the_first_gained():
     work = small_workspace(config)
     step = RlStep(work, config.rl)
     loss, _ = step(0)
-    rollouts = step.experience
+    rollouts = step.experience[0]
     loss.backward()
     with torch.no_grad():  # one huge update along the gradient: every ratio that may gain is now beyond the clip
         for parameter in work.network.parameters():
             if parameter.grad is not None:
                 parameter.sub_(3 * parameter.grad / parameter.grad.norm().clamp(min=1e-9))
     again, _ = step(1)
-    assert step.experience is rollouts
+    assert step.experience[0] is rollouts
     # min(rho A, clip(rho) A): the gain of a token cannot exceed 1.2 of its advantage
     gain = torch.where(rollouts.advantage > 0, 1.2 * rollouts.advantage, 0.8 * rollouts.advantage).mean()
     assert -float(again.detach()) <= float(gain) + 1e-5
     step(2)
-    assert step.experience is not rollouts
+    assert step.experience[0] is not rollouts
 
 
 def test_the_kl_term_pulls_back_to_the_reference():

@@ -19,7 +19,7 @@ router = APIRouter(
 
 @router.post("/{user_id:anything}/events", response_model=EventsResponse)
 async def append_events(user_id: UserId, body: EventsRequest, service: ServiceDep) -> EventsResponse:
-    """Append items to the user's history. Answered only when they are stored."""
+    """Append items to the user's history. Answered only when they are stored; after a 503 they may be, so look first."""
     service.check_ready()
     length = await service.users.append(user_id, body.items)
     row = service.bundle.catalogue.row
@@ -42,6 +42,9 @@ async def read_user(user_id: UserId, service: ServiceDep) -> UserResponse:
 
 @router.delete("/{user_id:anything}", status_code=204)
 async def erase_user(user_id: UserId, service: ServiceDep) -> Response:
-    """Erase every trace of a user: history and cached states, wherever they lie."""
+    """Erase every trace of a user: history and cached states, in Redis at once, in other processes within moments.
+
+    After a 503 something may be left: ask again.
+    """
     await service.erase(user_id)
     return Response(status_code=204)

@@ -19,7 +19,7 @@ router = APIRouter(
 
 @router.post("/{user_id:anything}/events", response_model=EventsResponse)
 async def append_events(user_id: UserId, body: EventsRequest, service: ServiceDep) -> EventsResponse:
-    """Append items to the user's history. Answered only when they are stored; after a 503 they may be, so look first."""
+    """Append items to the user's history. Answered only when they are stored; after a 503 they may be: look first."""
     service.check_ready()
     length = await service.users.append(user_id, body.items)
     row = service.bundle.catalogue.row

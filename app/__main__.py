@@ -1,27 +1,17 @@
-"""python -m app serve: settings from the command line and the environment, a server that drains before it stops."""
+"""python -m app serve: settings from the command line and the environment, then one process that serves or several."""
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import json
 import logging
-import shlex
 import socket
 import sys
-import time
-from types import FrameType
-from typing import TYPE_CHECKING
 
-import uvicorn
 from pydantic import ValidationError
 
 from app import logs
 from app.settings import Settings, unknown_variables, variable
-from serving.errors import BundleError
-
-if TYPE_CHECKING:  # imports torch: not before the settings are known to be sound
-    from app.service import Service
+from app.workers import supervise
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -59,78 +49,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def serve(settings: Settings) -> int:
-    from app.main import create_app
+    if settings.workers == 1:
+        from app.server import serve
 
-    failure: list[BaseException] = []
-
-    def on_failure(error: BaseException) -> None:
-        failure.append(error)
-        server.should_exit = True
-
-    app = create_app(settings, None, lambda service: _announce(service, server), on_failure)
-    service: Service = app.state.service
-    config = uvicorn.Config(
-        app, settings.host, settings.port, log_config=None, access_log=False, lifespan="on",
-        timeout_graceful_shutdown=max(1, round(settings.drain_timeout_s)),
-    )  # fmt: skip
-    server = Server(config, service)
-    server.run()
-    if failure:
-        kind = "" if isinstance(failure[0], BundleError) else f"{type(failure[0]).__name__}: "
-        print(f"{kind}{failure[0]}", file=sys.stderr)
-        return 1
-    return 0 if server.started else 1
+        return serve(settings)
+    with listen(settings.host, settings.port) as listening:
+        return supervise(settings, listening)
 
 
-class Server(uvicorn.Server):
-    """Stops in order: not ready, then what runs is finished while the probes still answer, then the sockets close."""
-
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
-        super().__init__(config)
-        self.service, self.draining = service, False
-        self.loop: asyncio.AbstractEventLoop | None = None
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        # Not super's: it closes the sockets at once, and in the end raises the signal again instead of exiting with 0.
-        if self.draining:
-            self.should_exit = self.force_exit = True  # asked twice
-            return
-        self.draining = True
-        self.service.begin_drain()
-        if self.loop is None:
-            self.should_exit = True
-        else:
-            self.loop.call_soon_threadsafe(lambda: asyncio.ensure_future(self._drain()))
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        self.loop = asyncio.get_running_loop()
-        await super().startup(sockets)
-
-    async def _drain(self) -> None:
-        try:
-            await self.service.drain()
-        finally:
-            self.should_exit = True
-
-
-def _announce(service: Service, server: uvicorn.Server) -> None:
-    """Tells a person where the page is, and gives a request that works."""
-    from serving.types import Rules
-
-    while not server.started and not server.should_exit:
-        time.sleep(0.01)
-    host, port = server.config.host, server.config.port
-    for listening in server.servers:
-        host, port = listening.sockets[0].getsockname()[:2]
-    host = "127.0.0.1" if host in ("0.0.0.0", "::") else host
-    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    catalogue, steps = service.bundle.catalogue, service.bundle.max_steps
-    history = [catalogue.item_ids[row] for row in catalogue.popular(1, Rules())]
-    body = json.dumps({"user_id": "me", "history": history, "k": 5}, ensure_ascii=False)
-    curl = f"curl -s '{address}/recommend?reasoning_steps={steps}' -H 'Content-Type: application/json' -d "
-    print(
-        f"Ready: {address}/ (try it), {address}/docs (the API). A first request:\n{curl}{shlex.quote(body)}", flush=True
-    )
+def listen(host: str, port: int) -> socket.socket:
+    """The socket that all workers accept from. Raises OSError where the address cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=2048)
 
 
 if __name__ == "__main__":

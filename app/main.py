@@ -15,6 +15,7 @@ from app.routes import health, items, models, page, recommend, users
 from app.service import EngineLike, Service
 from app.settings import Settings
 from app.traces import Traces
+from app.workers import Seat
 
 VERSION = "0.1.0"
 
@@ -24,17 +25,22 @@ def create_app(
     engine: EngineLike | None = None,
     on_ready: Callable[[Service], None] = lambda service: None,
     on_failure: Callable[[BaseException], None] = lambda error: None,
+    on_death: Callable[[BaseException], None] = lambda error: None,
+    seat: Seat | None = None,
 ) -> FastAPI:
     """The application; `app.state.service` is its service. With `engine` no bundle is loaded.
 
-    on_ready, on_failure: called on the engine's thread when the model is ready, or could not be made ready.
+    on_ready, on_failure, on_death: called on the engine's thread when the model is ready, could not be made ready, or
+    whenever that thread has ended by a fault. seat: of a worker among several.
     """
-    service = Service(settings, engine, on_ready, on_failure)
+    service = Service(settings, engine, on_ready, on_failure, on_death)
     quotas, traces = Quotas(settings), Traces(settings.otlp_endpoint, VERSION)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await service.start()
+        while seat is not None and seat.late and service.status in ("loading", "warming"):
+            await asyncio.sleep(0.05)  # the other workers answer meanwhile
         yield
         await service.close()
         await quotas.close()
@@ -48,7 +54,7 @@ def create_app(
         docs_url=None,  # FastAPI's page loads its scripts from another host; ours is in routes/page.py
         redoc_url=None,
     )
-    app.state.service, app.state.quotas = service, quotas
+    app.state.service, app.state.quotas, app.state.seat = service, quotas, seat
     errors.install(app)
     for routes in (recommend, users, items, models, health, page):
         app.include_router(routes.router)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
+
 from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
     Histogram,
-    Info,
     ProcessCollector,
     disable_created_metrics,
+    generate_latest,
 )
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from app.workers import METRICS_FOLDER
 
 SECONDS = (
     0.001,
@@ -39,11 +44,13 @@ disable_created_metrics()  # a second time series for each, that nobody asks for
 
 
 class Metrics:
-    """One set per service, in its own registry."""
+    """One set per service, in its own registry. Several workers keep theirs in files, and each can show the sum."""
 
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
-        ProcessCollector(registry=registry)
+        self.shared = METRICS_FOLDER in os.environ
+        if not self.shared:
+            ProcessCollector(registry=registry)
         self.request_seconds = Histogram(
             "streamrec_request_seconds",
             "Time to answer, by route template",
@@ -71,12 +78,29 @@ class Metrics:
         )
         self.rejected = Counter("streamrec_rejected", "Requests turned away", ["reason"], registry=registry)
         self.fallback = Counter("streamrec_fallback", "Answers not from the model", ["reason"], registry=registry)
-        self.queue_depth = Gauge("streamrec_queue_depth", "Searches that wait", registry=registry)
-        self.model_info = Info("streamrec_model", "The model that is served", registry=registry)
+        self.queue_depth = Gauge(
+            "streamrec_queue_depth", "Searches that wait", registry=registry, multiprocess_mode="livesum"
+        )
+        self.model_info = Gauge(
+            "streamrec_model_info", "The model that is served", ["version"], registry=registry,
+            multiprocess_mode="livemax",
+        )  # fmt: skip
         self.invalid_items = Counter(
             "streamrec_invalid_items", "Items the search gave that do not exist or are not permitted", registry=registry
         )
-        self.tasks = Gauge("streamrec_event_loop_tasks", "Tasks of the event loop", registry=registry)
-        self.threads = Gauge("streamrec_threads", "Threads that Python knows of", registry=registry)
+        self.tasks = Gauge(
+            "streamrec_event_loop_tasks", "Tasks of the event loop", registry=registry, multiprocess_mode="livesum"
+        )
+        self.threads = Gauge(
+            "streamrec_threads", "Threads that Python knows of", registry=registry, multiprocess_mode="livesum"
+        )
         for stage in STAGES:
             self.stage_seconds.labels(stage)
+
+    def text(self) -> bytes:
+        """What Prometheus reads. Of several workers: sums over all of them, those that have died included."""
+        if not self.shared:
+            return generate_latest(self.registry)
+        everywhere = CollectorRegistry()
+        MultiProcessCollector(everywhere)
+        return generate_latest(everywhere)

@@ -36,7 +36,7 @@ from serving.planner import TYPICAL, Planner
 from serving.redis_link import RedisDown, RedisLink, connect
 from serving.tiers import MemoryTier, RedisTier
 from serving.types import Answer, EncoderState, Request, Rules, Trace
-from serving.users import MemoryUsers, RedisUsers, StoreUnavailable, UserStore, digest
+from serving.users import MemoryUsers, NoUsers, RedisUsers, StoreUnavailable, UserStore, digest
 
 log = logging.getLogger("streamrec.service")
 
@@ -106,6 +106,10 @@ class Service:
         self.users: UserStore = MemoryUsers(settings.max_known_users, settings.max_known_items)
         if settings.memory_cache_users:
             memory = MemoryTier(settings.memory_cache_users, settings.memory_cache_bytes, settings.cache_ttl_s)
+        if settings.workers > 1 and settings.redis_url is None:
+            # What one process knew of a user, the others would neither use nor erase.
+            log.warning("several workers keep nothing of users without Redis; set STREAMREC_REDIS_URL")
+            self.users, memory = NoUsers(), None
         if settings.redis_url is not None:
             self._redis = connect(settings.redis_url.get_secret_value())
             link = RedisLink(self._redis, settings.redis_timeout_ms / 1000)
@@ -136,7 +140,7 @@ class Service:
             self._categories = bundle.catalogue.category_names
             order = bundle.catalogue.popular(len(bundle.catalogue), Rules())
             self._by_title = [((bundle.catalogue.titles[row] or "").casefold(), row) for row in order]
-            self.metrics.model_info.info({"version": bundle.version})
+            self.metrics.model_info.labels(bundle.version).set(1)
             gc.collect()
             gc.freeze()  # what lives as long as the process need not be searched again: no long collection stalls
         except BaseException as error:

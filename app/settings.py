@@ -31,6 +31,9 @@ class Settings(BaseSettings):
         default="eager",
         description="what runs the network: eager, onnx, onnx-int8 for bundles that passed its gate, or cuda on a GPU",
     )
+    workers: int = Field(
+        default=1, ge=1, le=256, description="processes behind the port; without Redis, several keep nothing of users"
+    )
     threads: int = Field(default=1, ge=1, description="threads of the engine's arithmetic")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="lowest level that is logged"

@@ -106,8 +106,8 @@ class Bundle:
             network = StreamRec(config, len(catalogue), settings.step_form)
             name, accuracy, about = manifest["name"], manifest["accuracy"], manifest.get("about", {})
             int8 = dict(manifest["int8"]) if manifest.get("int8") else None
-            network.t5.load_state_dict(_read_weights(folder, "model/model.safetensors"))
-            network.heads.load_state_dict(_read_weights(folder, "heads.safetensors"))
+            network.t5.load_state_dict(_read_weights(folder, "model/model.safetensors"), assign=True)
+            network.heads.load_state_dict(_read_weights(folder, "heads.safetensors"), assign=True)
         except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError, OSError) as error:
             reason = textwrap.shorten(str(error), 300)  # torch writes a line per tensor
             raise BundleError(f"The bundle {folder} does not fit together ({reason}). {FRESH_LINE}") from error

@@ -13,10 +13,12 @@ An *item* inside serving is its row in the catalogue (int); item ids (strings) l
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:  # takes seconds to import, and many need the names here alone
+    import torch
 
 StepForm = Literal["token", "state", "both"]
 Merge = Literal["logsumexp", "max"]

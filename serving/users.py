@@ -64,6 +64,19 @@ class MemoryUsers:
         return self._histories.pop(user, None) is not None
 
 
+class NoUsers:
+    """Nothing is kept of anybody: for processes that share no store."""
+
+    async def append(self, user: str, items: Sequence[str]) -> int:
+        raise StoreUnavailable("This service keeps no histories: its workers need a Redis for them.")
+
+    async def get(self, user: str) -> list[str]:
+        return []
+
+    async def delete(self, user: str) -> bool:
+        return False
+
+
 class RedisUsers:
     """Histories in Redis, one list a user, shared by all replicas."""
 

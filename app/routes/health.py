@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from app.deps import ServiceDep
+from app.workers import Seat
 
 router = APIRouter(tags=["health"])
 
@@ -22,9 +23,13 @@ async def livez(service: ServiceDep) -> Response:
 
 
 @router.get("/readyz", responses={503: {}})
-async def readyz(service: ServiceDep) -> Response:
-    """200 when a request would be answered, else 503 and why not: loading, warming, draining, engine dead."""
-    status = service.status
+async def readyz(request: Request, service: ServiceDep) -> Response:
+    """200 when a request would be answered, else 503 and why not: loading, warming, draining, engine dead. Of several
+    workers each tells for all that take requests."""
+    status: str = service.status
+    seat: Seat | None = request.app.state.seat
+    if status == "ready" and seat is not None:
+        status = seat.keeps_back() or status
     if status == "ready":
         return JSONResponse({"status": status})
     return JSONResponse({"status": status, "reason": status}, 503, {"Retry-After": "1"})
@@ -32,6 +37,7 @@ async def readyz(service: ServiceDep) -> Response:
 
 @router.get("/metrics", response_class=Response)
 async def metrics(service: ServiceDep) -> Response:
+    """Of all workers, whichever answers."""
     service.metrics.tasks.set(len(asyncio.all_tasks()))  # what is never ended shows here
     service.metrics.threads.set(threading.active_count())
-    return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+    return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,115 @@
+"""One process that serves: uvicorn around the application, with an end in good order. Alone, or one of several."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shlex
+import signal
+import socket
+import sys
+import threading
+import time
+from types import FrameType
+
+import uvicorn
+
+from app import logs
+from app.main import create_app
+from app.service import Service
+from app.settings import Settings
+from app.workers import Seat
+from serving.errors import BundleError
+from serving.types import Rules
+
+
+def serve(settings: Settings, listening: socket.socket | None = None, seat: Seat | None = None) -> int:
+    """Serves until told to stop. Returns the exit status. `listening` and `seat`: of a worker among several."""
+    if seat is not None:
+        logs.set_up(settings.log_level)  # a fresh process
+    failures: list[BaseException] = []
+
+    def on_ready(service: Service) -> None:
+        if seat is not None:
+            seat.tell("ready")
+        if seat is None or (seat.number == 0 and not seat.late):
+            threading.Thread(target=_announce, args=(service, server, seat), daemon=True).start()
+
+    def on_failure(error: BaseException) -> None:
+        failures.append(error)
+        server.should_exit = True
+
+    def on_death(error: BaseException) -> None:
+        # Alone, it stays and tells the probes. Among several, another takes its place at once.
+        if seat is not None:
+            failures.append(error)
+            server.should_exit = True
+
+    app = create_app(settings, None, on_ready, on_failure, on_death, seat)
+    config = uvicorn.Config(
+        app, settings.host, settings.port, log_config=None, access_log=False, lifespan="on",
+        timeout_graceful_shutdown=max(1, round(settings.drain_timeout_s)),
+    )  # fmt: skip
+    server = Server(config, app.state.service, seat)
+    server.run([listening] if listening is not None else None)
+    if failures:
+        if seat is None or seat.number == 0:  # all of them say the same
+            kind = "" if isinstance(failures[0], BundleError) else f"{type(failures[0]).__name__}: "
+            print(f"{kind}{failures[0]}", file=sys.stderr)
+        return 1
+    return 0 if server.started else 1
+
+
+class Server(uvicorn.Server):
+    """Stops in order: not ready, then what runs is finished while the probes still answer, then the sockets close."""
+
+    def __init__(self, config: uvicorn.Config, service: Service, seat: Seat | None) -> None:
+        super().__init__(config)
+        self.service, self.seat, self.draining = service, seat, False
+        self.loop: asyncio.AbstractEventLoop | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # Not super's: it closes the sockets at once, and in the end raises the signal again instead of exiting with 0.
+        if self.seat is not None and sig == signal.SIGINT:
+            return  # a terminal's Ctrl-C reaches everybody; the supervisor tells the workers
+        if self.draining:
+            self.should_exit = self.force_exit = True  # asked twice
+            return
+        self.draining = True
+        self.service.begin_drain()
+        if self.seat is not None:
+            self.seat.tell("draining")
+        if self.loop is None:
+            self.should_exit = True
+        else:
+            self.loop.call_soon_threadsafe(lambda: asyncio.ensure_future(self._drain()))
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self.loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+
+    async def _drain(self) -> None:
+        try:
+            await self.service.drain()
+        finally:
+            self.should_exit = True
+
+
+def _announce(service: Service, server: Server, seat: Seat | None) -> None:
+    """Tells a person where the page is, and gives a request that works."""
+    while not server.started or (seat is not None and seat.keeps_back()):
+        if server.should_exit:
+            return
+        time.sleep(0.01)
+    host, port = server.config.host, server.config.port
+    for listening in server.servers:
+        host, port = listening.sockets[0].getsockname()[:2]
+    host = "127.0.0.1" if host in ("0.0.0.0", "::") else host
+    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    catalogue, steps = service.bundle.catalogue, service.bundle.max_steps
+    history = [catalogue.item_ids[row] for row in catalogue.popular(1, Rules())]
+    body = json.dumps({"user_id": "me", "history": history, "k": 5}, ensure_ascii=False)
+    curl = f"curl -s '{address}/recommend?reasoning_steps={steps}' -H 'Content-Type: application/json' -d "
+    print(
+        f"Ready: {address}/ (try it), {address}/docs (the API). A first request:\n{curl}{shlex.quote(body)}", flush=True
+    )

@@ -74,11 +74,12 @@ class Trie:
             first = self.first_token[level]
             scores = torch.where(child >= 0, log_probs[..., first : first + self.tokens[level]], NEG_INF)
             return scores, child.clamp(min=self.level_start[level + 1])
+        # Runs are copied whole, two borders and `width` tokens at a time: an index for each costs three times as much.
         width = self.max_children[level]
-        start, end = self.first_child[node], self.first_child[node + 1]
-        child = start.unsqueeze(-1) + torch.arange(width, dtype=torch.int32, device=node.device)
-        token = F.embedding(start, self.token.unfold(0, width, 1))  # copies runs; an index per token costs three times
-        scores = torch.where(child < end.unsqueeze(-1), log_probs.gather(-1, token.to(torch.int64)), NEG_INF)
+        start, end = F.embedding(node, self.first_child.unfold(0, 2, 1)).split(1, -1)
+        child = start + torch.arange(width, dtype=torch.int32, device=node.device)
+        token = F.embedding(start.squeeze(-1), self.token.unfold(0, width, 1)).to(torch.int64)
+        scores = torch.where(child < end, log_probs.gather(-1, token), NEG_INF)
         return scores, child.clamp(max=self.level_start[level + 2] - 1)
 
     def arrays(self) -> dict[str, torch.Tensor]:

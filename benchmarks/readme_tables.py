@@ -1,4 +1,4 @@
-"""Fills the tables of the two READMEs from benchmarks/results/*.json, so that no figure in them is typed by hand.
+"""Fills the tables of the documents from benchmarks/results/*.json, so that no figure in them is typed by hand.
 
 There, `<!-- table:NAME COLUMN COLUMN … KEY=VALUE … -->` and `<!-- /table -->` enclose what this writes: the
 rows of results/NAME.json (of several, joined by `+`) with those columns, where every row that has a KEY has that
@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.common import ROOT, table
 
-DOCUMENTS = ("README.md", "benchmarks/README.md")
+DOCUMENTS = ("README.md", "benchmarks/README.md", "docs/RESULTS.md")
 RESULTS = ROOT / "benchmarks" / "results"
 MARKED = re.compile(
     r"(?P<open><!-- table:(?P<name>\S+) (?P<columns>[^>]+?) -->\n).*?(?P<close><!-- /table -->)", re.DOTALL
@@ -35,13 +35,13 @@ def _body(found: re.Match[str], results: Path) -> str:
     rows = [row for run in runs for row in run["rows"] if _fits(row, wanted)]
     unknown = [column for column in columns if not any(column in row for row in rows)]
     if unknown:
-        raise SystemExit(f"No row of {found['name']} has a column {unknown[0]!r}; correct the README's marker.")
+        raise SystemExit(f"No row of {found['name']} has a column {unknown[0]!r}; correct the marker.")
     return f"{table(rows, columns)}\n\n{'<br>'.join(_made_by(run) for run in runs)}\n"
 
 
 def _result(path: Path) -> dict[str, Any]:
     if not path.exists():
-        raise SystemExit(f"The README wants a table of {path.name}, which does not exist; run its benchmark first.")
+        raise SystemExit(f"A document wants a table of {path.name}, which does not exist; run its benchmark first.")
     return json.loads(path.read_text())
 
 

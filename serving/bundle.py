@@ -29,6 +29,8 @@ from serving.vocabulary import Vocabulary
 
 FORMAT = 1
 MANIFEST = "bundle.json"
+SEAL = "manifest_sha256"  # the manifest's hash of itself; bundles from before it have none
+UNSEALED = "0" * 64
 FRESH_LINE = "Get a fresh copy of the bundle, or export it again."
 
 
@@ -151,7 +153,7 @@ def write_bundle(
     write_tokenizer(work / "tokenizer")
     (work / "README.md").write_text(model_card, encoding="utf-8")
     files = {str(path.relative_to(work)): _sha256(path) for path in sorted(work.rglob("*")) if path.is_file()}
-    _write_json(work / MANIFEST, _manifest(bundle, files))
+    (work / MANIFEST).write_text(sealed(_manifest(bundle, files)), encoding="utf-8")
     version = _version(bundle.name, (work / MANIFEST).read_bytes())
     for path in work.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)  # another user serves it
@@ -235,7 +237,24 @@ def _read_manifest(folder: Path) -> tuple[dict[str, Any], str]:
             f"The bundle {folder} has format {number} and this program reads {FORMAT}; "
             "update streamrec or export it again."
         )
+    seal = manifest.get(SEAL)
+    if seal is not None and seal != _digest_but(path.read_bytes(), str(seal)):
+        raise BundleError(
+            f"The bundle's file {MANIFEST} is damaged, or was changed by hand: get a fresh copy, "
+            f"or remove its {SEAL} if the change is meant."
+        )
     return manifest, _version(name, path.read_bytes())
+
+
+def sealed(manifest: dict[str, Any]) -> str:
+    """The manifest as text that holds its own sha256, so that damage to it shows like damage to any other file."""
+    text = json.dumps({**manifest, SEAL: UNSEALED}, indent=1, ensure_ascii=False) + "\n"
+    return text.replace(UNSEALED, _digest_but(text.encode(), UNSEALED))
+
+
+def _digest_but(text: bytes, seal: str) -> str:
+    """sha256 of the manifest as it was before the seal was put in."""
+    return hashlib.sha256(text.replace(seal.encode(), UNSEALED.encode())).hexdigest()
 
 
 def _check_files(folder: Path, files: dict[str, str]) -> None:

@@ -9,7 +9,7 @@ float32, and protobuf ends at 2 GB of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,9 +42,20 @@ class Graph:
         self.outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
         return name
 
-    def name(self, value: str, name: str) -> None:
-        """Gives a value another name, that of an output."""
-        self.op("Identity", value, outputs=[name])  # ONNX Runtime's optimiser takes it away
+    def caches(self, declare: Callable[..., str], prefix: str, length: str) -> list[tuple[str, str]]:
+        """Declares keys and values (B, H, length, d_kv) of every decoder layer, as `input` or as `output`."""
+        heads, d_kv = self.config.num_heads, self.config.d_kv
+        return [
+            (
+                declare(f"{prefix}keys_{i}", "B", heads, length, d_kv),
+                declare(f"{prefix}values_{i}", "B", heads, length, d_kv),
+            )
+            for i in range(self.config.num_decoder_layers)
+        ]
+
+    def name(self, value: str, name: str) -> str:
+        """Gives a value another name, that of an output, to be used from here on."""
+        return self.op("Identity", value, outputs=[name])  # ONNX Runtime's optimiser takes it away
 
     def constant(self, value: object, dtype: type = np.float32) -> str:
         name = f"constant_{len(self.constants)}"
@@ -132,38 +143,34 @@ def memory(t5: T5) -> bytes:
     config = t5.config
     graph = Graph(config)
     hidden = graph.input("hidden", "B", "S", config.d_model)
-    for i, (_, look, _) in enumerate(_layers(t5.decoder)):
-        for name, projection in ((f"keys_{i}", look.part.k), (f"values_{i}", look.part.v)):
-            value = graph.split(graph.linear(hidden, projection.weight))
-            graph.name(value, graph.output(name, "B", config.num_heads, "S", config.d_kv))
+    for (_, look, _), names in zip(_layers(t5.decoder), graph.caches(graph.output, "", "S"), strict=True):
+        for projection, name in zip((look.part.k, look.part.v), names, strict=True):
+            graph.name(graph.split(graph.linear(hidden, projection.weight)), name)
     return graph.model()
 
 
 def step(t5: T5, int8: bool) -> bytes:
     """One call of the decoder, as `serving.model.T5.decode` and `logits` together; int8: with its weights in 8 bits.
 
-    x (B, Q, D), bias (B, H, Q, W), mask (B, 1, 1, S), and per layer cross_keys_i, cross_values_i (B, H, S, d_kv) and
-    past_keys_i, past_values_i (B, H, W - Q, d_kv) -> per layer keys_i, values_i (B, H, W, d_kv), then hidden (B, Q, D),
-    logits (B, Q, V).
+    In this order: x (B, Q, D), bias (B, H, Q, W), mask (B, 1, 1, S), per layer cross_keys_i, cross_values_i
+    (B, H, S, d_kv), per layer past_keys_i, past_values_i (B, H, W - Q, d_kv) -> per layer keys_i, values_i
+    (B, H, W, d_kv), then hidden (B, Q, D), logits (B, Q, V).
     """
     config = t5.config
     graph = Graph(config, int8)
-    heads, d_kv = config.num_heads, config.d_kv
     x = graph.input("x", "B", "Q", config.d_model)
-    bias = graph.input("bias", "B", heads, "Q", "W")
+    bias = graph.input("bias", "B", config.num_heads, "Q", "W")
     one = graph.constant([1], np.int64)
     per_row = graph.op("Concat", one, one, graph.op("Shape", x, start=1, end=2), one, axis=0)
     mask = graph.op("Expand", graph.input("mask", "B", 1, 1, "S"), per_row)  # ONNX Runtime's Attention wants it so
+    cross, past = graph.caches(graph.input, "cross_", "S"), graph.caches(graph.input, "past_", "W - Q")
+    present = graph.caches(graph.output, "", "W")
     for i, (attend, look, think) in enumerate(_layers(t5.decoder)):
-        cross = [graph.input(f"cross_{name}_{i}", "B", heads, "S", d_kv) for name in ("keys", "values")]
-        past = [graph.input(f"past_{name}_{i}", "B", heads, "W - Q", d_kv) for name in ("keys", "values")]
-        present = [graph.output(f"{name}_{i}", "B", heads, "W", d_kv) for name in ("keys", "values")]
-        own = graph.self_attention(graph.norm(x, attend.layer_norm), attend.part, bias, past, present)
+        own = graph.self_attention(graph.norm(x, attend.layer_norm), attend.part, bias, past[i], present[i])
         x = graph.op("Add", x, own)
-        x = graph.op("Add", x, graph.cross_attention(graph.norm(x, look.layer_norm), look.part, cross, mask))
+        x = graph.op("Add", x, graph.cross_attention(graph.norm(x, look.layer_norm), look.part, cross[i], mask))
         x = graph.op("Add", x, graph.feed_forward(graph.norm(x, think.layer_norm), think.part))
-    hidden = graph.norm(x, t5.decoder.final_layer_norm)
-    graph.name(hidden, graph.output("hidden", "B", "Q", config.d_model))
+    hidden = graph.name(graph.norm(x, t5.decoder.final_layer_norm), graph.output("hidden", "B", "Q", config.d_model))
     logits = graph.linear(hidden, t5.shared.weight * config.d_model**-0.5)
     graph.name(logits, graph.output("logits", "B", "Q", config.vocab_size))
     return graph.model()

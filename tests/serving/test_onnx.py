@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +15,7 @@ from serving.bundle import Bundle
 from serving.engine import Engine
 from serving.errors import BundleError
 from serving.histories import history_tokens
+from serving.model import KeysValues
 from serving.reference import score_all_items
 from serving.runtimes.eager import EagerRuntime
 from serving.runtimes.onnx import OnnxRuntime
@@ -46,6 +48,11 @@ def close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
     np.testing.assert_allclose(ours.numpy(), theirs.numpy(), atol=2e-5, rtol=1e-5)
 
 
+def caches_are_close(ours: list[np.ndarray], theirs: KeysValues) -> None:
+    for mine, other in zip(ours, itertools.chain(*theirs), strict=True):
+        close(torch.from_numpy(mine), other)
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
@@ -64,9 +71,7 @@ def test_every_pass_is_eager_torchs(seed, batch, rows, attention):
     close(onnx.encode(tokens, mask)[mask], hidden[mask])
     expected, memory = eager.memory(hidden, mask), onnx.memory(hidden, mask)
     close(memory.mask, expected.mask)
-    for ours, theirs in zip(memory.cross, expected.cross, strict=True):
-        close(ours[0], theirs[0])
-        close(ours[1], theirs[1])
+    caches_are_close(memory.cross, expected.cross)
     past, expected_past, written = None, None, 0
     for count in rows:
         written += count
@@ -78,9 +83,7 @@ def test_every_pass_is_eager_torchs(seed, batch, rows, attention):
         ours, logits, past = onnx.step(x, bias, memory, past)
         close(ours, theirs)
         close(logits, their_logits)
-        for mine, other in zip(past, expected_past, strict=True):
-            close(mine[0], other[0])
-            close(mine[1], other[1])
+        caches_are_close(past, expected_past)
 
 
 @settings(max_examples=30, deadline=None)
@@ -137,10 +140,10 @@ def test_int8_is_close_to_float32_and_not_the_same():
     tokens, mask = history_tokens([(1, 2, 3), (4,)], bundle.catalogue.tokens, 6, ())
     hidden = eager.encode(tokens, mask)
     close(onnx.encode(tokens, mask)[mask], hidden[mask])  # a cached state must not say which runtime made it
-    memory = eager.memory(hidden, mask)
     torch.manual_seed(0)
     x, bias = torch.randn(2, 5, 64), torch.randn(2, 2, 5, 5)
-    (_, expected, _), (_, logits, _) = eager.step(x, bias, memory, None), onnx.step(x, bias, memory, None)
+    _, expected, _ = eager.step(x, bias, eager.memory(hidden, mask), None)
+    _, logits, _ = onnx.step(x, bias, onnx.memory(hidden, mask), None)
     error = (logits - expected).std() / expected.std()
     assert 1e-4 < error < 0.05
 
@@ -149,10 +152,11 @@ def test_int8_is_close_to_float32_and_not_the_same():
 def test_a_row_of_zeros_stays_zero_in_int8():
     bundle = tiny_model()
     eager, onnx = runtimes(bundle, int8=True)
-    memory = eager.memory(torch.zeros(1, 2, 16), torch.ones(1, 2, dtype=torch.bool))
+    hidden, mask = torch.zeros(1, 2, 16), torch.ones(1, 2, dtype=torch.bool)
     x, bias = torch.zeros(1, 3, 16), torch.zeros(1, 2, 3, 3)
-    for ours, theirs in zip(onnx.step(x, bias, memory, None)[:2], eager.step(x, bias, memory, None)[:2], strict=True):
-        close(ours, theirs)
+    for runtime in (eager, onnx):
+        after, logits, _ = runtime.step(x, bias, runtime.memory(hidden, mask), None)
+        assert not after.any() and not logits.any()
 
 
 @pytest.mark.parametrize("name", ["", "ONNX", "onnx-int4"])

@@ -21,7 +21,7 @@ from typing import Any
 
 from locust import FastHttpUser, LoadTestShape, events, task
 
-from benchmarks.traffic import Phase, Traffic, body, phase_at, profile
+from benchmarks.traffic import Phase, Traffic, body, phase_at, profile, turns
 
 IN_FLIGHT = 100
 REJECTED = (429, 503, 504)  # the service's own "not now"; anything else but 200 is a fault
@@ -40,8 +40,8 @@ class Run:
     ready = False  # locust asks the shape before the traffic is there
     began = 0.0
     phase: Phase | None = None
-    begun: dict[str, float] = {}
-    ended: dict[str, float] = {}
+    phase_began = 0.0
+    seconds: dict[str, float] = defaultdict(float)
 
 
 @events.init_command_line_parser.add_listener
@@ -49,7 +49,8 @@ def options(parser: Any) -> None:
     group = parser.add_argument_group("streamrec")
     group.add_argument("--rate", type=int, default=20, help="requests a second of the steady phase")
     group.add_argument("--phase-seconds", type=float, default=10, help="of a phase; the steady one takes two")
-    group.add_argument("--flat", action="store_true", help="the steady phase alone")
+    group.add_argument("--rates", default="", help="instead of all that: these rates in turns, like 10,20,30")
+    group.add_argument("--rounds", type=int, default=1, help="of --rates")
     group.add_argument("--shoppers", type=int, default=5000, help="users who visit, by Zipf's law")
     group.add_argument("--p99-ms", type=float, default=250, help="longest p99 of the steady phase that passes")
     group.add_argument("--error-share", type=float, default=0.01, help="largest share without an answer that passes")
@@ -61,9 +62,10 @@ def options(parser: Any) -> None:
 def prepare(environment: Any, **_: Any) -> None:
     given = environment.parsed_options
     random.seed(given.seed)
-    steady = [Phase("steady", given.phase_seconds, given.rate, True)]
-    Run.phases = steady if given.flat else profile(given.rate, given.phase_seconds)
-    for kept in (Run.answers, Run.statuses, Run.begun, Run.ended):
+    Run.phases = profile(given.rate, given.phase_seconds)
+    if given.rates:
+        Run.phases = turns([int(rate) for rate in given.rates.split(",")], given.rounds, given.phase_seconds)
+    for kept in (Run.answers, Run.statuses, Run.seconds):
         kept.clear()
     Run.items = [item["item_id"] for item in fetch(environment.host, "/items?limit=100")["items"]]
     Run.categories = fetch(environment.host, "/models")["models"][0]["categories"]
@@ -131,10 +133,8 @@ class Shape(LoadTestShape):
         found = phase_at(Run.phases, now - Run.began)
         if found is not Run.phase:
             if Run.phase is not None:
-                Run.ended[Run.phase.name] = now
-            if found is not None:
-                Run.begun[found.name] = now
-            Run.phase = found
+                Run.seconds[Run.phase.name] += now - Run.phase_began
+            Run.phase, Run.phase_began = found, now
         return None if found is None else (found.rate, 100.0)
 
 
@@ -145,18 +145,17 @@ def report(environment: Any, **_: Any) -> None:
     while Run.flying and time.perf_counter() < patience:
         time.sleep(0.02)
     given = environment.parsed_options
-    rows = [row(phase) for phase in Run.phases if phase.name in Run.ended]
+    rows = [row(phase) for phase in {phase.name: phase for phase in Run.phases if phase.name in Run.seconds}.values()]
     verdict = judge(rows, given.p99_ms, given.error_share)
     environment.process_exit_code = 1 if verdict else 0
     if given.report:
-        answers = [one for phase in Run.phases if phase.judged for one in Run.answers[phase.name]]
-        Path(given.report).write_text(json.dumps({"rows": rows, "failed": verdict, "answers": answers}))
+        Path(given.report).write_text(json.dumps({"rows": rows, "failed": verdict, "answers": Run.answers}))
 
 
 def row(phase: Phase) -> dict[str, Any]:
     """What was measured in a phase; requests belong to the phase that they were sent in. Times are milliseconds."""
     statuses, times = Run.statuses[phase.name], sorted(one["ms"] for one in Run.answers[phase.name])
-    sent, seconds = sum(statuses.values()), Run.ended[phase.name] - Run.begun[phase.name]
+    sent, seconds = sum(statuses.values()), Run.seconds[phase.name]
     rejected = sum(statuses[status] for status in REJECTED)
     return {
         "phase": phase.name,

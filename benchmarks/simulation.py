@@ -44,16 +44,21 @@ class Costs:
 
 
 class Replay:
-    """A series as it came, over and over, begun at a random second. Drawn in any order, slow moments would lose their
-    company: a machine that is slow for a second makes a queue, and as many slow moments apart make none."""
+    """A series as it came, over and over, begun at a random second: a value is drawn from those within a second of now.
+
+    Drawn from all of them, slow moments would lose their company: a machine that is slow for a second makes a queue,
+    and as many slow moments apart make none.
+    """
 
     def __init__(self, series: Series, rng: random.Random) -> None:
-        self._at, self._values = [at for at, _ in series], [value for _, value in series]
+        self._at, self._values, self._rng = [at for at, _ in series], [value for _, value in series], rng
         self._length = self._at[-1] + 1e-9
         self._begin = rng.random() * self._length
 
     def now(self, seconds: float) -> float:
-        return self._values[min(bisect(self._at, (seconds + self._begin) % self._length), len(self._values) - 1)]
+        at = (seconds + self._begin) % self._length
+        first, after = bisect(self._at, at - 1), bisect(self._at, at + 1)
+        return self._values[self._rng.randrange(first, after) if first < after else min(first, len(self._values) - 1)]
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,11 @@ def profile(rate: int, seconds: float) -> list[Phase]:
             Phase("after", seconds, rate)]  # fmt: skip
 
 
+def turns(rates: list[int], rounds: int, seconds: float) -> list[Phase]:
+    """The rates one after the other, again and again: a noisy moment of the machine hits them all."""
+    return [Phase(str(rate), seconds, rate, True) for _ in range(rounds) for rate in rates]
+
+
 def phase_at(phases: list[Phase], seconds: float) -> Phase | None:
     """The phase so many seconds after the start; None once all are over."""
     for phase in phases:

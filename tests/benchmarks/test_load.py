@@ -28,7 +28,7 @@ ANSWER = {"reasoning_steps": 0, "beam_width": 50, "cache": "miss", "timings_ms":
 class Server(ThreadingHTTPServer):
     """Answers as the service does, after `delay` seconds, with `status`."""
 
-    daemon_threads, request_queue_size = True, 500
+    daemon_threads, request_queue_size = False, 500  # closing waits for the last connection
 
     def __init__(self, delay: float, status: int) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -84,7 +84,7 @@ def start() -> Iterator[StartServer]:
 
 
 def flat(server: Server, rate: int, seconds: float) -> tuple[dict[str, float], list[str]]:
-    found = send(server.address, ["--flat", "--rate", str(rate), "--phase-seconds", str(seconds)])
+    found = send(server.address, ["--rates", str(rate), "--phase-seconds", str(seconds)])
     (row,) = found["rows"]
     return row, found["failed"]
 
@@ -95,6 +95,15 @@ def test_a_slow_service_is_sent_no_less(start: StartServer) -> None:
     assert row["sent"] == pytest.approx(160, abs=4 * 160**0.5), "within four standard deviations of Poisson"
     assert row["p50_ms"] > 2000
     assert failed and "p99" in failed[0]
+
+
+def test_rates_take_turns(start: StartServer) -> None:
+    found = send(start().address, ["--rates", "10,40", "--rounds", "3", "--phase-seconds", "1"])
+    assert [row["phase"] for row in found["rows"]] == ["10", "40"]
+    assert found["rows"][0]["sent"] == pytest.approx(30, abs=4 * 30**0.5)
+    assert found["rows"][1]["sent"] == pytest.approx(120, abs=4 * 120**0.5)
+    times = [one["at"] for one in found["answers"]["10"]]
+    assert {int(at // 2) for at in times} == {0, 1, 2}, "in each of the three rounds"
 
 
 def test_a_fast_service_passes(start: StartServer) -> None:
@@ -119,7 +128,7 @@ def test_the_page_starts_the_same_load(start: StartServer) -> None:
         try:
             page = httpx.Client(base_url=f"http://127.0.0.1:{port}")
             until(lambda: "locust" in page.get("/").text.lower())
-            form = {"rate": "30", "phase_seconds": "2", "flat": "true", "user_count": "1", "spawn_rate": "1"}
+            form = {"rates": "30", "phase_seconds": "2", "user_count": "1", "spawn_rate": "1"}
             assert page.post("/swarm", data=form).json()["success"] is True
             until(lambda: page.get("/stats/requests").json()["state"] == "stopped")
             counted = page.get("/stats/requests").json()["stats"]

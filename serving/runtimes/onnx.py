@@ -23,8 +23,8 @@ class OnnxRuntime(EagerRuntime):
     threads: of ONNX Runtime's arithmetic. int8: the decoder step's weights in 8 bits. The encoder stays float32: an
     encoder state is then the same whichever runtime made it, and one cache may hold it for all.
 
-    Nothing is copied: torch, numpy and ONNX Runtime look at the same memory. What the search only hands on, the past and
-    `Memory.cross`, stays a flat list of numpy arrays (keys, values, layer by layer): as tensors it cost 5% of a search.
+    Nothing is copied: torch, numpy and ONNX Runtime look at the same memory. What the search only hands on, the past
+    and `Memory.cross`, stays a flat list of arrays (keys, values, layer by layer): as tensors it cost 5% of a search.
     """
 
     def __init__(

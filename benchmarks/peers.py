@@ -27,6 +27,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -144,6 +145,7 @@ def measure(
     with torch.inference_mode():
         for batch, beams in shapes:
             for count in steps:
+                print(f"{size}: {batch}x{beams}, {count} steps", file=sys.stderr, flush=True)
                 case = make_case(model, count, batch, beams, SEED)
                 contenders = searches | peers | ({GREEDY: generate_greedy_thought(model)} if count else {})
                 rows += compare(model, case, contenders, seconds)
@@ -254,14 +256,14 @@ def bars(rows: list[Row], shape: tuple[int, int]) -> list[Row]:
     found: list[Row] = []
 
     def bar(size: str, text: str, value: float, limit: str, holds: bool) -> None:
-        row = {"table": "bars", "size": size, "bar": text, "value": round(value, 2), "limit": limit, "holds": holds}
+        row = {"table": "bars", "size": size, "bar": text, "value": f"{value:.2f}", "limit": limit, "holds": holds}
         found.append(row)
 
     for size in dict.fromkeys(row["size"] for row in rows):
         mine = [row for row in rows if row["size"] == size]
         latency = [row for row in mine if row["table"] == "latency"]
         wrong = sum(row["check"] == "differs" for row in latency)
-        bar(size, "answers that differ", wrong, "0", wrong == 0)
+        bar(size, "searches whose answers differ", wrong, "<= 0", wrong == 0)
         cases = dict.fromkeys((row["batch"], row["beams"], row["steps"]) for row in latency)
         for batch, beams, steps in cases:
             ms = {

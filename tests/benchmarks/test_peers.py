@@ -182,10 +182,12 @@ def test_every_table_and_bar_has_its_rows(model, tmp_path):
     assert len([row for row in rows if row["table"] == "breakdown"]) == 4
 
     found = peers.bars(rows, (1, BEAMS))
-    assert [bar["holds"] for bar in found if bar["bar"] == "answers that differ"] == [True]
+    assert [bar["holds"] for bar in found if bar["bar"] == "searches whose answers differ"] == [True]
     assert len(found) == 1 + 2 + 4 + 2  # answers; generate, floor and paths
     next(row for row in latency if row["contender"] == peers.ONNX)["check"] = "differs"
-    assert [bar["holds"] for bar in peers.bars(rows, (1, BEAMS)) if bar["bar"] == "answers that differ"] == [False]
+    assert [bar["holds"] for bar in peers.bars(rows, (1, BEAMS)) if bar["bar"] == "searches whose answers differ"] == [
+        False
+    ]
 
     draw(json.loads(json.dumps(rows)), tmp_path / "a.svg", beams=BEAMS)
     draw(rows, tmp_path / "b.svg", beams=BEAMS)

@@ -75,8 +75,10 @@ def test_the_bundle_says_what_was_measured_and_by_what_it_chose(made):
 def test_the_log_holds_what_tells_how_a_stage_goes(made):
     lines = [json.loads(line) for line in (made / "bundle.work/log.jsonl").read_text().splitlines()]
     for stage in ("pretrain", "sft", "rl"):
-        measured = [line for line in lines if line["stage"] == stage]
+        measured = [line for line in lines if line["stage"] == stage and "score" in line]
         assert [line["step"] for line in measured] == [0, 10, 20]
+        (last,) = [line for line in lines if line["stage"] == stage and "loss" in line]
+        assert last["step"] == 20 and last["grad_norm"] > 0
         wanted = {"ndcg@10/l0", "ndcg@10/l2", "entropy/1", "entropy/2", "cosine/0", "cosine/2", "unparsable", "score"}
         assert wanted <= set(measured[0])
     assert list((made / "bundle.work/tensorboard").iterdir())

@@ -28,8 +28,8 @@ class Settings(BaseSettings):
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
     runtime: RuntimeName = Field(
-        default="eager",
-        description="what runs the network: eager, onnx, onnx-int8 for bundles that passed its gate, or cuda on a GPU",
+        default="onnx",
+        description="what runs the network: onnx, onnx-int8 for bundles that passed its gate, eager, or cuda on a GPU",
     )
     workers: int = Field(
         default=1, ge=1, le=256, description="processes behind the port; without Redis, several keep nothing of users"

@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from tests.e2e.conftest import ServiceProcess, StartService, eventually
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "helm" / "streamrec"
 LABELS = {"namespace": "shop", "service": "shop-streamrec", "pod": "shop-streamrec-0"}
-VARIABLES = {"$namespace": "shop", "$service": "shop-streamrec", "$__rate_interval": "30s"}
+VARIABLES = {"$namespace": "shop", "$service": "shop-streamrec", "$__rate_interval": "1m"}
 
 
 class Prometheus:
@@ -46,6 +47,7 @@ class Prometheus:
                 [program, *options, f"--web.listen-address=127.0.0.1:{port}"], stdout=log, stderr=log
             )
         self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}/api/v1", timeout=30)
+        self.moment = 0.0
 
     def ask(self, route: str, **parameters: str) -> Any:
         try:
@@ -57,8 +59,11 @@ class Prometheus:
         return answer["data"]
 
     def query(self, expression: str) -> list[float]:
-        """The values of an instant query; what is not a number is left out."""
-        found = self.ask("/query", query=expression)
+        """The values of an instant query, as of the end of the traffic; what is not a number is left out."""
+        return self.query_now(expression, time=str(self.moment))
+
+    def query_now(self, expression: str, **parameters: str) -> list[float]:
+        found = self.ask("/query", query=expression, **parameters)
         values = [float(one["value"][1]) for one in (found or {}).get("result", [])]
         return [value for value in values if not math.isnan(value)]
 
@@ -72,39 +77,41 @@ def make_everything_happen(service: ServiceProcess) -> None:
     items = [item["item_id"] for item in service.http.get("/items", params={"query": ""}).json()["items"]][:5]
     assert len(items) == 5
 
-    def send(number: int) -> int:
-        body: dict[str, Any] = {"user_id": f"u{number % 5}", "history": items[: 1 + number % 5]}
+    def send(number: int, **more: float) -> int:
+        body: dict[str, Any] = {"user_id": f"u{number % 5}", "history": items[: 1 + number % 5]} | more
         if number % 7 == 0:
             body = {"user_id": "nobody"}
-        if number % 11 == 0:
-            body["timeout_ms"] = 0.001
         return service.http.post("/recommend", params={"reasoning_steps": str(number % 5)}, json=body).status_code
 
     with ThreadPoolExecutor(12) as pool:
-        statuses = set(pool.map(send, range(240)))
-    assert statuses == {200, 503, 504}
+        assert set(pool.map(send, range(240))) == {200, 503}
+    assert [send(number) for number in range(1, 6)] == [200] * 5
+    assert send(1, timeout_ms=0.001) == 504
     service.http.post("/recommend/batch", json={"requests": [{"history": items}] * 3})
 
 
 @pytest.fixture(scope="module")
 def scraped(start_service: StartService, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
-    redis = RedisServer()
-    # Room for one waiting search, so that the queue overflows; two users in memory, so that Redis is asked.
-    variables = {
-        "STREAMREC_MAX_QUEUE_MS": "0.01", "STREAMREC_MEMORY_CACHE_USERS": "2", "STREAMREC_REDIS_URL": redis.url,
-        "STREAMREC_REDIS_TIMEOUT_MS": "1000",
-    }  # fmt: skip
-    service = start_service(of=ROOT / "bundles" / "demo", variables=variables)
-    prometheus = Prometheus(tmp_path_factory.mktemp("prometheus"), service.address.removeprefix("http://"))
-    try:
-        # A counter that has just begun has no rate: it is scraped before and after.
-        for _ in range(3):
+    with ExitStack() as stack:
+        redis = RedisServer()
+        stack.callback(redis.close)
+        # No room for a second waiting search, so that the queue overflows; two users in memory, so that Redis is asked.
+        variables = {
+            "STREAMREC_MAX_QUEUE_MS": "0.01", "STREAMREC_MEMORY_CACHE_USERS": "2", "STREAMREC_REDIS_URL": redis.url,
+            "STREAMREC_REDIS_TIMEOUT_MS": "1000",
+        }  # fmt: skip
+        service = start_service(of=ROOT / "bundles" / "demo", variables=variables)
+        prometheus = Prometheus(tmp_path_factory.mktemp("prometheus"), service.address.removeprefix("http://"))
+        stack.callback(prometheus.close)
+        # Its first scrape comes some five seconds after its start, and a counter has no rate before its second.
+        make_everything_happen(service)
+        eventually(lambda: bool(prometheus.query_now("up == 1")), seconds=30)
+        for _ in range(2):
             make_everything_happen(service)
             time.sleep(2)
+        prometheus.moment = time.time()
+        time.sleep(1)  # for what was scraped until then to be there
         yield prometheus
-    finally:
-        prometheus.close()
-        redis.close()
 
 
 def filled(expression: str) -> str:

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -28,6 +28,7 @@ MOST_RECORDINGS = 64
 # Histories are padded up to a multiple of this: attention over padding is cheap, another recording is not.
 HISTORY_STEP = 32
 
+Result = TypeVar("Result")
 Record = Callable[[Callable[[], Beams]], tuple[Callable[[], None], Beams]]
 
 
@@ -46,11 +47,15 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """Fixed inputs, hidden (B, S, D), mask (B, S), dense_weight (B,), the launch, and the beams it fills."""
+    """Fixed inputs, hidden (B, S, D), mask (B, S), dense_weight (B,), the launch, and the beams it fills.
+
+    blocked: kept so that the buffers it reads are not given to somebody else, even when the rules have moved on.
+    """
 
     hidden: torch.Tensor
     mask: torch.Tensor
     dense_weight: torch.Tensor
+    blocked: Blocked | None
     replay: Callable[[], None]
     beams: Beams
 
@@ -93,6 +98,7 @@ class RecordedSearch:
         recording = self._recordings.get(bucket) or self._make(bucket, hidden.shape[2], blocked)
         self._recordings.move_to_end(bucket)
         recording.hidden[:batch, :history].copy_(hidden)
+        recording.hidden[:batch, history:].zero_()  # masked, but 0 times a NaN of an earlier request is a NaN
         recording.mask[:batch].fill_(False)
         recording.mask[:batch, :history].copy_(mask)
         if dense_weight is not None:
@@ -127,7 +133,7 @@ class RecordedSearch:
             raise EngineError(f"The search could not be recorded for {bucket}: {error}") from error
         if len(self._recordings) >= MOST_RECORDINGS:
             self._recordings.popitem(last=False)
-        self._recordings[bucket] = Recording(hidden, mask, dense_weight, replay, beams)
+        self._recordings[bucket] = Recording(hidden, mask, dense_weight, blocked, replay, beams)
         return self._recordings[bucket]
 
 
@@ -136,7 +142,7 @@ def padded_batch(batch: int) -> int:
     return 1 << (batch - 1).bit_length()
 
 
-def record_cuda(run: Callable[[], Beams], pool: Any) -> tuple[Callable[[], None], Beams]:
+def record_cuda(run: Callable[[], Result], pool: Any) -> tuple[Callable[[], None], Result]:
     """Captures `run` as one CUDA graph. The first runs, aside, are for what is set up lazily and cannot be captured."""
     aside = torch.cuda.Stream()
     aside.wait_stream(torch.cuda.current_stream())
@@ -146,5 +152,5 @@ def record_cuda(run: Callable[[], Beams], pool: Any) -> tuple[Callable[[], None]
     torch.cuda.current_stream().wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, pool=pool):
-        beams = run()
-    return graph.replay, beams
+        result = run()
+    return graph.replay, result

@@ -5,6 +5,7 @@ CUDA itself is not needed: what a graph adds to this is only that `run` is not P
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import fields
 
@@ -84,6 +85,35 @@ def test_recordings_are_bounded(parts, monkeypatch):
     for width in (3, 4, 3, 5, 3, 4):
         recorded.search(torch.randn(1, 4, 16), torch.ones(1, 4, dtype=torch.bool), steps=0, beam_width=width, paths=1)
     assert len(made) == 4  # 3, 4, 5 and again 4, which was used least recently when 5 came
+
+
+@torch.inference_mode()
+def test_what_one_request_left_in_the_buffers_reaches_no_other(parts):
+    """States of a longer history that are no numbers lie behind the next one's: masked, and yet they would spread."""
+    runtime, trie, settings, _ = parts
+    recorded = RecordedSearch(runtime, trie, settings, run_again)
+    options = {"steps": 1, "beam_width": 5}
+    broken, hidden, mask = torch.full((1, 9, 16), torch.nan), torch.randn(1, 4, 16), torch.ones(1, 9, dtype=torch.bool)
+    assert recorded.search(broken, mask, paths=2, **options).scores.isnan().all()
+    found = recorded.search(hidden, mask[:, :4], paths=2, **options)
+    expected = search(runtime, trie, settings, runtime.memory(hidden, mask[:, :4]), **options)
+    assert torch.equal(found.items, expected.items)
+    assert len(recorded._recordings) == 1
+
+
+@torch.inference_mode()
+def test_a_recording_keeps_the_rules_buffers_that_it_reads(parts):
+    """It is found by their address, which another batch's buffers must not take while it lives."""
+    runtime, trie, settings, _ = parts
+    book = RuleBook(trie)
+    recorded = RecordedSearch(runtime, trie, settings, lambda run: (lambda: None, run()))
+    hidden, mask = torch.randn(1, 4, 16), torch.ones(1, 4, dtype=torch.bool)
+    with book.blocked([Rules(deny=(1,))]) as blocked:
+        recorded.search(hidden, mask, steps=0, beam_width=3, paths=1, blocked=blocked)
+    read = weakref.ref(blocked.own)
+    with book.blocked([Rules(deny=(1,))] * 2) as blocked:  # the book needs more room, and moves
+        pass
+    assert read() is not None
 
 
 def test_a_failed_recording_is_an_error(parts):

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from serving.bundle import Bundle
+from serving.graph import RecordedSearch
+from serving.rules import Blocked, RuleBook
 from serving.runtimes.eager import EagerRuntime
 from serving.search import search
 from serving.trie import build_trie
+from serving.types import Beams, Rules
 from tests.builders import tiny_model
 
 # What would make the host wait for the device, give a shape that depends on data, or copy host memory in a recording.
@@ -89,6 +96,62 @@ def test_the_check_itself_sees_a_decision_on_the_host():
             scores = scores[scores > 0]
         scores + torch.tensor([1.0])
     assert set(seen.found) == {"_local_scalar_dense", "index.bool", "lift_fresh"}
+
+
+class OffTheDevice(TorchDispatchMode):
+    """Collects every operation that reads or makes a tensor anywhere but on the device `meta`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in tree_leaves((args, kwargs, made)) if isinstance(leaf, torch.Tensor)]
+        if any(tensor.device.type != "meta" for tensor in tensors):
+            self.found.append(func._schema.name)
+        return made
+
+
+def recorded_once(run: Callable[[], Beams]) -> tuple[Callable[[], None], Beams]:
+    return lambda: None, run()
+
+
+@pytest.mark.parametrize(
+    ("table_entries", "options"),
+    [
+        (1 << 20, {"step_form": "token", "paths": 3}),
+        (0, {"step_form": "state", "temperature": 0.8}),
+        (0, {"step_form": "both", "paths": 2, "merge": "max", "dense_candidates": 4}),
+    ],
+)
+@torch.inference_mode()
+def test_what_is_recorded_lives_on_one_device(table_entries, options):
+    """On `meta`, where tensors have shapes and no values: to read one is an error, and the host has nothing to add."""
+    bundle = tiny_model(40, **options)
+    catalogue, width = bundle.catalogue, 16
+    tokens = torch.from_numpy(catalogue.tokens.astype(np.int64)).to("meta")
+    runtime = EagerRuntime(copy.deepcopy(bundle.network).to("meta"), tokens, bundle.settings.attention)
+    trie = build_trie(catalogue.tokens, table_entries=table_entries)
+    with RuleBook(trie, catalogue.members).blocked([Rules(exclude=(1, 2), catalogue="small")] * 4) as rules:
+        there = Blocked(*(getattr(rules, field.name).to("meta") for field in fields(Blocked)))
+    hidden, mask = torch.empty(3, 7, width, device="meta"), torch.empty(3, 7, dtype=torch.bool, device="meta")
+    for blocked, weight in ((None, None), (there, torch.empty(3, device="meta"))):
+        recorded = RecordedSearch(runtime, trie.to("meta"), bundle.search_settings, recorded_once)
+        with OffTheDevice() as seen:
+            beams = recorded.search(
+                hidden, mask, steps=2, beam_width=10, paths=bundle.settings.paths, blocked=blocked, dense_weight=weight
+            )
+        assert seen.found == [] and beams.items.shape == (3, 10)
+
+
+def test_the_check_itself_sees_what_the_host_adds():
+    there = torch.empty(3, device="meta")
+    with OffTheDevice() as seen:
+        there + torch.ones(3).sum()
+    assert seen.found == ["aten::ones", "aten::sum", "aten::add"]
+    with pytest.raises(RuntimeError, match="meta"):
+        bool(there.max() > 0)
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -105,6 +106,7 @@ class Bundle:
                 raise BundleError(
                     f"The model knows {config.vocab_size} tokens and the vocabulary {vocabulary.size}. {FRESH_LINE}"
                 )
+            _check_tokens(vocabulary, catalogue.tokens, settings.suffix_tokens)
             network = StreamRec(config, len(catalogue), settings.step_form)
             name, accuracy, about = manifest["name"], manifest["accuracy"], manifest.get("about", {})
             int8 = dict(manifest["int8"]) if manifest.get("int8") else None
@@ -269,6 +271,15 @@ def _check_files(folder: Path, files: dict[str, str]) -> None:
     needed = {"model/config.json", "model/model.safetensors", "heads.safetensors", "catalogue.parquet"}
     if absent := needed - files.keys():
         raise BundleError(f"The bundle's manifest does not list {sorted(absent)[0]}. {FRESH_LINE}")
+
+
+def _check_tokens(vocabulary: Vocabulary, tokens: np.ndarray, suffix: tuple[int, ...]) -> None:
+    """Raises BundleError for a token that the network does not have, or has for another level. Shape: tokens (I, M)."""
+    first = vocabulary.level_offsets
+    if ((tokens < first) | (tokens >= first + vocabulary.codebook_sizes)).any():
+        raise BundleError(f"An item of the catalogue has a token outside of its level's codes. {FRESH_LINE}")
+    if not all(0 <= token < vocabulary.size for token in suffix):
+        raise BundleError(f"A token of suffix_tokens is not in the vocabulary. {FRESH_LINE}")
 
 
 def _read_weights(folder: Path, name: str) -> dict[str, torch.Tensor]:

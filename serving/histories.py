@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from serving.errors import RequestError
 from serving.vocabulary import PAD
 
 
@@ -16,8 +17,14 @@ def history_tokens(
     """Token matrix and mask of a batch. Shapes: item_tokens (I, M) -> (B, S) int64, (B, S) bool, True where real.
 
     An empty history with no suffix is one padding token that counts as real, so that attention has something to see.
+    Raises RequestError where a history names a row that the catalogue does not have: numpy would read a negative one
+    as another item, and a GPU would be lost to a token that the network does not have.
     """
-    rows = [item_tokens[np.asarray(history[-max_items:], dtype=np.int64)].ravel() for history in histories]
+    named = [np.asarray(history[-max_items:], dtype=np.int64) for history in histories]
+    every = np.concatenate(named)
+    if len(wrong := every[(every < 0) | (every >= len(item_tokens))]):
+        raise RequestError(f"A history names row {wrong[0]}; the catalogue has 0 to {len(item_tokens) - 1}.", "history")
+    rows = [item_tokens[history].ravel() for history in named]
     length = max(1, max(len(row) for row in rows) + len(suffix))
     tokens = np.full((len(rows), length), PAD, dtype=np.int64)
     mask = np.zeros((len(rows), length), dtype=bool)

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from serving.bundle import SEAL, Bundle, sealed, write_bundle
+from serving.catalogue import write_catalogue
 from serving.errors import BundleError
 from tests.builders import tiny_bundle, tiny_model
 
@@ -218,6 +219,25 @@ def test_one_weight_that_is_not_finite_is_refused_and_named(copy, name, value):
     reseal(copy, name)
     message = refused(copy)
     assert tensor in message and name in message and "finite" in message
+
+
+@pytest.mark.parametrize(("level", "change"), [(0, -1), (1, 6), (2, 4), (2, 10**6)])
+def test_an_item_with_a_token_of_another_level_or_of_none_is_refused(copy, level, change):
+    """Of 6, 5 and 4 codes per level; the first level's block begins behind padding, end and five start tokens."""
+    catalogue = Bundle.load(copy).catalogue
+    assert catalogue.tokens.min(0).tolist() == [7, 13, 18] and catalogue.tokens.max(0).tolist() == [12, 17, 21]
+    catalogue.tokens = catalogue.tokens.copy()
+    catalogue.tokens[-1, level] = catalogue.tokens[:, level].min() + change
+    write_catalogue(copy / "catalogue.parquet", catalogue)
+    reseal(copy, "catalogue.parquet")
+    assert "outside of its level's codes" in refused(copy)
+
+
+@pytest.mark.parametrize("token", [-1, 30])
+def test_a_suffix_that_is_not_in_the_vocabulary_is_refused(copy, token):
+    assert Bundle.load(copy).vocabulary.size == 30
+    rewrite(copy, history=manifest(copy)["history"] | {"suffix_tokens": [token]})
+    assert "suffix_tokens" in refused(copy)
 
 
 def test_the_gate_for_int8_is_kept_and_may_be_absent(copy, tmp_path):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from serving.bundle import Bundle
 from serving.engine import Engine
-from serving.errors import EngineError
+from serving.errors import EngineError, RequestError
 from serving.reference import Reference
 from serving.search import reason
 from serving.types import Answer, Request, Rules, RuntimeName
@@ -186,6 +186,15 @@ def test_scores_that_are_no_numbers_are_an_error():
     bundle.network.t5.decoder.final_layer_norm.weight.data.fill_(float("nan"))
     with pytest.raises(EngineError, match="not numbers"):
         ask(engine, Request((1, 2), 5, 10, 1))
+
+
+@pytest.mark.parametrize("row", [-1, 60, 2**40])
+def test_a_history_with_an_item_that_does_not_exist_is_an_error(row):
+    engine = Engine(tiny_model(60))
+    with pytest.raises(RequestError, match=f"row {row}; the catalogue has 0 to 59") as caught:
+        engine.encode([(0, 59), (3, row)])
+    assert caught.value.field == "history"
+    assert len(engine.encode([(row, *range(6))])) == 1  # of six items that are read it is none
 
 
 def test_a_runtime_that_is_not_there_is_an_error():

@@ -12,11 +12,11 @@ from typing import Literal
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from serving.model import ModelConfig
+from serving.runtimes.onnx import onnxruntime
 
 
 @dataclass(frozen=True, slots=True)

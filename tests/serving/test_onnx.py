@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -178,3 +182,15 @@ def test_it_takes_as_many_threads_as_it_is_given_and_none_of_them_spins():
     options = OnnxRuntime(bundle.network, tokens, "bidirectional", threads=2)._step.get_session_options()
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (2, 1)
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+
+
+def test_onnx_runtime_neither_reports_nor_keeps_an_identifier(tmp_path: Path) -> None:
+    quiet = {name: value for name, value in os.environ.items() if name != "CI"}  # where it is set nothing is reported
+    subprocess.run(
+        [sys.executable, "-c", "import serving.runtimes.onnx"],
+        env=quiet | {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)},
+        cwd=Path(__file__).parents[2],
+        check=True,
+        timeout=120,
+    )
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

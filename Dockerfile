@@ -48,7 +48,9 @@ FROM service AS gpu
 # The CUDA libraries come with torch; the driver is the host's, and its container toolkit reads these two. An image that
 # is not made from one of CUDA's has to ask for the driver itself.
 ENV NVIDIA_VISIBLE_DEVICES=all \
-    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    # Without a GPU it then says so and ends, instead of serving slowly on the CPU.
+    STREAMREC_RUNTIME=cuda
 COPY --from=packages-gpu /opt/venv /opt/venv
 
 FROM service AS cpu

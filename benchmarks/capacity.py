@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import ROOT, commit, record, table
-from benchmarks.load import running_service, send
+from benchmarks.load import send
+from benchmarks.processes import running_service
 from benchmarks.redis_memory import bytes_per_user, users_seen
 from benchmarks.simulation import Costs, Outcome, Setting, simulate
 
@@ -87,9 +88,9 @@ def measure(
     """Service times at one rate, and what the simulation makes of them at the others beside what locust saw there."""
     every = [at, *rates]
     load = ["--rates", ",".join(str(rate) for rate in every), "--rounds", str(rounds), "--phase-seconds", str(seconds)]
-    with running_service(bundle) as address:
-        send(address, ["--rates", str(at), "--phase-seconds", "10"])  # the first requests warm up
-        found = send(address, load)
+    with running_service(bundle) as server:
+        send(server.address, ["--rates", str(at), "--phase-seconds", "10"])  # the first requests warm up
+        found = send(server.address, load)
     # Of every round the first turn is the one measured: without what lay between, its seconds follow each other.
     measured = [
         one | {"at": one["at"] // (seconds * len(every)) * seconds + one["at"] % (seconds * len(every))}

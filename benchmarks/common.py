@@ -17,7 +17,7 @@ import torch
 HISTORY_ITEMS = 20
 PLACES = 10
 ROOT = Path(__file__).parent.parent
-MEASURED_CODE = ("training", "serving", "benchmarks/*.py")  # what can change a figure; results and documents cannot
+MEASURED_CODE = ("app", "training", "serving", "benchmarks/*.py")  # what can change a figure; documents cannot
 
 Score = Callable[[list[np.ndarray]], np.ndarray]  # histories of U users -> (U, I) float scores
 
@@ -68,7 +68,7 @@ def machine() -> dict[str, Any]:
 
 
 def commit() -> dict[str, Any]:
-    """The commit that ran, and whether tracked code under training/, serving/ or benchmarks/ differed from it."""
+    """The commit that ran, and whether tracked code of what is measured differed from it."""
     try:
         return {
             "commit": _git("rev-parse", "HEAD"),

@@ -10,19 +10,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.common import ROOT, commit, record, table
+from benchmarks.processes import running_service
 
 COLUMNS = ["phase", "asked_per_s", "sent_per_s", "p50_ms", "p95_ms", "p99_ms", "cached", "rejected", "failed"]
 RESULT = "benchmarks/results/load.json"
@@ -39,8 +36,8 @@ def main() -> int:
     given = parser.parse_args()
     code, began = commit(), time.perf_counter()
     limits = ["--p99-ms", str(given.p99_ms), "--error-share", str(given.error_share)]
-    with running_service(given.bundle) as address:
-        found = send(address, ["--rate", str(given.rate), "--phase-seconds", str(given.phase_seconds), *limits])
+    with running_service(given.bundle) as server:
+        found = send(server.address, ["--rate", str(given.rate), "--phase-seconds", str(given.phase_seconds), *limits])
     print(table(found["rows"], COLUMNS))
     out, asked = ROOT / given.out, f"--rate {given.rate} --phase-seconds {given.phase_seconds:g}"
     record(
@@ -57,39 +54,6 @@ def main() -> int:
     print(f"\n{out.with_suffix('.svg').relative_to(ROOT)}: latency against load")
     print("\n".join(f"FAILED {fault}" for fault in found["failed"]) or "passed")
     return 1 if found["failed"] else 0
-
-
-@contextmanager
-def running_service(bundle: Path, options: Sequence[str] = ()) -> Iterator[str]:
-    """The service as a process of its own on a free port; its address, once it is ready."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "app", "serve", "--bundle", str(bundle), "--port", str(port), *options]
-    with TemporaryDirectory() as folder:
-        log = Path(folder) / "log.txt"
-        with log.open("w") as out:
-            process = subprocess.Popen([*command, "--log-level", "warning"], cwd=ROOT, stdout=out, stderr=out)
-        try:
-            address = f"http://127.0.0.1:{port}"
-            while not ready(address):
-                if process.poll() is not None:
-                    raise SystemExit(f"The service did not start:\n{log.read_text()}")
-                time.sleep(0.2)
-            yield address
-            process.terminate()
-            process.wait(timeout=60)
-        finally:
-            process.kill()
-            process.wait()
-
-
-def ready(address: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{address}/readyz", timeout=2):
-            return True
-    except (urllib.error.URLError, OSError):
-        return False
 
 
 def send(address: str, options: Sequence[str]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from redis.asyncio import Redis
 
 from benchmarks.cache import redis_server
 from benchmarks.common import ROOT, commit, record, table
-from benchmarks.load import running_service
+from benchmarks.processes import running_service
 
 # What /metrics says of the process: name here -> metric, how a quarter is told, how much more at the end is no growth.
 WATCHED: dict[str, tuple[str, Callable[[list[float]], float], float]] = {
@@ -52,8 +52,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path(RESULT), help="JSON; the plot lies beside it as SVG")
     given = parser.parse_args()
     code = commit()
-    with redis_server() as redis, running_service(given.bundle, [*OPTIONS, "--redis-url", redis]) as address:
-        samples, answers = asyncio.run(soak(address, redis, 60 * given.minutes))
+    with redis_server() as redis, running_service(given.bundle, [*OPTIONS, "--redis-url", redis]) as server:
+        samples, answers = asyncio.run(soak(server.address, redis, 60 * given.minutes))
     rows = growth(samples)
     print(table(rows, ["what", "second_quarter", "last_quarter", "growth", "allowed", "grew"]))
     print("\n" + table([{"status": status, "answers": count} for status, count in answers], ["status", "answers"]))

@@ -86,6 +86,7 @@ class PretrainConfig(StageConfig):
 class SftConfig(StageConfig):
     """Stage 2. A weight of 0 turns a loss off.
 
+    distillation_weight: of the KL that teaches the answer without steps what the answer after them says.
     inputs: `label` feeds the labels to the decoder [paper], `own` its own tokens.
     """
 
@@ -98,6 +99,7 @@ class SftConfig(StageConfig):
     state_weight: float = 0.3
     quantization_weight: float = 0.1
     preference_weight: float = 0.0
+    distillation_weight: float = 0.0
     state_loss: Literal["contrastive", "full_softmax"] = "full_softmax"
     labels: Literal["residual", "random", "pause"] = "residual"
     inputs: Literal["label", "own"] = "own"
@@ -154,12 +156,14 @@ class RunConfig:
     """One run, from interactions to bundle. name: the bundle's; empty: the data folder's. licence: of the data.
 
     given_ids: for tokenizer.kind `given`, the file's name in the data folder's semantic_ids (without .json.gz).
+    lengths: the numbers of steps that stages 2 and 3 draw from; empty: 1..model.max_steps; [0]: nothing is thought.
     precision: of the stages' arithmetic; weights and optimiser are float32 in any case.
     """
 
     name: str = ""
     seed: int = 0
     given_ids: str = ""
+    lengths: tuple[int, ...] = ()
     split: SplitKind = "leave-one-out"
     precision: Literal["float32", "bfloat16"] = "float32"
     licence: str = "unknown; ask the data's owner"
@@ -176,6 +180,11 @@ class RunConfig:
             raise ConfigError(
                 f"evaluation.steps must list numbers in 0..{self.model.max_steps}, the range of model.max_steps, "
                 f"not {list(self.evaluation.steps)}."
+            )
+        if not all(steps in known for steps in self.lengths):
+            raise ConfigError(
+                f"lengths must list numbers in 0..{self.model.max_steps}, the range of model.max_steps, "
+                f"not {list(self.lengths)}."
             )
         if not self.model.max_steps and (self.sft.steps or self.rl.steps):
             raise ConfigError(

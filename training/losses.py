@@ -64,6 +64,16 @@ def preference(
     return -F.logsigmoid(beta * margin).mean()
 
 
+def distillation(student: torch.Tensor, teacher: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """L = sum_t KL(P_teacher(. | y_<t) || P_student(. | y_<t)), the teacher held fixed   [open: fewer steps from many].
+
+    Shapes: logits (..., T, V) of both -> scalar, averaged over sequences.
+    """
+    given = (teacher.detach() / temperature).log_softmax(-1)
+    gap = given - (student / temperature).log_softmax(-1)
+    return (given.exp() * gap).sum((-1, -2)).mean()
+
+
 def grpo(
     log_probs: torch.Tensor,
     old: torch.Tensor,

@@ -78,7 +78,7 @@ class RlStep:
         work, config = self.work, self.config
         everyone = torch.from_numpy(work.examples.targets(piece)).to(work.device)
         histories, row = work.examples.histories(share.own(piece)), share.own(everyone)
-        steps = int(torch.randint(1, work.vocabulary.max_steps + 1, (), generator=share.draws))
+        steps = work.draw_steps(share.draws)
         rollout = sample(work, work.read(histories), everyone, steps, config, share)
         reward = torch.stack([weight * rollout.rewards[name] for name, weight in self.weights.items()]).sum(0)
         frozen = copy.copy(work)

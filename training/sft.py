@@ -15,7 +15,7 @@ import torch
 from serving.model import Memory, StreamRec, dense_logits
 from training.config import SftConfig
 from training.examples import batch_at
-from training.losses import contrastive, full_softmax, nll, preference, quantization, token_log_probs
+from training.losses import contrastive, distillation, full_softmax, nll, preference, quantization, token_log_probs
 from training.pretrain import start
 from training.ranks import WHOLE, Share
 from training.reasoning import Thought, answer, residual_label, think
@@ -40,7 +40,8 @@ class SftStep:
         place = share.places.to(work.device)
         histories = work.examples.histories(index)
         memory = work.read(histories)
-        steps = int(torch.randint(1, work.vocabulary.max_steps + 1, (), generator=share.draws))
+        steps = work.draw_steps(share.draws)
+        temperature = work.settings.temperature
         vectors = network.item_vectors(work.item_tokens)
         total = torch.zeros(())
         terms: dict[str, float] = {}
@@ -51,32 +52,33 @@ class SftStep:
             terms[name] = float(value.detach())
 
         direct_logits, direct_state = answer(network, memory, start(work, len(row), 0), target)
+        states = [direct_state]
         if config.plain_weight:
-            add("nll_plain", config.plain_weight, nll(direct_logits, target, work.settings.temperature))
-        labelled = Labeller(work, config, vectors[everyone[place]].detach(), share)
-        thought = think(network, memory, work.vocabulary.start_tokens[steps], steps, labelled.choose)
-        logits, state = answer(network, memory, thought, target)
-        if config.answer_weight:
-            add("nll_answer", config.answer_weight, nll(logits, target, work.settings.temperature))
-        if labelled.labels and config.reasoning_weight:
-            chosen_from = torch.cat(thought.logits, 1)  # (B, l, V)
-            labels = torch.stack(labelled.labels, 1)
-            add("nll_reasoning", config.reasoning_weight, nll(chosen_from, labels, work.settings.temperature))
-        if labelled.residuals and config.quantization_weight:
-            codes = [network.t5.shared(label) for label in labelled.labels]
-            each = [quantization(r, c) for r, c in zip(labelled.residuals, codes, strict=True)]
-            add("quantization", config.quantization_weight, torch.stack(each).mean())
+            add("nll_plain", config.plain_weight, nll(direct_logits, target, temperature))
+        if steps:
+            labelled = Labeller(work, config, vectors[everyone[place]].detach(), share)
+            thought = think(network, memory, work.vocabulary.start_tokens[steps], steps, labelled.choose)
+            logits, state = answer(network, memory, thought, target)
+            states += [*thought.states, state]
+            if config.answer_weight:
+                add("nll_answer", config.answer_weight, nll(logits, target, temperature))
+            if labelled.labels and config.reasoning_weight:
+                chosen_from = torch.cat(thought.logits, 1)  # (B, l, V)
+                labels = torch.stack(labelled.labels, 1)
+                add("nll_reasoning", config.reasoning_weight, nll(chosen_from, labels, temperature))
+            if labelled.residuals and config.quantization_weight:
+                codes = [network.t5.shared(label) for label in labelled.labels]
+                each = [quantization(r, c) for r, c in zip(labelled.residuals, codes, strict=True)]
+                add("quantization", config.quantization_weight, torch.stack(each).mean())
+            if config.distillation_weight:
+                add("distillation", config.distillation_weight, distillation(direct_logits, logits, temperature))
+            if self.reference is not None:
+                now = self.log_probs(network, memory, thought, target, direct_logits, logits)
+                before = self.reference_log_probs(histories, thought, target)
+                add("preference", config.preference_weight, preference(*now, *before, config.preference_beta))
         if config.state_weight:
-            states = [direct_state, *thought.states, state]
-            add(
-                "state",
-                config.state_weight,
-                torch.stack([self.state_loss(s[:, 0], vectors, everyone, place) for s in states]).mean(),
-            )
-        if self.reference is not None:
-            now = self.log_probs(network, memory, thought, target, direct_logits, logits)
-            before = self.reference_log_probs(histories, thought, target)
-            add("preference", config.preference_weight, preference(*now, *before, config.preference_beta))
+            each = [self.state_loss(s[:, 0], vectors, everyone, place) for s in states]
+            add("state", config.state_weight, torch.stack(each).mean())
         return share.mean(total, terms)
 
     def state_loss(

@@ -38,6 +38,11 @@ class Workspace:
     def suffix(self) -> tuple[int, ...]:
         return self.settings.suffix_tokens
 
+    def draw_steps(self, draws: torch.Generator | None) -> int:
+        """How many steps are thought in one training step: one of the run's `lengths`."""
+        lengths = self.config.lengths or range(1, self.vocabulary.max_steps + 1)
+        return lengths[int(torch.randint(0, len(lengths), (), generator=draws))]
+
     def read(self, histories: list[np.ndarray]) -> Memory:
         """Encodes histories, once for all that the decoder will do with them."""
         tokens, mask = history_tokens(histories, self.item_tokens_here, self.settings.max_items, self.suffix)

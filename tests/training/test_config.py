@@ -51,6 +51,7 @@ def test_every_setting_survives_json():
         ("evaluation.steps=[0,two]", ["evaluation.steps", "two"]),
         ("evaluation.steps=[0,9]", ["evaluation.steps", "model.max_steps"]),
         ("evaluation.steps=[]", ["evaluation.steps"]),
+        ("lengths=[5]", ["lengths", "model.max_steps"]),
         ("model.max_steps=0", ["evaluation.steps", "model.max_steps"]),
         ("sft=3", ["sft", "keys and values"]),
         ("sft.steps", ["sft.steps", "key=value"]),

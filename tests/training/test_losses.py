@@ -56,6 +56,15 @@ def test_rows_of_the_same_item_are_no_negatives():
     )
 
 
+def test_distillation_by_hand():
+    teacher = torch.tensor([[[1.0, 1.0], [0.0, 0.0]]]).requires_grad_()  # 1/2 and 1/2, twice
+    student = torch.tensor([[[math.log(3), 0.0], [0.0, 0.0]]]).requires_grad_()  # 3/4 and 1/4, then the teacher's own
+    loss = losses.distillation(student, teacher)
+    assert float(loss.detach()) == approx(0.5 * math.log(2 / 3) + 0.5 * math.log(2))
+    loss.backward()
+    assert teacher.grad is None and student.grad is not None
+
+
 def test_full_softmax_by_hand():
     # <(2, 0), (1, 5)> / sqrt(2) = sqrt(2);  <(2, 0), (0, 7)> / sqrt(2) = 0
     logits = dense_logits(torch.tensor([[2.0, 0.0]]), torch.tensor([[1.0, 5.0], [0.0, 7.0]]))

@@ -129,6 +129,19 @@ def test_stage_2_is_the_weighted_sum_of_what_it_logs():
     assert float(loss.detach()) == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_run_without_thinking_trains_the_direct_answer_and_its_state_alone():
+    config = small_config("lengths=[0]")
+    _, terms = SftStep(small_workspace(config), config.sft)(0)
+    assert terms.keys() == {"nll_plain", "state"}
+
+
+def test_a_run_thinks_the_lengths_it_was_given():
+    config = small_config("model.max_steps=8", "lengths=[3,5]")
+    work = small_workspace(config)
+    draws = torch.Generator().manual_seed(0)
+    assert {work.draw_steps(draws) for _ in range(40)} == {3, 5}
+
+
 def test_the_preference_starts_at_ln_2_and_its_reference_does_not_move():
     config = small_config(*SILENT, "sft.preference_weight=1")
     work = small_workspace(config)

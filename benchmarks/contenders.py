@@ -18,15 +18,13 @@ from ctranslate2.converters.transformers import T5Loader
 from transformers import LogitsProcessor, LogitsProcessorList, T5Config, T5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
+from benchmarks.answers import Paths
+from benchmarks.sizes import HISTORY_ITEMS, random_network
 from serving.model import ModelConfig, StreamRec
 from serving.runtimes.base import Runtime
 from serving.search import SearchSettings, search
 from serving.trie import Trie, build_trie
 from serving.vocabulary import END, PAD, Vocabulary
-
-HISTORY_ITEMS = 20
-EMBEDDING = 0.05  # standard deviation of the token embeddings
-SHARPNESS = 3.0  # standard deviation of the logits, about a trained model's
 
 
 @dataclass(frozen=True)
@@ -57,17 +55,6 @@ class Case:
         return self.tokens.shape[0]
 
 
-@dataclass(frozen=True)
-class Paths:
-    """What a contender found, best first. Shapes: tokens (B, K, T) int64, reasoning included; scores (B, K) float32.
-
-    T is M where the reasoning tokens are no part of what was searched, L + M where they are.
-    """
-
-    tokens: torch.Tensor
-    scores: torch.Tensor
-
-
 Answer = Callable[[Case], Any]  # what is timed
 Read = Callable[[Any, Case], Paths]  # the answer in common terms, not timed
 
@@ -82,37 +69,14 @@ class Contender:
 
 
 def make_model(config: ModelConfig, vocabulary: Vocabulary, codes: np.ndarray, seed: int) -> Model:
-    """Shape: codes (I, M), distinct.
-
-    Freshly drawn T5 weights repeat their input: its embedding outweighs what the layers add, and the tied output layer
-    recognises it. Small embeddings let the layers decide, as training does, and the last norm restores the logits.
-    """
-    torch.manual_seed(seed)
-    network = StreamRec(config, len(codes), "token").eval()
-    with torch.no_grad():
-        network.t5.shared.weight.mul_(EMBEDDING)
-        network.t5.decoder.final_layer_norm.weight.mul_(SHARPNESS / EMBEDDING)
+    """Shape: codes (I, M), distinct."""
+    network = random_network(config, len(codes), seed)
     theirs = T5ForConditionalGeneration(T5Config(**config.to_transformers())).eval()
     missing, unexpected = theirs.load_state_dict(network.t5.state_dict(), strict=False)
     if unexpected or any(not name.endswith(("embed_tokens.weight", "lm_head.weight")) for name in missing):
         raise RuntimeError(f"transformers' T5 names its weights otherwise: {missing} {unexpected}; adapt benchmarks.")
     tokens = vocabulary.tokens_of(codes)
     return Model(vocabulary, network, theirs, torch.from_numpy(tokens.astype(np.int64)), build_trie(tokens))
-
-
-def clustered_codes(items: int, levels: int, codes: int, seed: int) -> np.ndarray:
-    """Distinct semantic IDs as residual quantizers make them: of each node's children, some hold far more items.
-
-    Shape: (items, levels) int64, 0 <= code < codes.
-    """
-    rng = np.random.default_rng(seed)
-    drawn = (codes * rng.random((2 * items, levels)) ** 2).astype(np.int64)  # small ones are drawn more often ...
-    for level in range(1, levels):  # ... and which code is the small one differs from parent to parent
-        drawn[:, level] = (drawn[:, level] + 97 * drawn[:, level - 1] + 31 * level) % codes
-    distinct = np.unique(drawn, axis=0)
-    if len(distinct) < items:
-        raise ValueError(f"Only {len(distinct)} distinct IDs were drawn; ask for fewer items or more codes.")
-    return rng.permutation(distinct)[:items]
 
 
 @torch.inference_mode()
@@ -335,33 +299,3 @@ def rescore(model: Model, case: Case, tokens: torch.Tensor, without: int | None 
         logits[..., without] = -torch.inf
     log_probs = logits.log_softmax(-1)
     return log_probs.gather(-1, tokens.flatten(0, 1).unsqueeze(-1)).sum((1, 2)).unflatten(0, (batch, count))
-
-
-def same_answers(found: Paths, expected: Paths, tolerance: float) -> bool:
-    """Same scores in order and same items, where items as good as the last one, within the tolerance, may differ."""
-    if found.tokens.shape != expected.tokens.shape or not _close(found.scores, expected.scores, tolerance):
-        return False
-    for b in range(len(expected.tokens)):
-        one, two = (
-            {tuple(path): score for path, score in zip(p.tokens[b].tolist(), p.scores[b].tolist(), strict=True)}
-            for p in (found, expected)
-        )
-        last = float(expected.scores[b].min())
-        if any(abs(one[path] - two[path]) > tolerance for path in one.keys() & two.keys()):
-            return False
-        if any((one | two)[path] > last + tolerance for path in one.keys() ^ two.keys()):
-            return False
-    return True
-
-
-def overlap(found: Paths, expected: Paths, count: int = 10) -> float:
-    """The share of the best `count` items that are the same."""
-    shares = [
-        len({*map(tuple, one[:count].tolist())} & {*map(tuple, two[:count].tolist())}) / min(count, len(two))
-        for one, two in zip(found.tokens, expected.tokens, strict=True)
-    ]
-    return float(np.mean(shares))
-
-
-def _close(one: torch.Tensor, two: torch.Tensor, tolerance: float) -> bool:
-    return bool(torch.allclose(one.float(), two.float(), rtol=0, atol=tolerance))

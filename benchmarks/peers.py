@@ -36,27 +36,25 @@ from typing import Any
 
 import torch
 
+from benchmarks.answers import Paths, overlap, same_answers
 from benchmarks.breakdown import breakdown, clock
 from benchmarks.common import ROOT, commit, record, table
 from benchmarks.contenders import (
     Case,
     Contender,
     Model,
-    Paths,
-    clustered_codes,
     generate_greedy_thought,
     generate_with_function,
     generate_with_mask,
     make_case,
     make_model,
     ours,
-    overlap,
     rescore,
-    same_answers,
     translate,
 )
 from benchmarks.floor import Pass, in_onnx, in_order, in_torch, products_of_search
 from benchmarks.peers_plot import draw
+from benchmarks.sizes import ITEMS, SIZES, VOCABULARY, clustered_codes
 from serving.model import ModelConfig
 from serving.runtimes.base import Runtime
 from serving.runtimes.eager import EagerRuntime
@@ -67,12 +65,6 @@ from serving.vocabulary import END, Vocabulary
 RESULT = ROOT / "benchmarks/results/peers.json"
 PLOT = ROOT / "benchmarks/plots/peers.svg"
 SEED = 0
-ITEMS = 100_000
-VOCABULARY = Vocabulary(max_steps=4, codebook_sizes=(256, 256, 256, 256), reasoning_codes=32)
-SIZES = {
-    "5M": ModelConfig(VOCABULARY.size, 128, 64, 1024, num_layers=4, num_decoder_layers=4, num_heads=6),
-    "25M": ModelConfig(VOCABULARY.size, 384, 64, 1536, num_layers=6, num_decoder_layers=6, num_heads=6),
-}
 SHAPES = ((1, 20), (1, 50), (1, 100), (8, 50))  # batch, beams
 STEPS = (0, 4)
 PATHS = (1, 2, 4, 8)

@@ -112,7 +112,7 @@ def reason(runtime: Runtime, settings: SearchSettings, memory: Memory, steps: in
     """Thinks: the start token of `steps`, then that many steps, keeping the `settings.paths` likeliest paths."""
     batch, device = memory.mask.shape[0], runtime.device
     start = torch.full((batch, 1), settings.start_tokens[steps], dtype=torch.int64, device=device)
-    hidden, logits, rows = _advance(runtime, memory, None, runtime.embed(start))
+    hidden, logits, rows = advance(runtime, memory, None, runtime.embed(start))
     scores = hidden.new_zeros(batch, 1)
     hidden_sum, states = hidden, runtime.state(hidden).unsqueeze(2)  # (B, 1, D), (B, 1, 1, D)
     tokens = torch.zeros(batch, 1, 0, dtype=torch.int64, device=device)
@@ -124,12 +124,12 @@ def reason(runtime: Runtime, settings: SearchSettings, memory: Memory, steps: in
         else:
             step = _log_probs(logits, settings.temperature)[..., lo:hi]  # (B, P, R)
             candidates = (scores.unsqueeze(-1) + step).flatten(1)
-            flat = _best(candidates, None, min(settings.paths, candidates.shape[1]))  # (B, P')
+            flat = best(candidates, None, min(settings.paths, candidates.shape[1]))  # (B, P')
             scores, parent, token = candidates.gather(1, flat), flat // (hi - lo), flat % (hi - lo) + lo
             rows, hidden_sum, states = rows.follow(parent), _rows(hidden_sum, parent), _rows(states, parent)
             tokens = torch.cat([_rows(tokens, parent), token.unsqueeze(-1)], -1)
             log_probs = torch.cat([_rows(log_probs, parent), step.flatten(1).gather(1, flat).unsqueeze(-1)], -1)
-        hidden, logits, rows = _advance(runtime, memory, rows, runtime.step_input(token, states[:, :, -1]))
+        hidden, logits, rows = advance(runtime, memory, rows, runtime.step_input(token, states[:, :, -1]))
         hidden_sum = hidden_sum + hidden
         states = torch.cat([states, runtime.state(hidden_sum).unsqueeze(2)], 2)
     return Reasoned(rows, logits, scores, states, tokens, log_probs)
@@ -156,7 +156,7 @@ def find_items(
             found = _add_dense_best(runtime, trie, settings, memory, reasoned, found, blocked, dense_of_items, wanted)
         dense = dense_of_items.flatten(1).gather(1, found.path * dense_of_items.shape[-1] + trie.item[found.leaf])
         scores = found.scores + dense_weight[:, None] * dense
-        order = _best(scores, found.leaf, min(beam_width, scores.shape[1]))
+        order = best(scores, found.leaf, min(beam_width, scores.shape[1]))
         dense = dense.gather(1, order)
         found = Found(
             found.leaf.gather(1, order),
@@ -201,7 +201,7 @@ def _walk(
             scores, parent, place = _merge(candidates, settings.merge, child, min(count, child.shape[2]))
             flat = parent * child.shape[2] + place
         else:
-            flat = _best(candidates.flatten(1), child.flatten(1), count)  # (B, K)
+            flat = best(candidates.flatten(1), child.flatten(1), count)  # (B, K)
             scores, parent = candidates.flatten(1).gather(1, flat), flat // child.shape[2]
         node = child.flatten(1).gather(1, flat).long()
         path = path.gather(1, parent)
@@ -209,7 +209,7 @@ def _walk(
         token_log_probs = torch.cat([_rows(token_log_probs, parent), chosen], -1)
         if level + 1 < trie.levels:
             rows = rows.follow(parent)
-            _, logits, rows = _advance(runtime, memory, rows, runtime.embed(trie.token[node]))
+            _, logits, rows = advance(runtime, memory, rows, runtime.embed(trie.token[node]))
     return Found(node - trie.level_start[trie.levels], scores, path, token_log_probs)
 
 
@@ -219,7 +219,7 @@ def _merge(
     """Joins what all paths say of each first token. Shape: (B, P, C) -> scores, best path, place among C, (B, K)."""
     parent = candidates.argmax(1)  # (B, C)
     merged = candidates.logsumexp(1) if merge == "logsumexp" and candidates.shape[1] > 1 else candidates.amax(1)
-    place = _best(merged, child[:, 0], count)
+    place = best(merged, child[:, 0], count)
     return merged.gather(1, place), parent.gather(1, place), place
 
 
@@ -243,7 +243,7 @@ def _add_dense_best(
     dense = dense_of_items[:, 0]  # (B, I)
     if blocked is not None:
         dense = dense.masked_fill(blocked.items(), NEG_INF)
-    item = _best(dense, None, min(settings.dense_candidates, dense.shape[1]))  # (B, U)
+    item = best(dense, None, min(settings.dense_candidates, dense.shape[1]))  # (B, U)
     leaf, tokens, count = trie.leaf[item].long(), runtime.item_tokens[item], item.shape[1]  # (B, U), (B, U, M)
     rows, logits = reasoned.rows, reasoned.logits[:, :1].unsqueeze(2).expand(-1, count, -1, -1)  # (B, U, 1, V)
     if levels > 1:
@@ -271,7 +271,7 @@ def _add_dense_best(
     )
 
 
-def _advance(
+def advance(
     runtime: Runtime, memory: Memory, rows: Rows | None, x: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, Rows]:
     """Runs the decoder one position further for every row. Shape: x (B, Q, D) -> hidden (B, Q, D), logits (B, Q, V)."""
@@ -296,7 +296,7 @@ def _rows(tensor: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     return tensor.gather(1, index.reshape(*index.shape, *([1] * (tensor.dim() - 2))).expand(-1, -1, *tensor.shape[2:]))
 
 
-def _best(scores: torch.Tensor, rank: torch.Tensor | None, count: int) -> torch.Tensor:
+def best(scores: torch.Tensor, rank: torch.Tensor | None, count: int) -> torch.Tensor:
     """Places of the best `count` scores, best first, equal ones by ascending rank. Shape: (B, n) -> (B, count).
 
     rank: (B, n) integers below 2^31, or None for the place itself. topk alone leaves open which of two equal scores

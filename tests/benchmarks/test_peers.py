@@ -11,25 +11,23 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import peers
+from benchmarks.answers import Paths, overlap, same_answers
 from benchmarks.contenders import (
     Case,
     Model,
-    Paths,
     TrieMask,
-    clustered_codes,
     generate_greedy_thought,
     generate_with_function,
     generate_with_mask,
     make_case,
     make_model,
     ours,
-    overlap,
     rescore,
-    same_answers,
     translate,
 )
 from benchmarks.floor import Product, in_onnx, in_order, in_torch, products_of_search
 from benchmarks.peers_plot import draw
+from benchmarks.sizes import clustered_codes
 from serving.model import ModelConfig
 from serving.runtimes.eager import EagerRuntime
 from serving.runtimes.onnx import OnnxRuntime

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
@@ -11,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from serving.bundle import Bundle
 from serving.graph import RecordedSearch
@@ -19,8 +17,9 @@ from serving.rules import Blocked, RuleBook
 from serving.runtimes.eager import EagerRuntime
 from serving.search import search
 from serving.trie import build_trie
-from serving.types import Beams, Rules
+from serving.types import Rules
 from tests.builders import tiny_model
+from tests.meta import OffTheDevice, recorded_once
 
 # What would make the host wait for the device, give a shape that depends on data, or copy host memory in a recording.
 ON_THE_HOST = {
@@ -96,25 +95,6 @@ def test_the_check_itself_sees_a_decision_on_the_host():
             scores = scores[scores > 0]
         scores + torch.tensor([1.0])
     assert set(seen.found) == {"_local_scalar_dense", "index.bool", "lift_fresh"}
-
-
-class OffTheDevice(TorchDispatchMode):
-    """Collects every operation that reads or makes a tensor anywhere but on the device `meta`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        tensors = [leaf for leaf in tree_leaves((args, kwargs, made)) if isinstance(leaf, torch.Tensor)]
-        if any(tensor.device.type != "meta" for tensor in tensors):
-            self.found.append(func._schema.name)
-        return made
-
-
-def recorded_once(run: Callable[[], Beams]) -> tuple[Callable[[], None], Beams]:
-    return lambda: None, run()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""One command per question about accuracy: trains what is missing, measures on test, writes JSON, prints the table.
+"""The questions about whole runs: each arm is trained and measured on its own, under `WORK/ARM`.
 
     stages    stage 1, 2 and 3 at several numbers of steps, beside a plain TIGER of the same size and number of steps
     encoder   a plain TIGER with T5's own encoder against one whose encoder is causal by item
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import sys
 import time
@@ -21,9 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from benchmarks.common import ROOT, commit, record, table
+from benchmarks.common import commit, record, table
 from training.config import RunConfig, load_config
 from training.data import Dataset, read_data
 from training.evaluate import measure
@@ -33,6 +30,7 @@ from training.pipeline import run, tokenize
 from training.prepare import split_by
 from training.workspace import Workspace
 
+QUESTIONS = ("stages", "encoder", "ids", "codes")
 BEAM = 50
 COLUMNS = ["model", "steps", "dense_weight", "excluded", "recall@5", "recall@10", "ndcg@5", "ndcg@10", "minutes"]
 PROTOCOL = (
@@ -61,34 +59,23 @@ def arms(question: str, config: RunConfig) -> dict[str, list[str]]:
     return {"plain": plain, "causal": [*plain, "model.attention=causal-by-item"]}
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__)
-    parser.add_argument("question", choices=("stages", "encoder", "ids", "codes"))
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--work", type=Path, help="where training lies; default runs/accuracy-NAME")
-    parser.add_argument("--out", type=Path, help="default benchmarks/results/QUESTION-NAME.json")
-    parser.add_argument("--only", help="train and measure one arm, write no result")
-    parser.add_argument("--config", type=Path)
-    parser.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE")
-    options = parser.parse_args()
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    name = options.data.resolve().name
-    work = options.work or ROOT / "runs" / f"accuracy-{name}"
+def answer(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    """Trains what is missing, writes the result, prints the table."""
     config = load_config(options.config, options.set)
     wanted = arms(options.question, config)
     if options.only and options.only not in wanted:
         parser.error(f"--only takes one of {', '.join(wanted)}")
     rows = []
     for arm in [options.only] if options.only else wanted:
-        rows += arm_rows(arm, options, work / arm, wanted[arm])
+        rows += arm_rows(arm, options, options.work / arm, wanted[arm])
     print(table(rows, COLUMNS))
     if not options.only:
         command = f"python -m benchmarks.accuracy {options.question} --data {options.data}"
         command += f" --config {options.config}" if options.config else ""
         command += "".join(f" --set {entry}" for entry in options.set)
-        minutes = sum(json.loads((work / arm / "arm.json").read_text())["minutes"] for arm in wanted)
-        record(options.out or ROOT / f"benchmarks/results/{options.question}-{name}.json", command, [config.seed], rows,
-               minutes=minutes, data=name, protocol=PROTOCOL, **code_of(work, wanted))  # fmt: skip
+        minutes = sum(json.loads((options.work / arm / "arm.json").read_text())["minutes"] for arm in wanted)
+        record(options.out, command, [config.seed], rows, minutes=minutes, data=options.data.resolve().name,
+               protocol=PROTOCOL, **code_of(options.work, wanted))  # fmt: skip
     return 0
 
 
@@ -151,7 +138,3 @@ def code_of(work: Path, wanted: dict[str, list[str]]) -> dict[str, Any]:
     same = all(arm["commit"] == first["commit"] for arm in found.values())
     head = {"commit": first["commit"], "dirty": any(arm["dirty"] for arm in found.values())}
     return head if same else head | {"commits": {arm: values["commit"] for arm, values in found.items()}}
-
-
-if __name__ == "__main__":
-    sys.exit(main())

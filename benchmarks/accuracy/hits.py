@@ -1,0 +1,182 @@
+"""What is measured: where each user's target stands, kept per user, so that any two arms can be compared in pairs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from serving.bundle import search_settings
+from serving.histories import history_tokens
+from serving.model import dense_logits
+from serving.runtimes.base import Runtime
+from serving.runtimes.eager import EagerRuntime
+from serving.runtimes.onnx import OnnxRuntime
+from serving.search import search
+from serving.trie import build_trie
+from serving.types import Beams, Merge
+from training.evaluate import sample_users
+from training.workspace import Workspace
+
+BATCH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One way to answer. union: so many of the dense score's own best items join, at `union_weight`.
+
+    draws: instead of the model's own reasoning tokens, so many paths of random ones, each with a beam of its own; an
+    item's score is the best over the paths. int8: with 8-bit weights.
+    """
+
+    split: str
+    steps: int
+    paths: int = 1
+    merge: Merge = "logsumexp"
+    union: int = 0
+    union_weight: float = 0.0
+    draws: int = 0
+    int8: bool = False
+
+    @property
+    def file(self) -> str:
+        return "-".join(f"{name}={value}" for name, value in asdict(self).items()) + ".npz"
+
+
+@dataclass(frozen=True, slots=True)
+class Hits:
+    """Per user; a rank counts from 0, `beam` stands for "not found".
+
+    ranks (W, U): under each of `weights` (W,) of the dense score. dense (U,): by the dense score alone, of all items.
+    cosine (L + 1, U): of s_i and the target's vector. settled (L, U): of s_i and s_(i-1).
+    """
+
+    weights: np.ndarray
+    ranks: np.ndarray
+    dense: np.ndarray
+    cosine: np.ndarray
+    settled: np.ndarray
+
+    def rank(self, weight: float) -> np.ndarray:
+        return self.ranks[self.weights.tolist().index(weight)]
+
+
+def ndcg(rank: np.ndarray, cutoff: int = 10) -> np.ndarray:
+    """1 / log2(rank + 2) within the cutoff, else 0. Shape: (U,) -> (U,) float64."""
+    return np.where(rank < cutoff, 1 / np.log2(rank + 2.0), 0.0)
+
+
+def users(work: Workspace, split: str) -> tuple[list[np.ndarray], np.ndarray]:
+    """All test users; of the validation users those that choose settings."""
+    if split == "test":
+        return list(work.split.test_history), work.split.test_target
+    return sample_users(work.split.valid_history, work.split.valid_target, work.config.evaluation.choice_users)
+
+
+def kept(folder: Path, ask: Ask) -> Hits | None:
+    file = folder / "hits" / ask.file
+    if not file.exists():
+        return None
+    with np.load(file) as stored:
+        return Hits(**stored)
+
+
+def keep(folder: Path, ask: Ask, hits: Hits) -> None:
+    file = folder / "hits" / ask.file
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".part")
+    with partial.open("wb") as stream:
+        np.savez_compressed(stream, **asdict(hits))  # type: ignore[arg-type]
+    partial.replace(file)
+
+
+class RandomThoughts(EagerRuntime):
+    """Thinks with random tokens, whatever the model prefers: the control for trees that are merely many."""
+
+    reasoning_range = (0, 0)
+
+    def step_input(self, token: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        return self.network.step_input(torch.randint_like(token, *self.reasoning_range), state)
+
+
+def runtime_of(work: Workspace, ask: Ask) -> Runtime:
+    network, tokens, attention = work.network.eval(), work.item_tokens, work.settings.attention
+    if ask.int8:
+        return OnnxRuntime(network, tokens, attention, threads=torch.get_num_threads(), int8=True)
+    if ask.draws:
+        runtime = RandomThoughts(network, tokens, attention)
+        runtime.reasoning_range = work.vocabulary.reasoning_range
+        return runtime
+    return EagerRuntime(network, tokens, attention)
+
+
+@torch.inference_mode()
+def measure(work: Workspace, ask: Ask) -> Hits:
+    """Full ranking of a split's users. Seen items are permitted, as published tables do."""
+    histories, target = users(work, ask.split)
+    weights = (ask.union_weight,) if ask.union else work.config.evaluation.dense_weights
+    settings = replace(work.settings, paths=ask.paths, merge=ask.merge, dense_candidates=ask.union)
+    searching = search_settings(work.vocabulary, settings)
+    runtime = runtime_of(work, ask)
+    vectors = work.network.item_vectors(work.item_tokens)
+    torch.manual_seed(0)  # for random thoughts
+    trie, beam = build_trie(work.item_tokens_here), work.config.evaluation.beam
+    by_length = np.argsort([min(len(h), settings.max_items) for h in histories], kind="stable")
+    batches = [by_length[first : first + BATCH] for first in range(0, len(by_length), BATCH)]
+    parts = []
+    for rows in batches:
+        tokens, mask = history_tokens([histories[row] for row in rows], work.item_tokens_here, settings.max_items,
+                                      settings.suffix_tokens)  # fmt: skip
+        memory = runtime.memory(runtime.encode(tokens, mask), mask)
+        weight = torch.full((len(rows),), ask.union_weight if ask.union else 1.0)
+        found = [
+            search(runtime, trie, searching, memory, steps=ask.steps, beam_width=beam, dense_weight=weight)
+            for _ in range(ask.draws or 1)
+        ]
+        wanted = torch.from_numpy(target[rows].astype(np.int64))
+        parts.append(_hits(found, float(weight[0]), weights, wanted, vectors, beam))
+    back = np.argsort(by_length)
+    whole = [np.concatenate(columns, -1)[..., back] for columns in zip(*parts, strict=True)]
+    return Hits(np.array(weights), *whole)
+
+
+def _hits(
+    found: list[Beams],
+    searched: float,
+    weights: tuple[float, ...],
+    target: torch.Tensor,
+    vectors: torch.Tensor,
+    beam: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """searched: the weight under which the search ordered what it found, which is the same under any other."""
+    items = torch.cat([beams.items for beams in found], 1)  # (B, P * K)
+    dense = torch.cat([beams.dense for beams in found], 1)
+    log_p = torch.cat([beams.scores for beams in found], 1) - searched * dense
+    ranks = [first_place(items, log_p + weight * dense, target, beam) for weight in weights]
+    states = found[0].states[:, 0]  # (B, L + 1, D)
+    by_state = dense_logits(states[:, -1], vectors)
+    own = by_state.gather(1, target[:, None])
+    cosine = F.cosine_similarity(states, vectors[target].unsqueeze(1), dim=-1)
+    settled = F.cosine_similarity(states[:, 1:], states[:, :-1], dim=-1)
+    return (
+        torch.stack(ranks).numpy().astype(np.int32),
+        (by_state > own).sum(1).numpy().astype(np.int32),
+        cosine.T.numpy().astype(np.float32),
+        settled.T.numpy().astype(np.float32),
+    )
+
+
+def first_place(items: torch.Tensor, scores: torch.Tensor, target: torch.Tensor, beam: int) -> torch.Tensor:
+    """The target's rank among distinct items by their best score, `beam` where it is not there or beyond.
+
+    Shapes: items, scores (B, N), target (B,) -> (B,) int64.
+    """
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    items = items.gather(1, order)
+    twice = (items[:, :, None] == items[:, None, :]).tril(-1).any(2)  # an item's later places
+    place = (~twice).cumsum(1) - 1
+    hit = (items == target[:, None]) & ~twice
+    return torch.where(hit.any(1), (place * hit).sum(1), beam).clamp(max=beam)

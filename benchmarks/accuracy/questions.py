@@ -1,0 +1,349 @@
+"""The questions: which arms each needs, and which rows answer it. Every gain in a row is against the row it names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from benchmarks.accuracy import hits, plots
+from benchmarks.accuracy.arms import DEPTH, LENGTHS, REWARDS
+from benchmarks.accuracy.hits import Ask, ndcg
+from benchmarks.accuracy.lab import Cell, Lab, answer_ms, search_flops, training_flops
+from training.evaluate import signs
+
+Rows = list[dict[str, Any]]
+METRICS = ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
+GAIN = ("gain", "low", "high", "percent")
+SLOW = f"l = {DEPTH}"
+PATHS = (1, 2, 4, 8)
+UNION = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """arms: what must be trained. rows: the answer. draw: its picture."""
+
+    about: str
+    arms: tuple[str, ...]
+    rows: Callable[[Lab], Rows]
+    columns: tuple[str, ...]
+    draw: Callable[[Rows, Any], None]
+
+
+def at(arm: str, steps: int, **more: Any) -> Cell:
+    return Cell(f"{arm}, {steps} steps" if steps else arm, arm, Ask("test", steps), **more)
+
+
+def steps(lab: Lab) -> Rows:
+    """One checkpoint at every number of steps, and a checkpoint per number, each against its own answer without."""
+    every = "every l"
+    weight = lab.best_weight(every, 0)
+    best = lab.choose([Cell(every, every, Ask("valid", length), weight) for length in LENGTHS])
+    cells = [Cell("plain", "plain", Ask("test", 0), more={"kind": "plain"})]
+    for kind, used in (("one checkpoint", 0.0), ("one checkpoint, dense score joined", weight)):
+        for length in LENGTHS:
+            chosen = {"chosen": length == best.ask.steps} if used == weight else {}
+            cells.append(Cell(f"{kind}, {length} steps", every, Ask("test", length), used, f"{kind}, 0 steps",
+                              more={"kind": kind} | chosen))  # fmt: skip
+    for length in LENGTHS[1:]:
+        for used in (0, length):
+            name = f"trained for {length}"
+            cells.append(Cell(f"{name}, {used} steps", f"l = {length}", Ask("test", used), 0.0, f"{name}, 0 steps",
+                              more={"kind": "a checkpoint each", "trained for": length}))  # fmt: skip
+    return lab.rows(cells)
+
+
+THOUGHTS = {
+    "token and state": SLOW,
+    "token alone": "token alone",
+    "state alone": "state alone",
+    "state alone, no state loss (latent)": "latent",
+    "pause tokens": "pause",
+}
+
+
+def tokens(lab: Lab) -> Rows:
+    """What the thoughts are made of, at the same number: beam alone, then with the dense score joined."""
+    plain, no_thought = "plain, as costly", "state loss, no thinking"
+    cells = [
+        Cell(plain, plain, Ask("test", 0)),
+        Cell(no_thought, "state loss alone", Ask("test", 0), against=plain),
+    ]
+    for name, arm in THOUGHTS.items():
+        cells += [Cell(f"{name}, {used} steps", arm, Ask("test", used), against=plain) for used in (0, DEPTH)]
+    cells.append(Cell("random tokens, 0 steps", "random", Ask("test", 0), against=plain))
+    for draws in (1, 8):
+        asked = Ask("test", DEPTH, draws=draws)
+        cells.append(Cell(f"random tokens, {DEPTH} steps, {draws} paths", "random", asked, against=plain))
+    rows = lab.rows([replace(cell, more={"joined": False}) for cell in cells])
+    joined = [Cell(plain, plain, Ask("test", 0))]
+    for name, arm in {no_thought: "state loss alone", **THOUGHTS}.items():
+        if arm != "latent":  # its state was never taught to find items
+            weight = lab.best_weight(arm, 0)
+            for used in (0,) if name == no_thought else (0, DEPTH):
+                asked = Ask("test", used)
+                title = name if name == no_thought else f"{name}, {used} steps"
+                joined.append(Cell(title, arm, asked, weight, no_thought if name != no_thought else plain))
+    return rows + lab.rows([replace(cell, more={"joined": True}) for cell in joined])[1:]
+
+
+def compute(lab: Lab) -> Rows:
+    """Against plain models of the same training cost, and of the same cost of an answer."""
+    plain = "plain, as costly"
+    cells = [at("plain", 0, against=plain), at(plain, 0), at("plain, grown", 0, against=plain),
+             at(SLOW, 0, against=plain), at(SLOW, DEPTH, against=plain)]  # fmt: skip
+    cells += [at("every l", length, against=plain) for length in (0, DEPTH, LENGTHS[-1])]
+    rows = lab.rows(cells)
+    for row, cell in zip(rows, cells, strict=True):
+        work = lab.work(cell.arm, lab.seeds[0])
+        spent = [training_flops(work, stage, work.config) * getattr(work.config, stage).steps
+                 for stage in ("pretrain", "sft") if getattr(work.config, stage).steps]  # fmt: skip
+        row["training TFLOPs"] = round(sum(spent) / 1e12, 1)
+        row["answer MFLOPs"] = round(search_flops(work, cell.ask) / 1e6, 1)
+        row["parameters"] = sum(p.numel() for p in work.network.t5.parameters())
+    return rows
+
+
+def paths(lab: Lab) -> Rows:
+    """How many reasoning paths, and how an item reached by several is scored."""
+    cells = []
+    for arm in (SLOW, "token alone"):
+        one = f"{arm}: 1 path"
+        cells.append(Cell(one, arm, Ask("test", DEPTH), more={"paths": 1, "merge": "none"}))
+        for merge in ("max", "logsumexp"):
+            for count in PATHS[1:]:
+                asked = Ask("test", DEPTH, count, merge)  # type: ignore[arg-type]
+                more = {"paths": count, "merge": merge}
+                cells.append(Cell(f"{arm}: {count} paths, {merge}", arm, asked, against=one, more=more))
+    one = "random: 1 path"
+    for count in PATHS:
+        name = one if count == 1 else f"random: {count} paths, max"
+        more = {"paths": count, "merge": "none" if count == 1 else "max"}
+        cells.append(
+            Cell(name, "random", Ask("test", DEPTH, draws=count), against="" if count == 1 else one, more=more)
+        )
+    return lab.rows(cells)
+
+
+def drift(lab: Lab) -> Rows:
+    """Signs of failure on validation, with the model's own thoughts: per step, and what cannot be read as an item."""
+    rows = []
+    for arm, lengths in (("every l", LENGTHS), (SLOW, (0, DEPTH)), ("token alone", (0, DEPTH))):
+        for length in lengths:
+            found = []
+            for seed in lab.seeds:
+                work = lab.work(arm, seed)
+                found.append(signs(work, *hits.users(work, "valid"), length))
+            mean = {name: round(float(np.mean([one[name] for one in found])), 4) for name in found[0]}
+            for step in range(length + 1):
+                row = {"arm": arm, "steps": length, "step": step, "cosine": mean[f"cosine/{step}"]}
+                row |= {"entropy": mean[f"entropy/{step}"]} if f"entropy/{step}" in mean else {}
+                rows.append(row | {"unparsable": mean["unparsable"], "split": "valid"})
+    return rows
+
+
+def adaptive(lab: Lab) -> Rows:
+    """Stops at the first number of steps whose last two states agree; the threshold's whole range is shown."""
+    arm, found = "every l", {length: lab.hits("every l", Ask("test", length)) for length in LENGTHS}
+    values = {length: np.mean([ndcg(one.rank(0.0)) for one in found[length]], 0) for length in LENGTHS}
+    agree = {length: np.mean([one.settled[-1] for one in found[length]], 0) for length in LENGTHS[1:]}
+    rows = [_policy(f"always {length}", np.full(len(values[0]), length), values) for length in LENGTHS]
+    for threshold in (0.9, 0.95, 0.98, 0.99, 0.995, 0.999):
+        length = np.full(len(values[0]), LENGTHS[-1])
+        for shorter in reversed(LENGTHS[1:-1]):
+            length = np.where(agree[shorter] >= threshold, shorter, length)
+        rows.append(_policy(f"settled at {threshold}", length, values) | {"threshold": threshold})
+    table = np.stack([values[length] for length in LENGTHS])
+    hindsight = np.array(LENGTHS)[table.argmax(0)]
+    rows.append(_policy("best per user, in hindsight", hindsight, values))
+    for row in rows:
+        row |= {"arm": arm, "split": "test"} | lab.gain(row.pop("values")[None], values[0][None])
+    return rows
+
+
+def _policy(name: str, length: np.ndarray, values: dict[int, np.ndarray]) -> dict[str, Any]:
+    each = np.select([length == one for one in LENGTHS], [values[one] for one in LENGTHS])
+    return {"model": name, "mean steps": round(float(length.mean()), 2), "ndcg@10": round(float(each.mean()), 5),
+            "values": each}  # fmt: skip
+
+
+def joined(lab: Lab) -> Rows:
+    """The beam's score, the dense score, both on what the beam found, and both over the union with the dense best."""
+    cells = []
+    for arm, used in ((SLOW, 0), (SLOW, DEPTH), ("state loss alone", 0)):
+        weights = [weight for weight in lab.config(arm).evaluation.dense_weights if weight]
+        weight = lab.best_weight(arm, used)
+        united = lab.choose([Cell(arm, arm, Ask("valid", used, union=UNION, union_weight=w), w) for w in weights])
+        name = f"{arm}, {used} steps"
+        beam = f"{name}: beam"
+        cells += [
+            Cell(beam, arm, Ask("test", used)),
+            Cell(f"{name}: dense alone", arm, Ask("test", used), against=beam, dense=True),
+            Cell(f"{name}: joined on what the beam found", arm, Ask("test", used), weight, beam),
+            Cell(f"{name}: joined over the union", arm, replace(united.ask, split="test"), united.weight, beam),
+        ]
+    return lab.rows(cells)
+
+
+def groups(lab: Lab) -> Rows:
+    """Who gains from thinking: by how often the target was bought, and by the length of the history."""
+    work = lab.work(SLOW, lab.seeds[0])
+    bought = np.bincount(np.concatenate(work.split.train), minlength=len(work.item_tokens))[work.split.test_target]
+    length = np.array([len(history) for history in work.split.test_history])
+    cells = []
+    for about, value in (("target bought", bought), ("history of", length)):
+        edges = [0, *sorted({int(edge) for edge in np.quantile(value, (1 / 3, 2 / 3))}), int(value.max())]
+        for low, high in zip(edges[:-1], edges[1:], strict=True):
+            chosen = np.flatnonzero((value > low if low else value >= 0) & (value <= high))
+            group = f"{about} {low + 1 if low else int(value.min())} to {high}"
+            for arm, used in ((SLOW, DEPTH), ("every l", LENGTHS[-1])):
+                before = f"{arm}, 0 steps, {group}"
+                for thought in (0, used):
+                    name = f"{arm}, {thought} steps, {group}"
+                    asked, more = Ask("test", thought), {"group": group}
+                    cells.append(Cell(name, arm, asked, against=before, users=chosen, more=more))
+    return [row for row in lab.rows(cells) if row["steps"]]
+
+
+LOSSES = ("with similar items", "no labels", "no quantization", "no state loss", "no direct answer",
+          "in-batch contrast", "preference", "labels as input")  # fmt: skip
+
+
+def losses(lab: Lab) -> Rows:
+    """Stage 1, stage 2, stage 2 with one loss taken out, put in or exchanged; each against the whole, at the same l."""
+    cells = [at("plain", 0)]
+    for used in (0, DEPTH):
+        whole = at(SLOW, used)
+        cells.append(replace(whole, against="plain"))
+        cells += [at(arm, used, against=whole.model) for arm in LOSSES]
+    return lab.rows(cells)
+
+
+def rewards(lab: Lab) -> Rows:
+    """Stage 3 whole, without its rewards (the anchor alone), and with each reward taken out."""
+    cells = []
+    for used in (0, DEPTH):
+        before, whole = at(SLOW, used), at("rl", used)
+        cells += [before, replace(whole, against=before.model), at("rl, anchor alone", used, against=before.model)]
+        cells += [at(f"rl, no {name}", used, against=whole.model) for name in REWARDS]
+    return lab.rows(cells)
+
+
+def prior(lab: Lab) -> Rows:
+    """Reasoning that no label taught: by the answer's likelihood alone, then shaped by rewards."""
+    cells = []
+    for used in (0, DEPTH):
+        labelled, free = at("rl", used), at("no labels", used)
+        cells += [at(SLOW, used), labelled, free, at("rl, no labels", used, against=labelled.model)]
+    return lab.rows(cells)
+
+
+def tokenizer(lab: Lab) -> Rows:
+    """Semantic IDs by RQ-VAE, by chance with the same shape, and (where the data hold some) given ones."""
+    ids = ["plain", "random ids", *(["given ids"] if (lab.place.data / "semantic_ids").exists() else [])]
+    return lab.rows([at(arm, 0, against="plain") for arm in ids])
+
+
+def small(lab: Lab) -> Rows:
+    """Fewer steps by distillation, fewer bits by int8: accuracy, time and FLOPs of an answer beside each other."""
+    whole = f"{SLOW}, 0 steps, float32"
+    cells = [
+        Cell(f"{arm}, {used} steps, {'int8' if int8 else 'float32'}", arm, Ask("test", used, int8=int8), against=whole)
+        for arm, int8 in ((SLOW, False), (SLOW, True), ("distilled", False))
+        for used in (0, DEPTH)
+    ]
+    rows = lab.rows(cells)
+    for row, cell in zip(rows, cells, strict=True):
+        work = lab.work(cell.arm, lab.seeds[0])
+        row["weights"] = "int8" if cell.ask.int8 else "float32"
+        row["answer MFLOPs"] = round(search_flops(work, cell.ask) / 1e6, 1)
+        row["answer ms"] = round(answer_ms(work, cell.ask), 2)
+    return rows
+
+
+def _bars(title: str) -> Callable[[Rows, Any], None]:
+    return lambda rows, path: plots.bars(rows, path, title)
+
+
+COMPARED = ("model", "steps", *METRICS, *GAIN, "against", "minutes")
+GAINED = ("model", *METRICS, *GAIN)
+QUESTIONS = {
+    "steps": Question(
+        "accuracy against the number of steps",
+        ("plain", "every l", *(f"l = {length}" for length in (4, 2, 8, 12, 6))),
+        steps,
+        ("model", "dense_weight", *METRICS, *GAIN, "minutes"),
+        plots.steps,
+    ),
+    "tokens": Question(
+        "what thoughts are made of",
+        (SLOW, "plain, as costly", "state loss alone", *list(THOUGHTS.values())[1:], "random"),
+        tokens,
+        ("model", "joined", "dense_weight", *METRICS, *GAIN, "against"),
+        _bars("against plain of the same cost; joined: against the state loss without thinking"),
+    ),
+    "compute": Question(
+        "the same compute without thinking",
+        ("plain", SLOW, "every l", "plain, as costly", "plain, grown"),
+        compute,
+        (*COMPARED, "parameters", "training TFLOPs", "answer MFLOPs"),
+        _bars("against plain of the same cost"),
+    ),
+    "paths": Question(
+        "several reasoning paths", (SLOW, "token alone", "random"), paths, GAINED, _bars("against one path")
+    ),
+    "drift": Question(
+        "signs of failure",
+        ("every l", SLOW, "token alone"),
+        drift,
+        ("arm", "steps", "step", "cosine", "entropy", "unparsable"),
+        plots.drift,
+    ),
+    "adaptive": Question(
+        "stop when settled", ("every l",), adaptive, ("model", "mean steps", "ndcg@10", *GAIN), plots.adaptive
+    ),
+    "joined": Question(
+        "beam and dense score",
+        (SLOW, "state loss alone"),
+        joined,
+        ("model", "dense_weight", *METRICS, *GAIN),
+        _bars("against the beam alone"),
+    ),
+    "groups": Question(
+        "who gains",
+        (SLOW, "every l"),
+        groups,
+        ("group", "arm", "steps", "users", "ndcg@10", *GAIN),
+        _bars("against no steps"),
+    ),
+    "losses": Question(
+        "the losses of stage 1 and 2", ("plain", SLOW, *LOSSES), losses, COMPARED, _bars("against the whole stage 2")
+    ),
+    "rewards": Question(
+        "the rewards of stage 3",
+        (SLOW, "rl", "rl, anchor alone", *(f"rl, no {name}" for name in REWARDS)),
+        rewards,
+        COMPARED,
+        _bars("stage 3 against stage 2; a reward taken out against all five"),
+    ),
+    "prior": Question(
+        "reasoning without labels",
+        (SLOW, "rl", "no labels", "rl, no labels"),
+        prior,
+        COMPARED,
+        _bars("without labels against with"),
+    ),
+    "tokenizer": Question(
+        "semantic IDs", ("plain", "random ids", "given ids"), tokenizer, COMPARED, _bars("against RQ-VAE")
+    ),
+    "small": Question(
+        "fewer steps, fewer bits",
+        (SLOW, "distilled"),
+        small,
+        (*GAINED, "answer ms", "answer MFLOPs"),
+        plots.pareto,
+    ),
+}

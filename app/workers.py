@@ -1,6 +1,6 @@
 """Several processes behind one port: started, watched, replaced and stopped by one that loads no model.
 
-They share the listening socket, and the memory of what is mapped from the bundle's files: weights are read-only pages
+They share the listening socket, and the memory of what is mapped from the bundle's files: weights and trie are pages
 of the page cache, one copy for all. Each process writes its metrics to one folder, so that whichever answers /metrics
 shows the sum. A worker that dies is replaced, and the new one takes requests once it is ready; one that never became
 ready stops the whole service, for the next would fare no better.

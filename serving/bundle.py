@@ -1,7 +1,7 @@
 """The bundle: the one thing that training hands to serving. This file is its only reader and its only writer.
 
 A folder of safetensors, JSON and Parquet with a manifest (`bundle.json`) that holds a sha256 per file. Nothing in it
-is executable, and nothing pickled is ever read.
+is executable, and nothing pickled is ever read. Weights and trie are mapped, not copied: processes share their pages.
 """
 
 from __future__ import annotations
@@ -25,11 +25,14 @@ from serving.catalogue import Catalogue, read_catalogue, write_catalogue
 from serving.errors import BundleError
 from serving.model import EncoderAttention, ModelConfig, StreamRec
 from serving.search import SearchSettings
+from serving.trie import Trie, build_trie
+from serving.trie_file import read_trie, write_trie
 from serving.types import Merge, StepForm
 from serving.vocabulary import Vocabulary
 
 FORMAT = 1
 MANIFEST = "bundle.json"
+TRIE = "trie.safetensors"
 SEAL = "manifest_sha256"  # the manifest's hash of itself; bundles from before it have none
 UNSEALED = "0" * 64
 FRESH_LINE = "Get a fresh copy of the bundle, or export it again."
@@ -69,6 +72,7 @@ class Bundle:
     about: dict[str, Any] = field(default_factory=dict)  # how it was made: data, seed, settings, stages
     folder: Path | None = None
     int8: dict[str, Any] | None = None  # what the gate for the runtime onnx-int8 measured at export; None: nothing
+    trie: Trie | None = None  # of the catalogue, mapped; None: of a bundle from before there was a file of it
 
     @property
     def max_steps(self) -> int:
@@ -110,12 +114,16 @@ class Bundle:
             network = StreamRec(config, len(catalogue), settings.step_form)
             name, accuracy, about = manifest["name"], manifest["accuracy"], manifest.get("about", {})
             int8 = dict(manifest["int8"]) if manifest.get("int8") else None
+            trie = read_trie(folder / TRIE) if TRIE in manifest["files"] else None
+            if trie is not None:
+                _check_trie(trie, catalogue.tokens)
             network.t5.load_state_dict(_read_weights(folder, "model/model.safetensors"), assign=True)
             network.heads.load_state_dict(_read_weights(folder, "heads.safetensors"), assign=True)
         except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError, OSError) as error:
             reason = textwrap.shorten(str(error), 300)  # torch writes a line per tensor
             raise BundleError(f"The bundle {folder} does not fit together ({reason}). {FRESH_LINE}") from error
-        return Bundle(name, version, vocabulary, settings, network.eval(), catalogue, accuracy, about, folder, int8)
+        network.eval()
+        return Bundle(name, version, vocabulary, settings, network, catalogue, accuracy, about, folder, int8, trie)
 
 
 def search_settings(vocabulary: Vocabulary, settings: BundleSettings) -> SearchSettings:
@@ -150,6 +158,7 @@ def write_bundle(
     save_file(_plain(bundle.network.t5.state_dict()), work / "model/model.safetensors", {"format": "pt"})
     save_file(_plain(bundle.network.heads.state_dict()), work / "heads.safetensors", {"format": "pt"})
     write_catalogue(work / "catalogue.parquet", bundle.catalogue)
+    write_trie(work / TRIE, build_trie(bundle.catalogue.tokens))
     for name, rows in bundle.catalogue.subsets.items():
         _write_json(work / f"catalogues/{name}.json", [bundle.catalogue.item_ids[row] for row in rows])
     write_tokenizer(work / "tokenizer")
@@ -280,6 +289,19 @@ def _check_tokens(vocabulary: Vocabulary, tokens: np.ndarray, suffix: tuple[int,
         raise BundleError(f"An item of the catalogue has a token outside of its level's codes. {FRESH_LINE}")
     if not all(0 <= token < vocabulary.size for token in suffix):
         raise BundleError(f"A token of suffix_tokens is not in the vocabulary. {FRESH_LINE}")
+
+
+def _check_trie(trie: Trie, tokens: np.ndarray) -> None:
+    """Raises BundleError where the trie is of other items than the catalogue: rows would be other items. (I, M)."""
+    fits = (len(trie.item), trie.levels) == tokens.shape
+    if fits:
+        token, parent = trie.token.numpy(), trie.parent.numpy()
+        node = trie.leaf.numpy() + trie.level_start[-2]
+        for level in reversed(range(trie.levels)):
+            fits = fits and np.array_equal(token[node], tokens[:, level])
+            node = parent[node]
+    if not fits:
+        raise BundleError(f"{TRIE} is the trie of another catalogue. {FRESH_LINE}")
 
 
 def _read_weights(folder: Path, name: str) -> dict[str, torch.Tensor]:

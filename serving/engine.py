@@ -38,7 +38,8 @@ class Engine:
         torch.set_num_threads(threads)
         self.bundle = bundle
         self.runtime = _runtime(runtime, bundle, threads)
-        self.trie = build_trie(bundle.catalogue.tokens, self.runtime.device)
+        trie = build_trie(bundle.catalogue.tokens) if bundle.trie is None else bundle.trie
+        self.trie = trie.to(self.runtime.device)
         recorded = self.runtime.device.type == "cuda"
         self.rules = RuleBook(self.trie, bundle.catalogue.members, rows=RECORDED_ROWS if recorded else 1)
         self.recorded = RecordedSearch(self.runtime, self.trie, bundle.search_settings) if recorded else None

@@ -68,11 +68,12 @@ def test_requests_are_shared_out_and_metrics_show_the_sum(service: ServiceProces
         assert len(re.findall("^streamrec_model_info{.*} 1.0$", answer.text, re.MULTILINE)) == 1
 
 
-def test_weights_are_one_copy_in_memory(service: ServiceProcess) -> None:
+@pytest.mark.parametrize("name", ["model/model.safetensors", "trie.safetensors"])
+def test_weights_and_trie_are_one_copy_in_memory(service: ServiceProcess, name: str) -> None:
     """Every worker maps the bundle's files; a page that all of them read is there once."""
     for pid in workers(service):
         maps = Path(f"/proc/{pid}/smaps").read_text()
-        (mapped,) = [part for part in re.split(r"\n(?=[0-9a-f]+-)", maps) if "model/model.safetensors" in part]
+        (mapped,) = [part for part in re.split(r"\n(?=[0-9a-f]+-)", maps) if name in part]
         sizes = {name: int(kb) for name, kb in re.findall(r"(\w+): +(\d+) kB", mapped)}
         assert sizes["Shared_Clean"] > 0 and sizes["Private_Dirty"] == 0
 

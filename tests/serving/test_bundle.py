@@ -16,7 +16,11 @@ from safetensors.torch import load_file, save_file
 
 from serving.bundle import SEAL, Bundle, sealed, write_bundle
 from serving.catalogue import write_catalogue
+from serving.engine import Engine
 from serving.errors import BundleError
+from serving.trie import build_trie
+from serving.trie_file import write_trie
+from serving.types import Answer, Request, Rules
 from tests.builders import tiny_bundle, tiny_model
 
 
@@ -88,7 +92,7 @@ def test_the_folder_is_what_the_contract_says(good):
 
 def files_of_a_tiny_bundle() -> list[str]:
     return ["README.md", "catalogue.parquet", "catalogues/small.json", "heads.safetensors", "model/config.json",
-            "model/model.safetensors", "tokenizer/tokenizer.json"]  # fmt: skip
+            "model/model.safetensors", "tokenizer/tokenizer.json", "trie.safetensors"]  # fmt: skip
 
 
 def test_the_list_of_files_below_is_whole(good):
@@ -240,6 +244,42 @@ def test_a_suffix_that_is_not_in_the_vocabulary_is_refused(copy, token):
     assert "suffix_tokens" in refused(copy)
 
 
+def test_the_trie_is_the_catalogues_and_may_be_absent(copy):
+    request = Request((1, 2), 10, 10, 2, Rules(exclude=(1, 2)))
+
+    def answer(bundle: Bundle) -> Answer:
+        engine = Engine(bundle)
+        return engine.search([request], engine.encode([request.history]))[0]
+
+    opened = Bundle.load(copy)
+    built = build_trie(opened.catalogue.tokens)
+    assert opened.trie is not None and opened.trie.level_start == built.level_start
+    assert all(array.equal(opened.trie.arrays()[name]) for name, array in built.arrays().items())
+    files = manifest(copy)["files"]
+    del files["trie.safetensors"]  # a bundle from before there was one
+    rewrite(copy, files=files)
+    (copy / "trie.safetensors").unlink()  # not written over: the engine above has it mapped
+    (copy / "trie.safetensors").write_bytes(b"not listed, and so not read")
+    old = Bundle.load(copy)
+    assert old.trie is None
+    assert (answer(old).items, answer(old).scores) == (answer(opened).items, answer(opened).scores)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda tokens: tokens[::-1],  # the same IDs, of other rows
+        lambda tokens: np.unique(np.maximum(tokens, tokens.min(0) + [0, 0, 1]), axis=0),
+        lambda tokens: tokens[:-1],
+        lambda tokens: np.unique(tokens[:, :2], axis=0),
+    ],
+)
+def test_a_trie_of_another_catalogue_is_refused(copy, other):
+    write_trie(copy / "trie.safetensors", build_trie(other(Bundle.load(copy).catalogue.tokens)))
+    reseal(copy, "trie.safetensors")
+    assert "trie of another catalogue" in refused(copy)
+
+
 def test_the_gate_for_int8_is_kept_and_may_be_absent(copy, tmp_path):
     assert Bundle.load(copy).int8 is None
     gate = {"passed": True, "users": 10}
@@ -253,7 +293,9 @@ def test_the_gate_for_int8_is_kept_and_may_be_absent(copy, tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"\x80\x04K\x01."])  # the last is a pickle: it must never be opened
-@pytest.mark.parametrize("name", ["model/model.safetensors", "heads.safetensors", "catalogue.parquet"])
+@pytest.mark.parametrize(
+    "name", ["model/model.safetensors", "heads.safetensors", "catalogue.parquet", "trie.safetensors"]
+)
 def test_garbage_with_the_right_hash_is_refused(copy, name, content):
     (copy / name).write_bytes(content)
     reseal(copy, name)

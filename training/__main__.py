@@ -52,6 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--steps", default="", help="such as 0,2,4; default: every number the bundle knows")
     command.add_argument("--split", choices=("valid", "test"), default="test")
     command.add_argument("--beam", type=int, default=50)
+    command.add_argument("--paths", type=int, help="reasoning paths to keep; default: the bundle's")
     command.add_argument("--users", type=int, default=0, help="how many users, drawn with a fixed seed; 0: all")
     command.add_argument("--exclude-seen", action="store_true", help="keep the history's items out of the answer")
     command.set_defaults(run=_evaluate)
@@ -89,8 +90,12 @@ def _evaluate(options: argparse.Namespace) -> None:
         raise ConfigError(f"--steps takes numbers such as 0,2,4, not {options.steps!r}.") from error
     if not all(0 <= number <= bundle.max_steps for number in steps):
         raise ConfigError(f"--steps must lie in 0..{bundle.max_steps}, the range of this bundle.")
+    if options.paths is not None and options.paths < 1:
+        raise ConfigError(f"--paths takes a number from 1 on, not {options.paths}.")
     data = read_data(options.data)
-    for row in evaluate_bundle(bundle, data, steps, options.split, options.beam, options.users, options.exclude_seen):
+    for row in evaluate_bundle(
+        bundle, data, steps, options.split, options.beam, options.users, options.exclude_seen, options.paths
+    ):
         print(json.dumps(row), flush=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -95,7 +96,7 @@ def measure(
         "users": len(target),
         **{name: round(value, 5) for name, value in recall_ndcg(ranked, target).items()},
     }
-    row |= {"beam": beam, "dense_weight": dense_weight, "excluded": exclude_seen}
+    row |= {"beam": beam, "paths": settings.paths, "dense_weight": dense_weight, "excluded": exclude_seen}
     return row | {"seconds": round(time.perf_counter() - started, 2)}, ranked
 
 
@@ -187,9 +188,20 @@ def exists(written: torch.Tensor, item_tokens: torch.Tensor) -> torch.Tensor:
 
 
 def evaluate_bundle(
-    bundle: Bundle, data: Dataset, steps: Sequence[int], split: str, beam: int, users: int, exclude_seen: bool
+    bundle: Bundle,
+    data: Dataset,
+    steps: Sequence[int],
+    split: str,
+    beam: int,
+    users: int,
+    exclude_seen: bool,
+    paths: int | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """A row per number of steps for a bundle on a data folder, split as for training. DataError where items differ."""
+    """A row per number of steps for a bundle on a data folder, split as for training. DataError where items differ.
+
+    users 0: all of them. paths None: the bundle's.
+    """
+    settings = bundle.settings if paths is None else replace(bundle.settings, paths=paths)
     rows = [bundle.catalogue.row(item_id) for item_id in data.items.item_ids]
     if None in rows:
         missing = data.items.item_ids[rows.index(None)]
@@ -205,6 +217,6 @@ def evaluate_bundle(
     histories, target = [to_row[history] for history in histories], to_row[target]
     tokens = torch.from_numpy(bundle.catalogue.tokens.astype(np.int64))
     for number in steps:
-        row, _ = measure(bundle.network, tokens, bundle.vocabulary, bundle.settings, histories, target, steps=number,
+        row, _ = measure(bundle.network, tokens, bundle.vocabulary, settings, histories, target, steps=number,
                          beam=beam, dense_weight=bundle.dense_weight, exclude_seen=exclude_seen)  # fmt: skip
         yield row | {"split": split}

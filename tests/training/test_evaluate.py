@@ -168,6 +168,21 @@ def test_the_command_says_in_one_line_what_is_wrong(tmp_path, capsys, steps, ite
     assert all(word in captured.err for word in words)
 
 
+def test_the_number_of_paths_is_the_bundles_or_what_was_asked_for(tmp_path, capsys):
+    write_data(tmp_path / "data", [f"i{row}" for row in range(40)], users=40)
+    tiny_bundle(tmp_path / "b", 40, paths=3)
+    command = ["evaluate", "--bundle", str(tmp_path / "b"), "--data", str(tmp_path / "data"), "--steps", "2"]
+    found = []
+    for more in ([], ["--paths", "3"], ["--paths", "1"]):
+        assert main([*command, *more]) == 0
+        row = json.loads(capsys.readouterr().out)
+        found.append({key: value for key, value in row.items() if key != "seconds"})
+    assert found[0] == found[1] and found[0]["paths"] == 3 and found[2]["paths"] == 1
+    assert found[2] | {"paths": 3} != found[0]  # other paths find other items
+    assert main([*command, "--paths", "0"]) == 2
+    assert "--paths" in capsys.readouterr().err
+
+
 def test_the_bundles_dense_weight_is_used(tmp_path, capsys):
     write_data(tmp_path / "data", [f"i{row}" for row in range(40)])
     tiny_bundle(tmp_path / "b", 40, dense_weight=0.5)

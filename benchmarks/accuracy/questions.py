@@ -19,6 +19,7 @@ METRICS = ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
 GAIN = ("gain", "low", "high", "percent")
 SLOW = f"l = {DEPTH}"
 PATHS = (1, 2, 4, 8)
+OWN = (4, 2, 8, 12)  # numbers of steps with a checkpoint of their own, the shared one first
 UNION = 30
 
 
@@ -48,7 +49,7 @@ def steps(lab: Lab) -> Rows:
             chosen = {"chosen": length == best.ask.steps} if used == weight else {}
             cells.append(Cell(f"{kind}, {length} steps", every, Ask("test", length), used, f"{kind}, 0 steps",
                               more={"kind": kind} | chosen))  # fmt: skip
-    for length in LENGTHS[1:]:
+    for length in OWN:
         for used in (0, length):
             name = f"trained for {length}"
             cells.append(Cell(f"{name}, {used} steps", f"l = {length}", Ask("test", used), 0.0, f"{name}, 0 steps",
@@ -273,7 +274,7 @@ GAINED = ("model", *METRICS, *GAIN)
 QUESTIONS = {
     "steps": Question(
         "accuracy against the number of steps",
-        ("plain", "every l", *(f"l = {length}" for length in (4, 2, 8, 12, 6))),
+        ("plain", "every l", *(f"l = {length}" for length in OWN)),
         steps,
         ("model", "dense_weight", *METRICS, *GAIN, "minutes"),
         plots.steps,

@@ -1,0 +1,94 @@
+"""The questions' harness on a tiny shop: ranks and gains by hand, shared ancestors, one question from end to end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.accuracy.__main__ import main
+from benchmarks.accuracy.arms import ARMS, Place, shares
+from benchmarks.accuracy.hits import Ask, first_place, kept, ndcg
+from benchmarks.accuracy.lab import Lab
+from benchmarks.accuracy.questions import QUESTIONS
+from training.shop import write_shop
+
+SMALL = """
+    tokenizer.kind=random tokenizer.source=collaborative tokenizer.rqvae.codes=8
+    model.d_model=16 model.d_kv=8 model.d_ff=16 model.layers=1 model.heads=2 model.max_steps=12
+    pretrain.steps=3 pretrain.similar_weight=0 sft.steps=3 sft.batch_size=16 rl.steps=2 rl.batch_size=8
+    evaluation.valid_users=20 evaluation.choice_users=20 evaluation.beam=10 evaluation.dense_weights=[0.0,0.5]
+""".split()
+
+
+def place(folder: Path) -> Place:
+    return Place(folder / "shop", folder / "work", None, tuple(SMALL))
+
+
+def test_ndcg_by_hand():
+    assert ndcg(np.array([0, 1, 9, 10])).tolist() == [1, 1 / np.log2(3), 1 / np.log2(11), 0]
+
+
+def test_a_target_stands_where_its_best_path_puts_it_and_duplicates_take_no_place():
+    items = torch.tensor([[7, 5, 7, 3], [7, 5, 7, 3]])
+    scores = torch.tensor([[-4.0, -2.0, -1.0, -3.0], [-4.0, -2.0, -1.0, -3.0]])
+    # best first: 7, 5, 3, and 7 again
+    assert first_place(items, scores, torch.tensor([3, 9]), 10).tolist() == [2, 10]
+    assert first_place(items, scores, torch.tensor([7, 3]), 2).tolist() == [0, 2]
+
+
+def test_the_gain_and_its_interval_by_hand(tmp_path):
+    lab = Lab(place(tmp_path), (0, 1))
+    # over both seeds each user gains 0.1, so drawing the users again changes nothing
+    one, other = np.array([[0.4, 0.2], [0.2, 0.4]]), np.array([[0.1, 0.3], [0.3, 0.1]])
+    assert lab.gain(one, other) == {"gain": 0.1, "low": 0.1, "high": 0.1, "percent": 50.0}
+    # two users who gain 0 and 1: a quarter of all draws have the mean 0, a quarter 1
+    gain = lab.gain(np.array([[0.0, 1.0]]), np.array([[0.0, 0.0]]))
+    assert gain == {"gain": 0.5, "low": 0.0, "high": 1.0}
+
+
+def test_arms_share_the_stages_in_which_they_do_not_differ(tmp_path):
+    here = place(tmp_path)
+    plain, two, four = (here.settings(arm, 0) for arm in ("plain", "l = 2", "l = 4"))
+    assert shares(plain, two, "pretrain") and not shares(plain, here.settings("plain", 1), "pretrain")
+    assert not shares(two, four, "sft") and shares(four, here.settings("rl, no match", 0), "sft")
+    assert not shares(plain, here.settings("with similar items", 0), "pretrain")
+    assert not shares(plain, here.settings("plain", 0, ("tokenizer.kind=rqvae",)), "pretrain")
+
+
+def test_every_question_names_arms_that_exist(tmp_path):
+    for question in QUESTIONS.values():
+        for arm in question.arms:
+            assert arm in ARMS
+            place(tmp_path).settings(arm, 0)  # and whose settings are valid
+
+
+def test_a_question_from_end_to_end(tmp_path):
+    write_shop(tmp_path / "shop", users=40, items=60, seed=0)
+    command = ["joined", "--data", str(tmp_path / "shop"), "--work", str(tmp_path / "work")]
+    command += ["--out", str(tmp_path / "joined.json"), "--set", *SMALL]
+    assert main(command) == 0
+    result = json.loads((tmp_path / "joined.json").read_text())
+    assert {"command", "commit", "machine", "seeds", "protocol", "validation", "trained_by"} <= result.keys()
+    assert (tmp_path / "joined.svg").stat().st_size > 1000
+    rows = {row["model"]: row for row in result["rows"]}
+    joined = rows["l = 4, 4 steps: joined on what the beam found"]
+    beam = rows["l = 4, 4 steps: beam"]
+    assert joined["against"] == beam["model"] and joined["low"] <= joined["gain"] <= joined["high"]
+    assert joined["gain"] == pytest.approx(joined["ndcg@10"] - beam["ndcg@10"], abs=2e-5)
+    assert {row["split"] for row in result["rows"]} == {"test"}
+    assert {row["split"] for row in result["validation"]} == {"valid"}
+
+    arms = [tmp_path / "work/seed-0" / arm for arm in ("l-4", "state-loss-alone")]
+    first, second = ((arm / "pretrain.best.safetensors").stat() for arm in arms)
+    assert first.st_ino == second.st_ino  # one stage 1 for both
+    hits = kept(arms[0], Ask("test", 4))
+    assert hits is not None and round(float(ndcg(hits.rank(0.0)).mean()), 5) == beam["ndcg@10"]
+
+    before = (arms[0] / "sft.latest.safetensors").stat().st_mtime_ns
+    assert main(command) == 0
+    assert json.loads((tmp_path / "joined.json").read_text())["rows"] == result["rows"]
+    assert (arms[0] / "sft.latest.safetensors").stat().st_mtime_ns == before

@@ -134,8 +134,9 @@ for name in {modules!r}:
 @pytest.mark.parametrize(("lock", "extras"), [("serving.lock", []), ("dev.lock", ["dev"])])
 def test_lock_holds_exact_versions_of_all_that_is_declared(lock: str, extras: list[str]) -> None:
     lines = [line for line in (ROOT / "requirements" / lock).read_text().splitlines() if not line.startswith("#")]
+    exact = re.compile(r'[a-z0-9-]+==[0-9a-z.]+( ; sys_platform != "win32")?')
     for line in lines:
-        assert re.fullmatch(r"[a-z0-9-]+==[0-9a-z.]+( ; sys_platform != \"win32\")?", line), f"not an exact version for every machine: {line}"
+        assert exact.fullmatch(line), f"not an exact version for every machine: {line}"
     pinned = {line.split("==")[0] for line in lines}
     assert declared(*extras) <= pinned, f"`make lock` is due: {sorted(declared(*extras) - pinned)}"
     foreign = [name for name in pinned if name.startswith(("nvidia", "cuda", "triton"))]

@@ -25,6 +25,7 @@ Stage = Literal["pretrain", "sft", "rl"]
 STAGES: tuple[Stage, ...] = ("pretrain", "sft", "rl")
 DEPTH = 4  # the number of steps at which ways of thinking are compared
 LENGTHS = (0, 2, 4, 6, 8, 12)
+OWN = (4, 2, 8)  # numbers of steps with a checkpoint of their own, the one that others share first
 NO_THOUGHT = ("lengths=[0]", "evaluation.steps=[0]")
 REWARDS = ("format", "match", "similarity", "likelihood", "rank")
 
@@ -53,9 +54,10 @@ ARMS: dict[str, Arm] = {
     "plain": Arm("pretrain", ("evaluation.steps=[0]",)),
     "random ids": Arm("pretrain", ("evaluation.steps=[0]", "tokenizer.kind=random")),
     "given ids": Arm("pretrain", ("evaluation.steps=[0]", "tokenizer.kind=given")),
+    "similar items": Arm("pretrain", ("evaluation.steps=[0]", "pretrain.similar_weight=0.5")),
     # stage 2: the method for one number of steps, and for all of them
     "every l": Arm("sft", ("evaluation.steps=[0,4,12]",)),
-    **{f"l = {steps}": trained_for(steps) for steps in LENGTHS[1:]},
+    **{f"l = {steps}": trained_for(steps) for steps in OWN},
     # stage 2 without thinking
     "plain, as costly": Arm("sft", (*NO_THOUGHT, "sft.state_weight=0"), as_costly_as=f"l = {DEPTH}"),
     "plain, grown": Arm("sft", (*NO_THOUGHT, "sft.state_weight=0"), as_costly_as=f"l = {DEPTH}", grown=True),
@@ -69,7 +71,6 @@ ARMS: dict[str, Arm] = {
     "state alone": trained_for(DEPTH, "model.step_form=state"),
     "latent": trained_for(DEPTH, "model.step_form=state", "sft.state_weight=0"),
     # stage 2 with one loss taken out, put in, or exchanged
-    "with similar items": trained_for(DEPTH, "pretrain.similar_weight=0.5"),
     "no labels": trained_for(DEPTH, "sft.reasoning_weight=0", "sft.quantization_weight=0"),
     "no quantization": trained_for(DEPTH, "sft.quantization_weight=0"),
     "no state loss": trained_for(DEPTH, "sft.state_weight=0"),
@@ -77,6 +78,7 @@ ARMS: dict[str, Arm] = {
     "in-batch contrast": trained_for(DEPTH, "sft.state_loss=contrastive"),
     "preference": trained_for(DEPTH, "sft.preference_weight=0.5"),
     "labels as input": trained_for(DEPTH, "sft.inputs=label"),
+    "similar items, then stage 2": trained_for(DEPTH, "pretrain.similar_weight=0.5"),
     "distilled": trained_for(DEPTH, "sft.distillation_weight=1"),
     # stage 3
     "rl": rewarded(),

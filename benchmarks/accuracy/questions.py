@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.accuracy import hits, plots
-from benchmarks.accuracy.arms import DEPTH, LENGTHS, REWARDS
+from benchmarks.accuracy.arms import DEPTH, LENGTHS, OWN, REWARDS
 from benchmarks.accuracy.hits import Ask, ndcg
 from benchmarks.accuracy.lab import Cell, Lab, answer_ms, search_flops, training_flops
 from training.evaluate import signs
@@ -19,7 +19,6 @@ METRICS = ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
 GAIN = ("gain", "low", "high", "percent")
 SLOW = f"l = {DEPTH}"
 PATHS = (1, 2, 4, 8)
-OWN = (4, 2, 8, 12)  # numbers of steps with a checkpoint of their own, the shared one first
 UNION = 30
 
 
@@ -209,17 +208,26 @@ def groups(lab: Lab) -> Rows:
     return [row for row in lab.rows(cells) if row["steps"]]
 
 
-LOSSES = ("with similar items", "no labels", "no quantization", "no state loss", "no direct answer",
+LOSSES = ("no labels", "no quantization", "no state loss", "no direct answer",
           "in-batch contrast", "preference", "labels as input")  # fmt: skip
 
 
 def losses(lab: Lab) -> Rows:
-    """Stage 1, stage 2, stage 2 with one loss taken out, put in or exchanged; each against the whole, at the same l."""
+    """Stage 1, stage 2, and stage 2 with a loss taken out, put in or exchanged; each against the whole, at its l."""
     cells = [at("plain", 0)]
     for used in (0, DEPTH):
         whole = at(SLOW, used)
         cells.append(replace(whole, against="plain"))
         cells += [at(arm, used, against=whole.model) for arm in LOSSES]
+    return lab.rows(cells)
+
+
+def pretraining(lab: Lab) -> Rows:
+    """Stage 1 with similar items before the target, against a plain one: alone, and as what stage 2 starts from."""
+    cells = [at("plain", 0), at("similar items", 0, against="plain")]
+    for used in (0, DEPTH):
+        whole = at(SLOW, used)
+        cells += [whole, at("similar items, then stage 2", used, against=whole.model)]
     return lab.rows(cells)
 
 
@@ -321,7 +329,14 @@ QUESTIONS = {
         _bars("against no steps"),
     ),
     "losses": Question(
-        "the losses of stage 1 and 2", ("plain", SLOW, *LOSSES), losses, COMPARED, _bars("against the whole stage 2")
+        "the losses of stage 2", ("plain", SLOW, *LOSSES), losses, COMPARED, _bars("against the whole stage 2")
+    ),
+    "pretraining": Question(
+        "similar items in stage 1",
+        ("plain", SLOW, "similar items", "similar items, then stage 2"),
+        pretraining,
+        COMPARED,
+        _bars("with similar items against without"),
     ),
     "rewards": Question(
         "the rewards of stage 3",

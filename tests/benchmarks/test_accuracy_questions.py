@@ -55,7 +55,7 @@ def test_arms_share_the_stages_in_which_they_do_not_differ(tmp_path):
     plain, two, four = (here.settings(arm, 0) for arm in ("plain", "l = 2", "l = 4"))
     assert shares(plain, two, "pretrain") and not shares(plain, here.settings("plain", 1), "pretrain")
     assert not shares(two, four, "sft") and shares(four, here.settings("rl, no match", 0), "sft")
-    assert not shares(plain, here.settings("with similar items", 0), "pretrain")
+    assert not shares(plain, here.settings("similar items", 0), "pretrain")
     assert not shares(plain, here.settings("plain", 0, ("tokenizer.kind=rqvae",)), "pretrain")
 
 

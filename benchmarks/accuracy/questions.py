@@ -91,19 +91,31 @@ def tokens(lab: Lab) -> Rows:
 
 
 def compute(lab: Lab) -> Rows:
-    """Against plain models of the same training cost, and of the same cost of an answer."""
+    """Against a plain model that went on from the same stage 1 at the training cost of stage 2."""
     plain = "plain, as costly"
-    cells = [at("plain", 0, against=plain), at(plain, 0), at("plain, grown", 0, against=plain),
-             at(SLOW, 0, against=plain), at(SLOW, DEPTH, against=plain)]  # fmt: skip
-    cells += [at("every l", length, against=plain) for length in (0, DEPTH, LENGTHS[-1])]
+    cells = [at("plain", 0, against=plain), at(plain, 0), at(SLOW, 0, against=plain), at(SLOW, DEPTH, against=plain)]
+    return costed(lab, cells + [at("every l", length, against=plain) for length in (0, DEPTH, LENGTHS[-1])])
+
+
+def grown(lab: Lab) -> Rows:
+    """Against a plain model whose answer costs as much as the deepest thought does."""
+    wide = "plain, grown"
+    cells = [at(wide, 0), at("plain, as costly", 0, against=wide), at(SLOW, DEPTH, against=wide)]
+    return costed(lab, [*cells, at("every l", LENGTHS[-1], against=wide)])
+
+
+def costed(lab: Lab, cells: list[Cell]) -> Rows:
     rows = lab.rows(cells)
     for row, cell in zip(rows, cells, strict=True):
         work = lab.work(cell.arm, lab.seeds[0])
-        spent = [training_flops(work, stage, work.config) * getattr(work.config, stage).steps
-                 for stage in ("pretrain", "sft") if getattr(work.config, stage).steps]  # fmt: skip
+        spent = [
+            training_flops(work, stage, work.config) * getattr(work.config, stage).steps
+            for stage in ("pretrain", "sft")
+            if getattr(work.config, stage).steps
+        ]
         row["training TFLOPs"] = round(sum(spent) / 1e12, 1)
         row["answer MFLOPs"] = round(search_flops(work, cell.ask) / 1e6, 1)
-        row["parameters"] = sum(p.numel() for p in work.network.t5.parameters())
+        row["parameters"] = sum(parameter.numel() for parameter in work.network.t5.parameters())
     return rows
 
 
@@ -278,6 +290,7 @@ def _bars(title: str) -> Callable[[Rows, Any], None]:
 
 
 COMPARED = ("model", "steps", *METRICS, *GAIN, "against", "minutes")
+COSTED = (*COMPARED, "parameters", "training TFLOPs", "answer MFLOPs")
 GAINED = ("model", *METRICS, *GAIN)
 QUESTIONS = {
     "steps": Question(
@@ -295,11 +308,18 @@ QUESTIONS = {
         _bars("against plain of the same cost; joined: against the state loss without thinking"),
     ),
     "compute": Question(
-        "the same compute without thinking",
-        ("plain", SLOW, "every l", "plain, as costly", "plain, grown"),
+        "the same training compute without thinking",
+        ("plain", SLOW, "every l", "plain, as costly"),
         compute,
-        (*COMPARED, "parameters", "training TFLOPs", "answer MFLOPs"),
+        COSTED,
         _bars("against plain of the same cost"),
+    ),
+    "grown": Question(
+        "the same compute of an answer without thinking",
+        (SLOW, "every l", "plain, as costly", "plain, grown"),
+        grown,
+        COSTED,
+        _bars("against the grown model"),
     ),
     "paths": Question(
         "several reasoning paths", (SLOW, "token alone", "random"), paths, GAINED, _bars("against one path")

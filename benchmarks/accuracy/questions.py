@@ -12,6 +12,7 @@ from benchmarks.accuracy import hits, plots
 from benchmarks.accuracy.arms import DEPTH, LENGTHS, OWN, REWARDS
 from benchmarks.accuracy.hits import Ask, ndcg
 from benchmarks.accuracy.lab import Cell, Lab, answer_ms, search_flops, training_flops
+from serving.types import Merge
 from training.evaluate import signs
 
 Rows = list[dict[str, Any]]
@@ -121,15 +122,13 @@ def costed(lab: Lab, cells: list[Cell]) -> Rows:
 
 def paths(lab: Lab) -> Rows:
     """How many reasoning paths, and how an item reached by several is scored."""
-    cells = []
-    for arm in (SLOW, "token alone"):
-        one = f"{arm}: 1 path"
-        cells.append(Cell(one, arm, Ask("test", DEPTH), more={"paths": 1, "merge": "none"}))
-        for merge in ("max", "logsumexp"):
-            for count in PATHS[1:]:
-                asked = Ask("test", DEPTH, count, merge)  # type: ignore[arg-type]
-                more = {"paths": count, "merge": merge}
-                cells.append(Cell(f"{arm}: {count} paths, {merge}", arm, asked, against=one, more=more))
+    one = f"{SLOW}: 1 path"
+    cells = [Cell(one, SLOW, Ask("test", DEPTH), more={"paths": 1, "merge": "none"})]
+    merges: tuple[Merge, ...] = ("max", "logsumexp")
+    for merge in merges:
+        for count in PATHS[1:]:
+            asked, more = Ask("test", DEPTH, count, merge), {"paths": count, "merge": merge}
+            cells.append(Cell(f"{SLOW}: {count} paths, {merge}", SLOW, asked, against=one, more=more))
     one = "random: 1 path"
     for count in PATHS:
         name = one if count == 1 else f"random: {count} paths, max"
@@ -321,9 +320,7 @@ QUESTIONS = {
         COSTED,
         _bars("against the grown model"),
     ),
-    "paths": Question(
-        "several reasoning paths", (SLOW, "token alone", "random"), paths, GAINED, _bars("against one path")
-    ),
+    "paths": Question("several reasoning paths", (SLOW, "random"), paths, GAINED, _bars("against one path")),
     "drift": Question(
         "signs of failure",
         ("every l", SLOW, "token alone"),

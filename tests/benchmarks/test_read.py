@@ -19,14 +19,15 @@ def test_states_and_answers_are_the_engines_and_the_target_is_bold():
     request = Request(tuple(history), ANSWERS, BEAM, 2, Rules(exclude=tuple(history)), explain=True)
     answer = engine.search([request], engine.encode([history]))[0]
     text = reading(engine, history, answer.items[1], 2)
-    names = [titles[item] for item in answer.items]
+    names = [str(titles[item]) for item in answer.items]
     names[1] = f"**{names[1]}**"
     assert f"| 2 | {'; '.join(names)} |" in text
     deepest = engine.bundle.max_steps
     explained = Request(tuple(history), ANSWERS, BEAM, deepest, Rules(exclude=tuple(history)), explain=True)
     trace = engine.search([explained], engine.encode([history]))[0].trace
+    assert trace is not None
     for nearest in trace.nearest_items:
-        assert "; ".join(titles[item] for item in nearest[:NEAREST]) in text.replace("**", "")
+        assert "; ".join(str(titles[item]) for item in nearest[:NEAREST]) in text.replace("**", "")
     assert text.count("\n| ") == 1 + deepest + 1 + 1 + 2  # two heads, a row per state, a row per answer
 
 

@@ -122,20 +122,15 @@ def costed(lab: Lab, cells: list[Cell]) -> Rows:
 
 def paths(lab: Lab) -> Rows:
     """How many reasoning paths, and how an item reached by several is scored."""
-    one = f"{SLOW}: 1 path"
-    cells = [Cell(one, SLOW, Ask("test", DEPTH), more={"paths": 1, "merge": "none"})]
+    one, alone = f"{SLOW}: 1 path", "random: 1 path"
+    cells = [Cell(one, SLOW, Ask("test", DEPTH))]
     merges: tuple[Merge, ...] = ("max", "logsumexp")
     for merge in merges:
         for count in PATHS[1:]:
-            asked, more = Ask("test", DEPTH, count, merge), {"paths": count, "merge": merge}
-            cells.append(Cell(f"{SLOW}: {count} paths, {merge}", SLOW, asked, against=one, more=more))
-    one = "random: 1 path"
-    for count in PATHS:
-        name = one if count == 1 else f"random: {count} paths, max"
-        more = {"paths": count, "merge": "none" if count == 1 else "max"}
-        cells.append(
-            Cell(name, "random", Ask("test", DEPTH, draws=count), against="" if count == 1 else one, more=more)
-        )
+            cells.append(Cell(f"{SLOW}: {count} paths, {merge}", SLOW, Ask("test", DEPTH, count, merge), against=one))
+    cells.append(Cell(alone, "random", Ask("test", DEPTH, draws=1)))
+    for count in PATHS[1:]:
+        cells.append(Cell(f"random: {count} paths, max", "random", Ask("test", DEPTH, draws=count), against=alone))
     return lab.rows(cells)
 
 

@@ -28,7 +28,8 @@ def bars(rows: Rows, path: Path, title: str) -> None:
         panel.axvline(0, color="black", linewidth=0.8)
         panel.set_yticks(range(len(shown)), names)
         panel.invert_yaxis()
-        panel.set_xlabel(f"gain in test NDCG@10, 95% over users; {title}")
+        panel.set_title(title, fontsize=9, loc="right")
+        panel.set_xlabel("gain in test NDCG@10, 95% interval over users")
         _save(figure, panel, path)
 
 
@@ -98,7 +99,7 @@ def pareto(rows: Rows, path: Path) -> None:
         for row in rows:
             if "answer ms" in row:
                 panel.plot(row["answer ms"], row["ndcg@10"], "o", color=RED if row["weights"] == "int8" else BLUE)
-                panel.annotate(f"{row['model']} ({row['weights']})", (row["answer ms"], row["ndcg@10"]), fontsize=8,
+                panel.annotate(row["model"], (row["answer ms"], row["ndcg@10"]), fontsize=8,
                                xytext=(5, 4), textcoords="offset points")  # fmt: skip
         panel.margins(x=0.3, y=0.2)
         panel.set_xlabel("ms of one answer, one user, ONNX Runtime, one thread")

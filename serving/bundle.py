@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from serving.catalogue import Catalogue, read_catalogue, write_catalogue
 from serving.errors import BundleError
 from serving.model import EncoderAttention, ModelConfig, StreamRec
+from serving.neighbours import Neighbours, read_neighbours, write_neighbours
 from serving.search import SearchSettings
 from serving.trie import Trie, build_trie
 from serving.trie_file import read_trie, write_trie
@@ -33,6 +34,7 @@ from serving.vocabulary import Vocabulary
 FORMAT = 1
 MANIFEST = "bundle.json"
 TRIE = "trie.safetensors"
+NEIGHBOURS = "neighbours.safetensors"
 SEAL = "manifest_sha256"  # the manifest's hash of itself; bundles from before it have none
 UNSEALED = "0" * 64
 FRESH_LINE = "Get a fresh copy of the bundle, or export it again."
@@ -43,7 +45,8 @@ class BundleSettings:
     """Everything that decides what an answer is, apart from the weights.
 
     max_items: history items the encoder reads. suffix_tokens: ids after the history. paths: reasoning paths kept.
-    dense_candidates: so many of the dense score's own best items join those the beam found.
+    dense_candidates: so many of the items that dense score and neighbours like best join those the beam found.
+    neighbours_weight: of an item's log score by neighbours (`serving/neighbours.py`); 0: off.
     """
 
     max_items: int = 20
@@ -55,6 +58,7 @@ class BundleSettings:
     temperature: float = 1.0
     dense_weight: float = 0.0
     dense_candidates: int = 0
+    neighbours_weight: float = 0.0
     attention: EncoderAttention = "bidirectional"
 
 
@@ -73,6 +77,7 @@ class Bundle:
     folder: Path | None = None
     int8: dict[str, Any] | None = None  # what the gate for the runtime onnx-int8 measured at export; None: nothing
     trie: Trie | None = None  # of the catalogue, mapped; None: of a bundle from before there was a file of it
+    neighbours: Neighbours | None = None  # mapped too; None: the run fitted none
 
     @property
     def max_steps(self) -> int:
@@ -89,6 +94,10 @@ class Bundle:
     @property
     def dense_weight(self) -> float:
         return self.settings.dense_weight
+
+    @property
+    def neighbours_weight(self) -> float:
+        return self.settings.neighbours_weight
 
     @property
     def search_settings(self) -> SearchSettings:
@@ -117,13 +126,23 @@ class Bundle:
             trie = read_trie(folder / TRIE) if TRIE in manifest["files"] else None
             if trie is not None:
                 _check_trie(trie, catalogue.tokens)
+            neighbours = None
+            if NEIGHBOURS in manifest["files"]:
+                score = manifest["score"]
+                neighbours = read_neighbours(
+                    folder / NEIGHBOURS, len(catalogue), score["neighbours_recency"], score["neighbours_floor"]
+                )
+            elif settings.neighbours_weight:
+                raise ValueError(f"neighbours_weight is set and {NEIGHBOURS} is not listed")
             network.t5.load_state_dict(_read_weights(folder, "model/model.safetensors"), assign=True)
             network.heads.load_state_dict(_read_weights(folder, "heads.safetensors"), assign=True)
         except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError, OSError) as error:
             reason = textwrap.shorten(str(error), 300)  # torch writes a line per tensor
             raise BundleError(f"The bundle {folder} does not fit together ({reason}). {FRESH_LINE}") from error
         network.eval()
-        return Bundle(name, version, vocabulary, settings, network, catalogue, accuracy, about, folder, int8, trie)
+        return Bundle(
+            name, version, vocabulary, settings, network, catalogue, accuracy, about, folder, int8, trie, neighbours
+        )
 
 
 def search_settings(vocabulary: Vocabulary, settings: BundleSettings) -> SearchSettings:
@@ -159,6 +178,8 @@ def write_bundle(
     save_file(_plain(bundle.network.heads.state_dict()), work / "heads.safetensors", {"format": "pt"})
     write_catalogue(work / "catalogue.parquet", bundle.catalogue)
     write_trie(work / TRIE, build_trie(bundle.catalogue.tokens))
+    if bundle.neighbours is not None:
+        write_neighbours(work / NEIGHBOURS, bundle.neighbours)
     for name, rows in bundle.catalogue.subsets.items():
         _write_json(work / f"catalogues/{name}.json", [bundle.catalogue.item_ids[row] for row in rows])
     write_tokenizer(work / "tokenizer")
@@ -194,6 +215,9 @@ def _manifest(bundle: Bundle, files: dict[str, str]) -> dict[str, Any]:
             "temperature": settings.temperature,
             "dense_weight": settings.dense_weight,
             "dense_candidates": settings.dense_candidates,
+            "neighbours_weight": settings.neighbours_weight,
+            "neighbours_recency": bundle.neighbours.recency if bundle.neighbours else None,
+            "neighbours_floor": bundle.neighbours.floor if bundle.neighbours else None,
             "merge": settings.merge,
         },
         "encoder": {"attention": settings.attention},
@@ -216,6 +240,7 @@ def _settings_from(manifest: dict[str, Any]) -> BundleSettings:
         temperature=score["temperature"],
         dense_weight=score["dense_weight"],
         dense_candidates=score.get("dense_candidates", 0),
+        neighbours_weight=score.get("neighbours_weight", 0.0),
         attention=manifest["encoder"]["attention"],
     )
     known = {

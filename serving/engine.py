@@ -58,17 +58,30 @@ class Engine:
     def search(self, requests: Sequence[Request], states: Sequence[EncoderState]) -> list[Answer]:
         """Answers requests that share reasoning_steps, beam_width and paths. `seconds` in an answer are the batch's."""
         started = time.perf_counter()
-        beams, thought = self._beams(requests, states)
+        known = self._neighbour_scores(requests)
+        beams, thought = self._beams(requests, states, known)
         beams = beams.to("cpu")
         if beams.scores.isnan().any():
             raise EngineError("The network's scores are not numbers (NaN); go back to the bundle served before.")
-        answers = [self._answer(beams, i, request) for i, request in enumerate(requests)]
+        answers = [self._answer(beams, i, request, known) for i, request in enumerate(requests)]
         seconds = {"reason": thought - started, "decode": time.perf_counter() - thought}
         for answer in answers:
             answer.seconds = dict(seconds)
         return answers
 
-    def _beams(self, requests: Sequence[Request], states: Sequence[EncoderState]) -> tuple[Beams, float]:
+    def _neighbours_weight(self, request: Request) -> float:
+        return self.bundle.neighbours_weight if request.neighbours_weight is None else request.neighbours_weight
+
+    def _neighbour_scores(self, requests: Sequence[Request]) -> np.ndarray | None:
+        """log scores by neighbours, (B, I) float32; None where there are none, or nobody asks for them."""
+        neighbours = self.bundle.neighbours
+        if neighbours is None or not any(self._neighbours_weight(r) or r.explain for r in requests):
+            return None
+        return neighbours.log_scores([request.history for request in requests], self.bundle.max_items)
+
+    def _beams(
+        self, requests: Sequence[Request], states: Sequence[EncoderState], known: np.ndarray | None
+    ) -> tuple[Beams, float]:
         """The search, and when its reasoning was done; a recorded search is one piece, all of it counts as decode."""
         first, device = requests[0], self.runtime.device
         settings = self.bundle.search_settings
@@ -76,6 +89,10 @@ class Engine:
             settings = replace(settings, paths=first.paths)
         weights = [self.bundle.dense_weight if r.dense_weight is None else r.dense_weight for r in requests]
         dense = torch.tensor(weights, device=device) if any(weights) or any(r.explain for r in requests) else None
+        prior = None
+        by_neighbours = np.array([[self._neighbours_weight(request)] for request in requests], dtype=np.float32)
+        if known is not None and by_neighbours.any():
+            prior = torch.from_numpy(by_neighbours * known).to(device)
         hidden, mask = (part.to(device) for part in _pad(states))
         rules = [request.rules for request in requests]
         if self.recorded is not None:
@@ -84,13 +101,15 @@ class Engine:
             with self.rules.blocked(rules) as blocked:
                 return self.recorded.search(
                     hidden, mask, steps=first.reasoning_steps, beam_width=first.beam_width, paths=settings.paths,
-                    blocked=blocked, dense_weight=dense,
+                    blocked=blocked, dense_weight=dense, prior=prior,
                 ), thought  # fmt: skip
         memory = self.runtime.memory(hidden, mask)
         reasoned = reason(self.runtime, settings, memory, first.reasoning_steps)
         thought = time.perf_counter()
         with self.rules.blocked(rules) as blocked:
-            beams = find_items(self.runtime, self.trie, settings, memory, reasoned, first.beam_width, blocked, dense)
+            beams = find_items(
+                self.runtime, self.trie, settings, memory, reasoned, first.beam_width, blocked, dense, prior
+            )
         return beams, thought
 
     def warm_up(self) -> None:
@@ -103,13 +122,14 @@ class Engine:
         for steps in range(self.bundle.max_steps + 1):
             self.search([Request(history, k=10, beam_width=50, reasoning_steps=steps)], state)
 
-    def _answer(self, beams: Beams, i: int, request: Request) -> Answer:
+    def _answer(self, beams: Beams, i: int, request: Request, known: np.ndarray | None) -> Answer:
         found = beams.items[i] >= 0
         items = beams.items[i][found][: request.k].tolist()
         scores = beams.scores[i][found][: request.k].tolist()
-        return Answer(items, scores, trace=self._trace(beams, i, items) if request.explain else None)
+        by_neighbours = [] if known is None else known[i, items].tolist()
+        return Answer(items, scores, trace=self._trace(beams, i, items, by_neighbours) if request.explain else None)
 
-    def _trace(self, beams: Beams, i: int, items: list[int]) -> Trace:
+    def _trace(self, beams: Beams, i: int, items: list[int], neighbour_scores: list[float]) -> Trace:
         path = int(beams.path[i, 0])
         states = beams.states[i, path].to(self.runtime.device)  # (L + 1, D)
         vectors = self.runtime.item_vectors
@@ -122,6 +142,7 @@ class Engine:
             nearest_items=nearest.tolist(),
             token_log_probs=beams.token_log_probs[i, :count].tolist(),
             dense_scores=beams.dense[i, :count].tolist(),
+            neighbour_scores=neighbour_scores,
             similarity=similarity.tolist(),
         )
 

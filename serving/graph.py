@@ -42,19 +42,22 @@ class Bucket:
     beam_width: int
     paths: int
     dense: bool
+    prior: bool
     blocked: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """Fixed inputs, hidden (B, S, D), mask (B, S), dense_weight (B,), the launch, and the beams it fills.
+    """Fixed inputs, hidden (B, S, D), mask (B, S), dense_weight (B,), prior (B, I), the launch, and the beams it fills.
 
+    prior: None where no request of the bucket has one, for it is as wide as the catalogue.
     blocked: kept so that the buffers it reads are not given to somebody else, even when the rules have moved on.
     """
 
     hidden: torch.Tensor
     mask: torch.Tensor
     dense_weight: torch.Tensor
+    prior: torch.Tensor | None
     blocked: Blocked | None
     replay: Callable[[], None]
     beams: Beams
@@ -78,6 +81,7 @@ class RecordedSearch:
         paths: int,
         blocked: Blocked | None = None,
         dense_weight: torch.Tensor | None = None,
+        prior: torch.Tensor | None = None,
     ) -> Beams:
         """Shapes: hidden (B, S, D) float, mask (B, S) bool; the rest as in `search`. Raises EngineError.
 
@@ -91,6 +95,7 @@ class RecordedSearch:
             beam_width,
             paths,
             dense_weight is not None,
+            prior is not None,
             None if blocked is None else blocked.own.data_ptr(),
         )
         if blocked is not None and len(blocked.own) != bucket.batch:
@@ -103,6 +108,8 @@ class RecordedSearch:
         recording.mask[:batch, :history].copy_(mask)
         if dense_weight is not None:
             recording.dense_weight[:batch].copy_(dense_weight)
+        if recording.prior is not None and prior is not None:
+            recording.prior[:batch].copy_(prior)
         recording.replay()
         # The next replay writes over the beams, so what is handed out is a copy.
         return Beams(*(getattr(recording.beams, field.name)[:batch].clone() for field in fields(Beams)))
@@ -113,6 +120,7 @@ class RecordedSearch:
         mask = torch.zeros(bucket.batch, bucket.history, dtype=torch.bool, device=device)
         mask[:, 0] = True  # attention of a padded request has something to see: no NaN in its rows
         dense_weight = torch.zeros(bucket.batch, device=device)
+        prior = torch.zeros(bucket.batch, len(self.trie.item), device=device) if bucket.prior else None
         settings = replace(self.settings, paths=bucket.paths)
 
         def run() -> Beams:
@@ -125,6 +133,7 @@ class RecordedSearch:
                 beam_width=bucket.beam_width,
                 blocked=blocked,
                 dense_weight=dense_weight if bucket.dense else None,
+                prior=prior,
             )
 
         try:
@@ -133,7 +142,7 @@ class RecordedSearch:
             raise EngineError(f"The search could not be recorded for {bucket}: {error}") from error
         if len(self._recordings) >= MOST_RECORDINGS:
             self._recordings.popitem(last=False)
-        self._recordings[bucket] = Recording(hidden, mask, dense_weight, blocked, replay, beams)
+        self._recordings[bucket] = Recording(hidden, mask, dense_weight, prior, blocked, replay, beams)
         return self._recordings[bucket]
 
 

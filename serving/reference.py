@@ -34,6 +34,7 @@ class Reference:
 
     def __init__(self, bundle: Bundle, history: Sequence[int], steps: int) -> None:
         self.bundle, self.settings, self.steps = bundle, bundle.settings, steps
+        self.history = list(history)[-self.settings.max_items :]
         self.network = copy.deepcopy(bundle.network).double().eval()
         self.items: list[Tokens] = [tuple(row) for row in bundle.catalogue.tokens.tolist()]
         tokens, mask = history_tokens(
@@ -81,9 +82,24 @@ class Reference:
         vectors = self.network.item_vectors(torch.tensor(self.items))
         return dense_logits(path.states[-1], vectors).log_softmax(-1).numpy()
 
+    def neighbours(self) -> np.ndarray:
+        """log score of every item by its neighbours, as `serving.neighbours` defines it. Shape: (I,) float64."""
+        memory = self.bundle.neighbours
+        if memory is None:
+            return np.zeros(len(self.items))
+        n = [0.0] * len(self.items)
+        for t, row in enumerate(reversed(self.history)):
+            for entry in range(memory.offsets[row], memory.offsets[row + 1]):
+                n[memory.items[entry]] += (t + 1) ** -memory.recency * float(memory.weights[entry])
+        return np.array([math.log((x / sum(n) if sum(n) else 0.0) + memory.floor) for x in n])
+
     @torch.no_grad()
     def search(
-        self, beam_width: int, permitted: Collection[int], dense_weight: float | None = None
+        self,
+        beam_width: int,
+        permitted: Collection[int],
+        dense_weight: float | None = None,
+        neighbours_weight: float = 0.0,
     ) -> list[tuple[int, float]]:
         """Items (catalogue rows) and scores, best first, as `serving.search.search` defines them."""
         paths = self.paths()
@@ -102,16 +118,14 @@ class Reference:
                 for token in sorted({item[level] for item in rows if item[:level] == prefix}):
                     grown[(*prefix, token)] = (score + float(log_probs[token]), path)
             beams = _cut(grown, beam_width)
-        if dense_weight is not None:
-            dense = [self.dense(path) for path in paths]
-            best = sorted(permitted, key=lambda row: -dense[0][row])[: self.settings.dense_candidates]
+        dense = [self.dense(path) if dense_weight else np.zeros(len(self.items)) for path in paths]
+        added = [(dense_weight or 0.0) * of_path + neighbours_weight * self.neighbours() for of_path in dense]
+        if added[0].any():
+            best = sorted(permitted, key=lambda row: -added[0][row])[: self.settings.dense_candidates]
             for item in [self.items[row] for row in best]:
                 if item not in beams:
                     beams[item] = (shares[0] + self.score(paths[0], item), 0)
-            beams = {
-                item: (score + dense_weight * float(dense[path][rows[item]]), path)
-                for item, (score, path) in beams.items()
-            }
+        beams = {item: (score + float(added[path][rows[item]]), path) for item, (score, path) in beams.items()}
         return [(rows[item], score) for item, (score, _) in _cut(beams, beam_width).items()]
 
     def _state(self, path: Path) -> torch.Tensor:
@@ -139,7 +153,11 @@ class Reference:
 
 
 def score_all_items(
-    bundle: Bundle, history: Sequence[int], reasoning: Tokens | int = (), dense_weight: float = 0.0
+    bundle: Bundle,
+    history: Sequence[int],
+    reasoning: Tokens | int = (),
+    dense_weight: float = 0.0,
+    neighbours_weight: float = 0.0,
 ) -> tuple[np.ndarray, float]:
     """Every item's score after one given reasoning path, and the path's log-probability. Shape: (I,) float64.
 
@@ -149,7 +167,7 @@ def score_all_items(
     reference = Reference(bundle, history, len(tokens))
     path = reference.path(tokens)
     scores = np.array([reference.score(path, item) for item in reference.items])
-    return scores + dense_weight * reference.dense(path), path.log_prob
+    return scores + dense_weight * reference.dense(path) + neighbours_weight * reference.neighbours(), path.log_prob
 
 
 def _cut(beams: dict[Tokens, tuple[float, int]], beam_width: int) -> dict[Tokens, tuple[float, int]]:

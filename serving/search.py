@@ -6,10 +6,12 @@ here and nowhere else: evaluation, rollouts and the service all call `search`; `
 
     score(item) = merge over the P reasoning paths of [ log share(path) + log P(c_1 | path) ]
                 + sum_{j=2..M} log P(c_j | best path for c_1, c_1 .. c_{j-1})  +  dense_weight * dense(item | s_L)
+                + prior(item)
 
 log P is a log_softmax(logits / temperature) over the whole vocabulary. Tokens outside the trie have probability zero in
 the search (masked before top-k), not in the normalisation. A path's share is its probability among the kept paths; a
-single path has share 1 and adds nothing: its item scores are the sum over the item's tokens.
+single path has share 1 and adds nothing: its item scores are the sum over the item's tokens. The prior is whatever the
+caller knows of items beside the network (`serving/neighbours.py`).
 
 All reasoning paths stand at the root when they are done. They are merged there, for every first token, and the path
 that likes that token best carries on with it: from then on every beam stands at a node of its own, duplicates never
@@ -38,7 +40,8 @@ class SearchSettings:
     """What of a bundle the search needs.
 
     start_tokens[l] opens a search with l steps; reasoning_range is [lo, hi). paths: P, the reasoning paths kept.
-    dense_candidates: so many of the dense score's own best items are scored by the decoder too and join those found.
+    dense_candidates: so many of the items that dense score and prior like best are scored by the decoder too and join
+    those found.
     """
 
     start_tokens: tuple[int, ...]
@@ -98,14 +101,16 @@ def search(
     beam_width: int,
     blocked: Blocked | None = None,
     dense_weight: torch.Tensor | None = None,
+    prior: torch.Tensor | None = None,
 ) -> Beams:
     """The best `beam_width` items for each of B histories.
 
     blocked: nodes without a permitted item, or None. dense_weight: (B,) float, or None for no dense score at all.
+    prior: (B, I) float32, added to the items' scores, zeros for requests without one; or None for nobody.
     If K permitted items exist, K come back; if fewer, all of them, and the rest is -1.
     """
     reasoned = reason(runtime, settings, memory, steps)
-    return find_items(runtime, trie, settings, memory, reasoned, beam_width, blocked, dense_weight)
+    return find_items(runtime, trie, settings, memory, reasoned, beam_width, blocked, dense_weight, prior)
 
 
 def reason(runtime: Runtime, settings: SearchSettings, memory: Memory, steps: int) -> Reasoned:
@@ -144,18 +149,22 @@ def find_items(
     beam_width: int,
     blocked: Blocked | None,
     dense_weight: torch.Tensor | None,
+    prior: torch.Tensor | None = None,
 ) -> Beams:
-    """Answers: walks the trie with `beam_width` beams; joins the dense score, and its own best items, if asked to."""
+    """Answers: walks the trie with `beam_width` beams; joins dense score, prior and their best items, if asked to."""
     found = _walk(runtime, trie, settings, memory, reasoned, beam_width, blocked)
     dense = torch.zeros_like(found.scores)
-    if dense_weight is not None:
-        dense_of_items = runtime.dense(reasoned.states[:, :, -1])  # (B, P, I)
+    if dense_weight is not None or prior is not None:
+        dense_of_items = None if dense_weight is None else runtime.dense(reasoned.states[:, :, -1])  # (B, P, I)
         if settings.dense_candidates:
-            # A request without a weight asked for no dense score: its answer is the beam's, whoever shares the batch.
-            wanted = dense_weight != 0
-            found = _add_dense_best(runtime, trie, settings, memory, reasoned, found, blocked, dense_of_items, wanted)
-        dense = dense_of_items.flatten(1).gather(1, found.path * dense_of_items.shape[-1] + trie.item[found.leaf])
-        scores = found.scores + dense_weight[:, None] * dense
+            liked = _liked(dense_of_items, dense_weight, prior)
+            found = _add_best(runtime, trie, settings, memory, reasoned, found, blocked, liked)
+        item, scores, dense = trie.item[found.leaf].long(), found.scores, torch.zeros_like(found.scores)
+        if dense_of_items is not None and dense_weight is not None:
+            dense = dense_of_items.flatten(1).gather(1, found.path * dense_of_items.shape[-1] + item)
+            scores = scores + dense_weight[:, None] * dense
+        if prior is not None:
+            scores = scores + prior.gather(1, item)
         order = best(scores, found.leaf, min(beam_width, scores.shape[1]))
         dense = dense.gather(1, order)
         found = Found(
@@ -223,7 +232,18 @@ def _merge(
     return merged.gather(1, place), parent.gather(1, place), place
 
 
-def _add_dense_best(
+def _liked(
+    dense_of_items: torch.Tensor | None, dense_weight: torch.Tensor | None, prior: torch.Tensor | None
+) -> torch.Tensor:
+    """What is added to an item on the likeliest path. Shape: (B, I)."""
+    if dense_of_items is None or dense_weight is None:
+        assert prior is not None
+        return prior
+    dense = dense_weight[:, None] * dense_of_items[:, 0]
+    return dense if prior is None else dense + prior
+
+
+def _add_best(
     runtime: Runtime,
     trie: Trie,
     settings: SearchSettings,
@@ -231,19 +251,18 @@ def _add_dense_best(
     reasoned: Reasoned,
     found: Found,
     blocked: Blocked | None,
-    dense_of_items: torch.Tensor,
-    wanted: torch.Tensor,
+    liked: torch.Tensor,
 ) -> Found:
-    """Scores the dense score's best permitted items with the decoder, on the likeliest path, and appends them.
+    """Scores the best permitted items by `liked` (B, I) with the decoder, on the likeliest path, and appends them.
 
-    wanted: (B,) bool, the requests that get them. One pass over the tokens of all U candidates: row (u, j) sees the
-    reasoning and its own item's tokens up to c_j.
+    A request with zeros alone asked for nothing to be added: its answer is the beam's, whoever shares the batch. One
+    pass over the tokens of all U candidates: row (u, j) sees the reasoning and its own item's tokens up to c_j.
     """
     batch, levels = found.leaf.shape[0], trie.levels
-    dense = dense_of_items[:, 0]  # (B, I)
+    wanted = (liked != 0).any(1)
     if blocked is not None:
-        dense = dense.masked_fill(blocked.items(), NEG_INF)
-    item = best(dense, None, min(settings.dense_candidates, dense.shape[1]))  # (B, U)
+        liked = liked.masked_fill(blocked.items(), NEG_INF)
+    item = best(liked, None, min(settings.dense_candidates, liked.shape[1]))  # (B, U)
     leaf, tokens, count = trie.leaf[item].long(), runtime.item_tokens[item], item.shape[1]  # (B, U), (B, U, M)
     rows, logits = reasoned.rows, reasoned.logits[:, :1].unsqueeze(2).expand(-1, count, -1, -1)  # (B, U, 1, V)
     if levels > 1:
@@ -260,7 +279,7 @@ def _add_dense_best(
         logits = torch.cat([logits, after.unflatten(1, (count, levels - 1))], 2)  # (B, U, M, V)
     token_log_probs = _log_probs(logits, settings.temperature).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
     scores = token_log_probs.sum(-1) + reasoned.scores.log_softmax(-1)[:, :1]
-    scores = scores.masked_fill(dense.gather(1, item) == NEG_INF, NEG_INF)
+    scores = scores.masked_fill(liked.gather(1, item) == NEG_INF, NEG_INF)
     twice = (leaf.unsqueeze(2) == found.leaf.unsqueeze(1)) & (found.scores > NEG_INF).unsqueeze(1)  # (B, U, K)
     scores = scores.masked_fill(twice.any(2) | ~wanted[:, None], NEG_INF)
     return Found(

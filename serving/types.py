@@ -51,6 +51,7 @@ class Request:
     reasoning_steps: int
     rules: Rules = Rules()
     dense_weight: float | None = None  # None: the bundle's
+    neighbours_weight: float | None = None  # None: the bundle's
     explain: bool = False
     paths: int | None = None  # reasoning paths, None: the bundle's
 
@@ -64,6 +65,7 @@ class Trace:
     nearest_items: list[list[int]]  # per step 0..L the items nearest to the state s_i
     token_log_probs: list[list[float]]  # per returned item, length M
     dense_scores: list[float]  # per returned item, log-softmax of the dense score
+    neighbour_scores: list[float]  # per returned item, log score by neighbours; empty where the bundle has none
     similarity: list[list[float]]  # per returned item, cosine of s_i and the item per step 0..L
 
 

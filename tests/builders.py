@@ -11,6 +11,7 @@ import torch
 from serving.bundle import Bundle, BundleSettings, write_bundle
 from serving.catalogue import Catalogue
 from serving.model import ModelConfig, StreamRec
+from serving.neighbours import Neighbours
 from serving.types import StepForm
 from serving.vocabulary import Vocabulary
 
@@ -20,6 +21,16 @@ def random_codes(items: int, sizes: tuple[int, ...], seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     flat = rng.choice(int(np.prod(sizes)), size=items, replace=False)
     return np.stack(np.unravel_index(flat, sizes), axis=1)
+
+
+def random_neighbours(items: int, seed: int = 0, per_item: int = 4) -> Neighbours:
+    """Up to `per_item` weighted neighbours of each item; some items have none."""
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(0, min(per_item, items) + 1, items)
+    rows = [np.sort(rng.choice(items, count, replace=False)) for count in counts]
+    weights = rng.random(counts.sum()).astype(np.float32)
+    offsets = np.concatenate([[0], counts.cumsum()]).astype(np.int64)
+    return Neighbours(offsets, np.concatenate(rows).astype(np.int32), weights, recency=0.8, floor=0.01)
 
 
 def tiny_model(
@@ -32,6 +43,7 @@ def tiny_model(
     seed: int = 0,
     width: int = 16,
     int8: dict[str, object] | None = None,
+    neighbours: bool = False,
     **settings: object,
 ) -> Bundle:
     """A bundle in memory: random weights, random distinct semantic IDs, two categories and a named subset `small`."""
@@ -53,7 +65,8 @@ def tiny_model(
         subsets={"small": np.arange(min(5, items))},
     )
     made = BundleSettings(**{"max_items": 6, "default_steps": min(2, max_steps), "step_form": step_form, **settings})  # type: ignore[arg-type]
-    return Bundle("tiny", f"tiny-{seed}", vocabulary, made, network.eval(), catalogue, int8=int8)
+    memory = random_neighbours(items, seed) if neighbours else None
+    return Bundle("tiny", f"tiny-{seed}", vocabulary, made, network.eval(), catalogue, int8=int8, neighbours=memory)
 
 
 def tiny_bundle(folder: Path, items: int = 60, **options: object) -> Path:

@@ -27,8 +27,9 @@ from tests.builders import tiny_bundle, tiny_model
 @pytest.fixture(scope="module")
 def good(tmp_path_factory) -> Path:
     return tiny_bundle(
-        tmp_path_factory.mktemp("good") / "b", paths=2, merge="max", dense_weight=0.25, suffix_tokens=(1,)
-    )
+        tmp_path_factory.mktemp("good") / "b", paths=2, merge="max", dense_weight=0.25, suffix_tokens=(1,),
+        neighbours=True, neighbours_weight=0.5,
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -59,8 +60,13 @@ def refused(folder: Path) -> str:
 
 
 def test_round_trip(good):
-    made = tiny_model(paths=2, merge="max", dense_weight=0.25, suffix_tokens=(1,))
+    made = tiny_model(
+        paths=2, merge="max", dense_weight=0.25, suffix_tokens=(1,), neighbours=True, neighbours_weight=0.5
+    )
     opened = Bundle.load(good)
+    for name in ("offsets", "items", "weights"):
+        np.testing.assert_array_equal(getattr(opened.neighbours, name), getattr(made.neighbours, name))
+    assert (opened.neighbours.recency, opened.neighbours.floor) == (made.neighbours.recency, made.neighbours.floor)
     assert (opened.name, opened.vocabulary, opened.settings) == (made.name, made.vocabulary, made.settings)
     for name, tensor in made.network.state_dict().items():
         assert torch.equal(tensor, opened.network.state_dict()[name]), name
@@ -79,6 +85,8 @@ def test_the_folder_is_what_the_contract_says(good):
     assert about["reasoning"]["max_steps"] == 4 and len(about["reasoning"]["start_tokens"]) == 5
     assert about["reasoning"]["default_steps"] == 2
     assert about["score"]["temperature"] == 1.0 and about["score"]["dense_weight"] == 0.25
+    assert about["score"]["neighbours_weight"] == 0.5
+    assert (about["score"]["neighbours_recency"], about["score"]["neighbours_floor"]) == (0.8, 0.01)
     on_disk = {str(path.relative_to(good)) for path in good.rglob("*") if path.is_file()}
     assert set(about["files"]) == on_disk - {"bundle.json"}
     expected = {"model/config.json", "model/model.safetensors", "heads.safetensors", "catalogue.parquet", "README.md"}
@@ -92,7 +100,8 @@ def test_the_folder_is_what_the_contract_says(good):
 
 def files_of_a_tiny_bundle() -> list[str]:
     return ["README.md", "catalogue.parquet", "catalogues/small.json", "heads.safetensors", "model/config.json",
-            "model/model.safetensors", "tokenizer/tokenizer.json", "trie.safetensors"]  # fmt: skip
+            "model/model.safetensors", "neighbours.safetensors", "tokenizer/tokenizer.json",
+            "trie.safetensors"]  # fmt: skip
 
 
 def test_the_list_of_files_below_is_whole(good):
@@ -242,6 +251,25 @@ def test_a_suffix_that_is_not_in_the_vocabulary_is_refused(copy, token):
     assert Bundle.load(copy).vocabulary.size == 30
     rewrite(copy, history=manifest(copy)["history"] | {"suffix_tokens": [token]})
     assert "suffix_tokens" in refused(copy)
+
+
+def test_a_bundle_from_before_there_were_neighbours_answers_as_ever(copy):
+    about = manifest(copy)
+    kept = ("temperature", "dense_weight", "dense_candidates", "merge")
+    files = {name: digest for name, digest in about["files"].items() if name != "neighbours.safetensors"}
+    rewrite(copy, files=files, score={name: about["score"][name] for name in kept})
+    old, request = Bundle.load(copy), Request((1, 2), 5, 10, 1)
+    assert old.neighbours is None and old.neighbours_weight == 0
+    never = tiny_model(paths=2, merge="max", dense_weight=0.25, suffix_tokens=(1,))
+    answers = [Engine(bundle) for bundle in (old, never)]
+    found = [engine.search([request], engine.encode([request.history]))[0] for engine in answers]
+    assert (found[0].items, found[0].scores) == (found[1].items, found[1].scores)
+
+
+def test_a_weight_without_neighbours_is_refused(copy):
+    files = {name: digest for name, digest in manifest(copy)["files"].items() if name != "neighbours.safetensors"}
+    rewrite(copy, files=files)
+    assert "neighbours_weight" in refused(copy)
 
 
 def test_the_trie_is_the_catalogues_and_may_be_absent(copy):

@@ -38,7 +38,7 @@ def run_again(run: Callable[[], Beams]) -> tuple[Callable[[], None], Beams]:
 
 @pytest.fixture
 def parts():
-    bundle = tiny_model(40, paths=2)
+    bundle = tiny_model(40, paths=2, dense_candidates=4)
     tokens = torch.from_numpy(bundle.catalogue.tokens.astype(np.int64))
     runtime = EagerRuntime(bundle.network, tokens, bundle.settings.attention)
     trie = build_trie(bundle.catalogue.tokens)
@@ -48,7 +48,8 @@ def parts():
 @torch.inference_mode()
 @pytest.mark.parametrize("ruled", [False, True])
 @pytest.mark.parametrize("dense", [False, True])
-def test_replays_answer_like_the_search(parts, ruled, dense):
+@pytest.mark.parametrize("prior", [False, True])
+def test_replays_answer_like_the_search(parts, ruled, dense, prior):
     runtime, trie, settings, book = parts
     recorded = RecordedSearch(runtime, trie, settings, run_again)
     rng = torch.Generator().manual_seed(0)
@@ -56,12 +57,13 @@ def test_replays_answer_like_the_search(parts, ruled, dense):
         hidden = torch.randn(batch, history, 16, generator=rng)
         mask = torch.arange(history) < torch.randint(1, history + 1, (batch, 1), generator=rng)
         weight = torch.rand(batch, generator=rng) if dense else None
+        known = torch.randn(batch, 40, generator=rng) if prior else None
         rules = [Rules(exclude=(row, 2 * row), catalogue="small" if row == 2 else None) for row in range(batch)]
         rules += [Rules()] * (padded_batch(batch) - batch)
         if not ruled:
             rules = [Rules()] * len(rules)
         with book.blocked(rules) as blocked:
-            options = {"steps": 2, "beam_width": 12, "dense_weight": weight}
+            options = {"steps": 2, "beam_width": 12, "dense_weight": weight, "prior": known}
             found = recorded.search(hidden, mask, paths=2, blocked=blocked, **options)
         with book.blocked(rules[:batch]) as blocked:
             expected = search(runtime, trie, settings, runtime.memory(hidden, mask), blocked=blocked, **options)

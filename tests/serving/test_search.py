@@ -34,7 +34,8 @@ def assert_as_reference(bundle: Bundle, request: Request, answer: Answer) -> Non
     reference = Reference(bundle, request.history, request.reasoning_steps)
     permitted = np.flatnonzero(bundle.catalogue.permitted(request.rules)).tolist()
     dense = bundle.dense_weight if request.dense_weight is None else request.dense_weight
-    expected = reference.search(request.beam_width, permitted, dense or None)[: request.k]
+    near = bundle.neighbours_weight if request.neighbours_weight is None else request.neighbours_weight
+    expected = reference.search(request.beam_width, permitted, dense or None, near)[: request.k]
     assert answer.items == [item for item, _ in expected]
     np.testing.assert_allclose(answer.scores, [score for _, score in expected], atol=TOLERANCE)
 
@@ -57,12 +58,14 @@ def worlds(draw: st.DrawFn) -> tuple[Bundle, list[Request]]:
         temperature=draw(st.sampled_from([1.0, 0.8])),
         merge=draw(st.sampled_from(["logsumexp", "max"])),
         dense_candidates=draw(st.sampled_from([0, 4])),
+        neighbours=True,
     )
     rng = np.random.default_rng(seed)
     batch, steps = draw(st.integers(1, 9)), draw(st.integers(0, 3))
     width = draw(st.sampled_from([1, 3, 10, 50]))
     paths, ruled = draw(st.integers(1, 4)), draw(st.booleans())
     dense = draw(st.sampled_from([(0.0,), (0.7,), (0.0, 0.7)]))  # the same for all, or mixed in one batch
+    near = draw(st.sampled_from([(0.0,), (1.5,), (0.0, 1.5, 0.2)]))
 
     def some(most: int) -> tuple[int, ...]:
         return tuple(rng.integers(0, items, rng.integers(0, most)).tolist())
@@ -77,7 +80,10 @@ def worlds(draw: st.DrawFn) -> tuple[Bundle, list[Request]]:
         )
 
     return bundle, [
-        Request(some(9), width, width, steps, rules() if ruled else Rules(), dense[i % len(dense)], paths=paths)
+        Request(
+            some(9), width, width, steps, rules() if ruled else Rules(), dense[i % len(dense)], near[i % len(near)],
+            paths=paths,
+        )
         for i in range(batch)
     ]
 
@@ -108,7 +114,9 @@ def test_an_answer_is_the_same_alone_and_in_any_batch(runtime, world):
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10_000), k=st.integers(1, 12), steps=st.integers(0, 2), paths=st.integers(1, 3))
 def test_k_never_shrinks(seed, k, steps, paths):
-    bundle = tiny_model(40, seed=seed, paths=paths)
+    bundle = tiny_model(
+        40, seed=seed, paths=paths, neighbours=True, neighbours_weight=seed % 3, dense_candidates=4 * (seed % 2)
+    )
     rng = np.random.default_rng(seed)
     rules = Rules(exclude=tuple(rng.choice(40, int(rng.integers(0, 41)), replace=False).tolist()))
     (answer,) = ask(Engine(bundle), Request((1, 2), k, 12, steps, rules))

@@ -65,16 +65,19 @@ class Search(torch.nn.Module):
         )
         self.trie = build_trie(tokens)
 
-    def forward(self, hidden: torch.Tensor, mask: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(
+        self, hidden: torch.Tensor, mask: torch.Tensor, weight: torch.Tensor, prior: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
         memory = self.runtime.memory(hidden, mask)
         beams = search(
-            self.runtime, self.trie, self.settings, memory, steps=self.steps, beam_width=10, dense_weight=weight
-        )
+            self.runtime, self.trie, self.settings, memory, steps=self.steps, beam_width=10, dense_weight=weight,
+            prior=prior,
+        )  # fmt: skip
         return beams.items, beams.scores, beams.token_log_probs
 
 
-def inputs(width: int = 16) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return torch.randn(3, 7, width), torch.ones(3, 7, dtype=torch.bool), torch.full((3,), 0.5)
+def inputs(width: int = 16) -> tuple[torch.Tensor, ...]:
+    return torch.randn(3, 7, width), torch.ones(3, 7, dtype=torch.bool), torch.full((3,), 0.5), torch.randn(3, 40)
 
 
 @pytest.mark.parametrize("form", ["token", "state", "both"])
@@ -116,12 +119,14 @@ def test_what_is_recorded_lives_on_one_device(table_entries, options):
     with RuleBook(trie, catalogue.members).blocked([Rules(exclude=(1, 2), catalogue="small")] * 4) as rules:
         there = Blocked(*(getattr(rules, field.name).to("meta") for field in fields(Blocked)))
     hidden, mask = torch.empty(3, 7, width, device="meta"), torch.empty(3, 7, dtype=torch.bool, device="meta")
-    for blocked, weight in ((None, None), (there, torch.empty(3, device="meta"))):
+    weights, known = torch.empty(3, device="meta"), torch.empty(3, 40, device="meta")
+    for blocked, weight, prior in ((None, None, None), (there, weights, None), (there, None, known)):
         recorded = RecordedSearch(runtime, trie.to("meta"), bundle.search_settings, recorded_once)
         with OffTheDevice() as seen:
             beams = recorded.search(
-                hidden, mask, steps=2, beam_width=10, paths=bundle.settings.paths, blocked=blocked, dense_weight=weight
-            )
+                hidden, mask, steps=2, beam_width=10, paths=bundle.settings.paths, blocked=blocked, dense_weight=weight,
+                prior=prior,
+            )  # fmt: skip
         assert seen.found == [] and beams.items.shape == (3, 10)
 
 

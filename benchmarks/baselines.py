@@ -1,4 +1,4 @@
-"""Popularity, item-to-item neighbours and SASRec under the protocol of the project's own models.
+"""Popularity, item-to-item neighbours without and with item texts, and SASRec, all under the project's own protocol.
 
     python -m benchmarks.baselines --data DIR --out benchmarks/results/baselines-NAME.json
 
@@ -21,13 +21,16 @@ from typing import Any
 import numpy as np
 
 from benchmarks import neighbours, sasrec
-from benchmarks.common import Score, commit, rank, record, table
+from benchmarks.common import HISTORY_ITEMS, ROOT, Score, commit, rank, record, table
 from benchmarks.popularity import Popularity
+from training.config import RunConfig
 from training.metrics import recall_ndcg
-from training.prepare import Split, leave_one_out, read_data
+from training.neighbours import fit_neighbours
+from training.prepare import Items, Split, leave_one_out, read_data
 
 METRICS = ["recall@5", "recall@10", "ndcg@5", "ndcg@10"]
-MODELS = ("popularity", "neighbours", "sasrec")
+MODELS = ("popularity", "neighbours", "neighbours+text", "sasrec")
+CACHE = ROOT / "runs/cache"  # of text embeddings, which take minutes
 PROTOCOL = " ".join((__doc__ or "").split("\n\n")[-1].split())  # goes with the figures
 
 
@@ -43,9 +46,10 @@ class Fitted:
 
 
 def fit(
-    model: str, split: Split, items: int, seed: int, sasrec_setting: sasrec.Setting, report: Callable[[str], None]
+    model: str, split: Split, items: Items, seed: int, sasrec_setting: sasrec.Setting, report: Callable[[str], None]
 ) -> Fitted:
     """Learns from split.train, chooses by the validation part."""
+    count = len(items)
 
     def validation_ndcg(candidate: neighbours.Neighbours | sasrec.SASRec) -> float:
         ranked = rank(candidate.scores, split.valid_history, exclude_seen=False)
@@ -53,12 +57,16 @@ def fit(
 
     start = time.perf_counter()
     if model == "popularity":
-        return Fitted(model, Popularity(split.train, items).scores, {}, time.perf_counter() - start)
+        return Fitted(model, Popularity(split.train, count).scores, {}, time.perf_counter() - start)
     if model == "neighbours":
-        near, _ = neighbours.tune(split.train, items, validation_ndcg)
+        near, _ = neighbours.tune(split.train, count, validation_ndcg)
         return Fitted(model, near.scores, dataclasses.asdict(near.setting), time.perf_counter() - start)
+    if model == "neighbours+text":
+        memory, chosen = fit_neighbours(items, split, RunConfig(), CACHE)
+        seconds = time.perf_counter() - start
+        return Fitted(model, lambda histories: memory.log_scores(histories, HISTORY_ITEMS), chosen, seconds)
     if model == "sasrec":
-        net, epoch, _ = sasrec.train(split.train, items, sasrec_setting, seed, validation_ndcg, report)
+        net, epoch, _ = sasrec.train(split.train, count, sasrec_setting, seed, validation_ndcg, report)
         chosen = dataclasses.asdict(sasrec_setting) | {"best_epoch": epoch}
         return Fitted(model, net.scores, chosen, time.perf_counter() - start, seed)
     raise ValueError(f"no model named {model!r}: choose from {', '.join(MODELS)}")
@@ -88,7 +96,7 @@ def rows_of(fitted: Fitted, split: Split) -> list[dict[str, Any]]:
 
 def run(
     split: Split,
-    items: int,
+    items: Items,
     models: list[str],
     seeds: list[int],
     sasrec_setting: sasrec.Setting,
@@ -129,7 +137,7 @@ def main(arguments: list[str]) -> None:
 
     start, code = time.perf_counter(), commit()
     data = read_data(options.data)
-    rows = run(leave_one_out(data), len(data.items), models, seeds, setting, lambda line: print(line, file=sys.stderr))
+    rows = run(leave_one_out(data), data.items, models, seeds, setting, lambda line: print(line, file=sys.stderr))
     command = shlex.join(["python", "-m", "benchmarks.baselines", *arguments])
     minutes = round((time.perf_counter() - start) / 60, 2)
     record(options.out, command, seeds, rows, minutes=minutes, data=data.name, protocol=PROTOCOL, **code)

@@ -35,7 +35,7 @@ def main() -> None:
     split = leave_one_out(data)
     rows: list[dict[str, Any]] = []
     for model in ("popularity", "neighbours"):
-        fitted = fit(model, split, len(data.items), 0, Setting(), print)
+        fitted = fit(model, split, data.items, 0, Setting(), print)
         ranked = rank(fitted.score, split.test_history, exclude_seen=True)
         rows.append({"model": model, **recall_ndcg(ranked, split.test_target)})
     for row in evaluate_bundle(bundle, data, range(bundle.max_steps + 1), "test", BEAM, 0, exclude_seen=True):

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-
-def item_counts(sequences: list[np.ndarray], items: int) -> np.ndarray:
-    """Training events per item. Shape: (I,) float32."""
-    return np.bincount(np.concatenate(sequences), minlength=items).astype(np.float32)
+from training.neighbours import event_counts
 
 
 class Popularity:
     """Scores are counts, the same for everybody."""
 
     def __init__(self, sequences: list[np.ndarray], items: int) -> None:
-        self.counts = item_counts(sequences, items)
+        self.counts = event_counts(sequences, items)
 
     def scores(self, histories: list[np.ndarray]) -> np.ndarray:
         """Shape: (U, I) float32."""

@@ -33,7 +33,7 @@ class Neighbours:
     floor: float
 
     def log_scores(self, histories: Sequence[Sequence[int] | np.ndarray], max_items: int) -> np.ndarray:
-        """Histories: catalogue rows, oldest first; one that calls up nothing scores all alike. Shape: (B, I) float32."""
+        """Histories: rows, oldest first; one that calls up nothing scores all alike. Returns (B, I) float32."""
         recent = [np.asarray(history[-max_items:], np.int64) for history in histories]
         lengths = [len(history) for history in recent]
         rows = np.concatenate(recent)

@@ -141,14 +141,41 @@ class RlConfig(StageConfig):
 
 
 @dataclass(frozen=True, slots=True)
+class NeighboursConfig:
+    """The memory of the log and the texts (training/neighbours.py). enabled: whether a run fits one.
+
+    keep: weights per item. floor: what a share of nothing counts as, in the logarithm.
+    """
+
+    enabled: bool = False
+    keep: int = 200
+    floor: float = 1e-4
+
+    def __post_init__(self) -> None:
+        if self.keep < 1 or not 0 < self.floor <= 1:
+            raise ConfigError("neighbours.keep must be at least 1, and neighbours.floor above 0 and at most 1.")
+
+
+@dataclass(frozen=True, slots=True)
 class EvalConfig:
-    """steps: which l are measured. valid_users: how many decide while training; the final choice takes choice_users."""
+    """steps: which l are measured. valid_users: how many decide while training; the final choice takes choice_users.
+
+    neighbours_weights, dense_candidates, dense_weights: what the final choice tries, the first two together and without
+    the dense score.
+    """
 
     steps: tuple[int, ...] = (0, 2, 4)
     beam: int = 20
     valid_users: int = 1000
     choice_users: int = 4000
     dense_weights: tuple[float, ...] = (0.0, 0.25, 0.5, 1.0)
+    neighbours_weights: tuple[float, ...] = (0.0,)
+    dense_candidates: tuple[int, ...] = (0,)
+
+    def __post_init__(self) -> None:
+        for name in ("dense_weights", "neighbours_weights", "dense_candidates"):
+            if min(getattr(self, name), default=-1) < 0:
+                raise ConfigError(f"evaluation.{name} must list at least one number, none below 0.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +199,7 @@ class RunConfig:
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     sft: SftConfig = field(default_factory=SftConfig)
     rl: RlConfig = field(default_factory=RlConfig)
+    neighbours: NeighboursConfig = field(default_factory=NeighboursConfig)
     evaluation: EvalConfig = field(default_factory=EvalConfig)
 
     def __post_init__(self) -> None:
@@ -186,6 +214,8 @@ class RunConfig:
                 f"lengths must list numbers in 0..{self.model.max_steps}, the range of model.max_steps, "
                 f"not {list(self.lengths)}."
             )
+        if any(self.evaluation.neighbours_weights) and not self.neighbours.enabled:
+            raise ConfigError("evaluation.neighbours_weights above 0 need neighbours.enabled=true.")
         if not self.model.max_steps and (self.sft.steps or self.rl.steps):
             raise ConfigError(
                 "With model.max_steps=0 there is no reasoning to train; set sft.steps=0 and rl.steps=0 too."

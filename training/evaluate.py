@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from serving.bundle import Bundle, BundleSettings, search_settings
 from serving.histories import history_tokens
 from serving.model import Memory, StreamRec
+from serving.neighbours import Neighbours
 from serving.rules import RuleBook
 from serving.runtimes.base import Runtime
 from serving.runtimes.eager import EagerRuntime
@@ -40,6 +41,8 @@ def rank_items(
     steps: int,
     beam: int,
     dense_weight: float = 0.0,
+    neighbours: Neighbours | None = None,
+    neighbours_weight: float = 0.0,
     exclude_seen: bool = False,
     batch_size: int = 64,
     runtime: Runtime | None = None,
@@ -62,12 +65,17 @@ def rank_items(
         tokens, mask = history_tokens(chosen, items, settings.max_items, settings.suffix_tokens)
         tokens, mask = tokens.to(device), mask.to(device)
         memory = runtime.memory(runtime.encode(tokens, mask), mask)
+        prior = None
+        if neighbours is not None and neighbours_weight:
+            known = torch.from_numpy(neighbours.log_scores(chosen, settings.max_items))
+            prior = (neighbours_weight * known).to(device)
         seen = [Rules(exclude=tuple(history.tolist())) if exclude_seen else Rules() for history in chosen]
         with rules.blocked(seen) as blocked:
             beams = search(
                 runtime, trie, search_settings(vocabulary, settings), memory, steps=steps, beam_width=beam,
                 blocked=blocked,
                 dense_weight=torch.full((len(rows),), dense_weight, device=device) if dense_weight else None,
+                prior=prior,
             )  # fmt: skip
         found = beams.items[:, :TOP].cpu().numpy()
         ranked[rows, : found.shape[1]] = found
@@ -85,18 +93,22 @@ def measure(
     steps: int,
     beam: int,
     dense_weight: float = 0.0,
+    neighbours: Neighbours | None = None,
+    neighbours_weight: float = 0.0,
     exclude_seen: bool = False,
 ) -> tuple[dict[str, Any], np.ndarray]:
     """A row of a table (`steps`, `users`, recall and NDCG at 5 and 10, `beam`, `seconds`), and ranked items (U, 10)."""
     started = time.perf_counter()
     ranked = rank_items(network, item_tokens, vocabulary, settings, histories,
-                        steps=steps, beam=beam, dense_weight=dense_weight, exclude_seen=exclude_seen)  # fmt: skip
+                        steps=steps, beam=beam, dense_weight=dense_weight, neighbours=neighbours,
+                        neighbours_weight=neighbours_weight, exclude_seen=exclude_seen)  # fmt: skip
     row = {
         "steps": steps,
         "users": len(target),
         **{name: round(value, 5) for name, value in recall_ndcg(ranked, target).items()},
     }
-    row |= {"beam": beam, "paths": settings.paths, "dense_weight": dense_weight, "excluded": exclude_seen}
+    row |= {"beam": beam, "paths": settings.paths, "dense_weight": dense_weight, "neighbours_weight": neighbours_weight}
+    row |= {"dense_candidates": settings.dense_candidates, "excluded": exclude_seen}
     return row | {"seconds": round(time.perf_counter() - started, 2)}, ranked
 
 
@@ -218,5 +230,6 @@ def evaluate_bundle(
     tokens = torch.from_numpy(bundle.catalogue.tokens.astype(np.int64))
     for number in steps:
         row, _ = measure(bundle.network, tokens, bundle.vocabulary, settings, histories, target, steps=number,
-                         beam=beam, dense_weight=bundle.dense_weight, exclude_seen=exclude_seen)  # fmt: skip
+                         beam=beam, dense_weight=bundle.dense_weight, neighbours=bundle.neighbours,
+                         neighbours_weight=bundle.neighbours_weight, exclude_seen=exclude_seen)  # fmt: skip
         yield row | {"split": split}

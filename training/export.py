@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from serving.bundle import Bundle, write_bundle
+from serving.bundle import Bundle, BundleSettings, write_bundle
 from serving.catalogue import Catalogue
 from serving.errors import BundleError
 from serving.histories import history_tokens
@@ -23,11 +23,12 @@ from training.workspace import Workspace
 
 
 def export(work: Workspace, data: Dataset, tokenizer_folder: Path, bundle_folder: Path, stages: dict[str, Any]) -> str:
-    """Writes the bundle and returns its version. Validation NDCG@10 chooses `default_steps` and `dense_weight`."""
+    """Writes the bundle and returns its version. Validation NDCG@10 chooses the defaults (`choose`)."""
     choice = choose(work)
-    work.settings = replace(work.settings, default_steps=choice.steps, dense_weight=choice.dense_weight)
-    accuracy = [row | {"split": "valid"} for row in choice.table if row["dense_weight"] == choice.dense_weight]
+    work.settings = choice.settings
+    accuracy = [row | {"split": "valid"} for row in choice.table if measured_with(row, choice.settings)]
     bundle = Bundle(work.config.name, "", work.vocabulary, work.settings, work.network, catalogue(work, data), accuracy)
+    bundle.neighbours = work.neighbours
     bundle.int8 = int8_gate(work)
     bundle.about = {
         "seed": work.config.seed,
@@ -35,6 +36,7 @@ def export(work: Workspace, data: Dataset, tokenizer_folder: Path, bundle_folder
         "stages": stages,
         "config": work.config.to_json(),
         "choices": choice.table,
+        "neighbours": work.neighbours_report,
     }
 
     def write_tokenizer(folder: Path) -> None:
@@ -75,15 +77,15 @@ def verify(bundle_folder: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What validation prefers, and `table`: a row per number of steps and dense weight that was tried."""
+    """The settings that validation prefers, and `table`: a row per combination that was tried."""
 
-    steps: int
-    dense_weight: float
+    settings: BundleSettings
     table: list[dict[str, Any]]
 
 
 def choose(work: Workspace) -> Choice:
-    """Measures every number of steps with every weight of the dense score on validation, and chooses.
+    """Measures settings on validation users and chooses: first, without steps and dense score, the weight of the
+    neighbours and how many candidates join the beam's; with these every number of steps with every dense weight.
 
     Thinking costs time at every request, so it has to show a gain: steps above 0 are chosen only where their NDCG@10
     lies above that of 0 steps, each with its best weight, by more than chance (95% paired bootstrap over users).
@@ -91,24 +93,50 @@ def choose(work: Workspace) -> Choice:
     evaluation = work.config.evaluation
     histories, target = sample_users(work.split.valid_history, work.split.valid_target, evaluation.choice_users)
     table: list[dict[str, Any]] = []
-    gains: dict[int, np.ndarray] = {}
-    best: dict[int, dict[str, Any]] = {}
-    pairs = [(steps, weight) for steps in range(work.vocabulary.max_steps + 1) for weight in evaluation.dense_weights]
-    for steps, weight in tqdm(pairs, desc="choose", unit="setting", mininterval=1.0):
-        row, ranked = measure(
-            work.network, work.item_tokens, work.vocabulary, work.settings, histories, target,
-            steps=steps, beam=evaluation.beam, dense_weight=weight,
-        )  # fmt: skip
-        table.append(row)
-        if steps not in best or row["ndcg@10"] > best[steps]["ndcg@10"]:
-            best[steps], gains[steps] = row, ndcg_per_user(ranked, target)
-    chosen = best[0]
-    for steps in range(1, work.vocabulary.max_steps + 1):
-        gain, low, high = paired_bootstrap(gains[steps], gains[0], seed=0)
-        best[steps] |= {"gain": round(gain, 5), "gain_low": round(low, 5), "gain_high": round(high, 5)}
-        if low > 0 and best[steps]["ndcg@10"] > chosen["ndcg@10"]:
-            chosen = best[steps]
-    return Choice(chosen["steps"], chosen["dense_weight"], table)
+    seen: dict[BundleSettings, tuple[dict[str, Any], np.ndarray]] = {}
+
+    def ndcg(settings: BundleSettings) -> float:
+        if settings not in seen:
+            row, ranked = measure(
+                work.network, work.item_tokens, work.vocabulary, settings, histories, target,
+                steps=settings.default_steps, beam=evaluation.beam, dense_weight=settings.dense_weight,
+                neighbours=work.neighbours, neighbours_weight=settings.neighbours_weight,
+            )  # fmt: skip
+            table.append(row)
+            seen[settings] = row, ndcg_per_user(ranked, target)
+        return seen[settings][0]["ndcg@10"]
+
+    def best_of(candidates: list[BundleSettings], desc: str) -> BundleSettings:
+        return max(tqdm(candidates, desc=desc, unit="setting", mininterval=1.0), key=ndcg)  # the first of equals
+
+    plain = replace(work.settings, default_steps=0)
+    joined = [
+        replace(plain, neighbours_weight=weight, dense_candidates=count)
+        for count in evaluation.dense_candidates
+        for weight in evaluation.neighbours_weights
+    ]
+    chosen = best_of(joined, "choose neighbours") if len(joined) > 1 else joined[0]
+    best = [
+        best_of(
+            [replace(chosen, default_steps=steps, dense_weight=weight) for weight in evaluation.dense_weights],
+            f"choose, {steps} steps",
+        )
+        for steps in range(work.vocabulary.max_steps + 1)
+    ]
+    chosen, (_, without) = best[0], seen[best[0]]
+    for settings in best[1:]:
+        row, gains = seen[settings]
+        gain, low, high = paired_bootstrap(gains, without, seed=0)
+        row |= {"gain": round(gain, 5), "gain_low": round(low, 5), "gain_high": round(high, 5)}
+        if low > 0 and row["ndcg@10"] > ndcg(chosen):
+            chosen = settings
+    return Choice(chosen, table)
+
+
+def measured_with(row: dict[str, Any], settings: BundleSettings) -> bool:
+    """Whether a row of the table was measured with these settings, whatever its number of steps."""
+    names = ("dense_weight", "neighbours_weight", "dense_candidates")
+    return all(row[name] == getattr(settings, name) for name in names)
 
 
 def catalogue(work: Workspace, data: Dataset) -> Catalogue:
@@ -149,6 +177,18 @@ def model_card(
             "sees only positions whose item number is not larger than its own. Add minus infinity to the other "
             "attention scores.\n"
         )
+    near = ""
+    if work.neighbours is not None:
+        recency, floor = work.neighbours.recency, work.neighbours.floor
+        near = f"""
+## Neighbours
+neighbours.safetensors holds for every item i the items j that followed it in training sequences, or whose texts
+resemble its own, with weights w(i, j): entries offsets[i] to offsets[i + 1] of `items` (catalogue rows) and `weights`.
+With n(j) = the sum over the last {config.model.max_items} items i_t of the history, t steps back from the newest, of
+(t + 1) ** -{recency} * w(i_t, j), an item's score gets neighbours_weight * log(n(j) / sum of n + {floor}). The weight
+of this bundle is {work.settings.neighbours_weight}; with 0 the score is the network's alone. All of it was learnt from
+the training part; `about.neighbours` in bundle.json holds what validation chose.
+"""
     return f"""# {config.name}
 
 A generative recommender: a T5 encoder-decoder that reads a history of semantic IDs, writes 0 to {model.max_steps}
@@ -169,9 +209,10 @@ labels `{config.sft.labels}` fed as `{config.sft.inputs}`, state loss `{config.s
 is log_softmax over all items of (s_l . v) / sqrt(d_model), with v = the sum of the item's token embeddings + its row of
 `item_free.weight`, s_l = `state` MLP of the sum of the decoder's outputs at positions 0..l (all in heads.safetensors).
 With `step_form` state or both, the decoder's input at step i also gets `feedback.weight` times s_(i-1).
-{causal}
+{causal}{near}
 ## Accuracy on validation
-Full ranking, beam {config.evaluation.beam}, seen items not excluded, dense weight {work.settings.dense_weight}.
+Full ranking, beam {config.evaluation.beam}, seen items not excluded, dense weight {work.settings.dense_weight},
+neighbours weight {work.settings.neighbours_weight}.
 
 | steps | recall@10 | ndcg@10 |
 |---|---|---|

@@ -27,6 +27,7 @@ from training.embed import item_embedding
 from training.evaluate import validate
 from training.export import export
 from training.loop import Log, Outcome, run_stage
+from training.neighbours import fit_neighbours
 from training.prepare import (
     Dataset,
     Split,
@@ -135,7 +136,10 @@ def tokenize(
     with safe_open(file, framework="pt") as stored:
         sizes = tuple(json.loads((stored.metadata() or {})["codebook_sizes"]))
         codes, embedding = stored.get_tensor("codes").numpy(), stored.get_tensor("embedding").numpy()
-    return make_workspace(config, split, codes, sizes, embedding, device)
+    work = make_workspace(config, split, codes, sizes, embedding, device)
+    if config.neighbours.enabled:
+        work.neighbours, work.neighbours_report = fit_neighbours(data.items, split, config, folder / "cache")
+    return work
 
 
 def train_stage(stage: str, work: Workspace, folder: Path, log: Log, ranks: Ranks = ALONE) -> Outcome:

@@ -36,7 +36,8 @@ def int8_gate(work: Workspace) -> dict[str, Any]:
     for steps in sorted({0, settings.default_steps, *evaluation.steps}):
         ranked = {
             name: rank_items(network, tokens, work.vocabulary, settings, histories, steps=steps, beam=evaluation.beam,
-                             dense_weight=settings.dense_weight, runtime=runtime)
+                             dense_weight=settings.dense_weight, neighbours=work.neighbours,
+                             neighbours_weight=settings.neighbours_weight, runtime=runtime)
             for name, runtime in (("fp32", None), ("int8", int8))
         }  # fmt: skip
         ndcg = {name: round(float(ndcg_per_user(items, target, TOP).mean()), 5) for name, items in ranked.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ import torch
 from serving.bundle import BundleSettings
 from serving.histories import history_tokens
 from serving.model import Memory, ModelConfig, StreamRec
+from serving.neighbours import Neighbours
 from serving.vocabulary import END, Vocabulary
 from training.config import ModelSettings, RunConfig
 from training.examples import Examples, all_prefixes
@@ -29,6 +31,8 @@ class Workspace:
     item_tokens_here: np.ndarray  # the same on the CPU, where batches are put together
     embedding: np.ndarray
     network: StreamRec
+    neighbours: Neighbours | None = None
+    neighbours_report: dict[str, Any] | None = None  # how they were chosen
 
     @property
     def device(self) -> torch.device:

@@ -17,10 +17,12 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common import commit, record, table
+from serving.bundle import BundleSettings
 from training.config import RunConfig, load_config
 from training.data import Dataset, read_data
 from training.evaluate import measure
@@ -32,11 +34,12 @@ from training.workspace import Workspace
 
 QUESTIONS = ("stages", "encoder", "ids", "codes")
 BEAM = 50
-COLUMNS = ["model", "steps", "dense_weight", "excluded", "recall@5", "recall@10", "ndcg@5", "ndcg@10", "minutes"]
+WEIGHTS, METRICS = ("dense_weight", "neighbours_weight"), ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
+COLUMNS = ["model", "steps", *WEIGHTS, "excluded", *METRICS, "minutes"]
 PROTOCOL = (
     "Leave-one-out, test, full ranking, history of 20 items, beam 50; every row once with and once without the items "
     "of the history excluded. Stages keep their best weights by validation NDCG@10, and validation (nothing excluded) "
-    "chose steps and dense_weight of the deployed row. minutes: training up to the row's weights, one busy core."
+    "chose steps and weights of the deployed row. minutes: training up to the row's weights, one busy core."
 )
 
 
@@ -114,19 +117,18 @@ def measured(arm: str, work: Workspace, folder: Path, data: Dataset) -> Iterator
         spent += read_meta(folder / f"{stage}.latest.safetensors")["seconds"] / 60
         label = f"{arm}: {stage}" if arm == "slow" else arm
         for steps in work.config.evaluation.steps:
-            yield from test_rows(work, label, steps, 0.0, spent)
+            yield from test_rows(work, label, replace(work.settings, default_steps=steps), spent)
     if work.config.sft.steps:
-        choice = choose(work)
-        yield from test_rows(work, "slow: deployed", choice.steps, choice.dense_weight, spent)
+        yield from test_rows(work, "slow: deployed", choose(work).settings, spent)
 
 
-def test_rows(work: Workspace, label: str, steps: int, dense_weight: float, minutes: float) -> Iterator[dict[str, Any]]:
-    """The test's two rows of one model, with and without seen items excluded."""
+def test_rows(work: Workspace, label: str, settings: BundleSettings, minutes: float) -> Iterator[dict[str, Any]]:
+    """The test's two rows of one model with its default steps and weights, with and without seen items excluded."""
     for excluded in (False, True):
         row, _ = measure(
-            work.network, work.item_tokens, work.vocabulary, work.settings,
-            work.split.test_history, work.split.test_target,
-            steps=steps, beam=BEAM, dense_weight=dense_weight, exclude_seen=excluded,
+            work.network, work.item_tokens, work.vocabulary, settings, work.split.test_history, work.split.test_target,
+            steps=settings.default_steps, beam=BEAM, dense_weight=settings.dense_weight, neighbours=work.neighbours,
+            neighbours_weight=settings.neighbours_weight, exclude_seen=excluded,
         )  # fmt: skip
         yield {"model": label, **row, "minutes": round(minutes, 1)}
 

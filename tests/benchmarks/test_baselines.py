@@ -156,15 +156,18 @@ def test_a_run_from_folder_to_file(
     assert result["seeds"] == [0, 1] and result["data"] == "ring" and "Leave-one-out" in result["protocol"]
     assert result["command"].startswith("python -m benchmarks.baselines --data ") and result["machine"]["torch"]
     rows = result["rows"]
-    assert len(rows) == 4 * (1 + 1 + 2)
+    assert len(rows) == 4 * (1 + 1 + 1 + 2)
     models = [(r["model"], r["seed"]) for r in rows[::4]]
-    assert models == [("popularity", None), ("neighbours", None), ("sasrec", 0), ("sasrec", 1)]
+    without_chance = [(name, None) for name in ("popularity", "neighbours", "neighbours+text")]
+    assert models == [*without_chance, ("sasrec", 0), ("sasrec", 1)]
     assert all(r["setting"]["width"] == 8 for r in rows if r["model"] == "sasrec")
     near = {(r["split"], r["excluded"]): r for r in rows if r["model"] == "neighbours"}
     assert near["test", True]["recall@5"] > 0.9 > max(r["recall@5"] for r in rows if r["model"] == "popularity")
     assert near["test", True]["users"] == 60
+    joined = {(r["split"], r["excluded"]): r for r in rows if r["model"] == "neighbours+text"}
+    assert joined["test", True]["recall@5"] > 0.9
     printed = capsys.readouterr().out
-    assert "| neighbours |" in printed and f"{near['test', True]['ndcg@10']:.4f}" in printed
+    assert "| neighbours+text |" in printed and f"{near['test', True]['ndcg@10']:.4f}" in printed
 
 
 def test_an_unknown_model_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -194,7 +197,7 @@ def test_reference_figures_of_popularity() -> None:
 
     data = read_data(REFERENCE_DATA / "scientific2018")
     rows = baselines.run(
-        leave_one_out(data), len(data.items), ["popularity"], [0], sasrec.Setting(), report=lambda line: None
+        leave_one_out(data), data.items, ["popularity"], [0], sasrec.Setting(), report=lambda line: None
     )
     test = {r["excluded"]: r for r in rows if r["split"] == "test"}
     assert test[False]["recall@10"] == pytest.approx(0.0231, abs=2e-4)

@@ -1,0 +1,182 @@
+"""The memory of the log and the texts, fitted: weights by hand, rows cut, nothing learnt from what is held out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+from serving.bundle import Bundle
+from tests.training.shops import command, write_shop
+from tests.training.small import small_config, small_workspace
+from training.__main__ import main
+from training.config import ConfigError
+from training.data import Items
+from training.export import choose
+from training.neighbours import (
+    JoinedSetting,
+    Log,
+    coordinate_search,
+    fit_neighbours,
+    history_weights,
+    largest,
+    ndcg_of,
+    nearest,
+    similarity_embedding,
+)
+
+BY_HAND = JoinedSetting(
+    window=2, distance=1.0, backward=0.25, source=0.5, target=1.0, similar_weight=2.0, similar_temperature=0.5
+)
+
+
+def seq(*items: int) -> np.ndarray:
+    return np.array(items, np.int32)
+
+
+def items_without_text(count: int) -> Items:
+    nothing = [None] * count
+    return Items([f"i{row}" for row in range(count)], nothing, nothing, [[] for _ in range(count)], nothing)
+
+
+def test_weights_by_hand():
+    """0 and 1 point the same way, 2 at right angles to them; nothing is known of 3."""
+    embedding = np.array([[1, 0], [1, 0], [0, 1], [0, 0]], np.float32)
+    weights = Log.of([seq(0, 1, 2, 3), seq(1, 2)], embedding, keep=4).weights(BY_HAND).toarray()  # n = 1, 2, 2, 1
+    same, apart = 2.0, 2.0 * np.exp(-2.0)
+    expected = [
+        [0, 1 / 2 + same, 0.5 / 2 + apart, 0],
+        [0.25 / 2**0.5 + same, 0, 2 / (2**0.5 * 2) + apart, 0.5 / 2**0.5],
+        [0.25 * 0.5 / 2**0.5 + apart, 0.25 * 2 / (2**0.5 * 2) + apart, 0, 1 / 2**0.5],
+        [0, 0.25 * 0.5 / 2, 0.25 / 2, 0],
+    ]
+    np.testing.assert_allclose(weights, expected, rtol=1e-6)
+
+
+def test_an_item_that_follows_itself_is_no_text_like_it():
+    weights = Log.of([seq(0, 0), seq(1)], np.eye(2, dtype=np.float32), keep=1).weights(BY_HAND).toarray()
+    assert weights[0, 0] == pytest.approx(1.25 / (2**0.5 * 2))
+
+
+def test_the_candidates_lose_nothing_that_a_row_would_keep():
+    """Against all pairs of items, brute force: the rows that remain after the cut are the same."""
+    rng = np.random.default_rng(0)
+    embedding = rng.standard_normal((40, 6)).astype(np.float32)
+    embedding /= np.linalg.norm(embedding, axis=1, keepdims=True)
+    sequences = [rng.integers(0, 40, 6).astype(np.int32) for _ in range(15)]
+    setting = JoinedSetting(similar_weight=0.7)
+    whole, few = (Log.of(sequences, embedding, keep).weights(setting) for keep in (40, 7))
+    assert few.nnz < whole.nnz
+    np.testing.assert_allclose(largest(few, 7).toarray(), largest(whole, 7).toarray(), rtol=1e-6)
+
+
+def test_a_row_keeps_its_largest_weights():
+    rng = np.random.default_rng(1)
+    embedding = rng.standard_normal((30, 5)).astype(np.float32)
+    weights = Log.of([seq(*range(30))], embedding, keep=29).weights(JoinedSetting())
+    kept = largest(weights, 4)
+    assert np.diff(kept.indptr).tolist() == [4] * 30 and kept.has_sorted_indices
+    for before, after in zip(weights.toarray(), kept.toarray(), strict=True):
+        assert sorted(after[after > 0]) == sorted(before)[-4:]
+
+
+def test_the_nearest_are_those_of_brute_force():
+    rng = np.random.default_rng(2)
+    embedding = rng.standard_normal((25, 4)).astype(np.float32)
+    embedding[[3, 9]] = 0  # nothing known
+    rows, cols = nearest(embedding, 5)
+    similar = embedding @ embedding.T
+    similar[:, [3, 9]] = -np.inf
+    np.fill_diagonal(similar, -np.inf)
+    for row in range(25):
+        expected = set() if row in (3, 9) else set(np.argsort(-similar[row])[:5].tolist())
+        assert set(cols[rows == row].tolist()) == expected
+
+
+def test_ndcg_by_hand():
+    """Places 1 and 3 of what is called up, a target that nothing calls up, and one with as good a rival."""
+    weights = np.zeros((5, 5))
+    weights[0, [1, 2, 3]] = [3, 2, 1]
+    weights[4, [1, 2]] = 1
+    histories = [seq(0), seq(0), seq(0), seq(4)]
+    found = ndcg_of(
+        history_weights(histories, 5, 1.0), sparse.csr_matrix(weights), np.array([1, 3, 4, 2], dtype=np.int32)
+    )
+    assert found == pytest.approx((1 + 1 / np.log2(4) + 0 + 1 / np.log2(3)) / 4)
+
+
+def test_the_search_takes_what_raises_the_score():
+    grid = {"recency": (0.3, 2.0), "similar_weight": (0.0, 0.5)}
+    start = JoinedSetting()
+    best, score = coordinate_search(start, grid, lambda s: -abs(s.recency - 1.9) - s.similar_weight)
+    assert best == replace(start, recency=2.0, similar_weight=0.0) and score == pytest.approx(-0.1)
+
+
+def test_nothing_is_learnt_from_what_is_held_out():
+    """Validation chooses among few settings and leaves no item behind; the test does nothing at all."""
+    config = small_config("neighbours.enabled=true", "neighbours.keep=30")
+    split, items = small_workspace(config).split, items_without_text(30)
+    found, report = fit_neighbours(items, split, config)
+    other = replace(split, test_history=split.test_history[::-1], test_target=split.test_target[::-1].copy())
+    again, _ = fit_neighbours(items, other, config)
+    for name in ("offsets", "items", "weights", "recency"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(again, name))
+    # Every weight follows from the training sequences and the setting alone.
+    embedding = similarity_embedding(items, split.train, config, None)
+    expected = largest(Log.of(split.train, embedding, 30).weights(JoinedSetting(**report["setting"])), 30)
+    np.testing.assert_array_equal(found.items, expected.indices)
+    np.testing.assert_allclose(found.weights, expected.data, rtol=1e-6)
+
+
+def test_items_nobody_had_in_training_are_known_by_their_text_alone(monkeypatch):
+    texts = ["red mug", "blue mug", "", "red mug"]
+    items = Items([f"i{i}" for i in range(4)], [t or None for t in texts], [None] * 4, [[] for _ in texts], [None] * 4)
+    unit = {"red mug": [1.0, 0.0], "blue mug": [0.6, 0.8], "": [1.0, 0.0]}
+    monkeypatch.setattr(
+        "training.neighbours.embed_text", lambda texts, *_: np.array([unit[t] for t in texts], dtype=np.float32)
+    )
+    embedding = similarity_embedding(items, [seq(0, 1)], small_config(), None)
+    assert embedding[2].tolist() == [0.0, 0.0]  # no text: like nothing
+    weights = Log.of([seq(0, 1)], embedding, keep=4).weights(JoinedSetting(similar_weight=1.0)).toarray()
+    assert weights[3, 0] == pytest.approx(1.0) and weights[3, 1] == pytest.approx(np.exp(-0.4 / 0.3), rel=1e-5)
+    assert not weights[2].any() and not weights[:, 2].any()
+
+
+def test_validation_chooses_the_weight_where_the_memory_knows_more_than_the_network():
+    config = small_config("neighbours.enabled=true", "evaluation.neighbours_weights=[0,1,20]",
+                          "evaluation.dense_candidates=[0,12]")  # fmt: skip
+    work = small_workspace(config)
+    work.neighbours, _ = fit_neighbours(items_without_text(30), work.split, config)
+    choice = choose(work)
+    best = max(row["ndcg@10"] for row in choice.table)
+    assert choice.settings.neighbours_weight > 0 and best > 0.5  # the walks are certain, the network is untrained
+    assert len(choice.table) == 3 * 2 + 3 * 2 - 1  # weights by candidates, then steps by dense weights; one is both
+    same = small_workspace(small_config())
+    assert choose(same).settings.neighbours_weight == 0.0 and len(choose(same).table) == 3 * 2
+
+
+def test_a_weight_needs_neighbours():
+    with pytest.raises(ConfigError, match="neighbours.enabled"):
+        small_config("evaluation.neighbours_weights=[0,1]")
+    with pytest.raises(ConfigError, match="neighbours.keep"):
+        small_config("neighbours.keep=0")
+    with pytest.raises(ConfigError, match="evaluation.dense_weights"):
+        small_config("evaluation.dense_weights=[]")
+
+
+def test_from_a_folder_to_a_bundle_and_its_accuracy(tmp_path, capsys):
+    data, bundle = write_shop(tmp_path / "shop"), tmp_path / "bundle"
+    asked = ("neighbours.enabled=true", "neighbours.keep=9", "evaluation.neighbours_weights=[20]")
+    assert main(command("run", data, bundle, *asked)) == 0
+    opened = Bundle.load(bundle)
+    assert opened.neighbours is not None and np.diff(opened.neighbours.offsets).max() <= 9
+    assert opened.neighbours_weight == 20.0 and opened.about["neighbours"]["entries"] == len(opened.neighbours.items)
+    assert "neighbours_weight * log" in (bundle / "README.md").read_text()
+    capsys.readouterr()
+    assert main(["evaluate", "--bundle", str(bundle), "--data", str(data), "--steps", "0", "--exclude-seen"]) == 0
+    line = capsys.readouterr().out
+    assert '"neighbours_weight": 20.0' in line
+    assert json.loads(line)["ndcg@10"] > 0.5  # the memory knows the walk

@@ -1,0 +1,240 @@
+"""Fits the memory of `serving/neighbours.py`: what followed an item in other histories, and what its text resembles.
+
+    w(i, j) = co(i, j) / (n_i ** source * n_j ** target)
+              + similar_weight * exp((cos(e_i, e_j) - 1) / similar_temperature)   for j != i
+    co(i, j) = sum over pairs of one training sequence, i then j, d <= window steps apart, of d ** -distance,
+               plus backward * the same for j then i
+
+n counts training events; e embeds an item's text, or its company where the data have no text. Validation chooses every
+number. A row keeps its largest weights alone. [open: none of it is in the paper, whose model knows items by codes.]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from scipy import sparse
+
+from serving.neighbours import Neighbours
+from training.config import RunConfig
+from training.embed import collaborative_embedding, embed_text, item_text
+from training.evaluate import sample_users
+from training.prepare import Items, Split
+
+CHUNK = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """The choices about co-occurrence, and how fast items of the history count less."""
+
+    window: int = 20
+    distance: float = 0.5
+    backward: float = 0.5
+    recency: float = 1.0
+    source: float = 0.5
+    target: float = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class JoinedSetting(Setting):
+    """Those about similar items besides."""
+
+    similar_weight: float = 1.0
+    similar_temperature: float = 0.3
+
+
+GRID: dict[str, tuple[Any, ...]] = {
+    "recency": (0.3, 0.5, 1.0, 1.5, 2.0, 3.0),
+    "distance": (0.0, 0.25, 0.5, 1.0, 1.5),
+    "backward": (0.0, 0.25, 0.5, 0.75, 1.0),
+    "target": (0.0, 0.15, 0.3, 0.5),
+    "source": (0.0, 0.25, 0.5, 0.75, 1.0),
+    "window": (1, 3, 5, 10, 20),
+}
+JOINED_GRID = GRID | {
+    "similar_weight": (0.0, 0.03, 0.1, 0.3, 1.0, 2.0, 4.0),
+    "similar_temperature": (0.05, 0.1, 0.2, 0.3, 0.5),
+}
+S = TypeVar("S", bound=Setting)
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """Ordered pairs of one sequence: (P,) item rows, the earlier and the later, and how many steps lie between."""
+
+    earlier: np.ndarray
+    later: np.ndarray
+    steps: np.ndarray
+
+
+def fit_neighbours(
+    items: Items, split: Split, config: RunConfig, cache: Path | None = None
+) -> tuple[Neighbours, dict[str, Any]]:
+    """The memory of the training part, chosen by validation NDCG@10 (nothing excluded), and a report for the bundle.
+
+    cache: the folder of text embeddings, as in `training.embed`. Takes half a minute for ten thousand items.
+    """
+    embedding = similarity_embedding(items, split.train, config, cache)
+    log = Log.of(split.train, embedding, config.neighbours.keep)
+    users, target = sample_users(split.valid_history, split.valid_target, config.evaluation.choice_users)
+    histories = [history[-config.model.max_items :] for history in users]
+
+    def validation_ndcg(setting: JoinedSetting) -> float:
+        return ndcg_of(history_weights(histories, len(items), setting.recency), log.weights(setting), target)
+
+    setting, ndcg = coordinate_search(JoinedSetting(), JOINED_GRID, validation_ndcg)
+    kept = largest(log.weights(setting), config.neighbours.keep)
+    found = Neighbours(
+        kept.indptr.astype(np.int64), kept.indices.astype(np.int32), kept.data.astype(np.float32), setting.recency,
+        config.neighbours.floor,
+    )  # fmt: skip
+    return found, {"setting": asdict(setting), "valid_ndcg@10": round(ndcg, 5), "entries": len(found.items)}
+
+
+def similarity_embedding(
+    items: Items, train_sequences: Sequence[np.ndarray], config: RunConfig, cache: Path | None
+) -> np.ndarray:
+    """Rows of unit length; zero where nothing is known of an item. Shape: (I, E) float32."""
+    if not items.has_text:
+        made = collaborative_embedding(train_sequences, len(items), config.tokenizer.collaborative_dim, config.seed)
+        return np.where(np.linalg.norm(made, axis=1, keepdims=True) > 0.5, made, 0)  # short ones are drawn at random
+    texts = item_text(items)
+    made = embed_text(texts, config.tokenizer.embedder, cache)
+    return np.where([[bool(text)] for text in texts], made, np.float32(0))
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """What w is computed from, for any setting. counts: (I,) training events. cosine: (I, I), where it may matter."""
+
+    pairs: Pairs
+    counts: np.ndarray
+    cosine: sparse.csr_matrix
+
+    @staticmethod
+    def of(sequences: Sequence[np.ndarray], embedding: np.ndarray, keep: int) -> Log:
+        """cosine holds the `keep` most similar items of each and all that occur together: others never are kept."""
+        pairs = pairs_within(sequences, max(GRID["window"]))
+        row, col = nearest(embedding, keep)
+        row, col = np.concatenate([row, pairs.earlier, pairs.later]), np.concatenate([col, pairs.later, pairs.earlier])
+        known = np.linalg.norm(embedding, axis=1) > 0
+        both = np.unique((row.astype(np.int64) * len(embedding) + col)[(row != col) & known[row] & known[col]])
+        row, col = np.divmod(both, len(embedding))
+        values = np.concatenate([
+            np.einsum("pe,pe->p", embedding[row[at : at + CHUNK * 64]], embedding[col[at : at + CHUNK * 64]])
+            for at in range(0, len(row), CHUNK * 64)
+        ] or [np.empty(0, np.float32)])  # fmt: skip
+        shape = (len(embedding), len(embedding))
+        return Log(pairs, event_counts(sequences, len(embedding)), sparse.csr_matrix((values, (row, col)), shape=shape))
+
+    def weights(self, setting: JoinedSetting) -> sparse.csr_matrix:
+        """w, before rows are cut. Shape: (I, I) float64."""
+        similar = self.cosine.astype(np.float64)
+        similar.data = setting.similar_weight * np.exp((similar.data - 1) / setting.similar_temperature)
+        return (cooccurrence(self.pairs, self.counts, setting) + similar).tocsr()
+
+
+def event_counts(sequences: Sequence[np.ndarray], items: int) -> np.ndarray:
+    """Training events per item. Shape: (I,) float32."""
+    return np.bincount(np.concatenate(list(sequences)), minlength=items).astype(np.float32)
+
+
+def pairs_within(sequences: Sequence[np.ndarray], window: int) -> Pairs:
+    """All pairs at most `window` steps apart."""
+    flat = np.concatenate(list(sequences))
+    owner = np.repeat(np.arange(len(sequences)), [len(s) for s in sequences])
+    earlier, later, steps = [], [], []
+    for d in range(1, window + 1):
+        same = owner[:-d] == owner[d:]
+        earlier.append(flat[:-d][same])
+        later.append(flat[d:][same])
+        steps.append(np.full(int(same.sum()), d))
+    return Pairs(np.concatenate(earlier), np.concatenate(later), np.concatenate(steps))
+
+
+def cooccurrence(pairs: Pairs, counts: np.ndarray, setting: Setting) -> sparse.csr_matrix:
+    """co(i, j) / (n_i ** source * n_j ** target). Shape: (I, I) float64."""
+    near = pairs.steps <= setting.window
+    earlier, later = pairs.earlier[near], pairs.later[near]
+    weight = pairs.steps[near].astype(np.float64) ** -setting.distance
+    items, events = len(counts), np.maximum(counts, 1.0)
+    forward = sparse.coo_matrix((weight, (earlier, later)), shape=(items, items)).tocsr()
+    scaled = (
+        sparse.diags(events**-setting.source)
+        @ (forward + setting.backward * forward.T)
+        @ sparse.diags(events**-setting.target)
+    )
+    return scaled.tocsr()
+
+
+def nearest(embedding: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `count` most similar other items of every item, where both are known. Shapes: (I, E) -> (P,), (P,) rows."""
+    known = np.flatnonzero(np.linalg.norm(embedding, axis=1) > 0)
+    count = min(count, len(known) - 1)
+    if count < 1:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    among = embedding[known]
+    rows, cols = [], []
+    for first in range(0, len(known), CHUNK):
+        similar = among[first : first + CHUNK] @ among.T
+        here = np.arange(len(similar))
+        similar[here, first + here] = -np.inf
+        rows.append(np.repeat(known[first + here], count))
+        cols.append(known[np.argpartition(-similar, count - 1, axis=1)[:, :count]].ravel())
+    return np.concatenate(rows), np.concatenate(cols)
+
+
+def largest(weights: sparse.csr_matrix, keep: int) -> sparse.csr_matrix:
+    """Every row's `keep` largest weights. Equal ones fall by chance: rows of a catalogue may tell the future."""
+    row = np.repeat(np.arange(weights.shape[0]), np.diff(weights.indptr))
+    chance = np.random.default_rng(0).permutation(weights.shape[1])
+    order = np.lexsort((chance[weights.indices], -weights.data, row))
+    kept = order[(np.arange(len(row)) - weights.indptr[row] < keep) & (weights.data[order] > 0)]
+    found = sparse.csr_matrix((weights.data[kept], (row[kept], weights.indices[kept])), shape=weights.shape)
+    found.sort_indices()
+    return found
+
+
+def history_weights(histories: Sequence[np.ndarray], items: int, recency: float) -> sparse.csr_matrix:
+    """(t + 1) ** -recency of every item of a history, oldest first. Shape: (U, I); times w it is n(j | history)."""
+    lengths = np.array([len(history) for history in histories])
+    steps_back = np.concatenate([np.arange(n, 0, -1) for n in lengths])  # 1 for the newest
+    owner = np.repeat(np.arange(len(lengths)), lengths)
+    return sparse.csr_matrix(
+        (steps_back**-recency, (owner, np.concatenate(list(histories)))), shape=(len(lengths), items)
+    )
+
+
+def ndcg_of(history: sparse.csr_matrix, weights: sparse.csr_matrix, target: np.ndarray) -> float:
+    """NDCG@10 of n(j | history); equal scores count as ahead of the target, and a target without support as missed."""
+    total = 0.0
+    for first in range(0, len(target), CHUNK):
+        scores = (history[first : first + CHUNK] @ weights).tocsr()
+        wanted = target[first : first + CHUNK]
+        row = np.repeat(np.arange(len(wanted)), np.diff(scores.indptr))
+        own = np.bincount(row, scores.data * (scores.indices == wanted[row]), minlength=len(wanted))
+        before = np.bincount(row, scores.data >= own[row], minlength=len(wanted))  # itself included: its place
+        total += (1 / np.log2(before[(own > 0) & (before <= 10)] + 1)).sum()
+    return float(total) / len(target)
+
+
+def coordinate_search(
+    start: S, grid: dict[str, tuple[Any, ...]], score: Callable[[S], float], passes: int = 2
+) -> tuple[S, float]:
+    """One choice after the other through `grid`, twice over, keeping what raises the score."""
+    best, best_score = start, score(start)
+    for _ in range(passes):
+        before = best_score
+        for name, values in grid.items():
+            for value in values:
+                setting = replace(best, **{name: value})
+                if setting != best and (found := score(setting)) > best_score:
+                    best, best_score = setting, found
+        if best_score == before:
+            break
+    return best, best_score

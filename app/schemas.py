@@ -36,6 +36,9 @@ class RecommendRequest(Body):
     )
     catalogue: Id | None = Field(None, description="recommend only items of this named subset")
     dense_weight: float | None = Field(None, ge=0, le=1000, description="of the dense score; default: the bundle's")
+    neighbours_weight: float | None = Field(
+        None, ge=0, le=1000, description="of the score by the items' neighbours; default: the bundle's"
+    )
     timeout_ms: float | None = Field(None, gt=0, le=600_000, description="time budget")
     explain: bool = False
 
@@ -82,6 +85,7 @@ class ItemExplanation(BaseModel):
     item_id: str
     token_log_probabilities: list[float] = Field(description="one per token of the semantic ID")
     dense_score: float
+    neighbour_score: float | None = Field(None, description="none where the model has no neighbours")
     similarity: list[float] = Field(description="cosine of the state and the item, one per step")
 
 
@@ -91,6 +95,7 @@ class Explanation(BaseModel):
     steps: list[ReasoningStep]
     items: list[ItemExplanation]
     dense_weight: float
+    neighbours_weight: float
 
 
 class RecommendResponse(BaseModel):
@@ -183,6 +188,7 @@ class Model(BaseModel):
     max_history_items: int
     max_beam_width: int
     dense_weight: float
+    neighbours_weight: float
     categories: list[str]
     catalogues: list[str]
     accuracy: list[dict[str, Any]] = Field(description="measured at export, per number of reasoning steps")

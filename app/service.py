@@ -243,6 +243,8 @@ class Service:
         beam_width = self._beam_width(body)
         if isinstance(asked_steps, int) and not 0 <= asked_steps <= bundle.max_steps:
             raise RequestError(f"This model takes 0 to {bundle.max_steps} reasoning steps, or auto.", "reasoning_steps")
+        if body.neighbours_weight and bundle.neighbours is None:
+            raise RequestError("This model has no neighbours; leave it out.", "neighbours_weight")
         steps = asked_steps if isinstance(asked_steps, int) else 0
         self.batcher.admit(_key(steps, beam_width, body), beam_width)  # a refusal must not cost a look-up first
         erasures = self.cache.erasures
@@ -257,7 +259,8 @@ class Service:
         steps, beam_width = self._plan(asked_steps, body, started + budget - time.monotonic(), beam_width)
         request = Request(
             history, body.k, beam_width, steps, rules,
-            dense_weight=body.dense_weight, paths=body.reasoning_paths, explain=body.explain,
+            dense_weight=body.dense_weight, neighbours_weight=body.neighbours_weight, paths=body.reasoning_paths,
+            explain=body.explain,
         )  # fmt: skip
         job = Job(Search(request, lookup.flight), key=_key(steps, beam_width, body), rows=beam_width)
         answer, waited = await self.batcher.submit(job, started + budget)
@@ -437,7 +440,9 @@ class Service:
                 nearest_items=named,
             )
 
-        items = zip(answer.items, trace.token_log_probs, trace.dense_scores, trace.similarity, strict=True)
+        near: Sequence[float | None] = trace.neighbour_scores or [None] * len(answer.items)
+        near_weight = request.neighbours_weight
+        items = zip(answer.items, trace.token_log_probs, trace.dense_scores, near, trace.similarity, strict=True)
         return Explanation(
             steps=[step(number, nearest) for number, nearest in enumerate(trace.nearest_items)],
             items=[
@@ -445,11 +450,13 @@ class Service:
                     item_id=catalogue.item_ids[row],
                     token_log_probabilities=tokens,
                     dense_score=dense,
+                    neighbour_score=by_neighbours,
                     similarity=similarity,
                 )
-                for row, tokens, dense, similarity in items
+                for row, tokens, dense, by_neighbours, similarity in items
             ],
             dense_weight=self.bundle.dense_weight if request.dense_weight is None else request.dense_weight,
+            neighbours_weight=self.bundle.neighbours_weight if near_weight is None else near_weight,
         )
 
     # Users and items

@@ -33,6 +33,7 @@ async def list_models(service: ServiceDep) -> ModelsResponse:
                 max_history_items=bundle.max_items,
                 max_beam_width=service.settings.max_beam_width,
                 dense_weight=bundle.dense_weight,
+                neighbours_weight=bundle.neighbours_weight,
                 categories=sorted(bundle.catalogue.category_names),
                 catalogues=sorted(bundle.catalogue.subsets),
                 accuracy=bundle.accuracy,

@@ -46,7 +46,7 @@ class ShapedEngine:
 
 @pytest.fixture(scope="session")
 def real_engine() -> Engine:
-    return Engine(tiny_model())
+    return Engine(tiny_model(neighbours=True))
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ bodies = st.fixed_dictionaries(
         "categories": st.lists(st.sampled_from(["even", "odd"]), max_size=2),
         "catalogue": st.just("small"),
         "dense_weight": st.sampled_from([0, 0.5]),
+        "neighbours_weight": st.sampled_from([0, 2.5]),
         "explain": st.booleans(),
     },
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -138,16 +139,37 @@ def test_an_explanation_tells_every_step_and_every_item(client: TestClient) -> N
 def test_an_explanation_adds_up_to_the_score_of_the_reference(
     client: TestClient, engine: ShapedEngine, steps: int
 ) -> None:
-    body = ask(client, steps, history=HISTORY, k=4, explain=True, dense_weight=0.5).json()
+    body = ask(client, steps, history=HISTORY, k=4, explain=True, dense_weight=0.5, neighbours_weight=2.0).json()
     thought, why = body["explanation"]["steps"][1:], body["explanation"]["items"]
     path = tuple(step["token"] for step in thought)
-    scores, log_prob = score_all_items(engine.bundle, (1, 2, 3), path, dense_weight=0.5)
+    scores, log_prob = score_all_items(engine.bundle, (1, 2, 3), path, dense_weight=0.5, neighbours_weight=2.0)
     assert sum(step["log_probability"] for step in thought) == pytest.approx(log_prob, abs=1e-4)
     for item, part in zip(body["items"], why, strict=True):
-        total = sum(part["token_log_probabilities"]) + 0.5 * part["dense_score"]
+        total = sum(part["token_log_probabilities"]) + 0.5 * part["dense_score"] + 2.0 * part["neighbour_score"]
         assert item["score"] == pytest.approx(total, abs=1e-4)
         assert total == pytest.approx(scores[engine.bundle.catalogue.row(item["item_id"])], abs=1e-4)
         assert len(part["similarity"]) == steps + 1 and all(abs(value) <= 1 + 1e-6 for value in part["similarity"])
+
+
+def test_the_weight_of_the_neighbours_is_the_requests_own(start: Start, engine: ShapedEngine) -> None:
+    client = start()
+    plain = ask(client, 0, history=HISTORY, k=5, explain=True).json()
+    assert plain["explanation"]["neighbours_weight"] == 0  # the bundle's
+    heavy = ask(client, 0, history=HISTORY, k=5, beam_width=60, exclude_seen=False, neighbours_weight=1000).json()
+    known = engine.bundle.neighbours.log_scores([(1, 2, 3)], 6)[0]
+    assert known[int(heavy["items"][0]["item_id"][1:])] == known.max()
+    two = [{"history": HISTORY, "k": 5}, {"history": HISTORY, "k": 5, "neighbours_weight": 50}]
+    together = client.post("/recommend/batch?reasoning_steps=0", json={"requests": two}).json()["results"]
+    found = [[item["item_id"] for item in body["items"]] for body in (plain, *together)]
+    assert found[0] == found[1] != found[2]
+
+
+def test_a_weight_for_neighbours_that_the_model_does_not_have_is_422(start: Start, engine: ShapedEngine) -> None:
+    engine.bundle = replace(engine.bundle, neighbours=None)
+    client = start()
+    response = ask(client, history=HISTORY, neighbours_weight=1)
+    assert response.status_code == 422 and response.json()["field"] == "neighbours_weight"
+    assert ask(client, history=HISTORY, neighbours_weight=0).status_code == 200
 
 
 def test_a_state_is_cached_per_user_and_only_for_the_same_history(client: TestClient, engine: ShapedEngine) -> None:
@@ -219,6 +241,7 @@ def test_without_tiers_the_cache_is_off(start: Start) -> None:
         ({"user_id": "\ud800"}, "user_id"),
         ({"timeout_ms": 0}, "timeout_ms"),
         ({"dense_weight": -1}, "dense_weight"),
+        ({"neighbours_weight": -1}, "neighbours_weight"),
         ({"categories": ["even", "nope"]}, "categories"),
     ],
 )

@@ -3,7 +3,7 @@
     stages    stage 1, 2 and 3 at several numbers of steps, beside a plain TIGER of the same size and number of steps
     encoder   a plain TIGER with T5's own encoder against one whose encoder is causal by item
     ids       a plain TIGER on semantic IDs of text and behaviour together against IDs of text alone
-    codes     a plain TIGER on three levels of 256 codes against three of 64
+    codes     a plain TIGER on three levels of 64 codes, to lie beside the one of `stages` on its 256
 
 Everything is kept under --work, so the same command goes on after a kill; `--only NAME` trains and measures one arm
 (several cores: one process each), and a last call without it writes the result.
@@ -58,7 +58,7 @@ def arms(question: str, config: RunConfig) -> dict[str, list[str]]:
     if question == "ids":
         return {"plain": plain, "text": [*plain, "tokenizer.source=text"]}
     if question == "codes":
-        return {"plain": plain, "coarse": [*plain, "tokenizer.rqvae.codes=64"]}
+        return {"coarse": [*plain, "tokenizer.rqvae.codes=64"]}
     return {"plain": plain, "causal": [*plain, "model.attention=causal-by-item"]}
 
 

@@ -39,6 +39,8 @@ def steps(rows: Rows, path: Path) -> None:
         panel = figure.subplots()
         for kind, colour in (("one checkpoint", BLUE), ("one checkpoint, dense score joined", RED)):
             line = [row for row in rows if row.get("kind") == kind]
+            if not line:
+                continue  # validation gave the dense score no weight
             x, y = [row["steps"] for row in line], [row["ndcg@10"] for row in line]
             base = next(row["ndcg@10"] for row in line if row["steps"] == 0)
             panel.plot(x, y, "o-", color=colour, label=kind)

@@ -44,11 +44,12 @@ def steps(lab: Lab) -> Rows:
     weight = lab.best_weight(every, 0)
     best = lab.choose([Cell(every, every, Ask("valid", length), weight) for length in LENGTHS])
     cells = [Cell("plain", "plain", Ask("test", 0), more={"kind": "plain"})]
-    for kind, used in (("one checkpoint", 0.0), ("one checkpoint, dense score joined", weight)):
+    kinds = {0.0: "one checkpoint", weight: "one checkpoint, dense score joined"} if weight else {0.0: "one checkpoint"}
+    for used, kind in kinds.items():
         for length in LENGTHS:
-            chosen = {"chosen": length == best.ask.steps} if used == weight else {}
-            cells.append(Cell(f"{kind}, {length} steps", every, Ask("test", length), used, f"{kind}, 0 steps",
-                              more={"kind": kind} | chosen))  # fmt: skip
+            more = {"kind": kind, "chosen": length == best.ask.steps and used == weight}
+            name = f"{kind}, {length} steps"
+            cells.append(Cell(name, every, Ask("test", length), used, f"{kind}, 0 steps", more=more))
     for length in OWN:
         for used in (0, length):
             name = f"trained for {length}"
@@ -84,6 +85,8 @@ def tokens(lab: Lab) -> Rows:
     for name, arm in {no_thought: "state loss alone", **THOUGHTS}.items():
         if arm != "latent":  # its state was never taught to find items
             weight = lab.best_weight(arm, 0)
+            if not weight:
+                continue  # validation would not have it joined
             for used in (0,) if name == no_thought else (0, DEPTH):
                 asked = Ask("test", used)
                 title = name if name == no_thought else f"{name}, {used} steps"
@@ -181,7 +184,8 @@ def joined(lab: Lab) -> Rows:
     cells = []
     for arm, used in ((SLOW, 0), (SLOW, DEPTH), ("state loss alone", 0)):
         weights = [weight for weight in lab.config(arm).evaluation.dense_weights if weight]
-        weight = lab.best_weight(arm, used)
+        lab.best_weight(arm, used)  # puts down whether validation would join at all
+        weight = lab.choose([Cell(arm, arm, Ask("valid", used), weight) for weight in weights]).weight
         united = lab.choose([Cell(arm, arm, Ask("valid", used, union=UNION, union_weight=w), w) for w in weights])
         name = f"{arm}, {used} steps"
         beam = f"{name}: beam"

@@ -143,8 +143,8 @@ def _field(error: Any) -> str:
     return ".".join(location) or "body"
 
 
-def response(error: Exception) -> Response:
-    details = problem(error)
+def response(error: Exception, details: Problem | None = None) -> Response:
+    details = details or problem(error)
     headers = {} if details.retry_after is None else {"Retry-After": str(details.retry_after)}
     if details.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
@@ -159,12 +159,16 @@ def reason(details: Problem) -> str:
     return details.type.rpartition(":")[2].replace("-", "_")
 
 
-def install(app: FastAPI) -> None:
-    async def handle(request: Request, error: Exception) -> Response:
-        details = problem(error)
-        if details.status in REJECTIONS:
-            request.app.state.service.metrics.rejected.labels(reason(details)).inc()
-        return response(error)
+EXPECTED = (ServingError, RequestValidationError, HTTPException)
 
-    for kind in (ServingError, RequestValidationError, HTTPException):
+
+async def handle(request: Request, error: Exception) -> Response:
+    details = problem(error)
+    if details.status in REJECTIONS:
+        request.app.state.service.metrics.rejected.labels(reason(details)).inc()
+    return response(error, details)
+
+
+def install(app: FastAPI) -> None:
+    for kind in EXPECTED:
         app.add_exception_handler(kind, handle)

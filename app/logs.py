@@ -9,12 +9,14 @@ from __future__ import annotations
 import logging
 import sys
 import traceback
-from collections.abc import MutableMapping
+from datetime import UTC, datetime
 from typing import Any
 
 import structlog
 
-Event = MutableMapping[str, Any]
+RENDER = structlog.processors.JSONRenderer(ensure_ascii=False)
+# What every record has; and uvicorn's, which says everything twice.
+STANDARD = {*vars(logging.makeLogRecord({})), "color_message"}
 
 
 def set_up(level: str) -> None:
@@ -24,6 +26,7 @@ def set_up(level: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False  # no line tells of them
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = name != "uvicorn.access"
@@ -31,31 +34,27 @@ def set_up(level: str) -> None:
 
 def formatter() -> logging.Formatter:
     """Time, level, logger, message, the request's id where there is one, and the fields of `extra={...}`."""
-    return structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=[
-            structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
-            structlog.stdlib.add_log_level,
-            structlog.stdlib.add_logger_name,
-            structlog.processors.EventRenamer("message"),
-            structlog.contextvars.merge_contextvars,
-            structlog.stdlib.ExtraAdder(),
-            _exception,
-        ],
-        processors=[
-            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-            structlog.processors.JSONRenderer(ensure_ascii=False),
-        ],
-    )
+    return _Lines()
 
 
-def _exception(logger: Any, method: str, event: Event) -> Event:
-    event.pop("color_message", None)  # uvicorn says everything twice
-    info = event.pop("exc_info", None)
-    if info and info[1] is not None:
-        # uvicorn reports what a request raised after the request's id is gone.
-        quotes_a_client = "request_id" in event or event["logger"].startswith("uvicorn")
-        event["exception"] = _places(info[1]) if quotes_a_client else "".join(traceback.format_exception(info[1]))
-    return event
+class _Lines(logging.Formatter):
+    # By hand what structlog's own formatter does for records of the standard library: every request writes a line.
+
+    def format(self, record: logging.LogRecord) -> str:
+        event: dict[str, Any] = {
+            "message": record.getMessage(),
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat().replace("+00:00", "Z"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            **structlog.contextvars.get_contextvars(),
+        }
+        event |= {name: value for name, value in vars(record).items() if name not in STANDARD}
+        if record.exc_info and record.exc_info[1] is not None:
+            # uvicorn reports what a request raised after the request's id is gone.
+            quotes_a_client = "request_id" in event or record.name.startswith("uvicorn")
+            error = record.exc_info[1]
+            event["exception"] = _places(error) if quotes_a_client else "".join(traceback.format_exception(error))
+        return str(RENDER(None, "", event))
 
 
 def _places(error: BaseException) -> str:

@@ -53,11 +53,13 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,  # FastAPI's page loads its scripts from another host; ours is in routes/page.py
         redoc_url=None,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # ours are in traces.py, metrics.py and logs.py
     )
     app.state.service, app.state.quotas, app.state.seat = service, quotas, seat
     errors.install(app)
     for routes in (recommend, users, items, models, health, page):
         app.include_router(routes.router)
+    app.add_middleware(recommend.Shortcut, service=service)
     if settings.cors_origins:
         app.add_middleware(Cors, origins=settings.cors_origins)
     app.add_middleware(Envelope, metrics=service.metrics, traces=traces, max_body_bytes=settings.max_body_bytes)

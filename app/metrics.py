@@ -94,8 +94,7 @@ class Metrics:
         self.threads = Gauge(
             "streamrec_threads", "Threads that Python knows of", registry=registry, multiprocess_mode="livesum"
         )
-        for stage in STAGES:
-            self.stage_seconds.labels(stage)
+        self.stages = {stage: self.stage_seconds.labels(stage) for stage in STAGES}  # asked for at every request
 
     def text(self) -> bytes:
         """What Prometheus reads. Of several workers: sums over all of them, those that have died included."""

@@ -5,36 +5,38 @@ from __future__ import annotations
 import logging
 import re
 import time
-import uuid
 from typing import Any
 
 import structlog
 from fastapi import HTTPException
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import errors
+from app.ids import fresh_id
 from app.metrics import Metrics
 from app.traces import Traces
 
 log = logging.getLogger("streamrec.http")
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
-SECURITY_HEADERS = {
+ALWAYS = [
     # Everything a page needs comes from the service itself: no inline code, no other host.
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    (
+        b"content-security-policy",
+        b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+        b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     ),
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
-    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
-    "Cross-Origin-Opener-Policy": "same-origin",
-}
-HTTPS_ONLY = "max-age=31536000"
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"permissions-policy", b"camera=(), geolocation=(), microphone=()"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+]
+NO_STORE = (b"cache-control", b"no-store")
+HTTPS_ONLY = (b"strict-transport-security", b"max-age=31536000")
 QUIET = {"/livez", "/readyz", "/metrics"}
 
 
@@ -49,27 +51,27 @@ class Envelope:
             await self.app(scope, receive, send)
             return
         started, status = time.perf_counter(), 0
-        headers = Headers(scope=scope)
-        sent_id = headers.get("x-request-id", "")
-        request_id = sent_id if REQUEST_ID.fullmatch(sent_id) else uuid.uuid4().hex
+        sent = dict(scope["headers"])
+        request_id = sent.get(b"x-request-id", b"").decode("latin-1")
+        if not REQUEST_ID.fullmatch(request_id):
+            request_id = fresh_id()
         tokens = structlog.contextvars.bind_contextvars(request_id=request_id)
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                out = MutableHeaders(scope=message)
-                out["X-Request-ID"] = request_id
-                out.setdefault("Cache-Control", "no-store")
-                for name, value in SECURITY_HEADERS.items():
-                    out[name] = value
+                headers = [*message.get("headers", ()), (b"x-request-id", request_id.encode()), *ALWAYS]
+                if all(name != NO_STORE[0] for name, _ in headers):
+                    headers.append(NO_STORE)
                 if scope["scheme"] == "https":
-                    out["Strict-Transport-Security"] = HTTPS_ONLY
+                    headers.append(HTTPS_ONLY)
+                message["headers"] = headers
             await send(message)
 
         try:
             try:
-                await self.app(scope, self._bounded(receive, headers), send_with_headers)
+                await self.app(scope, self._bounded(receive, sent.get(b"content-length", b"")), send_with_headers)
             except Exception as error:
                 log.exception("unexpected error")
                 if status:
@@ -80,26 +82,27 @@ class Envelope:
             method, route = scope["method"], route_of(scope)
             self.metrics.request_seconds.labels(route, str(status or 499)).observe(seconds)
             level = logging.DEBUG if route in QUIET else logging.INFO
-            fields = {"method": method, "route": route, "status": status, "ms": round(1000 * seconds, 2)}
-            log.log(level, "request", extra=fields)
-            answer = scope.get("state", {}).get("answer")
-            self.traces.record(headers, method, route, status or 499, request_id, seconds, answer)
+            if log.isEnabledFor(level):
+                fields = {"method": method, "route": route, "status": status, "ms": round(1000 * seconds, 2)}
+                log.log(level, "request", extra=fields)
+            if self.traces.provider is not None:
+                caller = sent.get(b"traceparent", b"").decode("latin-1")
+                answer = scope.get("state", {}).get("answer")
+                self.traces.record(caller, method, route, status or 499, request_id, seconds, answer)
             structlog.contextvars.reset_contextvars(**tokens)
 
-    def _bounded(self, receive: Receive, headers: Headers) -> Receive:
-        received = 0
-        announced = headers.get("content-length", "0")
-        too_large = HTTPException(413, f"The body may hold at most {self.max_body_bytes} bytes; send it in parts.")
+    def _bounded(self, receive: Receive, announced: bytes) -> Receive:
+        left = self.max_body_bytes
+        too_large = announced.isdigit() and int(announced) > left
 
         async def bounded() -> Message:
-            nonlocal received
-            if announced.isdigit() and int(announced) > self.max_body_bytes:
-                raise too_large
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self.max_body_bytes:
-                raise too_large
-            return message
+            nonlocal left
+            if not too_large:
+                message = await receive()
+                left -= len(message.get("body", b""))
+                if left >= 0:
+                    return message
+            raise HTTPException(413, f"The body may hold at most {self.max_body_bytes} bytes; send it in parts.")
 
         return bounded
 

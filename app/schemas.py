@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, WithJsonSchema, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, WithJsonSchema, model_validator
 
 MAX_ID = 256
 MAX_ITEMS = 10_000
@@ -49,14 +50,21 @@ class RecommendRequest(Body):
         return self
 
 
-class RecommendedItem(BaseModel):
+# What an answer is made of is made here, at every request, so nothing of it has to be checked: no models.
+
+
+@dataclass(slots=True)
+class RecommendedItem:
+    """One item of an answer."""
+
     item_id: str
     score: float
     title: str | None = None
-    categories: list[str] = []
+    categories: list[str] = field(default_factory=list)
 
 
-class Timings(BaseModel):
+@dataclass(slots=True)
+class Timings:
     """Milliseconds. `encode` to `decode` are those of the batch that the request shared."""
 
     queue: float = 0.0
@@ -98,7 +106,10 @@ class Explanation(BaseModel):
     neighbours_weight: float
 
 
-class RecommendResponse(BaseModel):
+@dataclass(slots=True)
+class RecommendResponse:
+    """The answer to one request."""
+
     recommendation_id: str
     user_id: str | None
     model_version: str
@@ -107,10 +118,15 @@ class RecommendResponse(BaseModel):
     reasoning_paths: int
     beam_width: int
     cache: Literal["memory", "redis", "miss", "off"]
-    items: list[RecommendedItem] = Field(description="best first, distinct")
-    unknown_items: list[str] = Field(description="ids of history, allow or deny that the catalogue does not have")
+    items: Annotated[list[RecommendedItem], Field(description="best first, distinct")]
+    unknown_items: Annotated[
+        list[str], Field(description="ids of history, allow or deny that the catalogue does not have")
+    ]
     timings_ms: Timings
     explanation: Explanation | None = None
+
+
+ANSWER = TypeAdapter(RecommendResponse)
 
 
 class Problem(BaseModel):

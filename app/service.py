@@ -6,7 +6,6 @@ import asyncio
 import gc
 import logging
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -15,6 +14,7 @@ from typing import Any, Literal, Protocol
 from redis.exceptions import RedisError
 
 from app.errors import NotReady
+from app.ids import fresh_id
 from app.metrics import Metrics
 from app.schemas import (
     Explanation,
@@ -231,7 +231,7 @@ class Service:
         self.metrics.batch_size.observe(len(searches))
         self.metrics.beam_rows.observe(sum(search.request.beam_width for search in searches))
         for stage in ("encode", "reason", "decode"):
-            self.metrics.stage_seconds.labels(stage).observe(answer.seconds.get(stage, 0.0))
+            self.metrics.stages[stage].observe(answer.seconds.get(stage, 0.0))
 
     # A request
 
@@ -265,17 +265,17 @@ class Service:
         job = Job(Search(request, lookup.flight), key=_key(steps, beam_width, body), rows=beam_width)
         answer, waited = await self.batcher.submit(job, started + budget)
         self.cache.put(lookup)
-        self.metrics.stage_seconds.labels("cache").observe(cache_seconds)
-        self.metrics.stage_seconds.labels("queue").observe(waited)
+        self.metrics.stages["cache"].observe(cache_seconds)
+        self.metrics.stages["queue"].observe(waited)
         self.metrics.reasoning_steps.observe(steps)
         answer = self._checked(answer, rules)
         return RecommendResponse(
-            recommendation_id=uuid.uuid4().hex,
+            recommendation_id=fresh_id(),
             user_id=body.user_id,
             model_version=bundle.version,
             source="model",
             reasoning_steps=steps,
-            reasoning_paths=body.reasoning_paths or bundle.search_settings.paths,
+            reasoning_paths=body.reasoning_paths or bundle.settings.paths,
             beam_width=beam_width,
             cache=lookup.source,
             items=self._items(answer.items, answer.scores),
@@ -373,7 +373,7 @@ class Service:
         rows = catalogue.popular(body.k, rules)
         self.metrics.fallback.labels("unknown_items" if unknown else "cold_user").inc()
         return RecommendResponse(
-            recommendation_id=uuid.uuid4().hex,
+            recommendation_id=fresh_id(),
             user_id=body.user_id,
             model_version=self.bundle.version,
             source="popularity",
@@ -416,13 +416,9 @@ class Service:
 
     def _items(self, rows: Sequence[int], scores: Sequence[float]) -> list[RecommendedItem]:
         catalogue = self.bundle.catalogue
+        ids, titles, categories = catalogue.item_ids, catalogue.titles, catalogue.categories
         return [
-            RecommendedItem(
-                item_id=catalogue.item_ids[row],
-                score=score,
-                title=catalogue.titles[row],
-                categories=catalogue.categories[row],
-            )
+            RecommendedItem(ids[row], score, titles[row], categories[row])
             for row, score in zip(rows, scores, strict=True)
         ]
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 try:
@@ -53,10 +52,11 @@ class Traces:
         self._tracer = self.provider.get_tracer("streamrec", version)
 
     def record(
-        self, headers: Mapping[str, str], method: str, route: str, status: int, request_id: str, seconds: float,
+        self, caller: str, method: str, route: str, status: int, request_id: str, seconds: float,
         answer: RecommendResponse | None = None,
     ) -> None:  # fmt: skip
-        """One request that has just ended after `seconds`, with its answer where it asked for a recommendation."""
+        """One request that has just ended after `seconds`, with its answer where it asked for a recommendation.
+        caller: the header `traceparent`, or nothing."""
         if self.provider is None:
             return
         end = time.time_ns()
@@ -69,8 +69,8 @@ class Traces:
         }
         if answer is not None:
             attributes |= {f"streamrec.{name}": getattr(answer, name) for name in TOLD}
-        caller = TraceContextTextMapPropagator().extract({"traceparent": headers.get("traceparent", "")})
-        span = self._tracer.start_span(f"{method} {route}", caller, SpanKind.SERVER, attributes, start_time=start)
+        parent = TraceContextTextMapPropagator().extract({"traceparent": caller})
+        span = self._tracer.start_span(f"{method} {route}", parent, SpanKind.SERVER, attributes, start_time=start)
         if status >= 500:
             span.set_status(StatusCode.ERROR)
         begin = start

@@ -66,6 +66,9 @@ class _Queue(Generic[T, R]):
             if not group:
                 del self.groups[waiting.key]
 
+    def holds(self, waiting: _Waiting[T, R]) -> bool:
+        return waiting.number in self.groups.get(waiting.key, ())
+
     def oldest_group(self) -> list[_Waiting[T, R]]:
         """The group whose head has waited longest: no key starves, however busy the others are."""
         oldest = min(self.groups, key=lambda key: next(iter(self.groups[key])))
@@ -101,6 +104,7 @@ class Batcher(Generic[T, R]):
         self._on_depth = on_depth
         self._queue: _Queue[T, R] = _Queue()
         self._running: list[_Waiting[T, R]] = []
+        self._seconds: dict[tuple[Key, int], float] = {}  # what groups take, as far as asked since the last batch
         self._free_at = 0.0  # when the batch that runs is likely to end
         self._numbers = count()
         self._wake = threading.Condition()
@@ -132,9 +136,10 @@ class Batcher(Generic[T, R]):
         finally:
             if timer is not None:
                 timer.cancel()
-            with self._wake:
-                self._queue.discard(waiting)
-            self._on_depth(self.depth)
+            if self._queue.holds(waiting):
+                with self._wake:
+                    self._queue.discard(waiting)
+                self._on_depth(self.depth)
 
     def admit(self, key: Hashable, rows: int) -> None:
         """Raises what `submit` would raise at once for such a job."""
@@ -198,10 +203,14 @@ class Batcher(Generic[T, R]):
 
     def _group_seconds(self, key: Key, jobs: int) -> float:
         """What so many jobs of one key take, in batches as full as they may be."""
-        most = self._jobs_per_batch(key[1])
-        full, rest = divmod(jobs, most)
-        seconds = full * self._cost(key[0], most * key[1]) if full else 0.0
-        return seconds + (self._cost(key[0], rest * key[1]) if rest else 0.0)
+        seconds = self._seconds.get((key, jobs))
+        if seconds is None:
+            most = self._jobs_per_batch(key[1])
+            full, rest = divmod(jobs, most)
+            seconds = full * self._cost(key[0], most * key[1]) if full else 0.0
+            seconds += self._cost(key[0], rest * key[1]) if rest else 0.0
+            self._seconds[key, jobs] = seconds
+        return seconds
 
     def _jobs_per_batch(self, rows: int) -> int:
         return max(1, min(self._max_batch, self._max_rows // rows))
@@ -245,6 +254,7 @@ class Batcher(Generic[T, R]):
             _settle(batch, [(result, started - waiting.since) for waiting, result in zip(batch, results, strict=True)])
         with self._wake:
             self._running = []
+            self._seconds.clear()  # costs are measured anew with every batch
         return len(batch)
 
     def _take(self) -> tuple[list[_Waiting[T, R]], list[_Waiting[T, R]]]:

@@ -6,17 +6,21 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from functools import lru_cache
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.routing import APIRoute
 from pydantic import ValidationError
+from starlette.datastructures import QueryParams
+from starlette.requests import ClientDisconnect
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import errors
 from app.deps import ServiceDep, while_connected
-from app.schemas import BatchRequest, BatchResponse, Problem, RecommendRequest, RecommendResponse
+from app.schemas import ANSWER, BatchRequest, BatchResponse, Problem, RecommendRequest, RecommendResponse
 from app.security import bearer, header, require_key
 from app.service import Service, Steps
 from serving.errors import RequestError, ServingError
@@ -39,16 +43,21 @@ async def reasoning_steps(
         Query(description="0 to the model's maximum, or auto; default: the model's", max_length=LONGEST),
     ] = None,
 ) -> Steps:
-    if reasoning_steps is None or reasoning_steps == "auto":
-        return reasoning_steps  # type: ignore[return-value]
-    if not (reasoning_steps.isascii() and reasoning_steps.isdigit() and len(reasoning_steps) <= LONGEST):
+    return _steps(reasoning_steps)
+
+
+def _steps(asked: str | None) -> Steps:
+    if asked is None or asked == "auto":
+        return asked  # type: ignore[return-value]
+    if not (asked.isascii() and asked.isdigit() and len(asked) <= LONGEST):
         raise RequestError("Give a number of steps from 0, or auto.", "reasoning_steps")
-    return int(reasoning_steps)
+    return int(asked)
 
 
 StepsDep = Annotated[Any, Depends(reasoning_steps)]
 
 
+@router.post("/recommend", response_model=RecommendResponse)
 async def recommend(request: Request, body: RecommendRequest, steps: StepsDep, service: ServiceDep) -> Response:
     """The best items for one user, found by reasoning for a number of steps first."""
     answer = await while_connected(request, service.recommend(body, steps))
@@ -58,33 +67,53 @@ async def recommend(request: Request, body: RecommendRequest, steps: StepsDep, s
     return _json(answer, service)
 
 
-class Direct(APIRoute):
-    """Calls `recommend` as FastAPI would, without its resolving of dependencies: at every request that costs more than
-    all the rest of HTTP. What OpenAPI tells still comes from the endpoint's signature."""
+class Shortcut:
+    """POST /recommend past FastAPI's routing and resolving of dependencies, which cost more than all the rest of HTTP.
+    The route above stays what OpenAPI describes, and does the same."""
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        async def handle(request: Request) -> Response:
-            await require_key(request, await header(request), await bearer(request))
-            steps = await reasoning_steps(request.query_params.get("reasoning_steps"))
-            return await recommend(request, await _body(request), steps, request.app.state.service)
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self.app, self.service = app, service
 
-        return handle
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] != "/recommend" or scope["method"] != "POST":
+            await self.app(scope, receive, send)
+            return
+        scope["route"] = ROUTE
+        request, keys = Request(scope, receive), self.service.settings.api_keys
+        try:
+            await require_key(request, await header(request) if keys else None, await bearer(request) if keys else None)
+            steps = _steps_in(scope["query_string"])
+            response = await recommend(request, await _body(scope, receive), steps, self.service)
+        except errors.EXPECTED as error:
+            response = await errors.handle(request, error)
+        await response(scope, receive, send)
 
 
-async def _body(request: Request) -> RecommendRequest:
-    if "json" not in request.headers.get("content-type", ""):
+ROUTE = Route("/recommend", recommend, methods=["POST"])  # for the metrics' label
+
+
+@lru_cache(64)  # clients ask for the same few things
+def _steps_in(query: bytes) -> Steps:
+    return _steps(QueryParams(query).get("reasoning_steps"))
+
+
+async def _body(scope: Scope, receive: Receive) -> RecommendRequest:
+    if b"json" not in dict(scope["headers"]).get(b"content-type", b""):
         raise RequestError("Send JSON, with the header Content-Type: application/json.", "body")
+    body, more = b"", True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        body, more = body + message.get("body", b""), message.get("more_body", False)
+    with suppress(ValidationError):  # what does not fit is said by the slower way, as on every other route
+        return RecommendRequest.model_validate_json(body)
     try:
-        return RecommendRequest.model_validate(json.loads(await request.body()))
+        return RecommendRequest.model_validate(json.loads(body))
     except ValidationError as error:
         raise RequestValidationError(error.errors()) from error
     except (ValueError, RecursionError) as error:
         raise RequestError("The body is no JSON.", "body") from error
-
-
-router.add_api_route(
-    "/recommend", recommend, methods=["POST"], response_model=RecommendResponse, route_class_override=Direct
-)
 
 
 @router.post("/recommend/batch", response_model=BatchResponse)
@@ -119,6 +148,6 @@ async def _one(service: Service, raw: Any, steps: Steps) -> RecommendResponse | 
 
 def _json(answer: RecommendResponse | BatchResponse, service: Service) -> Response:
     started = time.perf_counter()
-    body = answer.model_dump_json()
-    service.metrics.stage_seconds.labels("serialise").observe(time.perf_counter() - started)
+    body = answer.model_dump_json() if isinstance(answer, BatchResponse) else ANSWER.dump_json(answer)
+    service.metrics.stages["serialise"].observe(time.perf_counter() - started)
     return Response(body, media_type="application/json")

@@ -16,7 +16,7 @@ BLUE, GREY, RED = "#1f5f8b", "#9db4c8", "#b5523b"
 def bars(rows: Rows, path: Path, title: str) -> None:
     """NDCG@10 gained over the row that each names, with the bootstrap's interval."""
     shown = [row for row in rows if row.get("against") and row["against"] != row["model"]]
-    names = [row["model"] + (", joined" if row.get("joined") else "") for row in shown]
+    names = [row["model"] + (f" | {row['against']}" if row.get("part") == "pair" else "") for row in shown]
     with rc_context(STYLE):
         figure = Figure(figsize=(9, 0.8 + 0.27 * len(shown)), layout="constrained")
         panel = figure.subplots()

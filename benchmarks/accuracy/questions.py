@@ -67,8 +67,17 @@ THOUGHTS = {
 }
 
 
+PAIRS = [
+    *((f"{name}, {DEPTH} steps", f"{name}, 0 steps") for name in THOUGHTS),
+    (f"token alone, {DEPTH} steps", f"pause tokens, {DEPTH} steps"),
+    (f"token alone, {DEPTH} steps", f"random tokens, {DEPTH} steps, 1 paths"),
+    (f"token alone, {DEPTH} steps", f"random tokens, {DEPTH} steps, 8 paths"),
+    (f"token and state, {DEPTH} steps", f"state alone, {DEPTH} steps"),
+]
+
+
 def tokens(lab: Lab) -> Rows:
-    """What the thoughts are made of, at the same number: beam alone, then with the dense score joined."""
+    """What the thoughts are made of, at the same number: beam alone, with the dense score joined, and pair by pair."""
     plain, no_thought = "plain, as costly", "state loss, no thinking"
     cells = [
         Cell(plain, plain, Ask("test", 0)),
@@ -80,18 +89,16 @@ def tokens(lab: Lab) -> Rows:
     for draws in (1, 8):
         asked = Ask("test", DEPTH, draws=draws)
         cells.append(Cell(f"random tokens, {DEPTH} steps, {draws} paths", "random", asked, against=plain))
-    rows = lab.rows([replace(cell, more={"joined": False}) for cell in cells])
-    joined = [Cell(plain, plain, Ask("test", 0))]
+    rows = lab.rows([replace(cell, more={"part": "beam alone"}) for cell in cells])
+    joined = [Cell(plain, plain, Ask("test", 0)), Cell(no_thought, "state loss alone", Ask("test", 0))]
     for name, arm in {no_thought: "state loss alone", **THOUGHTS}.items():
-        if arm != "latent":  # its state was never taught to find items
-            weight = lab.best_weight(arm, 0)
-            if not weight:
-                continue  # validation would not have it joined
+        weight = lab.best_weight(arm, 0) if arm != "latent" else 0.0  # a latent state was never taught to find items
+        if weight:  # else validation would not have it joined
             for used in (0,) if name == no_thought else (0, DEPTH):
-                asked = Ask("test", used)
-                title = name if name == no_thought else f"{name}, {used} steps"
-                joined.append(Cell(title, arm, asked, weight, no_thought if name != no_thought else plain))
-    return rows + lab.rows([replace(cell, more={"joined": True}) for cell in joined])[1:]
+                joined.append(Cell(f"{name}, {used} steps, joined", arm, Ask("test", used), weight, plain))
+    rows += lab.rows([replace(cell, more={"part": "joined"}) for cell in joined])[2:]
+    named = {cell.model: replace(cell, more={"part": "pair"}) for cell in cells}
+    return rows + [lab.row(named[one], named[other]) for one, other in PAIRS]
 
 
 def compute(lab: Lab) -> Rows:
@@ -310,8 +317,8 @@ QUESTIONS = {
         "what thoughts are made of",
         (SLOW, "plain, as costly", "state loss alone", *list(THOUGHTS.values())[1:], "random"),
         tokens,
-        ("model", "joined", "dense_weight", *METRICS, *GAIN, "against"),
-        _bars("against plain of the same cost; joined: against the state loss without thinking"),
+        ("model", "part", "dense_weight", *METRICS, *GAIN, "against"),
+        _bars("against plain of the same cost, unless another is named"),
     ),
     "compute": Question(
         "the same training compute without thinking",

@@ -193,14 +193,14 @@ def joined(lab: Lab) -> Rows:
         weights = [weight for weight in lab.config(arm).evaluation.dense_weights if weight]
         lab.best_weight(arm, used)  # puts down whether validation would join at all
         weight = lab.choose([Cell(arm, arm, Ask("valid", used), weight) for weight in weights]).weight
-        united = lab.choose([Cell(arm, arm, Ask("valid", used, union=UNION, union_weight=w), w) for w in weights])
+        united = Ask("test", used, union=UNION, union_weight=weight)  # at the weight that the found items chose
         name = f"{arm}, {used} steps"
         beam = f"{name}: beam"
         cells += [
             Cell(beam, arm, Ask("test", used)),
             Cell(f"{name}: dense alone", arm, Ask("test", used), against=beam, dense=True),
             Cell(f"{name}: joined on what the beam found", arm, Ask("test", used), weight, beam),
-            Cell(f"{name}: joined over the union", arm, replace(united.ask, split="test"), united.weight, beam),
+            Cell(f"{name}: joined over the union", arm, united, weight, beam),
         ]
     return lab.rows(cells)
 

@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from serving.search import search
 from serving.trie import build_trie
 from training.config import RunConfig
 from training.data import read_data
-from training.loop import load_checkpoint
+from training.loop import load_checkpoint, read_meta
 from training.metrics import paired_bootstrap
 from training.pipeline import TRAINED, tokenize
 from training.prepare import split_by
@@ -152,6 +153,16 @@ class Lab:
         gain = {"gain": round(mean, 5), "low": round(low, 5), "high": round(high, 5)}
         return gain | ({"percent": round(100 * mean / other.mean(), 1)} if other.mean() else {})
 
+    def minutes(self, wanted: list[str]) -> float:
+        """Training time of some arms; a stage that several share counts once."""
+        spent = {}
+        for arm, seed in product(wanted, self.seeds):
+            folder = self.place.folder(arm, seed)
+            for stage in arms.STAGES[: arms.STAGES.index(ARMS[arm].until) + 1]:
+                file = folder / f"{stage}.latest.safetensors"
+                spent[file.stat().st_ino] = read_meta(file)["seconds"] / 60
+        return sum(spent.values())
+
     def trained_by(self, wanted: list[str]) -> dict[str, Any]:
         """The commit of the code that trained the arms; each is named where they differ."""
         found = {
@@ -182,8 +193,9 @@ def _load(place: Place, arm: str, seed: int, folder: Any) -> Workspace:
     return work
 
 
-def training_flops(work: Workspace, stage: str, config: RunConfig, steps: int = 8) -> float:
+def training_flops(work: Workspace, stage: str, config: RunConfig, steps: int = 12) -> float:
     """FLOPs of a training step, forward and backward, a mean over some. Matrix products only, as torch counts them."""
+    torch.manual_seed(0)  # draws the lengths
     work = Workspace(**{name: getattr(work, name) for name in Workspace.__slots__} | {"config": config})
     step = TRAINED[stage](work, getattr(config, stage))
     with FlopCounterMode(display=False) as counter:

@@ -49,7 +49,7 @@ def steps(rows: Rows, path: Path) -> None:
         each = [row for row in rows if row.get("kind") == "a checkpoint each"]
         for used, marker, label in ((True, "s", "trained for this l alone"), (False, "x", "the same, without steps")):
             part = [row for row in each if (row["steps"] > 0) == used]
-            panel.plot([row["trained for"] for row in part], [row["ndcg@10"] for row in part], marker, color="black",
+            panel.plot([row["trained_for"] for row in part], [row["ndcg@10"] for row in part], marker, color="black",
                        label=label)  # fmt: skip
         plain = next(row["ndcg@10"] for row in rows if row.get("kind") == "plain")
         panel.axhline(plain, color=GREY, linestyle=":", label="plain, stage 1 only")
@@ -85,9 +85,9 @@ def adaptive(rows: Rows, path: Path) -> None:
         figure = Figure(figsize=(7, 3.4), layout="constrained")
         panel = figure.subplots()
         for start, colour in (("always", BLUE), ("settled", RED)):
-            line = sorted((row["mean steps"], row["ndcg@10"]) for row in rows if row["model"].startswith(start))
+            line = sorted((row["mean_steps"], row["ndcg@10"]) for row in rows if row["model"].startswith(start))
             panel.plot(*zip(*line, strict=True), "o-", color=colour, label=start)
-        panel.set_xlabel("mean steps")
+        panel.set_xlabel("mean_steps")
         panel.set_ylabel("test NDCG@10")
         panel.legend(frameon=False)
         _save(figure, panel, path)
@@ -99,9 +99,9 @@ def pareto(rows: Rows, path: Path) -> None:
         figure = Figure(figsize=(7, 3.4), layout="constrained")
         panel = figure.subplots()
         for row in rows:
-            if "answer ms" in row:
-                panel.plot(row["answer ms"], row["ndcg@10"], "o", color=RED if row["weights"] == "int8" else BLUE)
-                panel.annotate(row["model"], (row["answer ms"], row["ndcg@10"]), fontsize=8,
+            if "answer_ms" in row:
+                panel.plot(row["answer_ms"], row["ndcg@10"], "o", color=RED if row["weights"] == "int8" else BLUE)
+                panel.annotate(row["model"], (row["answer_ms"], row["ndcg@10"]), fontsize=8,
                                xytext=(5, 4), textcoords="offset points")  # fmt: skip
         panel.margins(x=0.3, y=0.2)
         panel.set_xlabel("ms of one answer, one user, ONNX Runtime, one thread")

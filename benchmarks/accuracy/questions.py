@@ -54,7 +54,7 @@ def steps(lab: Lab) -> Rows:
         for used in (0, length):
             name = f"trained for {length}"
             cells.append(Cell(f"{name}, {used} steps", f"l = {length}", Ask("test", used), 0.0, f"{name}, 0 steps",
-                              more={"kind": "a checkpoint each", "trained for": length}))  # fmt: skip
+                              more={"kind": "a checkpoint each", "trained_for": length}))  # fmt: skip
     return lab.rows(cells)
 
 
@@ -124,8 +124,8 @@ def costed(lab: Lab, cells: list[Cell]) -> Rows:
             for stage in ("pretrain", "sft")
             if getattr(work.config, stage).steps
         ]
-        row["training TFLOPs"] = round(sum(spent) / 1e12, 1)
-        row["answer MFLOPs"] = round(search_flops(work, cell.ask) / 1e6, 1)
+        row["training_tflops"] = round(sum(spent) / 1e12, 1)
+        row["answer_mflops"] = round(search_flops(work, cell.ask) / 1e6, 1)
         row["parameters"] = sum(parameter.numel() for parameter in work.network.t5.parameters())
     return rows
 
@@ -182,7 +182,7 @@ def adaptive(lab: Lab) -> Rows:
 
 def _policy(name: str, length: np.ndarray, values: dict[int, np.ndarray]) -> dict[str, Any]:
     each = np.select([length == one for one in LENGTHS], [values[one] for one in LENGTHS])
-    return {"model": name, "mean steps": round(float(length.mean()), 2), "ndcg@10": round(float(each.mean()), 5),
+    return {"model": name, "mean_steps": round(float(length.mean()), 2), "ndcg@10": round(float(each.mean()), 5),
             "values": each}  # fmt: skip
 
 
@@ -293,8 +293,8 @@ def small(lab: Lab) -> Rows:
     for row, cell in zip(rows, cells, strict=True):
         work = lab.work(cell.arm, lab.seeds[0])
         row["weights"] = "int8" if cell.ask.int8 else "float32"
-        row["answer MFLOPs"] = round(search_flops(work, cell.ask) / 1e6, 1)
-        row["answer ms"] = round(answer_ms(work, cell.ask), 2)
+        row["answer_mflops"] = round(search_flops(work, cell.ask) / 1e6, 1)
+        row["answer_ms"] = round(answer_ms(work, cell.ask), 2)
     return rows
 
 
@@ -303,7 +303,7 @@ def _bars(title: str) -> Callable[[Rows, Any], None]:
 
 
 COMPARED = ("model", "steps", *METRICS, *GAIN, "against", "minutes")
-COSTED = (*COMPARED, "parameters", "training TFLOPs", "answer MFLOPs")
+COSTED = (*COMPARED, "parameters", "training_tflops", "answer_mflops")
 GAINED = ("model", *METRICS, *GAIN)
 QUESTIONS = {
     "steps": Question(
@@ -343,7 +343,7 @@ QUESTIONS = {
         plots.drift,
     ),
     "adaptive": Question(
-        "stop when settled", ("every l",), adaptive, ("model", "mean steps", "ndcg@10", *GAIN), plots.adaptive
+        "stop when settled", ("every l",), adaptive, ("model", "mean_steps", "ndcg@10", *GAIN), plots.adaptive
     ),
     "joined": Question(
         "beam and dense score",
@@ -391,7 +391,7 @@ QUESTIONS = {
         "fewer steps, fewer bits",
         (SLOW, "distilled"),
         small,
-        (*GAINED, "answer ms", "answer MFLOPs"),
+        (*GAINED, "answer_ms", "answer_mflops"),
         plots.pareto,
     ),
 }

@@ -112,18 +112,24 @@ class RuleBook:
         in_use: set[int] = set()
         marks = [self._mark(rule, in_use) for rule in rules]
         places = np.concatenate([nodes + np.int64(row) * self._nodes for row, (nodes, _, _) in enumerate(marks)])
-        written = torch.from_numpy(places).to(self._device)
         self._inverted[:batch, 0] = torch.tensor([inverted for _, inverted, _ in marks], dtype=torch.uint8)
         self._set_of[:batch, 0] = torch.tensor([slot for _, _, slot in marks])
         self._busy = True
-        self._own.view(-1).index_fill_(0, written, 1)
+        self._write(places, 1)
         try:
             yield Blocked(
                 self._own[:batch], self._inverted[:batch], self._sets, self._set_of[:batch], self._device_leaf
             )
         finally:
-            self._own.view(-1).index_fill_(0, written, 0)
+            self._write(places, 0)
             self._busy = False
+
+    def _write(self, places: np.ndarray, bit: int) -> None:
+        """Sets places of the requests' own rows, counted through all rows. Shape: (n,) int64."""
+        if self._device.type == "cpu":
+            self._own.numpy().reshape(-1)[places] = bit  # the same memory; torch's index_fill takes ten times as long
+        else:
+            self._own.view(-1).index_fill_(0, torch.from_numpy(places).to(self._device), bit)
 
     def _mark(self, rule: Rules, in_use: set[int]) -> tuple[np.ndarray, bool, int]:
         """The nodes to mark in a request's own row, whether they are those it permits, and the row of its set."""

@@ -29,6 +29,7 @@ def bars(rows: Rows, path: Path, title: str) -> None:
         panel.set_yticks(range(len(shown)), names)
         panel.invert_yaxis()
         panel.set_title(title, fontsize=9, loc="right")
+        panel.locator_params(axis="x", nbins=6)
         panel.set_xlabel("gain in test NDCG@10, 95% interval over users")
         _save(figure, panel, path)
 

@@ -62,7 +62,7 @@ THOUGHTS = {
     "token and state": SLOW,
     "token alone": "token alone",
     "state alone": "state alone",
-    "state alone, no state loss (latent)": "latent",
+    "latent state": "latent",
     "pause tokens": "pause",
 }
 

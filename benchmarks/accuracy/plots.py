@@ -88,7 +88,7 @@ def adaptive(rows: Rows, path: Path) -> None:
         for start, colour in (("always", BLUE), ("settled", RED)):
             line = sorted((row["mean_steps"], row["ndcg@10"]) for row in rows if row["model"].startswith(start))
             panel.plot(*zip(*line, strict=True), "o-", color=colour, label=start)
-        panel.set_xlabel("mean_steps")
+        panel.set_xlabel("mean steps")
         panel.set_ylabel("test NDCG@10")
         panel.legend(frameon=False)
         _save(figure, panel, path)

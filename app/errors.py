@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -51,8 +52,8 @@ class QuotaExceeded(ServingError):
         self.retry_after = retry_after
 
 
-# error -> (status, name, title); the first class that fits counts
-PROBLEMS: dict[type[Exception], tuple[int, str, str]] = {
+# error -> (status, name, title); a class that is not here counts as the one it is made from
+PROBLEMS: dict[type, tuple[int, str, str]] = {
     UnknownCatalogue: (404, "unknown-catalogue", "Unknown catalogue"),
     RequestError: (422, "invalid-request", "The request does not fit"),
     NotFound: (404, "not-found", "Not found"),
@@ -108,15 +109,17 @@ def problem(error: Exception) -> Problem:
         status = 422 if error.status_code == 400 else error.status_code  # 400: a body that is no JSON at all
         name, title = HTTP_NAMES.get(error.status_code, ("http-error", str(error.detail)))
         return _make(status, name, title, str(error.detail), field="body" if error.status_code in (400, 413) else None)
-    for kind, (status, name, title) in PROBLEMS.items():
-        if isinstance(error, kind):
-            wait = getattr(error, "retry_after", RETRY_AFTER if status == 503 else None)
-            return _make(
-                status, name, title, str(error),
-                field=getattr(error, "field", None),
-                retry_after=None if wait is None else max(1, math.ceil(wait)),
-            )  # fmt: skip
-    return _make(500, "internal-error", "Internal error", "Something went wrong; the log has it under this id.")
+    kind = next((base for base in type(error).__mro__ if base in PROBLEMS), None)
+    if kind is None:
+        return _make(500, "internal-error", "Internal error", "Something went wrong; the log has it under this id.")
+    wait = getattr(error, "retry_after", RETRY_AFTER if PROBLEMS[kind][0] == 503 else None)
+    return _expected(kind, str(error), getattr(error, "field", None), None if wait is None else max(1, math.ceil(wait)))
+
+
+@lru_cache(256)  # under a flood, one and the same refusal is most of what is said
+def _expected(kind: type, detail: str, field: str | None, retry_after: int | None) -> Problem:
+    status, name, title = PROBLEMS[kind]
+    return _make(status, name, title, detail, field=field, retry_after=retry_after)
 
 
 def _make(status: int, name: str, title: str, detail: str, **more: Any) -> Problem:
@@ -165,7 +168,7 @@ EXPECTED = (ServingError, RequestValidationError, HTTPException)
 async def handle(request: Request, error: Exception) -> Response:
     details = problem(error)
     if details.status in REJECTIONS:
-        request.app.state.service.metrics.rejected.labels(reason(details)).inc()
+        request.app.state.service.metrics.rejections(reason(details)).inc()
     return response(error, details)
 
 

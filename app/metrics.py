@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 
 from prometheus_client import (
     CollectorRegistry,
@@ -94,7 +95,9 @@ class Metrics:
         self.threads = Gauge(
             "streamrec_threads", "Threads that Python knows of", registry=registry, multiprocess_mode="livesum"
         )
-        self.stages = {stage: self.stage_seconds.labels(stage) for stage in STAGES}  # asked for at every request
+        # What every request asks for, without labels' lock and strings.
+        self.stages = {stage: self.stage_seconds.labels(stage) for stage in STAGES}
+        self.answers, self.rejections = cache(self.request_seconds.labels), cache(self.rejected.labels)
 
     def text(self) -> bytes:
         """What Prometheus reads. Of several workers: sums over all of them, those that have died included."""

@@ -38,6 +38,7 @@ ALWAYS = [
 NO_STORE = (b"cache-control", b"no-store")
 HTTPS_ONLY = (b"strict-transport-security", b"max-age=31536000")
 QUIET = {"/livez", "/readyz", "/metrics"}
+COUNTED = {429, 503}  # a flood of refusals would be a flood of lines; the metrics have them by reason
 
 
 class Envelope:
@@ -80,8 +81,8 @@ class Envelope:
         finally:
             seconds = time.perf_counter() - started
             method, route = scope["method"], route_of(scope)
-            self.metrics.request_seconds.labels(route, str(status or 499)).observe(seconds)
-            level = logging.DEBUG if route in QUIET else logging.INFO
+            self.metrics.answers(route, str(status or 499)).observe(seconds)
+            level = logging.DEBUG if route in QUIET or status in COUNTED else logging.INFO
             if log.isEnabledFor(level):
                 fields = {"method": method, "route": route, "status": status, "ms": round(1000 * seconds, 2)}
                 log.log(level, "request", extra=fields)

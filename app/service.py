@@ -203,6 +203,11 @@ class Service:
             case "engine dead":
                 raise EngineDead("The engine has stopped; restart the service.")
 
+    def check_room(self) -> None:
+        """Raises what keeps the service from taking any request at all."""
+        self.check_ready()
+        self.batcher.check_room()
+
     # The engine's thread
 
     def _run(self, searches: Sequence[Search], record: bool = True) -> list[Answer]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -22,7 +23,9 @@ T = TypeVar("T")
 R = TypeVar("R")
 Key = tuple[Hashable, int]  # what may share a batch: the job's key, and its rows
 
+NO_ROOM = "The queue is full; try again later."
 LEAST_WAIT = 0.05  # seconds; nobody is told to come back sooner
+NEARLY = 0.9  # of the bound: once it is reached, the queue is full until it has come down to this
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,7 @@ class Batcher(Generic[T, R]):
         self._running: list[_Waiting[T, R]] = []
         self._seconds: dict[tuple[Key, int], float] = {}  # what groups take, as far as asked since the last batch
         self._free_at = 0.0  # when the batch that runs is likely to end
+        self._full_until, self._full_wait = -math.inf, 0.0
         self._numbers = count()
         self._wake = threading.Condition()
         self._draining = False
@@ -146,6 +150,12 @@ class Batcher(Generic[T, R]):
         with self._wake:
             self._admit((key, rows))
 
+    def check_room(self) -> None:
+        """Raises Overloaded while the queue is full, whatever the job: a flood of requests can be turned away before
+        they are read."""
+        if self._queue.length and self._clock() < self._full_until:
+            raise Overloaded(NO_ROOM, retry_after=self._full_wait)
+
     def _admit(self, key: Key) -> None:
         if self.death is not None:
             raise EngineDead("The engine has stopped; restart the service.")
@@ -156,7 +166,9 @@ class Batcher(Generic[T, R]):
         wait = self._wait()
         alike = len(self._queue.groups.get(key, ()))
         if wait - self._group_seconds(key, alike) + self._group_seconds(key, alike + 1) > self._max_wait:
-            raise Overloaded("The queue is full; try again later.", retry_after=max(wait, LEAST_WAIT))
+            # In the past where a large job finds no room in a queue that has some for small ones.
+            self._full_until, self._full_wait = self._clock() + wait - NEARLY * self._max_wait, wait
+            raise Overloaded(NO_ROOM, retry_after=max(wait, LEAST_WAIT))
 
     @staticmethod
     def _expire(waiting: _Waiting[T, R]) -> None:

@@ -66,10 +66,11 @@ class Planner:
         with self._lock:
             if not self._runs:
                 return 0.0
-            entries = self._runs[min(self._runs, key=lambda known: abs(known - steps))]
-            nearest = min((known for known in entries if known >= rows), default=max(entries))
-            runs = entries[nearest]
-            return self._faded(runs, share) * max(1.0, rows / nearest)
+            entries = self._runs.get(steps) or self._runs[min(self._runs, key=lambda known: abs(known - steps))]
+            if rows in entries:
+                return self._faded(entries[rows], share)
+            nearest = min((known for known in entries if known > rows), default=max(entries))
+            return self._faded(entries[nearest], share) * max(1.0, rows / nearest)
 
     def choose(self, seconds: float, ahead: Ahead, steps: int, beams: Iterable[int]) -> tuple[int, int] | None:
         """The largest (steps, beam width) that is likely done within `seconds`, given what is ahead of it.

@@ -82,6 +82,7 @@ class Shortcut:
         request, keys = Request(scope, receive), self.service.settings.api_keys
         try:
             await require_key(request, await header(request) if keys else None, await bearer(request) if keys else None)
+            self.service.check_room()  # before anything is read: under a flood, refusals are most of the work
             steps = _steps_in(scope["query_string"])
             response = await recommend(request, await _body(scope, receive), steps, self.service)
         except errors.EXPECTED as error:
@@ -142,7 +143,7 @@ async def _one(service: Service, raw: Any, steps: Steps) -> RecommendResponse | 
         log.exception("unexpected error")
         details = errors.problem(error)
     if details.status in errors.REJECTIONS:
-        service.metrics.rejected.labels(errors.reason(details)).inc()
+        service.metrics.rejections(errors.reason(details)).inc()
     return details
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Iterable
@@ -124,6 +125,34 @@ def test_a_full_queue_is_503_with_retry_after(start: Start, engine: ShapedEngine
         assert [call.result().status_code for call in (running, waiting)] == [200, 200]
     assert engine.encoded == encoded + 1  # the refused one cost no compute
     assert 'streamrec_rejected_total{reason="overloaded"} 1.0' in client.get("/metrics").text
+
+
+def test_a_full_server_refuses_without_reading_and_without_a_line_each(
+    start: Start, engine: ShapedEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "streamrec")
+    client = start(max_queue_ms=2500)
+    service: Service = client.app.state.service  # type: ignore[attr-defined]
+    slow(service.planner, seconds=2)
+    gate = Gate()
+    engine.before = gate  # type: ignore[assignment]
+    with ThreadPoolExecutor(2) as pool:
+        calls = [pool.submit(ask, client, 2, history=HISTORY)]
+        assert gate.reached.wait(10)
+        calls.append(pool.submit(ask, client, 2, history=HISTORY))
+        while service.batcher.depth < 1:
+            time.sleep(0.002)
+        unread = {"content": b"{", "headers": {"Content-Type": "application/json"}}
+        assert client.post("/recommend", **unread).status_code == 422  # type: ignore[arg-type]
+        assert ask(client, 2, history=HISTORY).status_code == 503
+        refused = client.post("/recommend", **unread)  # type: ignore[arg-type]
+        assert refused.status_code == 503 and 3 <= int(refused.headers["retry-after"]) <= 4  # 2 s run, 2 s wait
+        assert refused.json()["retry_after"] == int(refused.headers["retry-after"]) and refused.headers["x-request-id"]
+        gate.opened.set()
+        assert [call.result().status_code for call in calls] == [200, 200]
+    assert 'streamrec_rejected_total{reason="overloaded"} 2.0' in client.get("/metrics").text
+    told = [record.__dict__["status"] for record in caplog.records if record.name == "streamrec.http"]
+    assert sorted(told) == [200, 200, 422]
 
 
 def test_a_budget_that_passes_in_the_queue_is_504_in_time(client: TestClient, gate: Gate) -> None:

@@ -128,6 +128,46 @@ def test_the_queue_is_bounded_by_work_not_by_count() -> None:
     asyncio.run(scenario())
 
 
+def test_a_full_queue_refuses_everything_until_it_has_come_down() -> None:
+    clock = Clock()
+
+    async def scenario() -> None:
+        batcher = make(list, clock, by_rows, max_batch=10, max_wait=20.0)
+        batcher.check_room()
+        tasks = await submitted(*(batcher.submit(job(str(i), rows=1)) for i in range(96)))
+        batcher.check_room()  # nothing was refused yet
+        with pytest.raises(Overloaded):
+            batcher.admit("b", 10)
+        with pytest.raises(Overloaded) as overloaded:
+            batcher.check_room()
+        assert overloaded.value.retry_after == pytest.approx(19.6)
+        clock.now += 1.5  # 18.1 s are left, of 20
+        with pytest.raises(Overloaded):
+            batcher.check_room()
+        clock.now += 0.2
+        batcher.check_room()
+        clock.now -= 0.2
+        await step_all(batcher)  # faster than it was thought to be
+        batcher.check_room()
+        await asyncio.gather(*tasks)
+
+    asyncio.run(scenario())
+
+
+def test_a_large_job_that_finds_no_room_does_not_keep_out_small_ones() -> None:
+    async def scenario() -> None:
+        batcher = make(list, Clock(), by_rows, max_batch=10, max_wait=20.0)
+        tasks = await submitted(*(batcher.submit(job(str(i), rows=1)) for i in range(80)))
+        with pytest.raises(Overloaded):
+            batcher.admit("b", 50)
+        batcher.check_room()
+        tasks += await submitted(batcher.submit(job("small", rows=1)))
+        await step_all(batcher)
+        await asyncio.gather(*tasks)
+
+    asyncio.run(scenario())
+
+
 def test_many_waiting_cannot_exceed_the_bound() -> None:
     async def scenario() -> None:
         batcher = make(list, Clock(), by_rows, max_batch=10, max_wait=20.0)

@@ -172,7 +172,9 @@ def test_docker_builds_what_exists(command: str) -> None:
     assert (ROOT / context / "Dockerfile").exists()
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/RESULTS.md", "docs/TUNING.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/RESULTS.md", "docs/TUNING.md"]
+)
 def test_links_lead_somewhere(document: str) -> None:
     text = (ROOT / document).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#\s]+)", text):

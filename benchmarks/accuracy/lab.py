@@ -26,7 +26,7 @@ from serving.runtimes.eager import EagerRuntime
 from serving.runtimes.onnx import OnnxRuntime
 from serving.search import search
 from serving.trie import build_trie
-from training.config import RunConfig
+from training.config import RunConfig, read_config
 from training.data import read_data
 from training.loop import load_checkpoint, read_meta
 from training.metrics import paired_bootstrap
@@ -81,15 +81,14 @@ class Lab:
 
     def grown_to(self, arm: str, seed: int) -> int:
         """The d_ff with which a search without steps costs what the arm's deepest search does. FLOPs grow linearly."""
-        work = self.work(arm, seed)
+        work, folder = self.work(arm, seed), self.place.folder(arm, seed)
         wanted = search_flops(work, Ask("valid", work.vocabulary.max_steps))
-        at, slope = search_flops(work, Ask("valid", 0)), 0.0
-        model = work.config.model
-        folder, config = self.place.folder(arm, seed), self.place.settings(arm, seed, ("model.d_ff=1024",))
+        narrow, wide = work.config.model.d_ff, 1024
         data, split = _data(self.place)
-        wide = tokenize(data, split, self.place.data, folder, config)
-        slope = (search_flops(wide, Ask("valid", 0)) - at) / (1024 - model.d_ff)
-        return model.d_ff + round((wanted - at) / slope)
+        config = self.place.settings(arm, seed, (f"model.d_ff={wide}",))
+        other = tokenize(data, split, self.place.data, folder, config)
+        low, high = (search_flops(one, Ask("valid", 0)) for one in (work, other))
+        return narrow + round((wanted - low) * (wide - narrow) / (high - low))
 
     def work(self, arm: str, seed: int) -> Workspace:
         return _load(self.place, arm, seed, self.place.folder(arm, seed))
@@ -186,7 +185,7 @@ def _data(place: Place) -> Any:
 def _load(place: Place, arm: str, seed: int, folder: Any) -> Workspace:
     """An arm with the weights that its last stage liked best."""
     data, split = _data(place)
-    config = arms.read_config(json.loads((folder / "run.json").read_text())["config"])
+    config = read_config(json.loads((folder / "run.json").read_text())["config"])
     work = tokenize(data, split, place.data, folder, config)
     load_checkpoint(folder / f"{ARMS[arm].until}.best.safetensors", work.network, None)
     work.network.eval()

@@ -278,8 +278,9 @@ def prior(lab: Lab) -> Rows:
     """Reasoning that no label taught: by the answer's likelihood alone, then shaped by rewards."""
     cells = []
     for used in (0, DEPTH):
-        labelled, free = at("rl", used), at("no labels", used)
-        cells += [at(SLOW, used), labelled, free, at("rl, no labels", used, against=labelled.model)]
+        taught, shaped = at(SLOW, used), at("rl", used)
+        cells += [taught, at("no labels", used, against=taught.model)]
+        cells += [shaped, at("rl, no labels", used, against=shaped.model)]
     return lab.rows(cells)
 
 

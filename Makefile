@@ -8,6 +8,7 @@ BUNDLE ?= bundles/demo
 HOST ?= 127.0.0.1
 PORT ?= 8000
 RATE ?= 20
+JOBS ?= 2
 
 # Waiting OpenMP threads spin by default and slow every other process on a small machine several times over.
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -23,8 +24,9 @@ help: ## list the targets
 serve: .venv/serving.stamp ## start the service with the demo bundle on 127.0.0.1:8000 (BUNDLE=, HOST=, PORT=)
 	@exec $(PYTHON) -m app serve --bundle $(BUNDLE) --host $(HOST) --port $(PORT)
 
-test: .venv/dev.stamp ## run all tests (ARGS= goes to pytest)
-	@exec $(PYTHON) -m pytest $(ARGS)
+# A file's tests stay together, for they share what takes long to make: a service, a trained model.
+test: .venv/dev.stamp ## run all tests, two files at a time (ARGS= goes to pytest, JOBS= is how many)
+	@exec $(PYTHON) -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
 lint: .venv/dev.stamp ## ruff, mypy and the direction of imports
 	@echo "ruff, mypy, import-linter"

@@ -24,6 +24,7 @@ TOOLS = {
     "onnxruntime-gpu": ("serving/runtimes/onnx.py", "import onnxruntime"),  # another build of the same module
     "pip-tools": ("requirements/lock.py", '"piptools"'),
     "pytest-timeout": ("pyproject.toml", "timeout ="),
+    "pytest-xdist": ("Makefile", "--dist"),
     "ruff": ("Makefile", "-m ruff"),
     "tensorboard": ("training/loop.py", "torch.utils.tensorboard"),  # torch imports it, we do not
     "uvloop": ("app/server.py", '"uvloop"'),

@@ -82,9 +82,10 @@ class Shortcut:
         request, keys = Request(scope, receive), self.service.settings.api_keys
         try:
             await require_key(request, await header(request) if keys else None, await bearer(request) if keys else None)
-            self.service.check_room()  # before anything is read: under a flood, refusals are most of the work
+            body = await _received(receive)  # even of whom is refused: a body left unread resets the connection
+            self.service.check_room()  # before anything is parsed: under a flood, refusals are most of the work
             steps = _steps_in(scope["query_string"])
-            response = await recommend(request, await _body(scope, receive), steps, self.service)
+            response = await recommend(request, _parsed(scope, body), steps, self.service)
         except errors.EXPECTED as error:
             response = await errors.handle(request, error)
         await response(scope, receive, send)
@@ -98,15 +99,19 @@ def _steps_in(query: bytes) -> Steps:
     return _steps(QueryParams(query).get("reasoning_steps"))
 
 
-async def _body(scope: Scope, receive: Receive) -> RecommendRequest:
-    if b"json" not in dict(scope["headers"]).get(b"content-type", b""):
-        raise RequestError("Send JSON, with the header Content-Type: application/json.", "body")
+async def _received(receive: Receive) -> bytes:
     body, more = b"", True
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         body, more = body + message.get("body", b""), message.get("more_body", False)
+    return body
+
+
+def _parsed(scope: Scope, body: bytes) -> RecommendRequest:
+    if b"json" not in dict(scope["headers"]).get(b"content-type", b""):
+        raise RequestError("Send JSON, with the header Content-Type: application/json.", "body")
     with suppress(ValidationError):  # what does not fit is said by the slower way, as on every other route
         return RecommendRequest.model_validate_json(body)
     try:

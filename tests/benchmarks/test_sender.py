@@ -72,14 +72,22 @@ def test_a_slow_server_does_not_slow_the_open_loop() -> None:
 
 
 def test_dropped_connections_are_not_used_again() -> None:
+    answered = dropped = 0
+
     async def drop(number: int, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal answered, dropped
         if number % 2:
             writer.write(ANSWER)
+            answered += 1
+        else:
+            dropped += 1
         writer.close()
 
     sent = against(drop, lambda pool: open_loop(pool, REQUESTS, rate=50, seconds=1))
     assert {row.status for row in sent} == {0, 200}
-    assert sum(row.status == 200 for row in sent) == (len(sent) + 1) // 2
+    assert sum(row.status == 200 for row in sent) == answered
+    # One that leaves in the very moment in which its connection is closed reaches nobody.
+    assert len(sent) - answered - dropped <= 3
 
 
 def test_a_closed_loop_waits_for_its_answers() -> None:

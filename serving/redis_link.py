@@ -99,9 +99,9 @@ class RedisLink:
         if self._failed >= self._failures:
             self._closed_until = now + self._pause  # this one call tries; the others stay away until it is back
         task = asyncio.ensure_future(command(self.client))
+        task.add_done_callback(_forget)  # nobody waits any longer once the limit is over or the caller is cancelled
         done, _ = await asyncio.wait({task}, timeout=self.limit)
         if not done:
-            task.add_done_callback(_forget)
             if self._heard < now:  # else it is there, and only this was too much for the time
                 self._fail()
             raise RedisDown("no answer in time")
@@ -132,4 +132,4 @@ def _is_reply(error: BaseException) -> bool:
 
 def _forget(task: asyncio.Future[Any]) -> None:
     if not task.cancelled():
-        task.exception()  # marks it as seen: the caller has long been told
+        task.exception()  # marks it as seen: whoever waits is told, whoever has left does not care

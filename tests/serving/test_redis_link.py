@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import Awaitable, Callable
 
@@ -54,6 +55,26 @@ def test_the_breaker_lets_one_call_try_after_its_pause() -> None:
         assert calls[0] == 4
 
     asyncio.run(scenario())
+
+
+def test_a_call_whose_caller_has_left_fails_in_silence() -> None:
+    reported: list[object] = []
+
+    async def fail(client: object) -> None:
+        await asyncio.sleep(0.01)
+        raise ConnectionError
+
+    async def scenario() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: reported.append(context))
+        caller = asyncio.ensure_future(RedisLink(None, 1.0).call(fail))  # type: ignore[arg-type]
+        for _ in range(3):
+            await asyncio.sleep(0)  # the command is on its way
+        caller.cancel()
+        await asyncio.sleep(0.05)
+        gc.collect()  # a task says what nobody asked for when it is collected
+
+    asyncio.run(scenario())
+    assert reported == []
 
 
 def test_what_is_asked_at_once_shares_a_round_trip(redis_server: RedisServer, slow_road: SlowRoad) -> None:

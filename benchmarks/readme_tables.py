@@ -2,7 +2,7 @@
 
 There, `<!-- table:NAME COLUMN COLUMN … KEY=VALUE … -->` and `<!-- /table -->` enclose what this writes: the
 rows of results/NAME.json (of several, joined by `+`) with those columns, where every row that has a KEY has that
-VALUE, and a line per file that says how its rows were made.
+VALUE, and a line per file that says how its rows were made. `of=PART` takes the rows of another part of the file.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ def _body(found: re.Match[str], results: Path) -> str:
     words = found["columns"].split()
     columns = [word for word in words if "=" not in word]
     wanted = dict(word.split("=", 1) for word in words if "=" in word)
-    rows = [row for run in runs for row in run["rows"] if _fits(row, wanted)]
+    part = wanted.pop("of", "rows")
+    rows = [row for run in runs for row in run[part] if _fits(row, wanted)]
     unknown = [column for column in columns if not any(column in row for row in rows)]
     if unknown:
         raise SystemExit(f"No row of {found['name']} has a column {unknown[0]!r}; correct the marker.")

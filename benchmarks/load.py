@@ -76,7 +76,7 @@ def plot(rows: Sequence[dict[str, Any]], limit_ms: float, path: Path) -> None:
 
     matplotlib.use("svg")
     matplotlib.rcParams |= {"svg.hashsalt": "streamrec", "svg.fonttype": "none"}  # the same figures, the same file
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     shown = sorted((row for row in rows if row["p99_ms"] is not None), key=lambda row: row["sent_per_s"])
     load = [row["sent_per_s"] for row in shown]
@@ -86,12 +86,18 @@ def plot(rows: Sequence[dict[str, Any]], limit_ms: float, path: Path) -> None:
     for name in ("p50_ms", "p95_ms", "p99_ms"):
         times.plot(load, [row[name] for row in shown], marker="o", label=name.removesuffix("_ms"))
     times.axhline(limit_ms, linestyle=":", color="grey", label=f"limit of p99: {limit_ms:g} ms")
-    times.set(yscale="log", ylabel="milliseconds", title="Latency against load, one replica")
-    times.legend()
+    times.set(yscale="log", ylabel="milliseconds", ylim=(None, 1.3 * limit_ms))
+    times.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    times.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+    times.yaxis.set_minor_locator(ticker.NullLocator())
+    figure.suptitle("Latency of one replica against load", fontsize=11)
+    times.legend(frameon=False, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1), fontsize=9)
     lost.bar(load, [100 * (row["rejected"] + row["failed"]) for row in shown], width=max(load) / 40)
-    lost.set(xlabel="requests sent a second (Poisson, open loop)", ylabel="% without answer", ylim=(0, None))
+    lost.set(xlabel="requests sent a second (Poisson, open loop)", ylabel="% without\nanswer", ylim=(0, None))
+    lost.set_ylim(top=max(1, lost.get_ylim()[1]))
     for axes in (times, lost):
         axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
 

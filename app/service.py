@@ -114,7 +114,9 @@ class Service:
             self._redis = connect(settings.redis_url.get_secret_value())
             link = RedisLink(self._redis, settings.redis_timeout_ms / 1000)
             store = RedisLink(self._redis, settings.redis_store_timeout_ms / 1000)
-            redis = RedisTier(link, store, settings.cache_ttl_s, settings.redis_max_value_bytes)
+            redis = RedisTier(
+                link, store, settings.cache_ttl_s, settings.redis_max_value_bytes, settings.state_dtype
+            )
             self.users = RedisUsers(store, settings.max_known_items, settings.user_secret)
         self.cache = StateCache(memory, redis, lambda tier, result: self.metrics.cache.labels(tier, result).inc())
 
@@ -132,7 +134,12 @@ class Service:
         try:
             if self._engine is None:
                 bundle = Bundle.load(self.settings.bundle)
-                self._engine = Engine(bundle, runtime=self.settings.runtime, threads=self.settings.threads)
+                self._engine = Engine(
+                    bundle,
+                    runtime=self.settings.runtime,
+                    threads=self.settings.threads,
+                    state_dtype=self.settings.state_dtype,
+                )
             bundle = self.bundle
             self._status = "warming" if self._status == "loading" else self._status
             self._engine.warm_up()

@@ -12,7 +12,7 @@ import limits
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from serving.types import RuntimeName
+from serving.types import RuntimeName, StateDtype
 
 PREFIX = "STREAMREC_"
 
@@ -56,6 +56,10 @@ class Settings(BaseSettings):
     )
     memory_cache_bytes: int = Field(default=256 << 20, ge=0, description="memory of those states")
     cache_ttl_s: int = Field(default=3600, ge=1, description="seconds a cached encoder state lives, in either tier")
+    state_dtype: StateDtype = Field(
+        default="float32",
+        description="numbers of encoder states; float16 halves what caches hold and moves scores by up to 0.001",
+    )
     redis_url: SecretStr | None = Field(
         default=None, description="Redis for histories and encoder states; unset: in process"
     )

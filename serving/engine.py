@@ -19,7 +19,7 @@ from serving.rules import RuleBook
 from serving.runtimes.eager import EagerRuntime
 from serving.search import find_items, reason
 from serving.trie import build_trie
-from serving.types import Answer, Beams, EncoderState, Request, Rules, RuntimeName, Trace
+from serving.types import Answer, Beams, EncoderState, Request, Rules, RuntimeName, StateDtype, Trace
 
 NEAREST_ITEMS = 5
 # Rules' rows made beforehand for recorded searches, which read fixed buffers: the widest batch that needs no new ones.
@@ -31,12 +31,20 @@ class Engine:
 
     runtime: what runs the network; `cuda` replays recorded searches on a GPU. ValueError for a name that does not
     exist, EngineError where there is no GPU, BundleError where the bundle has not passed the gate for int8. threads: of
-    the CPU's arithmetic; torch's are set for the whole process (spinning threads slow each other down).
+    the CPU's arithmetic; torch's are set for the whole process (spinning threads slow each other down). state_dtype:
+    what encoder states are rounded to as they are made, so that a cached one answers like a fresh one.
     """
 
-    def __init__(self, bundle: Bundle, *, runtime: RuntimeName = "eager", threads: int = 1) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        runtime: RuntimeName = "eager",
+        threads: int = 1,
+        state_dtype: StateDtype = "float32",
+    ) -> None:
         torch.set_num_threads(threads)
-        self.bundle = bundle
+        self.bundle, self.state_dtype = bundle, state_dtype
         self.runtime = _runtime(runtime, bundle, threads)
         trie = build_trie(bundle.catalogue.tokens) if bundle.trie is None else bundle.trie
         self.trie = trie.to(self.runtime.device)
@@ -52,7 +60,8 @@ class Engine:
             histories, self.bundle.catalogue.tokens, settings.max_items, settings.suffix_tokens
         )
         hidden = self.runtime.encode(tokens.to(self.runtime.device), mask.to(self.runtime.device)).cpu()
-        return [EncoderState(row[real].numpy().copy()) for row, real in zip(hidden, mask, strict=True)]
+        rows = (row[real].numpy() for row, real in zip(hidden, mask, strict=True))
+        return [EncoderState(row.astype(self.state_dtype)) for row in rows]
 
     @torch.inference_mode()
     def search(self, requests: Sequence[Request], states: Sequence[EncoderState]) -> list[Answer]:

@@ -4,7 +4,7 @@ A state is used only if model version and history are the very ones it was made 
 Redis holds strings, at most SLOTS of them a user: versions that are served side by side rarely meet in one, each lives
 its own time, and a user is erased without a list of versions. A value:
 
-    magic 4 | history's digest 16 | S u32 | D u32 | checksum 16 | S * D float32, little-endian
+    magic 4, of the dtype | history's digest 16 | S u32 | D u32 | checksum 16 | S * D numbers, little-endian
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from serving.redis_link import RedisDown, RedisLink
-from serving.types import EncoderState
+from serving.types import EncoderState, StateDtype
 
-MAGIC = b"SRE1"
+MAGIC: dict[StateDtype, bytes] = {"float32": b"SRE1", "float16": b"SRE2"}
+NUMBER: dict[StateDtype, str] = {"float32": "<f4", "float16": "<f2"}
 HEADER = struct.Struct("<4s16sII16s")
 SLOTS = 8
 CHANNEL = "streamrec:erased"
@@ -43,23 +44,27 @@ def _person(version: str) -> bytes:
 def pack(state: EncoderState, history: bytes) -> bytes:
     """The state as a value for Redis. `history`: its digest."""
     rows, width = state.hidden.shape
-    body = np.ascontiguousarray(state.hidden, dtype="<f4").tobytes()
-    return HEADER.pack(MAGIC, history, rows, width, _checksum(history, rows, width, body)) + body
+    kind: StateDtype = "float16" if state.hidden.dtype == np.float16 else "float32"
+    body = np.ascontiguousarray(state.hidden, dtype=NUMBER[kind]).tobytes()
+    return HEADER.pack(MAGIC[kind], history, rows, width, _checksum(history, rows, width, body)) + body
 
 
-def unpack(value: object, history: bytes) -> EncoderState | Literal["stale", "invalid"]:
-    """The state, or why the value does not hold it: another history's, or rubbish."""
+def unpack(
+    value: object, history: bytes, dtype: StateDtype = "float32"
+) -> EncoderState | Literal["stale", "invalid"]:
+    """The state, or why the value does not hold it: another history's or another dtype's, or rubbish."""
     if not isinstance(value, bytes) or len(value) < HEADER.size:
         return "invalid"
     magic, made_from, rows, width, checksum = HEADER.unpack_from(value)
     body = value[HEADER.size :]
-    if magic != MAGIC or not rows or not width or len(body) != 4 * rows * width:
+    kind = next((kind for kind, known in MAGIC.items() if known == magic), None)
+    if kind is None or not rows or not width or len(body) != np.dtype(NUMBER[kind]).itemsize * rows * width:
         return "invalid"
     if checksum != _checksum(made_from, rows, width, body):
         return "invalid"
-    if made_from != history:
+    if made_from != history or kind != dtype:
         return "stale"
-    return EncoderState(np.frombuffer(body, dtype="<f4").reshape(rows, width))
+    return EncoderState(np.frombuffer(body, dtype=NUMBER[kind]).reshape(rows, width))
 
 
 def _checksum(history: bytes, rows: int, width: int, body: bytes) -> bytes:
@@ -110,10 +115,14 @@ class MemoryTier:
 
 class RedisTier:
     """States shared by processes. `fast` reads on the way to an answer, where what goes wrong is a miss; `patient`
-    has time, for writing behind the answer and for erasing. No value above `max_value_bytes` is sent or fetched."""
+    has time, for writing behind the answer and for erasing. No value above `max_value_bytes` is sent or fetched, and
+    none is read whose numbers are of another dtype than this process makes."""
 
-    def __init__(self, fast: RedisLink, patient: RedisLink, ttl: int, max_value_bytes: int) -> None:
+    def __init__(
+        self, fast: RedisLink, patient: RedisLink, ttl: int, max_value_bytes: int, dtype: StateDtype = "float32"
+    ) -> None:
         self._fast, self._patient, self._ttl, self._max_value_bytes = fast, patient, ttl, max_value_bytes
+        self._dtype: StateDtype = dtype
 
     @staticmethod
     def _keys(user: str) -> list[str]:
@@ -132,7 +141,7 @@ class RedisTier:
             return "error"
         except RedisError:  # not a string: somebody else's under our key
             return "invalid"
-        return unpack(value, history) if value else "miss"
+        return unpack(value, history, self._dtype) if value else "miss"
 
     async def put(
         self, user: str, version: str, history: bytes, state: EncoderState

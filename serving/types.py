@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # takes seconds to import, and many need the names here alone
 StepForm = Literal["token", "state", "both"]
 Merge = Literal["logsumexp", "max"]
 RuntimeName = Literal["eager", "onnx", "onnx-int8", "cuda"]
+StateDtype = Literal["float32", "float16"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +82,11 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class EncoderState:
-    """What the encoder made of one history. Shape: (S, D), float32, on the CPU. Cached per user.
+    """What the encoder made of one history. Shape: (S, D), float32 or float16, on the CPU. Cached per user.
 
-    float32 and not float16: a score must lie within 1e-4 of its definition, and states rounded to float16 move most of
-    the demo bundle's scores by more, some by 1e-3 (`python -m benchmarks.cache`). With 20 items they are 20 to 40 KB.
+    float32 by default: a score must lie within 1e-4 of its definition, and states rounded to float16 move most of the
+    demo bundle's scores by more, some by 1e-3 (`python -m benchmarks.cache`). With 20 items they are 20 to 40 KB, half
+    of that in float16.
     """
 
     hidden: np.ndarray

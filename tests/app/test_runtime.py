@@ -13,8 +13,11 @@ from app.main import create_app
 from app.service import Service
 from serving.errors import BundleError
 from serving.runtimes.onnx import OnnxRuntime
+from serving.tiers import MAGIC
+from serving.types import StateDtype
 from tests.app.conftest import settings
 from tests.builders import tiny_bundle
+from tests.conftest import RedisServer
 
 
 def test_the_chosen_runtime_runs_the_network(tmp_path: Path) -> None:
@@ -26,6 +29,28 @@ def test_the_chosen_runtime_runs_the_network(tmp_path: Path) -> None:
         assert isinstance(service._engine.runtime, OnnxRuntime)  # type: ignore[union-attr]
         answer = client.post("/recommend?reasoning_steps=2", json={"history": ["i1", "i2"], "k": 5}).json()
         assert answer["source"] == "model" and len(answer["items"]) == 5
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_an_answer_is_the_same_from_a_fresh_state_and_from_either_tier(
+    dtype: StateDtype, tmp_path: Path, redis_server: RedisServer
+) -> None:
+    bundle, asked = tiny_bundle(tmp_path / "b"), {"user_id": "u", "history": ["i1", "i2"], "k": 5}
+    found = []
+    for in_process in (10, 0):  # a second process finds in Redis what the first has put there
+        ready = threading.Event()
+        chosen = settings(
+            bundle=bundle, state_dtype=dtype, memory_cache_users=in_process,
+            redis_url=redis_server.url, redis_timeout_ms=2000,
+        )  # fmt: skip
+        with TestClient(create_app(chosen, on_ready=lambda _, ready=ready: ready.set())) as client:
+            assert ready.wait(60)
+            found += [client.post("/recommend?reasoning_steps=2", json=asked).json() for _ in range(2)]
+        with redis_server.client() as redis:
+            (key,) = redis.keys("streamrec:states:*")
+            assert redis.getrange(key, 0, 3) == MAGIC[dtype]
+    assert [answer["cache"] for answer in found] == ["miss", "memory", "redis", "redis"]
+    assert all(answer["items"] == found[0]["items"] for answer in found)
 
 
 def test_int8_without_its_gate_keeps_the_service_from_starting(tmp_path: Path) -> None:

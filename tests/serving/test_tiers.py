@@ -10,13 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.tiers import MemoryTier, history_digest, pack, unpack
-from serving.types import EncoderState
+from serving.types import EncoderState, StateDtype
 
 HISTORY = (3, 1, 4)
+DTYPES: tuple[StateDtype, ...] = ("float32", "float16")
 
 
-def state(seed: int = 0, rows: int = 6, width: int = 8) -> EncoderState:
-    return EncoderState(np.random.default_rng(seed).normal(size=(rows, width)).astype(np.float32))
+def state(seed: int = 0, rows: int = 6, width: int = 8, dtype: StateDtype = "float32") -> EncoderState:
+    return EncoderState(np.random.default_rng(seed).normal(size=(rows, width)).astype(dtype))
 
 
 def memory(
@@ -28,12 +29,18 @@ def memory(
 # Values
 
 
-@given(rows=st.integers(1, 20), width=st.integers(1, 20), seed=st.integers(0, 99))
-def test_a_value_comes_back_bit_for_bit(rows: int, width: int, seed: int) -> None:
-    made, digest = state(seed, rows, width), history_digest("v", HISTORY)
-    found = unpack(pack(made, digest), digest)
-    assert isinstance(found, EncoderState)
+@given(rows=st.integers(1, 20), width=st.integers(1, 20), seed=st.integers(0, 99), dtype=st.sampled_from(DTYPES))
+def test_a_value_comes_back_bit_for_bit(rows: int, width: int, seed: int, dtype: StateDtype) -> None:
+    made, digest = state(seed, rows, width, dtype), history_digest("v", HISTORY)
+    found = unpack(pack(made, digest), digest, dtype)
+    assert isinstance(found, EncoderState) and found.nbytes == made.nbytes
     np.testing.assert_array_equal(found.hidden, made.hidden)
+
+
+def test_numbers_of_another_dtype_are_not_taken() -> None:
+    digest = history_digest("v", HISTORY)
+    assert unpack(pack(state(dtype="float16"), digest), digest, "float32") == "stale"
+    assert unpack(pack(state(), digest), digest, "float16") == "stale"
 
 
 @given(st.data())

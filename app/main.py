@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from app import errors
 from app.middleware import Cors, Envelope
@@ -18,6 +20,16 @@ from app.traces import Traces
 from app.workers import Seat
 
 VERSION = "0.1.0"
+
+
+class App(FastAPI):
+    """FastAPI from our outermost layer inwards: its own around that do once more what `Envelope` does."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        layer: Any = super().build_middleware_stack()
+        while not isinstance(layer, Envelope):
+            layer = layer.app
+        return layer
 
 
 def create_app(
@@ -46,7 +58,7 @@ def create_app(
         await quotas.close()
         await asyncio.to_thread(traces.close)
 
-    app = FastAPI(
+    app = App(
         title="streamrec",
         version=VERSION,
         description="Recommendations from a sequence model that may reason before it names an item.",

@@ -15,6 +15,7 @@ from types import FrameType
 import uvicorn
 
 from app import logs
+from app.door import Door
 from app.main import create_app
 from app.service import Service
 from app.settings import Settings
@@ -48,7 +49,8 @@ def serve(settings: Settings, listening: socket.socket | None = None, seat: Seat
     app = create_app(settings, None, on_ready, on_failure, on_death, seat)
     config = uvicorn.Config(
         app, settings.host, settings.port, log_config=None, access_log=False, lifespan="on",
-        http="httptools", loop="asyncio" if sys.platform == "win32" else "uvloop",
+        # Over its quota is another refusal than a full queue, and it takes the application to tell.
+        http="httptools" if settings.quota else Door, loop="asyncio" if sys.platform == "win32" else "uvloop",
         timeout_graceful_shutdown=max(1, round(settings.drain_timeout_s)),
     )  # fmt: skip
     server = Server(config, app.state.service, seat)

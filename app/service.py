@@ -32,7 +32,7 @@ from serving.bundle import Bundle
 from serving.cache import Flight, Lookup, StateCache
 from serving.engine import Engine
 from serving.errors import DeadlineExceeded, Draining, EngineDead, Overloaded, RequestError, UnknownCatalogue
-from serving.planner import TYPICAL, Planner
+from serving.planner import LIKELY, TYPICAL, Planner
 from serving.redis_link import RedisDown, RedisLink, connect
 from serving.tiers import MemoryTier, RedisTier
 from serving.types import Answer, EncoderState, Request, Rules, Trace
@@ -43,6 +43,7 @@ log = logging.getLogger("streamrec.service")
 Status = Literal["loading", "warming", "ready", "draining", "engine dead"]
 Steps = int | Literal["auto"] | None
 PRIMING_RUNS = 2
+CARE = 1.25  # times the wait that is reckoned: who is let in and comes too late was computed for nothing
 
 
 class EngineLike(Protocol):
@@ -215,6 +216,10 @@ class Service:
         self.check_ready()
         self.batcher.check_room()
 
+    def full_for(self) -> float | None:
+        """While requests find the queue full: seconds after which to come again. Draining or dead it says nothing."""
+        return self.batcher.full_for() if self.status == "ready" else None
+
     # The engine's thread
 
     def _run(self, searches: Sequence[Search], record: bool = True) -> list[Answer]:
@@ -359,7 +364,8 @@ class Service:
         bundle, planner = self.bundle, self.planner
 
         def ahead(steps: int, width: int) -> tuple[float, int]:
-            return self.batcher.ahead(_key(steps, width, body), width)
+            wait, beside = self.batcher.ahead(_key(steps, width, body), width)
+            return CARE * wait, beside
 
         if asked == "auto" or (asked is None and body.timeout_ms is not None):
             most, beams = bundle.max_steps if asked == "auto" else bundle.default_steps, _narrower(beam_width, body.k)
@@ -369,7 +375,7 @@ class Service:
         else:
             steps = asked if isinstance(asked, int) else bundle.default_steps
             wait, beside = ahead(steps, beam_width)
-            if wait + planner.estimate(steps, beside + beam_width, TYPICAL) <= left:
+            if wait + planner.estimate(steps, beside + beam_width, LIKELY if wait else TYPICAL) <= left:
                 return steps, beam_width
             possible = planner.estimate(steps, beam_width, TYPICAL) <= left
         if possible:

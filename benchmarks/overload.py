@@ -7,6 +7,9 @@ in turns. Goodput are the answers within the request's time budget, counted once
 runs from when it was written; how late the sender was stands beside it as `lag`. `queue`: a longer queue, where
 Retry-After has something to say: it is held against how long those waited that were let in at about that time.
 `quota`: one client far beyond its quota beside one within it. `bars`: what is asked of all this.
+
+Who sends is on the same machine, and on two cores has but the other one. What it takes of caches, memory and the kernel
+is part of what is measured; so is the kernel's work for five times the requests, which falls on the service's core.
 """
 
 from __future__ import annotations

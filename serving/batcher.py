@@ -3,6 +3,10 @@
 One thread owns the device. It takes the oldest job and every other waiting job with the same key, up to the batch's
 size, and hands them to `run`. Jobs that arrive meanwhile wait for the next boundary between two searches; an idle
 engine starts at once. Jobs are cancelled, expired or answered on the event loop that submitted them.
+
+How long the queue takes is what its batches usually cost times the *pace*: the seconds that batches took of late, all
+between them included, over those reckoned for them. A flood of requests takes cores and locks from the engine within
+milliseconds; a queue reckoned by what searches cost before would hold work for twice its bound, and answer too late.
 """
 
 from __future__ import annotations
@@ -26,6 +30,8 @@ Key = tuple[Hashable, int]  # what may share a batch: the job's key, and its row
 NO_ROOM = "The queue is full; try again later."
 LEAST_WAIT = 0.05  # seconds; nobody is told to come back sooner
 NEARLY = 0.9  # of the bound: once it is reached, the queue is full until it has come down to this
+HALF_LIFE = 1.0  # seconds after which a batch counts for half in the pace
+PRIOR = 0.1  # seconds, as if so much work had just been done at the pace 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +115,7 @@ class Batcher(Generic[T, R]):
         self._running: list[_Waiting[T, R]] = []
         self._seconds: dict[tuple[Key, int], float] = {}  # what groups take, as far as asked since the last batch
         self._free_at = 0.0  # when the batch that runs is likely to end
+        self._reckoned, self._took, self._paced_at = 0.0, 0.0, 0.0  # seconds of the batches of late, for the pace
         self._full_until, self._full_wait = -math.inf, 0.0
         self._numbers = count()
         self._wake = threading.Condition()
@@ -153,8 +160,12 @@ class Batcher(Generic[T, R]):
     def check_room(self) -> None:
         """Raises Overloaded while the queue is full, whatever the job: a flood of requests can be turned away before
         they are read."""
-        if self._queue.length and self._clock() < self._full_until:
-            raise Overloaded(NO_ROOM, retry_after=self._full_wait)
+        if (wait := self.full_for()) is not None:
+            raise Overloaded(NO_ROOM, retry_after=wait)
+
+    def full_for(self) -> float | None:
+        """While the queue is full: seconds after which to come again. Costs no lock."""
+        return self._full_wait if self._queue.length and self._clock() < self._full_until else None
 
     def _admit(self, key: Key) -> None:
         if self.death is not None:
@@ -165,7 +176,8 @@ class Batcher(Generic[T, R]):
             return  # what is larger than the whole bound is still answered, once the engine is free
         wait = self._wait()
         alike = len(self._queue.groups.get(key, ()))
-        if wait - self._group_seconds(key, alike) + self._group_seconds(key, alike + 1) > self._max_wait:
+        more = self._group_seconds(key, alike + 1) - self._group_seconds(key, alike)
+        if wait + self._pace() * more > self._max_wait:
             # In the past where a large job finds no room in a queue that has some for small ones.
             self._full_until, self._full_wait = self._clock() + wait - NEARLY * self._max_wait, wait
             raise Overloaded(NO_ROOM, retry_after=max(wait, LEAST_WAIT))
@@ -203,18 +215,28 @@ class Batcher(Generic[T, R]):
             own = (key, rows)
             alike = len(self._queue.groups.get(own, ()))
             mates = alike % self._jobs_per_batch(rows)
-            earlier = self._group_seconds(own, alike - mates) - self._group_seconds(own, alike)
-            return max(0.0, self._wait() + earlier), mates * rows
+            own_batch = self._group_seconds(own, alike) - self._group_seconds(own, alike - mates)
+            return max(0.0, self._wait() - self._pace() * own_batch), mates * rows
 
     def _wait(self) -> float:
         waiting = sum(self._group_seconds(key, len(jobs)) for key, jobs in self._queue.groups.items())
-        return self._running_seconds() + waiting
+        return self._running_seconds() + self._pace() * waiting
 
     def _running_seconds(self) -> float:
         return max(0.0, self._free_at - self._clock()) if self._running else 0.0
 
+    def _pace(self) -> float:
+        """How many times as long as reckoned work takes just now; 1 when nothing was done of late."""
+        fade = 0.5 ** ((self._clock() - self._paced_at) / HALF_LIFE)
+        return (PRIOR + fade * self._took) / (PRIOR + fade * self._reckoned)
+
+    def _learn_pace(self, reckoned: float, took: float) -> None:
+        fade = 0.5 ** ((self._clock() - self._paced_at) / HALF_LIFE)
+        self._reckoned, self._took = fade * self._reckoned + reckoned, fade * self._took + took
+        self._paced_at = self._clock()
+
     def _group_seconds(self, key: Key, jobs: int) -> float:
-        """What so many jobs of one key take, in batches as full as they may be."""
+        """What so many jobs of one key usually take, in batches as full as they may be."""
         seconds = self._seconds.get((key, jobs))
         if seconds is None:
             most = self._jobs_per_batch(key[1])
@@ -248,6 +270,7 @@ class Batcher(Generic[T, R]):
 
     def step(self) -> int:
         """Run one batch, if any job waits. Returns how many jobs it held."""
+        began = self._clock()
         with self._wake:
             batch, dropped = self._take()
             self._running = batch
@@ -255,6 +278,7 @@ class Batcher(Generic[T, R]):
         _settle(dropped, repeat(DeadlineExceeded("The time budget ran out in the queue; allow more time.")))
         if not batch:
             return 0
+        reckoned = self._cost(batch[0].job.key, batch[0].job.rows * len(batch))
         started = self._clock()
         try:
             results = self._run([waiting.job.payload for waiting in batch])
@@ -267,18 +291,19 @@ class Batcher(Generic[T, R]):
         with self._wake:
             self._running = []
             self._seconds.clear()  # costs are measured anew with every batch
+            self._learn_pace(reckoned, self._clock() - began)
         return len(batch)
 
     def _take(self) -> tuple[list[_Waiting[T, R]], list[_Waiting[T, R]]]:
         """Remove and return the next batch, and those that are dropped before they cost anything: expired, gone, or
-        sure to be late, because the batch usually takes longer than they have left."""
+        sure to be late, because the batch takes longer than they have left."""
         batch: list[_Waiting[T, R]] = []
         dropped: list[_Waiting[T, R]] = []
         now = self._clock()
         while not batch and self._queue.length:
             group = self._queue.oldest_group()
             (key, rows), most = group[0].key, self._jobs_per_batch(group[0].job.rows)
-            end = now + self._cost(key, rows * min(most, len(group)))
+            end = now + self._pace() * self._cost(key, rows * min(most, len(group)))
             for waiting in group:
                 if len(batch) == most:
                     break

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from serving.batcher import Batcher, Job
+from serving.batcher import HALF_LIFE, Batcher, Job
 from serving.errors import DeadlineExceeded, Draining, EngineDead, Overloaded
 
 
@@ -208,6 +208,85 @@ def test_what_is_ahead_is_told_by_what_runs_waits_and_shares_the_batch() -> None
     asyncio.run(scenario())
 
 
+def test_the_queue_is_bounded_by_the_time_that_work_takes_now() -> None:
+    """Batches come to take three times as long as they used to, and then as long as before."""
+    clock, slower = Clock(), 3.0
+
+    async def full(batcher: Batcher[str, str]) -> int:
+        """How many jobs find room."""
+        calls = await submitted(*(batcher.submit(job(str(i), rows=1)) for i in range(200)))
+        depth = batcher.depth
+        await step_all(batcher)
+        await asyncio.gather(*calls, return_exceptions=True)
+        return depth
+
+    async def scenario() -> None:
+        def run(payloads: Sequence[str]) -> list[str]:
+            clock.now += slower * by_rows("a", len(payloads))
+            return list(payloads)
+
+        nonlocal slower
+        batcher = make(run, clock, by_rows, max_batch=10, max_wait=20.0)
+        assert await full(batcher) == 100  # ten batches of 2 s
+        assert await full(batcher) == 30  # three of 6 s, and no room for a fourth
+        waiting = await submitted(*(batcher.submit(job(str(i), rows=1)) for i in range(10)))
+        assert batcher.expected_wait == batcher.ahead("b", 1)[0] == pytest.approx(6.0, rel=0.05)
+        slower = 1.0
+        await step_all(batcher)
+        await asyncio.gather(*waiting)
+        for _ in range(2):
+            await full(batcher)
+        assert 98 <= await full(batcher) <= 100
+
+    asyncio.run(scenario())
+
+
+def test_the_pace_is_forgotten_when_nothing_runs() -> None:
+    clock = Clock()
+
+    async def scenario() -> None:
+        def run(payloads: Sequence[str]) -> list[str]:
+            clock.now += 6.0
+            return list(payloads)
+
+        batcher = make(run, clock, by_rows)
+        for name in ("slow", "as slow"):
+            task = await submitted(batcher.submit(job(name)))
+            await step_all(batcher)
+            await asyncio.gather(*task)
+        clock.now += 20 * HALF_LIFE
+        task = await submitted(batcher.submit(job("later")))
+        assert batcher.expected_wait == pytest.approx(2.0, rel=0.01)
+        await step_all(batcher)
+        await asyncio.gather(*task)
+
+    asyncio.run(scenario())
+
+
+def test_at_a_slow_pace_what_would_be_late_is_dropped_earlier() -> None:
+    batches, run = recorded()
+    clock = Clock()
+
+    def slow(payloads: Sequence[str]) -> list[str]:
+        clock.now += 6.0
+        return run(payloads)
+
+    async def scenario() -> None:
+        batcher = make(slow, clock, by_rows)
+        first = await submitted(batcher.submit(job("first")))
+        await step_all(batcher)  # in 6 s, not in 2
+        soon, later = await submitted(
+            batcher.submit(job("soon"), clock.now + 5), batcher.submit(job("later"), clock.now + 50)
+        )
+        await step_all(batcher)
+        with pytest.raises(DeadlineExceeded):
+            await soon
+        await asyncio.gather(*first, later)
+
+    asyncio.run(scenario())
+    assert batches == [["first"], ["later"]]
+
+
 def test_a_busy_key_does_not_starve_a_rare_one() -> None:
     """Two keys keep the engine busy without a pause; a third comes now and then, alone."""
     waited: dict[str, list[int]] = {"busy": [], "other": [], "rare": []}
@@ -385,6 +464,7 @@ def test_a_dead_thread_fails_those_that_run_wait_and_come() -> None:
                 await task
         with pytest.raises(EngineDead):
             await batcher.submit(job("later"))
+        await batcher.drain()  # the thread tells it last
         assert isinstance(batcher.death, SystemExit) and told == [batcher.death]
 
     asyncio.run(scenario())

@@ -49,6 +49,7 @@ class StageConfig:
     """What every stage has. lr follows a linear warm-up and a cosine down to a tenth. eval_every 0: at the end only.
 
     batch_size: of a step, on all processes together. accumulate: in how many parts it is computed, to save memory.
+    label_smoothing: of the target's tokens, not of reasoning labels.
     """
 
     steps: int = 3000
@@ -58,6 +59,7 @@ class StageConfig:
     weight_decay: float = 0.05
     warmup: int = 100
     clip_norm: float = 1.0
+    label_smoothing: float = 0.0
     eval_every: int = 500
     checkpoint_every: int = 100
 
@@ -67,6 +69,8 @@ class StageConfig:
                 "batch_size, accumulate and checkpoint_every of a stage must be at least 1, "
                 "steps and eval_every at least 0."
             )
+        if not 0 <= self.label_smoothing < 1:
+            raise ConfigError("label_smoothing of a stage must be at least 0 and below 1.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,17 @@ import torch
 import torch.nn.functional as F
 
 
-def nll(logits: torch.Tensor, tokens: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+def nll(
+    logits: torch.Tensor, tokens: torch.Tensor, temperature: float = 1.0, smoothing: float = 0.0
+) -> torch.Tensor:
     """L = - sum_t log P(y_t | y_<t, x), P = softmax(p / tau)   [paper, stages 1 and 2], averaged over sequences.
 
+    smoothing: the share of a label that is spread evenly over the vocabulary   [open: against overfitting].
     Shapes: logits (..., T, V), tokens (..., T) int64 -> scalar.
     """
-    each = F.cross_entropy((logits / temperature).flatten(0, -2), tokens.flatten(), reduction="none")
+    each = F.cross_entropy(
+        (logits / temperature).flatten(0, -2), tokens.flatten(), reduction="none", label_smoothing=smoothing
+    )
     return each.view(tokens.shape).sum(-1).mean()
 
 

@@ -38,13 +38,13 @@ class PretrainStep:
         terms: dict[str, float] = {}
         if config.plain_weight:
             logits, _ = answer(work.network, memory, start(work, len(item), 0), target)
-            plain = nll(logits, target, work.settings.temperature)
+            plain = nll(logits, target, work.settings.temperature, config.label_smoothing)
             loss, terms["nll"] = loss + config.plain_weight * plain, float(plain.detach())
         if self.nearest is not None:
             sequence = torch.cat([self.similar(item, share), target], -1)
             steps = min(sequence.shape[-1] - target.shape[-1], work.vocabulary.max_steps)
             logits, _ = answer(work.network, memory, start(work, len(item), steps), sequence)
-            similar = nll(logits, sequence, work.settings.temperature)
+            similar = nll(logits, sequence, work.settings.temperature, config.label_smoothing)
             loss, terms["nll_similar"] = loss + config.similar_weight * similar, float(similar.detach())
         return share.mean(loss, terms)
 

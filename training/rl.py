@@ -99,5 +99,5 @@ class RlStep:
             lambda _, logits, __: logits[..., lo:hi].argmax(-1) + lo,
         )  # fmt: skip
         reasoned, _ = answer(network, memory, thought, target)
-        temperature = work.settings.temperature
-        return nll(direct, target, temperature) + nll(reasoned, target, temperature)
+        temperature, smoothing = work.settings.temperature, self.config.label_smoothing
+        return nll(direct, target, temperature, smoothing) + nll(reasoned, target, temperature, smoothing)

@@ -54,14 +54,14 @@ class SftStep:
         direct_logits, direct_state = answer(network, memory, start(work, len(row), 0), target)
         states = [direct_state]
         if config.plain_weight:
-            add("nll_plain", config.plain_weight, nll(direct_logits, target, temperature))
+            add("nll_plain", config.plain_weight, nll(direct_logits, target, temperature, config.label_smoothing))
         if steps:
             labelled = Labeller(work, config, vectors[everyone[place]].detach(), share)
             thought = think(network, memory, work.vocabulary.start_tokens[steps], steps, labelled.choose)
             logits, state = answer(network, memory, thought, target)
             states += [*thought.states, state]
             if config.answer_weight:
-                add("nll_answer", config.answer_weight, nll(logits, target, temperature))
+                add("nll_answer", config.answer_weight, nll(logits, target, temperature, config.label_smoothing))
             if labelled.labels and config.reasoning_weight:
                 chosen_from = torch.cat(thought.logits, 1)  # (B, l, V)
                 labels = torch.stack(labelled.labels, 1)

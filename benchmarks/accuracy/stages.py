@@ -4,6 +4,7 @@
     encoder   a plain TIGER with T5's own encoder against one whose encoder is causal by item
     ids       a plain TIGER on semantic IDs of text and behaviour together against IDs of text alone
     codes     a plain TIGER on three levels of 64 codes, to lie beside the one of `stages` on its 256
+    longer    a plain TIGER trained twice as long, against overfitting with more dropout and smoothed labels
 
 Everything is kept under --work, so the same command goes on after a kill; `--only NAME` trains and measures one arm
 (several cores: one process each), and a last call without it writes the result.
@@ -32,7 +33,7 @@ from training.pipeline import run, tokenize
 from training.prepare import split_by
 from training.workspace import Workspace
 
-QUESTIONS = ("stages", "encoder", "ids", "codes")
+QUESTIONS = ("stages", "encoder", "ids", "codes", "longer")
 BEAM = 50
 WEIGHTS, METRICS = ("dense_weight", "neighbours_weight"), ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
 COLUMNS = ["model", "steps", *WEIGHTS, "excluded", *METRICS, "minutes"]
@@ -59,6 +60,8 @@ def arms(question: str, config: RunConfig) -> dict[str, list[str]]:
         return {"plain": plain, "text": [*plain, "tokenizer.source=text"]}
     if question == "codes":
         return {"coarse": [*plain, "tokenizer.rqvae.codes=64"]}
+    if question == "longer":
+        return {"longer": [*plain, f"pretrain.steps={2 * total}", "model.dropout=0.2", "pretrain.label_smoothing=0.1"]}
     return {"plain": plain, "causal": [*plain, "model.attention=causal-by-item"]}
 
 

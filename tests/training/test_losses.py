@@ -31,6 +31,12 @@ def test_nll_divides_by_the_temperature():
     assert float(losses.nll(logits, torch.tensor([[1]]))) == approx(math.log(10))
 
 
+def test_nll_spreads_a_share_of_the_label():
+    log_p = torch.tensor([[[0.5, 0.25, 0.125, 0.125]]]).log()
+    # a fifth of the label lies evenly on all four: .8 ln 2 + .05 (1 + 2 + 3 + 3) ln 2
+    assert float(losses.nll(log_p, torch.tensor([[0]]), smoothing=0.2)) == approx(1.25 * math.log(2))
+
+
 def test_contrastive_by_hand():
     state, target = torch.tensor([[3.0, 0.0], [0.0, 0.5]]), torch.tensor([[1.0, 0.0], [0.0, 9.0]])
     # the cosines are 1 on the diagonal and 0 beside it, whatever the lengths: -ln(e / (e + 1)) = ln(1 + 1/e)

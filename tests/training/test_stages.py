@@ -56,9 +56,9 @@ def test_stage_1_writes_whole_similar_items_before_the_target_and_announces_thei
         seen.append(steps)
         return start(work, batch, steps)
 
-    def seen_nll(logits: torch.Tensor, tokens: torch.Tensor, temperature: float) -> torch.Tensor:
+    def seen_nll(logits: torch.Tensor, tokens: torch.Tensor, *how: float) -> torch.Tensor:
         seen.append(tokens)
-        return nll(logits, tokens, temperature)
+        return nll(logits, tokens, *how)
 
     monkeypatch.setattr(pretrain, "start", seen_start)
     monkeypatch.setattr(pretrain, "nll", seen_nll)

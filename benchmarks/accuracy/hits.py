@@ -29,7 +29,7 @@ class Ask:
     """One way to answer. union: so many of the dense score's own best items join, at `union_weight`.
 
     draws: instead of the model's own reasoning tokens, so many paths of random ones, each with a beam of its own; an
-    item's score is the best over the paths. int8: with 8-bit weights.
+    item's score is the best over the paths. int8: with 8-bit weights. memory: the weight of the workspace's neighbours.
     """
 
     split: str
@@ -40,6 +40,7 @@ class Ask:
     union_weight: float = 0.0
     draws: int = 0
     int8: bool = False
+    memory: float = 0.0
 
     @property
     def file(self) -> str:
@@ -128,12 +129,16 @@ def measure(work: Workspace, ask: Ask) -> Hits:
     batches = [by_length[first : first + BATCH] for first in range(0, len(by_length), BATCH)]
     parts = []
     for rows in batches:
-        tokens, mask = history_tokens([histories[row] for row in rows], work.item_tokens_here, settings.max_items,
-                                      settings.suffix_tokens)  # fmt: skip
+        read = [histories[row] for row in rows]
+        tokens, mask = history_tokens(read, work.item_tokens_here, settings.max_items, settings.suffix_tokens)
+        prior = None
+        if ask.memory:
+            assert work.neighbours is not None
+            prior = ask.memory * torch.from_numpy(work.neighbours.log_scores(read, settings.max_items))
         memory = runtime.memory(runtime.encode(tokens, mask), mask)
         weight = torch.full((len(rows),), ask.union_weight if ask.union else 1.0)
         found = [
-            search(runtime, trie, searching, memory, steps=ask.steps, beam_width=beam, dense_weight=weight)
+            search(runtime, trie, searching, memory, steps=ask.steps, beam_width=beam, dense_weight=weight, prior=prior)
             for _ in range(ask.draws or 1)
         ]
         wanted = torch.from_numpy(target[rows].astype(np.int64))

@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.accuracy import arms, hits
 from benchmarks.accuracy.arms import ARMS, Place
 from benchmarks.accuracy.hits import Ask, Hits, ndcg
+from benchmarks.accuracy.memory import data_of, memory_of, ranks_of
 from serving.bundle import search_settings
 from serving.histories import history_tokens
 from serving.runtimes.eager import EagerRuntime
@@ -27,11 +28,9 @@ from serving.runtimes.onnx import OnnxRuntime
 from serving.search import search
 from serving.trie import build_trie
 from training.config import RunConfig, read_config
-from training.data import read_data
 from training.loop import load_checkpoint, read_meta
 from training.metrics import paired_bootstrap
 from training.pipeline import TRAINED, tokenize
-from training.prepare import split_by
 from training.workspace import Workspace
 
 
@@ -39,7 +38,8 @@ from training.workspace import Workspace
 class Cell:
     """One row of a table. model: its name there; against: the name of the row it is compared with.
 
-    dense: answered by the dense score alone. users: only these, by their place in the test part.
+    dense: answered by the dense score alone. users: only these, by their place in the test part. arm: or, of what needs
+    no network, its name in `memory.py`.
     """
 
     model: str
@@ -84,7 +84,7 @@ class Lab:
         work, folder = self.work(arm, seed), self.place.folder(arm, seed)
         wanted = search_flops(work, Ask("valid", work.vocabulary.max_steps))
         narrow, wide = work.config.model.d_ff, 1024
-        data, split = _data(self.place)
+        data, split = data_of(self.place)
         config = self.place.settings(arm, seed, (f"model.d_ff={wide}",))
         other = tokenize(data, split, self.place.data, folder, config)
         low, high = (search_flops(one, Ask("valid", 0)) for one in (work, other))
@@ -100,13 +100,17 @@ class Lab:
             folder = self.place.folder(arm, seed)
             found = hits.kept(folder, ask)
             if found is None:
-                found = hits.measure(self.work(arm, seed), ask)
+                work = self.work(arm, seed)
+                work.neighbours = memory_of(self.place) if ask.memory else None
+                found = hits.measure(work, ask)
                 hits.keep(folder, ask, found)
             every.append(found)
         return every
 
     def ranks(self, cell: Cell) -> np.ndarray:
         """Shape: (seeds, U)."""
+        if cell.arm not in ARMS:
+            return np.repeat(ranks_of(self.place, cell.arm)[None], len(self.seeds), 0)
         found = self.hits(cell.arm, cell.ask)
         ranks = np.stack([one.dense if cell.dense else one.rank(cell.weight) for one in found])
         return ranks if cell.users is None else ranks[:, cell.users]
@@ -119,6 +123,7 @@ class Lab:
             means.append(value)
             row = {"model": cell.model, "split": "valid", "steps": cell.ask.steps, "paths": cell.ask.paths}
             row |= {"merge": cell.ask.merge, "dense_weight": cell.weight, "union": cell.ask.union}
+            row |= {"memory_weight": cell.ask.memory}
             self.validation.append(row | {"ndcg@10": round(value, 5)})
         return cells[int(np.argmax(means))]
 
@@ -137,12 +142,14 @@ class Lab:
         found = {f"recall@{k}": float((ranks < k).mean()) for k in (5, 10)}
         found |= {f"ndcg@{k}": float(ndcg(ranks, k).mean()) for k in (5, 10)}
         row = {"model": cell.model, "arm": cell.arm, "split": cell.ask.split, "steps": cell.ask.steps,
-               "dense_weight": cell.weight, "users": ranks.shape[1]}  # fmt: skip
+               "dense_weight": cell.weight, "memory_weight": cell.ask.memory, "users": ranks.shape[1]}  # fmt: skip
         row |= {name: round(value, 5) for name, value in found.items()} | cell.more
         if against is not None:
             row |= {"against": against.model} | self.gain(ndcg(ranks), ndcg(self.ranks(against)))
         if len(self.seeds) > 1:
             row["spread"] = round(float(ndcg(ranks).mean(1).std(ddof=1)), 5)
+        if cell.arm not in ARMS:
+            return row
         spent = [arms.minutes(self.place.folder(cell.arm, seed), ARMS[cell.arm].until) for seed in self.seeds]
         return row | {"minutes": round(float(np.mean(spent)), 1)}
 
@@ -175,16 +182,10 @@ class Lab:
         )
 
 
-@lru_cache(maxsize=1)
-def _data(place: Place) -> Any:
-    data = read_data(place.data)
-    return data, split_by(data, place.settings("plain", 0).split)
-
-
 @lru_cache(maxsize=2)
 def _load(place: Place, arm: str, seed: int, folder: Any) -> Workspace:
     """An arm with the weights that its last stage liked best."""
-    data, split = _data(place)
+    data, split = data_of(place)
     config = read_config(json.loads((folder / "run.json").read_text())["config"])
     work = tokenize(data, split, place.data, folder, config)
     load_checkpoint(folder / f"{ARMS[arm].until}.best.safetensors", work.network, None)

@@ -12,6 +12,7 @@ from benchmarks.accuracy import hits, plots
 from benchmarks.accuracy.arms import DEPTH, LENGTHS, OWN, REWARDS
 from benchmarks.accuracy.hits import Ask, ndcg
 from benchmarks.accuracy.lab import Cell, Lab, answer_ms, search_flops, training_flops
+from benchmarks.accuracy.memory import MEMORY, TUNED
 from serving.types import Merge
 from training.evaluate import signs
 
@@ -21,6 +22,8 @@ GAIN = ("gain", "low", "high", "percent")
 SLOW = f"l = {DEPTH}"
 PATHS = (1, 2, 4, 8)
 UNION = 30
+CANDIDATES = 50  # of the memory's best items join what the beam has found
+MEMORY_WEIGHTS = (1.0, 4.0, 10.0, 20.0, 40.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +208,21 @@ def joined(lab: Lab) -> Rows:
     return lab.rows(cells)
 
 
+def deployed(lab: Lab) -> Rows:
+    """What a shop would run, the memory of log and texts joined in at the weight that validation likes best, beside
+    tuned neighbours; and what the network and its thoughts add to that memory."""
+    tuned, memory = Cell(TUNED, TUNED, Ask("test", 0)), Cell(MEMORY, MEMORY, Ask("test", 0), against=TUNED)
+    joined = []
+    for arm, used in (("plain", 0), (SLOW, 0), (SLOW, DEPTH)):
+        ask = Ask("valid", used, union=CANDIDATES)
+        best = lab.choose([Cell(arm, arm, replace(ask, memory=weight)) for weight in MEMORY_WEIGHTS]).ask.memory
+        name = f"{at(arm, used).model}, and memory"
+        joined.append(Cell(name, arm, replace(ask, split="test", memory=best), against=TUNED))
+    _, without, thinking = joined
+    pairs = [*((cell, memory) for cell in joined), (thinking, without)]
+    return lab.rows([tuned, memory, *joined]) + [lab.row(cell, other) for cell, other in pairs]
+
+
 def groups(lab: Lab) -> Rows:
     """Who gains from thinking: by how often the target was bought, and by the length of the history."""
     work = lab.work(SLOW, lab.seeds[0])
@@ -360,6 +378,13 @@ QUESTIONS = {
         joined,
         ("model", "dense_weight", *METRICS, *GAIN),
         _bars("against the beam alone"),
+    ),
+    "deployed": Question(
+        "the model a shop would run",
+        ("plain", SLOW),
+        deployed,
+        ("model", "memory_weight", *METRICS, *GAIN, "against"),
+        _bars("against tuned neighbours, unless another is named"),
     ),
     "groups": Question(
         "who gains",

@@ -13,7 +13,8 @@ from benchmarks.accuracy.__main__ import main
 from benchmarks.accuracy.arms import ARMS, Place, shares
 from benchmarks.accuracy.hits import Ask, first_place, kept, ndcg
 from benchmarks.accuracy.lab import Lab
-from benchmarks.accuracy.questions import QUESTIONS
+from benchmarks.accuracy.memory import MEMORY, ranks_of
+from benchmarks.accuracy.questions import MEMORY_WEIGHTS, QUESTIONS
 from training.shop import write_shop
 
 SMALL = """
@@ -92,3 +93,25 @@ def test_a_question_from_end_to_end(tmp_path):
     assert main(command) == 0
     assert json.loads((tmp_path / "joined.json").read_text())["rows"] == result["rows"]
     assert (arms[0] / "sft.latest.safetensors").stat().st_mtime_ns == before
+
+
+def test_the_memory_joins_and_is_held_against_neighbours(tmp_path):
+    write_shop(tmp_path / "shop", users=40, items=60, seed=0)
+    lab = Lab(place(tmp_path), (0,))
+    for arm in QUESTIONS["deployed"].arms:
+        lab.train(arm)
+    rows = QUESTIONS["deployed"].rows(lab)
+    named = {row["model"]: row for row in rows[:5]}
+    assert list(named) == ["tuned neighbours", "memory alone", "plain, and memory", "l = 4, and memory",
+                           "l = 4, 4 steps, and memory"]  # fmt: skip
+    assert named["l = 4, 4 steps, and memory"]["memory_weight"] in MEMORY_WEIGHTS
+    gains = [(row["model"], row["against"]) for row in rows if "gain" in row]
+    assert gains[-1] == ("l = 4, 4 steps, and memory", "l = 4, and memory") and len(gains) == 8
+    for row in rows:
+        if "gain" in row:
+            other = named[row["against"]]
+            assert row["gain"] == pytest.approx(row["ndcg@10"] - other["ndcg@10"], abs=2e-5)
+    # under a huge weight the memory alone decides
+    found = lab.hits("plain", Ask("test", 0, union=50, memory=1e6))[0].rank(0.0)
+    alone = ranks_of(lab.place, MEMORY)
+    assert (np.minimum(found, 10) == alone).mean() > 0.9  # but for ties

@@ -1,0 +1,51 @@
+"""What needs no network, once per data folder: tuned item-to-item neighbours, and the memory that a bundle may hold."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+
+from benchmarks import neighbours
+from benchmarks.accuracy.arms import Place
+from benchmarks.common import HISTORY_ITEMS, PLACES, Score, rank
+from serving.neighbours import Neighbours
+from training.data import Dataset, read_data
+from training.metrics import recall_ndcg
+from training.neighbours import fit_neighbours
+from training.prepare import Split, split_by
+
+TUNED, MEMORY = "tuned neighbours", "memory alone"
+
+
+@lru_cache(maxsize=1)
+def data_of(place: Place) -> tuple[Dataset, Split]:
+    data = read_data(place.data)
+    return data, split_by(data, place.settings("plain", 0).split)
+
+
+@lru_cache(maxsize=1)
+def memory_of(place: Place) -> Neighbours:
+    data, split = data_of(place)
+    return fit_neighbours(data.items, split, place.settings("plain", 0), place.work / "cache")[0]
+
+
+@lru_cache(maxsize=2)
+def ranks_of(place: Place, name: str) -> np.ndarray:
+    """Where the test targets stand without a network, counted from 0; 10 for all beyond. Shape: (U,) int64."""
+    data, split = data_of(place)
+    if name == MEMORY:
+        memory = memory_of(place)
+        return _places(lambda histories: memory.log_scores(histories, HISTORY_ITEMS), split)
+
+    def validation_ndcg(candidate: neighbours.Neighbours) -> float:
+        ranked = rank(candidate.scores, split.valid_history, exclude_seen=False)
+        return recall_ndcg(ranked, split.valid_target)["ndcg@10"]
+
+    tuned, _ = neighbours.tune(split.train, len(data.items), validation_ndcg)
+    return _places(tuned.scores, split)
+
+
+def _places(score: Score, split: Split) -> np.ndarray:
+    found = rank(score, split.test_history, exclude_seen=False) == split.test_target[:, None]
+    return np.where(found.any(1), found.argmax(1), PLACES)

@@ -14,6 +14,7 @@ from typing import Any
 # disk for that. The two names of the switch are those of older and of newer releases.
 os.environ |= {"ORT_DISABLE_TELEMETRY": "1", "ORT_TELEMETRY_DISABLED": "1"}
 
+import numpy as np
 import onnxruntime
 import torch
 
@@ -42,7 +43,7 @@ class OnnxRuntime(EagerRuntime):
         int8: bool = False,
     ) -> None:
         super().__init__(network, item_tokens, attention)
-        t5 = network.t5
+        t5, self._heads = network.t5, network.t5.config.num_heads
         self._encoder = _session(onnx_graph.encoder(t5), threads)
         self._memory = _session(onnx_graph.memory(t5), threads)
         self._step = _session(onnx_graph.step(t5, int8), threads)
@@ -51,26 +52,52 @@ class OnnxRuntime(EagerRuntime):
     def encode(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         bias = self.network.t5.encoder_bias(mask, self.attention, self.item_tokens.shape[1])
         inputs = {"x": self.network.t5.shared(tokens).numpy(), "bias": bias.numpy()}
-        return torch.from_numpy(self._encoder.run(None, inputs)[0])
+        return torch.from_numpy(_run(self._encoder, inputs)[0])
 
     def memory(self, hidden: torch.Tensor, mask: torch.Tensor) -> Memory:
-        cross: Any = self._memory.run(None, {"hidden": hidden.numpy()})
+        cross: Any = [_split(array, self._heads) for array in _run(self._memory, {"hidden": hidden.numpy()})]
         return Memory(cross, float_mask(mask))
 
     def step(
         self, x: torch.Tensor, bias: torch.Tensor, memory: Memory, past: KeysValues | None
     ) -> tuple[torch.Tensor, torch.Tensor, KeysValues]:
-        cross: Any = memory.cross
-        past = past or [keys_or_values[:, :, :0] for keys_or_values in cross]
+        split: Any = memory.cross
+        past = past or [keys_or_values[:, :, :0] for keys_or_values in split]
+        cross = [_join(keys_or_values) for keys_or_values in split]
         values = (x.numpy(), bias.numpy(), memory.mask.numpy(), *cross, *past)
-        *present, hidden, logits = self._step.run(None, dict(zip(self._inputs, values, strict=True)))
+        *present, hidden, logits = _run(self._step, dict(zip(self._inputs, values, strict=True)))
         return torch.from_numpy(hidden), torch.from_numpy(logits), present
+
+
+def _split(array: np.ndarray, heads: int) -> np.ndarray:
+    """A view: (B, S, H * d_kv) -> (B, H, S, d_kv)."""
+    return array.reshape(*array.shape[:2], heads, -1).swapaxes(1, 2)
+
+
+def _join(view: np.ndarray) -> np.ndarray:
+    """What `_split` made a view of."""
+    return view.swapaxes(1, 2).reshape(view.shape[0], view.shape[2], -1)
+
+
+def _run(session: onnxruntime.InferenceSession, inputs: dict[str, Any]) -> Any:
+    """All outputs. Numbers too small for float32's normal form are zero meanwhile.
+
+    The softmax of ONNX Runtime comes by such a number for every score that a mask has put to -inf, as most are in a
+    search, and each costs the processor a hundred cycles. The switch is the calling thread's.
+    """
+    torch.set_flush_denormal(True)
+    try:
+        return session.run(None, inputs)
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def _session(model: bytes, threads: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the cores belong to others too
+    if threads > 1:
+        options.add_session_config_entry("session.set_denormal_as_zero", "1")  # its own threads, as `_run` the caller's
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL  # merges what int8 repeats
     options.enable_mem_pattern = False  # a plan is kept for every combination of shapes, and there is no end of those
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

@@ -42,14 +42,10 @@ class Graph:
         self.outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
         return name
 
-    def caches(self, declare: Callable[..., str], prefix: str, length: str) -> list[tuple[str, str]]:
-        """Declares keys and values (B, H, length, d_kv) of every decoder layer, as `input` or as `output`."""
-        heads, d_kv = self.config.num_heads, self.config.d_kv
+    def caches(self, declare: Callable[..., str], prefix: str, *shape: int | str) -> list[tuple[str, str]]:
+        """Declares keys and values of a shape for every decoder layer, as `input` or as `output`."""
         return [
-            (
-                declare(f"{prefix}keys_{i}", "B", heads, length, d_kv),
-                declare(f"{prefix}values_{i}", "B", heads, length, d_kv),
-            )
+            (declare(f"{prefix}keys_{i}", *shape), declare(f"{prefix}values_{i}", *shape))
             for i in range(self.config.num_decoder_layers)
         ]
 
@@ -113,16 +109,13 @@ class Graph:
         )  # fmt: skip
         return self.linear(attended, part.o.weight)
 
-    def cross_attention(self, x: str, part: Attention, cross: Sequence[str], mask: str) -> str:
-        query = self.split(self.linear(x, part.q.weight))
-        attended = self.op("Attention", query, *cross, mask, scale=1.0)
-        joined = self.op("Transpose", attended, perm=[0, 2, 1, 3])
-        return self.linear(self.op("Reshape", joined, self.constant([0, 0, -1], np.int64)), part.o.weight)
-
-    def split(self, x: str) -> str:
-        """(B, Q, H * d_kv) -> (B, H, Q, d_kv)."""
-        shape = self.constant([0, 0, self.config.num_heads, self.config.d_kv], np.int64)
-        return self.op("Transpose", self.op("Reshape", x, shape), perm=[0, 2, 1, 3])
+    def cross_attention(self, x: str, part: Attention, keys: str, values: str, mask: str) -> str:
+        """Attention over keys and values (B, S, H * d_kv), as the memory leaves them."""
+        query = self.linear(x, part.q.weight)
+        attended = self.op(
+            "Attention", query, keys, values, mask, scale=1.0, q_num_heads=part.heads, kv_num_heads=part.heads
+        )
+        return self.linear(attended, part.o.weight)
 
 
 def encoder(t5: T5) -> bytes:
@@ -139,13 +132,14 @@ def encoder(t5: T5) -> bytes:
 
 
 def memory(t5: T5) -> bytes:
-    """hidden (B, S, D) -> per decoder layer keys_i, values_i (B, H, S, d_kv)."""
+    """hidden (B, S, D) -> per decoder layer keys_i, values_i (B, S, H * d_kv)."""
     config = t5.config
     graph = Graph(config)
     hidden = graph.input("hidden", "B", "S", config.d_model)
-    for (_, look, _), names in zip(_layers(t5.decoder), graph.caches(graph.output, "", "S"), strict=True):
+    cross = graph.caches(graph.output, "", "B", "S", config.num_heads * config.d_kv)
+    for (_, look, _), names in zip(_layers(t5.decoder), cross, strict=True):
         for projection, name in zip((look.part.k, look.part.v), names, strict=True):
-            graph.name(graph.split(graph.linear(hidden, projection.weight)), name)
+            graph.name(graph.linear(hidden, projection.weight), name)
     return graph.model()
 
 
@@ -153,22 +147,23 @@ def step(t5: T5, int8: bool) -> bytes:
     """One call of the decoder, as `serving.model.T5.decode` and `logits` together; int8: with its weights in 8 bits.
 
     In this order: x (B, Q, D), bias (B, H, Q, W), mask (B, 1, 1, S), per layer cross_keys_i, cross_values_i
-    (B, H, S, d_kv), per layer past_keys_i, past_values_i (B, H, W - Q, d_kv) -> per layer keys_i, values_i
+    (B, S, H * d_kv), per layer past_keys_i, past_values_i (B, H, W - Q, d_kv) -> per layer keys_i, values_i
     (B, H, W, d_kv), then hidden (B, Q, D), logits (B, Q, V).
     """
-    config = t5.config
+    config, heads, d_kv = t5.config, t5.config.num_heads, t5.config.d_kv
     graph = Graph(config, int8)
     x = graph.input("x", "B", "Q", config.d_model)
-    bias = graph.input("bias", "B", config.num_heads, "Q", "W")
+    bias = graph.input("bias", "B", heads, "Q", "W")
     one = graph.constant([1], np.int64)
     per_row = graph.op("Concat", one, one, graph.op("Shape", x, start=1, end=2), one, axis=0)
     mask = graph.op("Expand", graph.input("mask", "B", 1, 1, "S"), per_row)  # ONNX Runtime's Attention wants it so
-    cross, past = graph.caches(graph.input, "cross_", "S"), graph.caches(graph.input, "past_", "W - Q")
-    present = graph.caches(graph.output, "", "W")
+    cross = graph.caches(graph.input, "cross_", "B", "S", heads * d_kv)
+    past = graph.caches(graph.input, "past_", "B", heads, "W - Q", d_kv)
+    present = graph.caches(graph.output, "", "B", heads, "W", d_kv)
     for i, (attend, look, think) in enumerate(_layers(t5.decoder)):
         own = graph.self_attention(graph.norm(x, attend.layer_norm), attend.part, bias, past[i], present[i])
         x = graph.op("Add", x, own)
-        x = graph.op("Add", x, graph.cross_attention(graph.norm(x, look.layer_norm), look.part, cross[i], mask))
+        x = graph.op("Add", x, graph.cross_attention(graph.norm(x, look.layer_norm), look.part, *cross[i], mask))
         x = graph.op("Add", x, graph.feed_forward(graph.norm(x, think.layer_norm), think.part))
     hidden = graph.name(graph.norm(x, t5.decoder.final_layer_norm), graph.output("hidden", "B", "Q", config.d_model))
     logits = graph.linear(hidden, t5.shared.weight * config.d_model**-0.5)

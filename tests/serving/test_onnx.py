@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import TensorProto, helper
 
 from serving.bundle import Bundle
 from serving.engine import Engine
@@ -22,7 +23,7 @@ from serving.histories import history_tokens
 from serving.model import KeysValues
 from serving.reference import score_all_items
 from serving.runtimes.eager import EagerRuntime
-from serving.runtimes.onnx import OnnxRuntime
+from serving.runtimes.onnx import OnnxRuntime, _run, _session
 from serving.types import Answer, Request, Rules
 from tests.builders import tiny_model
 
@@ -182,6 +183,15 @@ def test_it_takes_as_many_threads_as_it_is_given_and_none_of_them_spins():
     options = OnnxRuntime(bundle.network, tokens, "bidirectional", threads=2)._step.get_session_options()
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (2, 1)
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+
+
+def test_numbers_below_the_normal_ones_are_zero_in_a_run_and_nowhere_else():
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Mul", ["x", "x"], ["y"])], "square", [x], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11)
+    small = np.full(1, 1e-20, dtype=np.float32)
+    assert _run(_session(model.SerializeToString(), 1), {"x": small})[0] == 0
+    assert (torch.from_numpy(small) ** 2).item() > 0
 
 
 def test_onnx_runtime_neither_reports_nor_keeps_an_identifier(tmp_path: Path) -> None:

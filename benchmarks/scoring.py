@@ -37,7 +37,8 @@ def main() -> None:
     options = parser.parse_args()
     code, started = commit(), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        rows = measure(Engine(Bundle.load(options.bundle)), options.users, options.rounds, Path(folder))
+        engine = Engine(Bundle.load(options.bundle), runtime=Task.runtime)
+        rows = measure(engine, options.users, options.rounds, Path(folder))
     print(table(rows, COLUMNS))
     record(
         ROOT / "benchmarks/results/scoring.json",

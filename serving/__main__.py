@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import get_args
 
 from serving.errors import ServingError
 from serving.score import Task, run_here, score
+from serving.types import RuntimeName
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,13 +29,16 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument(
         "--part-users", type=int, default=Task.part_users, help="users per part, what a kill costs (%(default)s)"
     )
+    command.add_argument(
+        "--runtime", choices=get_args(RuntimeName), default=Task.runtime, help="what runs the network (%(default)s)"
+    )
     command.add_argument("--engine", choices=("local", "ray"), default="local")
     command.add_argument("--threads", type=int, default=1, help="threads of the local engine (%(default)s)")
     command.add_argument("--workers", type=int, default=1, help="actors of the Ray engine, a core each (%(default)s)")
     options = parser.parse_args(arguments)
     bundle, histories, out = (path.absolute() for path in (options.bundle, options.histories, options.out))
     task = Task(bundle, histories, out, options.k, options.beam, options.steps, not options.include_seen,
-                options.batch, options.part_users)  # fmt: skip
+                options.batch, options.part_users, options.runtime)  # fmt: skip
     try:
         return _score(task, options)
     except ServingError as error:

@@ -26,7 +26,7 @@ from serving.engine import Engine
 from serving.errors import ScoreError
 from serving.files import owned, whole_file
 from serving.score_input import Part, Reject, User, open_histories
-from serving.types import Answer, Request, Rules
+from serving.types import Answer, Request, Rules, RuntimeName
 
 SCHEMA = pa.schema([
     ("user_id", pa.string()),
@@ -49,6 +49,7 @@ class Task:
     exclude_seen: bool = True
     batch: int = 32
     part_users: int = 4096
+    runtime: RuntimeName = "onnx"
 
     @property
     def parts_folder(self) -> Path:
@@ -101,7 +102,7 @@ def score(task: Task, run_parts: RunParts | None = None) -> Summary:
 
 def run_here(task: Task, bundle: Bundle, parts: Sequence[Part], threads: int = 1) -> Iterator[int]:
     """Scores parts in this process."""
-    scorer = Scorer(task, Engine(bundle, threads=threads))
+    scorer = Scorer(task, Engine(bundle, runtime=task.runtime, threads=threads))
     for part in parts:
         yield from scorer.score(part)
 
@@ -224,7 +225,7 @@ def _same_run(task: Task, bundle: Bundle) -> None:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     steps = bundle.default_steps if task.steps is None else task.steps
     wanted = {"histories": digest, "bundle": bundle.version, "k": task.k, "beam": task.beam, "steps": steps,
-              "exclude_seen": task.exclude_seen, "part_users": task.part_users}  # fmt: skip
+              "exclude_seen": task.exclude_seen, "part_users": task.part_users, "runtime": task.runtime}  # fmt: skip
     note = task.parts_folder / "run.json"
     if note.exists():
         if json.loads(note.read_text(encoding="utf-8")) != wanted:

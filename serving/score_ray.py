@@ -24,7 +24,7 @@ class PartScorer:
     """An actor: loads the bundle once, then scores part after part."""
 
     def __init__(self, task: Task) -> None:
-        self.scorer = Scorer(task, Engine(Bundle.load(task.bundle)))
+        self.scorer = Scorer(task, Engine(Bundle.load(task.bundle), runtime=task.runtime))
 
     def __call__(self, part: dict[str, Any]) -> dict[str, Any]:
         """Gives rows done, or the problem: an exception would lose its one sentence on the way.

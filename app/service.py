@@ -263,7 +263,8 @@ class Service:
         if body.neighbours_weight and bundle.neighbours is None:
             raise RequestError("This model has no neighbours; leave it out.", "neighbours_weight")
         steps = asked_steps if isinstance(asked_steps, int) else 0
-        self.batcher.admit(_key(steps, beam_width, body), beam_width)  # a refusal must not cost a look-up first
+        if body.user_id is not None:  # a refusal must not cost a look-up first
+            self.batcher.admit(_key(steps, beam_width, body), beam_width)
         erasures = self.cache.erasures
         rules, history, unknown = await self._understand(body)
         if not history:
@@ -514,5 +515,5 @@ def _key(steps: int, beam_width: int, body: RecommendRequest) -> tuple[int, int,
 
 
 def _timings(started: float, **seconds: float) -> Timings:
-    total = time.monotonic() - started
-    return Timings(**{stage: round(1000 * value, 3) for stage, value in (seconds | {"total": total}).items()})
+    seconds["total"] = time.monotonic() - started
+    return Timings(**{stage: round(1000 * value, 3) for stage, value in seconds.items()})

@@ -32,6 +32,7 @@ LEAST_WAIT = 0.05  # seconds; nobody is told to come back sooner
 NEARLY = 0.9  # of the bound: once it is reached, the queue is full until it has come down to this
 HALF_LIFE = 1.0  # seconds after which a batch counts for half in the pace
 PRIOR = 0.1  # seconds, as if so much work had just been done at the pace 1
+SLOWEST = 4.0  # times what was reckoned, as which a batch counts at most: a machine that stalled once is not slow
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +233,8 @@ class Batcher(Generic[T, R]):
 
     def _learn_pace(self, reckoned: float, took: float) -> None:
         fade = 0.5 ** ((self._clock() - self._paced_at) / HALF_LIFE)
-        self._reckoned, self._took = fade * self._reckoned + reckoned, fade * self._took + took
+        self._reckoned = fade * self._reckoned + reckoned
+        self._took = fade * self._took + min(took, SLOWEST * reckoned)
         self._paced_at = self._clock()
 
     def _group_seconds(self, key: Key, jobs: int) -> float:

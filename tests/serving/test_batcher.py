@@ -241,6 +241,27 @@ def test_the_queue_is_bounded_by_the_time_that_work_takes_now() -> None:
     asyncio.run(scenario())
 
 
+def test_a_single_stall_makes_no_slow_pace() -> None:
+    clock, stalls = Clock(), [0.0] * 20 + [3.0] + [0.0] * 10
+
+    async def scenario() -> None:
+        def run(payloads: Sequence[str]) -> list[str]:
+            clock.now += 0.05 + stalls.pop(0)
+            return list(payloads)
+
+        batcher = make(run, clock, lambda key, rows: 0.05)
+        for _ in range(21):
+            task = await submitted(batcher.submit(job("a")))
+            await step_all(batcher)
+            await asyncio.gather(*task)
+        tasks = await submitted(*(batcher.submit(job("a")) for _ in range(40)))  # ten batches, 0.5 s
+        assert batcher.expected_wait < 1.0
+        await step_all(batcher)
+        await asyncio.gather(*tasks)
+
+    asyncio.run(scenario())
+
+
 def test_the_pace_is_forgotten_when_nothing_runs() -> None:
     clock = Clock()
 

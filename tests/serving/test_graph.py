@@ -118,6 +118,20 @@ def test_a_recording_keeps_the_rules_buffers_that_it_reads(parts):
     assert read() is not None
 
 
+@torch.inference_mode()
+def test_a_search_that_reads_prepared_sets_has_a_recording_of_its_own(parts):
+    runtime, trie, settings, book = parts
+    recorded = RecordedSearch(runtime, trie, settings, run_again)
+    hidden, mask = torch.randn(1, 4, 16), torch.ones(1, 4, dtype=torch.bool)
+    options = {"steps": 0, "beam_width": 12}
+    for rules in (Rules(exclude=(1,)), Rules(catalogue="small"), Rules(exclude=(2,))):
+        with book.blocked([rules]) as blocked:
+            found = recorded.search(hidden, mask, paths=2, blocked=blocked, **options)
+            expected = search(runtime, trie, settings, runtime.memory(hidden, mask), blocked=blocked, **options)
+        assert torch.equal(found.items, expected.items)
+    assert len(recorded._recordings) == 2
+
+
 def test_a_failed_recording_is_an_error(parts):
     runtime, trie, settings, _ = parts
 

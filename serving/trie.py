@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from serving.errors import BundleError
 
-NEG_INF = float("-inf")
+NEG_INF_BITS = -0x800000  # of a float32, read as an int32
 # Entries a table may have: the first three levels of 256 codes, at most 64 MiB. In a large catalogue these are nearly
 # full; a fourth would be 256 times as large for nodes that have two or three children each.
 TABLE_ENTRIES = 256**3
@@ -72,14 +72,14 @@ class Trie:
         if self.tables[level].numel():
             child = F.embedding(node - self.level_start[level], self.tables[level])
             first = self.first_token[level]
-            scores = torch.where(child >= 0, log_probs[..., first : first + self.tokens[level]], NEG_INF)
+            scores = log_probs[..., first : first + self.tokens[level]] + _closed(child)
             return scores, child.clamp(min=self.level_start[level + 1])
         # Runs are copied whole, two borders and `width` tokens at a time: an index for each costs three times as much.
         width = self.max_children[level]
         start, end = F.embedding(node, self.first_child.unfold(0, 2, 1)).split(1, -1)
         child = start + torch.arange(width, dtype=torch.int32, device=node.device)
         token = F.embedding(start.squeeze(-1), self.token.unfold(0, width, 1)).to(torch.int64)
-        scores = torch.where(child < end, log_probs.gather(-1, token), NEG_INF)
+        scores = log_probs.gather(-1, token) + _closed(end - 1 - child)
         return scores, child.clamp(max=self.level_start[level + 2] - 1)
 
     def arrays(self) -> dict[str, torch.Tensor]:
@@ -149,6 +149,11 @@ def build_trie(tokens: np.ndarray, device: torch.device | str = "cpu", *, table_
         tuple(max_children),
     )
     return trie.to(device)
+
+
+def _closed(place: torch.Tensor) -> torch.Tensor:
+    """-inf where an int32 is negative, else 0. To add it takes a third of the time of a choice by torch.where."""
+    return ((place >> 31) & NEG_INF_BITS).view(torch.float32)
 
 
 def _token_order(tokens: np.ndarray, first_token: np.ndarray, spans: np.ndarray) -> np.ndarray:

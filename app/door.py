@@ -1,4 +1,4 @@
-"""The door: while the queue is full, requests for recommendations are refused before they become requests.
+"""The door: while the queue is full, or a client over its quota, a request is refused before it becomes one.
 
 Under a flood, refusals are most of the work, and what they cost is taken from the searches. An ASGI application costs a
 task, a scope and several coroutines before its first line is reached; here a refusal is one write to the connection.
@@ -6,6 +6,7 @@ task, a scope and several coroutines before its first line is reached; here a re
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from asyncio import AbstractEventLoop
@@ -17,8 +18,10 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from app import errors
+from app.errors import QuotaExceeded
 from app.ids import fresh_id
 from app.middleware import ALWAYS, NO_STORE, REQUEST_ID
+from app.quotas import Quotas
 from app.service import Service
 from serving.batcher import NO_ROOM
 from serving.errors import Overloaded
@@ -41,40 +44,58 @@ class Door(HttpToolsProtocol):
         _loop: AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self.service: Service = config.app.state.service  # type: ignore[union-attr]
-        self.wait: float | None = None  # seconds to be told to whom is being refused
+        state = config.app.state  # type: ignore[union-attr]
+        self.service: Service = state.service
+        self.quotas: Quotas = state.quotas
+        self.refused: Overloaded | QuotaExceeded | None = None  # why, of the request that is being read
         self.began = 0.0
 
     def on_headers_complete(self) -> None:
-        self.wait = self.service.full_for()
-        if self.wait is not None and self._is_plain():
+        self.refused = self._refusal() if self.url.partition(b"?")[0] == PATH else None
+        if self.refused is not None and self._is_plain():
             self.began = time.perf_counter()
         else:
-            self.wait = None
+            self.refused = None
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        if self.wait is None:
+        if self.refused is None:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        if self.wait is None:
+        if self.refused is None:
             super().on_message_complete()
             return
-        head, body = _refusal(max(1, math.ceil(self.wait)))
+        kind, wait = type(self.refused), max(1, math.ceil(self.refused.retry_after))
+        head, body, reason = _told(kind, str(self.refused), wait)  # type: ignore[arg-type]
         keep = self.parser.should_keep_alive()
         headers = [*self.server_state.default_headers, (b"x-request-id", self._request_id())]
         if not keep:
             headers.append((b"connection", b"close"))
         self.transport.write(head + _lines(headers) + b"\r\n" + body)
-        self.service.metrics.rejections("overloaded").inc()
-        self.service.metrics.answers(PATH.decode(), "503").observe(time.perf_counter() - self.began)
+        metrics, status = self.service.metrics, head[9:12].decode()
+        metrics.rejections(reason).inc()
+        metrics.answers(PATH.decode(), status).observe(time.perf_counter() - self.began)
         if not keep:
             self.transport.close()
         self.on_response_complete()
 
+    def _refusal(self) -> Overloaded | QuotaExceeded | None:
+        """What the request is to be refused with. Where there are quotas, a full queue is left to the application: over
+        the quota is another refusal, and it takes counting to know."""
+        settings = self.service.settings
+        if not settings.quota:
+            wait = self.service.full_for()
+            return None if wait is None else Overloaded(NO_ROOM, wait)
+        headers = dict(self.headers)
+        if settings.api_keys:
+            return self.quotas.refusal(hashlib.sha256(headers.get(b"x-api-key", b"")).hexdigest())
+        if b"x-forwarded-for" in headers or self.client is None:
+            return None  # behind a proxy, it takes the application to know who asks
+        return self.quotas.refusal(self.client[0])
+
     def _is_plain(self) -> bool:
-        if self.parser.get_method() != b"POST" or self.url.partition(b"?")[0] != PATH:
+        if self.parser.get_method() != b"POST":
             return False
         if self.parser.should_upgrade() or self.expect_100_continue or self.flow.write_paused:
             return False
@@ -95,10 +116,12 @@ class Door(HttpToolsProtocol):
 
 
 @lru_cache(256)
-def _refusal(wait: int) -> tuple[bytes, bytes]:
-    """What all refusals share that tell of so many seconds: the head as far as that, and the body."""
-    response = errors.response(Overloaded(NO_ROOM, wait))
-    return STATUS_LINE[503] + _lines([*response.raw_headers, *ALWAYS, NO_STORE]), bytes(response.body)
+def _told(kind: type[Overloaded | QuotaExceeded], message: str, wait: int) -> tuple[bytes, bytes, str]:
+    """What all refusals of a kind share that tell of so many seconds: the head as far as that, the body, the reason."""
+    error = kind(message, wait)
+    response, reason = errors.response(error), errors.reason(errors.problem(error))
+    head = STATUS_LINE[response.status_code] + _lines([*response.raw_headers, *ALWAYS, NO_STORE])
+    return head, bytes(response.body), reason
 
 
 def _lines(headers: list[tuple[bytes, bytes]]) -> bytes:

@@ -17,11 +17,14 @@ from app.errors import QuotaExceeded
 from app.settings import Settings
 from serving.redis_link import RedisDown, RedisLink, connect
 
+REMEMBERED = 10_000  # clients that are over their quota; beyond them all are counted anew
+
 
 class Quotas:
     """A Redis that is gone, slow or full costs at most its time limit; the count in process stands in for it."""
 
     def __init__(self, settings: Settings) -> None:
+        self._over: dict[str, tuple[float, str]] = {}  # client -> until when, and what it is told
         self._limits = parse_many(settings.quota) if settings.quota else []
         self._secret = settings.user_secret
         self._here = SlidingWindowCounterRateLimiter(MemoryStorage())
@@ -48,7 +51,22 @@ class Quotas:
         for limit in self._limits:
             wait = await self._wait(limit, name, cost)
             if wait is not None:
-                raise QuotaExceeded(f"The quota is {limit}; send fewer requests, or wait.", wait)
+                message = f"The quota is {limit}; send fewer requests, or wait."
+                if cost == 1:
+                    self._remember(client, time.monotonic() + wait, message)
+                raise QuotaExceeded(message, wait)
+
+    def refusal(self, client: str) -> QuotaExceeded | None:
+        """What `take` would raise for one request, where that is known without counting: a client that was refused has
+        no room before its time has come."""
+        until, message = self._over.get(client, (0.0, ""))
+        left = until - time.monotonic()
+        return QuotaExceeded(message, left) if left > 0 else None
+
+    def _remember(self, client: str, until: float, message: str) -> None:
+        if len(self._over) >= REMEMBERED:
+            self._over.clear()
+        self._over[client] = until, message
 
     async def _wait(self, limit: RateLimitItem, name: str, cost: int) -> float | None:
         """Seconds to wait, or None when there was room and the cost is counted."""

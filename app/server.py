@@ -49,8 +49,7 @@ def serve(settings: Settings, listening: socket.socket | None = None, seat: Seat
     app = create_app(settings, None, on_ready, on_failure, on_death, seat)
     config = uvicorn.Config(
         app, settings.host, settings.port, log_config=None, access_log=False, lifespan="on",
-        # Over its quota is another refusal than a full queue, and it takes the application to tell.
-        http="httptools" if settings.quota else Door, loop="asyncio" if sys.platform == "win32" else "uvloop",
+        http=Door, loop="asyncio" if sys.platform == "win32" else "uvloop",
         timeout_graceful_shutdown=max(1, round(settings.drain_timeout_s)),
     )  # fmt: skip
     server = Server(config, app.state.service, seat)

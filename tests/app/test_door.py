@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,16 +17,18 @@ from uvicorn.server import ServerState
 from app.door import Door
 from app.service import Service
 from serving.errors import Overloaded
+from tests.app.conftest import Start
 
 BODY = b'{"history": ["i1"]}'
-Exchange = Callable[..., list[tuple[int, dict[str, str], bytes]]]
+Answer = tuple[int, dict[str, str], bytes]  # status, headers, body
+Exchange = Callable[..., list[Answer]]
 
 
 class Wire(asyncio.Transport):
     """What a connection's other end would receive."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__({"peername": ("192.0.2.9", 4711)})
         self.sent, self.closed = b"", False
 
     def write(self, data: Any) -> None:
@@ -42,8 +46,8 @@ class Wire(asyncio.Transport):
     def resume_reading(self) -> None:
         pass
 
-    def answers(self) -> list[tuple[int, dict[str, str], bytes]]:
-        """Status, headers and body of all answers so far."""
+    def answers(self) -> list[Answer]:
+        """All of them so far."""
         found, left = [], self.sent
         while left:
             head, _, left = left.partition(b"\r\n\r\n")
@@ -78,31 +82,32 @@ def full(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service.batcher, "check_room", check_room)
 
 
-@pytest.fixture
-def exchange(client: TestClient) -> Exchange:
+def talk(client: TestClient, *pieces: bytes, count: int = 1) -> list[Answer]:
     """Sends pieces of bytes over one connection and gives what came back, when all is answered."""
 
-    def go(*pieces: bytes, count: int = 1) -> list[tuple[int, dict[str, str], bytes]]:
-        async def talk() -> list[tuple[int, dict[str, str], bytes]]:
-            config = uvicorn.Config(client.app, http=Door, log_config=None, access_log=False)  # type: ignore[arg-type]
-            config.load()
-            door, wire = Door(config, ServerState(), {}, asyncio.get_running_loop()), Wire()
-            door.connection_made(wire)
-            for piece in pieces:
-                door.data_received(piece)
-            before = wire.answers()  # what is refused at the door is answered by now
-            while len(wire.answers()) < count:
-                await asyncio.sleep(0.001)
-            for _, headers, _ in before:
-                headers["at"] = "the door"
-            assert wire.closed == any(headers.get("connection") == "close" for _, headers, _ in wire.answers())
-            door.connection_lost(None)
-            return before + wire.answers()[len(before) :]
+    async def go() -> list[Answer]:
+        config = uvicorn.Config(client.app, http=Door, log_config=None, access_log=False)  # type: ignore[arg-type]
+        config.load()
+        door, wire = Door(config, ServerState(), {}, asyncio.get_running_loop()), Wire()
+        door.connection_made(wire)
+        for piece in pieces:
+            door.data_received(piece)
+        before = wire.answers()  # what is refused at the door is answered by now
+        while len(wire.answers()) < count:
+            await asyncio.sleep(0.001)
+        for _, headers, _ in before:
+            headers["at"] = "the door"
+        assert wire.closed == any(headers.get("connection") == "close" for _, headers, _ in wire.answers())
+        door.connection_lost(None)
+        return before + wire.answers()[len(before) :]
 
-        assert client.portal is not None
-        return client.portal.call(asyncio.wait_for, talk(), 10)  # type: ignore[no-any-return]
+    assert client.portal is not None
+    return client.portal.call(asyncio.wait_for, go(), 10)  # type: ignore[no-any-return]
 
-    return go
+
+@pytest.fixture
+def exchange(client: TestClient) -> Exchange:
+    return partial(talk, client)
 
 
 def test_a_full_queue_is_told_at_the_door(exchange: Exchange, client: TestClient, full: None) -> None:
@@ -168,3 +173,37 @@ def test_a_service_that_drains_says_so_and_not_that_it_is_full(
     service.begin_drain()
     ((status, headers, body),) = exchange(post())
     assert status == 503 and "at" not in headers and json.loads(body)["type"].endswith("draining")
+
+
+@pytest.mark.parametrize("keys", [True, False])
+def test_who_is_over_the_quota_is_told_at_the_door_until_there_is_room(
+    start: Start, keys: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = {"api_keys": ",".join(hashlib.sha256(key.encode()).hexdigest() for key in ("one", "two"))} if keys else {}
+    client = start(quota="2/minute", **known)
+    monkeypatch.setattr(client.app.state.service.batcher, "full_for", lambda: 2.3)  # type: ignore[attr-defined]
+    mine = post(X_API_Key="one")
+    answers = [talk(client, mine)[0] for _ in range(4)]
+    assert [status for status, _, _ in answers] == [503, 503, 429, 429]
+    assert all("at" not in headers for _, headers, _ in answers[:2])  # where quotas are, a full queue is told inside
+    counted, remembered = answers[2:]
+    assert "at" not in counted[1] and remembered[1].pop("at") == "the door"
+    assert counted[1].keys() == remembered[1].keys() and json.loads(counted[2]) == json.loads(remembered[2])
+    assert 1 <= int(remembered[1]["retry-after"]) <= 60
+    ((status, _, _),) = talk(client, post(X_API_Key="two"))
+    assert status == (503 if keys else 429)  # without keys, an address has the quota
+    assert "at" not in talk(client, post("/livez", b"", "GET"))[0][1]
+    told = client.get("/metrics").text
+    assert f'streamrec_rejected_total{{reason="over_quota"}} {2 if keys else 3}.0' in told
+    quotas = client.app.state.quotas  # type: ignore[attr-defined]
+    quotas._over = {client: (0.0, told) for client, (_, told) in quotas._over.items()}
+    (later,) = talk(client, mine)
+    assert later[0] == 429 and "at" not in later[1]  # counted anew
+
+
+def test_behind_a_proxy_the_application_finds_out_who_asks(start: Start) -> None:
+    client = start(quota="1/minute")
+    for _ in range(3):
+        ((status, headers, _),) = talk(client, post(X_Forwarded_For="192.0.2.1"))
+        assert "at" not in headers
+    assert status == 429

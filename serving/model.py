@@ -298,7 +298,7 @@ class StreamRec(nn.Module):
             parts.append(self.t5.shared(token))
         if self.step_form in ("state", "both"):
             parts.append(self.heads.feedback(state))
-        return torch.stack(parts).sum(0)
+        return sum(parts[1:], start=parts[0])
 
     def item_vectors(self, item_tokens: torch.Tensor) -> torch.Tensor:
         """v of every item. Shapes: (I, M) int64 -> (I, D)."""

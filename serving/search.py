@@ -56,17 +56,17 @@ class SearchSettings:
 class Rows:
     """The decoder rows that a search has written, and which of them the newest ones continue.
 
-    written: how many rows at each position so far; W is their sum. unseen (B, Q, W) float: 0 for those of the W slots
-    that are a row's own prefix (itself included), -inf for all others, so that no cache entry is ever moved.
+    unseen (B, Q, W) float: 0 for those of the W slots that are a row's own prefix (itself included), -inf for all
+    others, so that no cache entry is ever moved. distance (W,) int64: how many positions before the newest rows.
     """
 
     past: KeysValues
     unseen: torch.Tensor
-    written: tuple[int, ...]
+    distance: torch.Tensor
 
     def follow(self, parent: torch.Tensor) -> Rows:
         """Rows that continue `parent` (B, Q'): they inherit its prefix; nothing written is moved."""
-        return Rows(self.past, _rows(self.unseen, parent), self.written)
+        return Rows(self.past, _rows(self.unseen, parent), self.distance)
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,13 +266,13 @@ def _add_best(
     leaf, tokens, count = trie.leaf[item].long(), runtime.item_tokens[item], item.shape[1]  # (B, U), (B, U, M)
     rows, logits = reasoned.rows, reasoned.logits[:, :1].unsqueeze(2).expand(-1, count, -1, -1)  # (B, U, 1, V)
     if levels > 1:
-        prefix = rows.unseen[:, :1].expand(-1, count * (levels - 1), -1)
+        place = torch.arange(levels - 1, device=leaf.device).repeat(count)  # of a row in its item's chain
+        distance = torch.cat([rows.distance + 1 + place[:, None], (place[:, None] - place).clamp(min=0)], 1)
         chain = torch.ones(levels - 1, levels - 1, dtype=torch.bool, device=leaf.device).tril()
-        own = _unseen(torch.block_diag(*[chain] * count)).expand(batch, -1, -1)
-        position = len(rows.written) + torch.arange(levels - 1, device=leaf.device).repeat(count)
-        slots = torch.cat([torch.full((n,), i, device=leaf.device) for i, n in enumerate(rows.written)] + [position])
-        distance = (position[:, None] - slots[None, :]).clamp(min=0)
-        bias = runtime.relative_bias[:, distance].unsqueeze(0) + torch.cat([prefix, own], -1).unsqueeze(1)
+        own = torch.block_diag(*[chain] * count)
+        own = torch.zeros(own.shape, device=leaf.device).masked_fill(~own, NEG_INF).expand(batch, -1, -1)
+        unseen = torch.cat([rows.unseen[:, :1].expand(-1, len(place), -1), own], -1)
+        bias = runtime.relative_bias[:, distance] + unseen.unsqueeze(1)
         x = runtime.embed(tokens[:, :, :-1].flatten(1))
         _, after, _ = runtime.step(x, bias, memory, rows.past)
         logits = torch.cat([logits, after.unflatten(1, (count, levels - 1))], 2)  # (B, U, M, V)
@@ -294,20 +294,14 @@ def advance(
 ) -> tuple[torch.Tensor, torch.Tensor, Rows]:
     """Runs the decoder one position further for every row. Shape: x (B, Q, D) -> hidden (B, Q, D), logits (B, Q, V)."""
     batch, count, _ = x.shape
-    unseen = _unseen(torch.eye(count, dtype=torch.bool, device=x.device)).expand(batch, -1, -1)
+    unseen = torch.full((count, count), NEG_INF, device=x.device).fill_diagonal_(0).expand(batch, -1, -1)
+    distance = torch.zeros(count, dtype=torch.int64, device=x.device)
     if rows is not None:
-        unseen = torch.cat([rows.unseen, unseen], -1)
-    written = (*(rows.written if rows is not None else ()), count)
-    relative = runtime.relative_bias[:, : len(written)].flip(1)  # (H, positions), oldest first
-    relative = torch.cat([relative[:, i : i + 1].expand(-1, slots) for i, slots in enumerate(written)], 1)  # (H, W)
-    bias = relative[None, :, None] + unseen.unsqueeze(1)  # (B, H, Q, W)
+        unseen, distance = torch.cat([rows.unseen, unseen], -1), torch.cat([rows.distance + 1, distance])
+    # A sum of what is unseen and the relative bias: to choose between them takes several times as long.
+    bias = runtime.relative_bias[:, distance].unsqueeze(1) + unseen.unsqueeze(1)  # (B, H, Q, W)
     hidden, logits, past = runtime.step(x, bias, memory, rows.past if rows is not None else None)
-    return hidden, logits, Rows(past, unseen, written)
-
-
-def _unseen(seen: torch.Tensor) -> torch.Tensor:
-    """What is added to attention scores: 0 where a slot is seen, -inf elsewhere. A sum is far quicker than a choice."""
-    return torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, NEG_INF)
+    return hidden, logits, Rows(past, unseen, distance)
 
 
 def _log_probs(logits: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -316,6 +310,8 @@ def _log_probs(logits: torch.Tensor, temperature: float) -> torch.Tensor:
 
 def _rows(tensor: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """Picks rows per request. Shapes: (B, Q, ...), (B, Q') -> (B, Q', ...)."""
+    if tensor.shape[1] == 1:  # nothing to choose
+        return tensor.expand(-1, index.shape[1], *[-1] * (tensor.dim() - 2))
     return tensor.gather(1, index.reshape(*index.shape, *([1] * (tensor.dim() - 2))).expand(-1, -1, *tensor.shape[2:]))
 
 

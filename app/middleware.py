@@ -62,8 +62,9 @@ class Envelope:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = [*message.get("headers", ()), (b"x-request-id", request_id.encode()), *ALWAYS]
-                if all(name != NO_STORE[0] for name, _ in headers):
+                own = message.get("headers", ())
+                headers = [*own, (b"x-request-id", request_id.encode()), *ALWAYS]
+                if all(name != NO_STORE[0] for name, _ in own):
                     headers.append(NO_STORE)
                 if scope["scheme"] == "https":
                     headers.append(HTTPS_ONLY)
@@ -94,7 +95,9 @@ class Envelope:
 
     def _bounded(self, receive: Receive, announced: bytes) -> Receive:
         left = self.max_body_bytes
-        too_large = announced.isdigit() and int(announced) > left
+        if announced.isdigit() and int(announced) <= left:
+            return receive  # the server holds a client to what it announced
+        too_large = announced.isdigit()
 
         async def bounded() -> Message:
             nonlocal left

@@ -23,7 +23,8 @@ Bearer = Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
 async def require_key(request: Request, key: Header, credentials: Bearer) -> None:
     """Where keys are configured, raises Unauthorised without one and Forbidden with a wrong one. Then QuotaExceeded."""
     settings = request.app.state.service.settings
-    client = request.client.host if request.client else ""
+    address = request.client
+    client = address.host if address else ""
     if settings.api_keys:
         client = _digest(key, credentials)
         if not _is_one_of(client, [*settings.api_keys, *settings.admin_keys]):

@@ -48,7 +48,7 @@ def serve(settings: Settings, listening: socket.socket | None = None, seat: Seat
 
     app = create_app(settings, None, on_ready, on_failure, on_death, seat)
     config = uvicorn.Config(
-        app, settings.host, settings.port, log_config=None, access_log=False, lifespan="on",
+        app, settings.host, settings.port, log_config=None, access_log=False, lifespan="on", server_header=False,
         http=Door, loop="asyncio" if sys.platform == "win32" else "uvloop",
         timeout_graceful_shutdown=max(1, round(settings.drain_timeout_s)),
     )  # fmt: skip

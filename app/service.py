@@ -314,8 +314,7 @@ class Service:
         catalogue = self.bundle.catalogue
         if body.catalogue is not None and body.catalogue not in catalogue.subsets:
             raise UnknownCatalogue("No catalogue of that name exists; GET /models lists them.", "catalogue")
-        unknown_category = next((name for name in body.categories if name not in self._categories), None)
-        if unknown_category is not None:
+        if not self._categories.issuperset(body.categories):
             raise RequestError("No item is in one of these categories; GET /models lists them.", "categories")
         unknown: dict[str, None] = {}
 

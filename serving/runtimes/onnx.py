@@ -1,8 +1,8 @@
 """The network's passes by ONNX Runtime, for serving on a CPU: the same answers as eager torch in about half the time.
 
-The encoder, the memory and the decoder step are ONNX graphs; the small rest (embeddings, position bias, the method's
-heads) is eager torch. There is no CUDA here: on a GPU the search, eager step included, is recorded as one graph, which
-leaves nothing for another runtime to save.
+The encoder and the decoder step are ONNX graphs; the rest (embeddings, position bias, the memory's products, the
+method's heads) is eager torch. There is no CUDA here: on a GPU the search, eager step included, is recorded as one
+graph, which leaves nothing for another runtime to save.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import Any
 # disk for that. The two names of the switch are those of older and of newer releases.
 os.environ |= {"ORT_DISABLE_TELEMETRY": "1", "ORT_TELEMETRY_DISABLED": "1"}
 
-import numpy as np
 import onnxruntime
 import torch
 
@@ -45,9 +44,11 @@ class OnnxRuntime(EagerRuntime):
         super().__init__(network, item_tokens, attention)
         t5, self._heads = network.t5, network.t5.config.num_heads
         self._encoder = _session(onnx_graph.encoder(t5), threads)
-        self._memory = _session(onnx_graph.memory(t5), threads)
         self._step = _session(onnx_graph.step(t5, int8), threads)
         self._inputs = [value.name for value in self._step.get_inputs()]
+        blocks: Any = t5.decoder.block
+        looks = [block.layer[1].part for block in blocks]
+        self._cross = [project.weight.detach().T.contiguous() for look in looks for project in (look.k, look.v)]
 
     def encode(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         bias = self.network.t5.encoder_bias(mask, self.attention, self.item_tokens.shape[1])
@@ -55,28 +56,19 @@ class OnnxRuntime(EagerRuntime):
         return torch.from_numpy(_run(self._encoder, inputs)[0])
 
     def memory(self, hidden: torch.Tensor, mask: torch.Tensor) -> Memory:
-        cross: Any = [_split(array, self._heads) for array in _run(self._memory, {"hidden": hidden.numpy()})]
+        """Its arrays are views of what `step` wants, (B, S, H * d_kv)."""
+        cross: Any = [(hidden @ w).unflatten(-1, (self._heads, -1)).transpose(1, 2).numpy() for w in self._cross]
         return Memory(cross, float_mask(mask))
 
     def step(
         self, x: torch.Tensor, bias: torch.Tensor, memory: Memory, past: KeysValues | None
     ) -> tuple[torch.Tensor, torch.Tensor, KeysValues]:
-        split: Any = memory.cross
-        past = past or [keys_or_values[:, :, :0] for keys_or_values in split]
-        cross = [_join(keys_or_values) for keys_or_values in split]
-        values = (x.numpy(), bias.numpy(), memory.mask.numpy(), *cross, *past)
+        cross: Any = memory.cross
+        past = past or [keys_or_values[:, :, :0] for keys_or_values in cross]
+        joined = [view.swapaxes(1, 2).reshape(len(view), view.shape[2], -1) for view in cross]  # views again
+        values = (x.numpy(), bias.numpy(), memory.mask.numpy(), *joined, *past)
         *present, hidden, logits = _run(self._step, dict(zip(self._inputs, values, strict=True)))
         return torch.from_numpy(hidden), torch.from_numpy(logits), present
-
-
-def _split(array: np.ndarray, heads: int) -> np.ndarray:
-    """A view: (B, S, H * d_kv) -> (B, H, S, d_kv)."""
-    return array.reshape(*array.shape[:2], heads, -1).swapaxes(1, 2)
-
-
-def _join(view: np.ndarray) -> np.ndarray:
-    """What `_split` made a view of."""
-    return view.swapaxes(1, 2).reshape(view.shape[0], view.shape[2], -1)
 
 
 def _run(session: onnxruntime.InferenceSession, inputs: dict[str, Any]) -> Any:

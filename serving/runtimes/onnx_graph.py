@@ -1,4 +1,4 @@
-"""The network as ONNX graphs, written down from its weights: the encoder, the memory of it, and one decoder step.
+"""The network as ONNX graphs, written down from its weights: the encoder, and one decoder step.
 
 Written here, not exported from torch: an engine then starts in a fraction of a second, needs no exporter, and the form
 of every operator is chosen. They are operators of the standard, which has what a T5 needs since opset 23
@@ -128,18 +128,6 @@ def encoder(t5: T5) -> bytes:
         x = graph.op("Add", x, graph.self_attention(graph.norm(x, attend.layer_norm), attend.part, bias))
         x = graph.op("Add", x, graph.feed_forward(graph.norm(x, think.layer_norm), think.part))
     graph.name(graph.norm(x, t5.encoder.final_layer_norm), graph.output("hidden", "B", "S", config.d_model))
-    return graph.model()
-
-
-def memory(t5: T5) -> bytes:
-    """hidden (B, S, D) -> per decoder layer keys_i, values_i (B, S, H * d_kv)."""
-    config = t5.config
-    graph = Graph(config)
-    hidden = graph.input("hidden", "B", "S", config.d_model)
-    cross = graph.caches(graph.output, "", "B", "S", config.num_heads * config.d_kv)
-    for (_, look, _), names in zip(_layers(t5.decoder), cross, strict=True):
-        for projection, name in zip((look.part.k, look.part.v), names, strict=True):
-            graph.name(graph.linear(hidden, projection.weight), name)
     return graph.model()
 
 

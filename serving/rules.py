@@ -115,8 +115,8 @@ class RuleBook:
         in_use: set[int] = set()
         marks = [self._mark(rule, in_use) for rule in rules]
         places = np.concatenate([nodes + np.int64(row) * self._nodes for row, (nodes, _, _) in enumerate(marks)])
-        self._inverted[:batch, 0] = torch.tensor([inverted for _, inverted, _ in marks], dtype=torch.uint8)
-        self._set_of[:batch, 0] = torch.tensor([slot for _, _, slot in marks])
+        self._inverted[:batch, 0].copy_(torch.from_numpy(np.array([inverted for _, inverted, _ in marks], np.uint8)))
+        self._set_of[:batch, 0].copy_(torch.from_numpy(np.array([slot for _, _, slot in marks])))
         self._busy = True
         self._write(places, 1)
         try:
@@ -165,7 +165,7 @@ class RuleBook:
             if not len(nodes):
                 return
             parents, closed = self._parents(nodes)
-            nodes = parents.take(np.flatnonzero(closed == open_children.take(parents)))
+            nodes = parents.compress(closed == open_children.take(parents))
             yield nodes
 
     def _prepare(self, rule: Rules, in_use: set[int]) -> int:
@@ -201,13 +201,13 @@ class RuleBook:
     def _leaves(self, rows: np.ndarray) -> np.ndarray:
         """The nodes of items. Shape: (n,) catalogue rows, repeated or not -> (n',) int32, ascending and distinct."""
         nodes = np.sort(self._leaf.take(rows))  # np.unique takes five times as long
-        return nodes[_begins(nodes)] + np.int32(self._first_leaf)
+        return nodes[_borders(nodes)[:-1]] + np.int32(self._first_leaf)
 
     def _parents(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The parents of ascending nodes of one level, and how many of them each has. Shapes: (n,) -> (n',), (n',)."""
         parent = self._parent.take(nodes)  # half the time of an index in brackets
-        begins = np.flatnonzero(_begins(parent))
-        return parent.take(begins), np.diff(begins, append=len(parent))
+        borders = np.flatnonzero(_borders(parent))
+        return parent.take(borders[:-1]), borders[1:] - borders[:-1]
 
     def _make_room(self, rows: int) -> None:
         with torch.inference_mode(False):  # written to by later calls, inside of it or not
@@ -223,8 +223,8 @@ def _array(rows: tuple[int, ...]) -> np.ndarray:
     return np.frombuffer(struct.pack(f"{len(rows)}q", *rows), np.int64)  # 40% less than by np.fromiter
 
 
-def _begins(values: np.ndarray) -> np.ndarray:
-    """Where a run of equal values begins. Shape: (n,) -> (n,) bool."""
-    begins = np.ones(len(values), dtype=bool)
-    np.not_equal(values[1:], values[:-1], out=begins[1:])
-    return begins
+def _borders(values: np.ndarray) -> np.ndarray:
+    """Where a run of equal values begins, and the end. Shape: (n,) -> (n + 1,) bool."""
+    borders = np.ones(len(values) + 1, dtype=bool)
+    np.not_equal(values[1:], values[:-1], out=borders[1:-1])
+    return borders

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +12,19 @@ import pytest
 from fastapi.testclient import TestClient
 
 from benchmarks.generate_servers import Batched, Generator, fastapi_app
+from benchmarks.processes import Server
 from benchmarks.sender import Sent
-from benchmarks.servers import BARS, OURS, as_asked, commands, compared, first_difference, requests, trial
+from benchmarks.servers import (
+    BARS,
+    OURS,
+    as_asked,
+    commands,
+    compared,
+    first_difference,
+    others_stopped,
+    requests,
+    trial,
+)
 from serving.bundle import Bundle
 from serving.engine import Engine
 from serving.types import Request
@@ -74,6 +88,25 @@ def test_all_are_asked_the_same(bundle: Path) -> None:
         assert ours["body"]["exclude_seen"] is False and ours["path"].endswith("reasoning_steps=0")
     assert [name for name, _ in commands(bundle)] == [OURS, *BARS]
     assert all(str(bundle) in command for _, command in commands(bundle))
+
+
+def test_the_other_servers_do_not_run_during_a_turn() -> None:
+    spinning = [sys.executable, "-c", "while True: pass"]
+    processes = [subprocess.Popen(spinning, start_new_session=True) for _ in range(2)]
+    try:
+        ours, theirs = (Server("", process.pid) for process in processes)
+        with others_stopped({OURS: ours, FASTAPI: theirs}, OURS):
+            time.sleep(0.05)  # a signal takes a moment
+            before = ours.cpu_seconds(), theirs.cpu_seconds()
+            while ours.cpu_seconds() - before[0] < 0.05:
+                time.sleep(0.01)
+            assert theirs.cpu_seconds() == before[1]
+        while theirs.cpu_seconds() == before[1]:
+            time.sleep(0.01)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
 
 
 def test_a_rate_holds_while_99_of_100_are_in_time() -> None:

@@ -270,7 +270,7 @@ def _add_best(
         distance = torch.cat([rows.distance + 1 + place[:, None], (place[:, None] - place).clamp(min=0)], 1)
         chain = torch.ones(levels - 1, levels - 1, dtype=torch.bool, device=leaf.device).tril()
         own = torch.block_diag(*[chain] * count)
-        own = torch.zeros(own.shape, device=leaf.device).masked_fill(~own, NEG_INF).expand(batch, -1, -1)
+        own = rows.unseen.new_zeros(own.shape).masked_fill(~own, NEG_INF).expand(batch, -1, -1)
         unseen = torch.cat([rows.unseen[:, :1].expand(-1, len(place), -1), own], -1)
         bias = runtime.relative_bias[:, distance] + unseen.unsqueeze(1)
         x = runtime.embed(tokens[:, :, :-1].flatten(1))
@@ -294,7 +294,7 @@ def advance(
 ) -> tuple[torch.Tensor, torch.Tensor, Rows]:
     """Runs the decoder one position further for every row. Shape: x (B, Q, D) -> hidden (B, Q, D), logits (B, Q, V)."""
     batch, count, _ = x.shape
-    unseen = torch.full((count, count), NEG_INF, device=x.device).fill_diagonal_(0).expand(batch, -1, -1)
+    unseen = x.new_full((count, count), NEG_INF).fill_diagonal_(0).expand(batch, -1, -1)
     distance = torch.zeros(count, dtype=torch.int64, device=x.device)
     if rows is not None:
         unseen, distance = torch.cat([rows.unseen, unseen], -1), torch.cat([rows.distance + 1, distance])

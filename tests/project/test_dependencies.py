@@ -18,7 +18,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OURS = {"app", "benchmarks", "serving", "tests", "training"}
 # Declared for their command or as a plugin: the file that uses them, and the word there that shows it.
 TOOLS = {
-    "httptools": ("app/server.py", 'http="httptools"'),
+    "httptools": ("app/door.py", "uvicorn.protocols.http.httptools_impl"),
     "import-linter": ("Makefile", "lint-imports"),
     "mypy": ("Makefile", "-m mypy"),
     "onnxruntime-gpu": ("serving/runtimes/onnx.py", "import onnxruntime"),  # another build of the same module

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.http_cost import BAR, HISTORY, engine, histories_of_ids, told
-from tests.builders import tiny_bundle
+from benchmarks.http_cost import BAR, HISTORY, engine, histories_of_ids, name, told, written
+from tests.builders import tiny_bundle, tiny_model
 
 
 def test_shares_are_those_of_the_middle_turn() -> None:
@@ -20,6 +20,10 @@ def test_shares_are_those_of_the_middle_turn() -> None:
 @pytest.mark.parametrize(("http", "holds"), [(100 * BAR, True), (100 * BAR - 1, False)])
 def test_the_bar_is_the_throughput_that_is_kept(http: float, holds: bool) -> None:
     assert told([(100, 1.0, http, 1.0)])["holds"] is holds
+
+
+def test_the_larger_model_can_be_served(tmp_path: Path) -> None:
+    assert name(written(tiny_model(), tmp_path / "written")).startswith("tiny, ")
 
 
 def test_the_engine_alone_measures_what_a_line_asks_for(tmp_path: Path) -> None:

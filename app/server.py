@@ -23,6 +23,10 @@ from app.workers import Seat
 from serving.errors import BundleError
 from serving.types import Rules
 
+# Seconds that an idle connection stays open: longer than clients and proxies keep theirs (5 to 60 by default), or they
+# would send on one that is just being closed, and see a reset instead of an answer.
+KEEP_ALIVE = 75
+
 
 def serve(settings: Settings, listening: socket.socket | None = None, seat: Seat | None = None) -> int:
     """Serves until told to stop. Returns the exit status. `listening` and `seat`: of a worker among several."""
@@ -50,7 +54,7 @@ def serve(settings: Settings, listening: socket.socket | None = None, seat: Seat
     config = uvicorn.Config(
         app, settings.host, settings.port, log_config=None, access_log=False, lifespan="on", server_header=False,
         http=Door, loop="asyncio" if sys.platform == "win32" else "uvloop",
-        timeout_graceful_shutdown=max(1, round(settings.drain_timeout_s)),
+        timeout_graceful_shutdown=max(1, round(settings.drain_timeout_s)), timeout_keep_alive=KEEP_ALIVE,
     )  # fmt: skip
     server = Server(config, app.state.service, seat)
     server.run([listening] if listening is not None else None)

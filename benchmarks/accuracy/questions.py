@@ -220,7 +220,8 @@ def deployed(lab: Lab) -> Rows:
         joined.append(Cell(name, arm, replace(ask, split="test", memory=best), against=TUNED))
     _, without, thinking = joined
     pairs = [*((cell, memory) for cell in joined), (thinking, without)]
-    return lab.rows([tuned, memory, *joined]) + [lab.row(cell, other) for cell, other in pairs]
+    rows = lab.rows([tuned, memory, *joined])
+    return rows + [lab.row(replace(cell, more={"part": "pair"}), other) for cell, other in pairs]
 
 
 def groups(lab: Lab) -> Rows:
@@ -384,7 +385,7 @@ QUESTIONS = {
         ("plain", SLOW),
         deployed,
         ("model", "memory_weight", *METRICS, *GAIN, "against"),
-        _bars("against tuned neighbours, unless another is named"),
+        _bars("against tuned neighbours, or what is named after the bar"),
     ),
     "groups": Question(
         "who gains",

@@ -65,7 +65,8 @@ def main() -> int:
     with TemporaryDirectory() as folder:
         bundles = (given.bundle, written(random_bundle(), Path(folder) / "random"))
         for bundle, runtime in product(bundles, given.runtimes.split(",")):
-            service = running_service(bundle, ["--runtime", runtime], cores)
+            options = ["--runtime", runtime, "--max-queue-ms", "10000"]  # room for all clients, whatever the model
+            service = running_service(bundle, options, cores)
             with engine(bundle, runtime, given.seconds, cores) as alone, service as server:
                 for steps in map(int, given.steps.split(",")):
                     turns = in_turns(bundle, steps, alone, server, rest, given.rounds, given.seconds)

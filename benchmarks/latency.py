@@ -1,4 +1,4 @@
-"""What reasoning steps cost: time of one search on one core, by steps and beam, as ratios within one run.
+"""What reasoning steps cost: time of one search by ONNX Runtime on one core, by steps and beam, ratios of one run.
 
     python -m benchmarks.latency --bundle bundles/demo
 
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=40)
     options = parser.parse_args()
     code, started = commit(), time.perf_counter()
-    rows = measure(Engine(Bundle.load(options.bundle)), options.rounds)
+    rows = measure(Engine(Bundle.load(options.bundle), runtime="onnx"), options.rounds)
     print(table(rows, COLUMNS))
     record(
         ROOT / "benchmarks/results/latency.json",

@@ -2,6 +2,6 @@
 
 python -m benchmarks.accuracy QUESTION --data DIR [--config FILE] [--set KEY=VALUE ...] [--seeds 0,1]
 
-stages, encoder, ids, codes   whole runs side by side (`stages.py`)
-all others                    one thing changed at a time, on checkpoints that share ancestors
+stages, encoder, ids, codes, longer   whole runs side by side (`stages.py`)
+all others                            one thing changed at a time, on checkpoints that share ancestors
 """

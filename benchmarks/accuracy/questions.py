@@ -23,6 +23,7 @@ SLOW = f"l = {DEPTH}"
 PATHS = (1, 2, 4, 8)
 UNION = 30
 CANDIDATES = 50  # of the memory's best items join what the beam has found
+PAYING = (SLOW, "state alone", "pause", "rl", "rl, anchor alone")
 MEMORY_WEIGHTS = (1.0, 4.0, 10.0, 20.0, 40.0)
 
 
@@ -224,6 +225,25 @@ def deployed(lab: Lab) -> Rows:
     return rows + [lab.row(replace(cell, more={"part": "pair"}), other) for cell, other in pairs]
 
 
+def pays(lab: Lab) -> Rows:
+    """All controls in one table: each way of thinking against plain training as costly as stage 2, stage 3 also against
+    its anchor alone, thinking against not thinking, and what a shop would run against tuned neighbours."""
+    plain, anchor = "plain, as costly", "rl, anchor alone"
+    cells = [at("plain", 0, against=plain), at(plain, 0)]
+    for arm in PAYING:
+        weight = lab.best_weight(arm, DEPTH)
+        cells += [at(arm, used, against=plain) for used in (0, DEPTH)]
+        if weight:  # else validation would not have the dense score joined
+            name = f"{arm}, {DEPTH} steps, dense score joined"
+            cells.append(Cell(name, arm, Ask("test", DEPTH), weight, plain))
+    pairs = [
+        *((at(arm, DEPTH), at(arm, 0)) for arm in PAYING),
+        *((at("rl", used), at(anchor, used)) for used in (0, DEPTH)),
+    ]
+    alone = [lab.row(replace(one, more={"part": "pair"}), other) for one, other in pairs]
+    return lab.rows(cells) + alone + deployed(lab)
+
+
 def groups(lab: Lab) -> Rows:
     """Who gains from thinking: by how often the target was bought, and by the length of the history."""
     work = lab.work(SLOW, lab.seeds[0])
@@ -386,6 +406,13 @@ QUESTIONS = {
         deployed,
         ("model", "memory_weight", *METRICS, *GAIN, "against"),
         _bars("against tuned neighbours, or what is named after the bar"),
+    ),
+    "pays": Question(
+        "does thinking pay, with every control beside it",
+        ("plain", *PAYING, "plain, as costly"),
+        pays,
+        ("model", "memory_weight", "dense_weight", *METRICS, *GAIN, "against", "minutes"),
+        _bars("against plain of the same cost, unless another is named"),
     ),
     "groups": Question(
         "who gains",

@@ -115,3 +115,19 @@ def test_the_memory_joins_and_is_held_against_neighbours(tmp_path):
     found = lab.hits("plain", Ask("test", 0, union=50, memory=1e6))[0].rank(0.0)
     alone = ranks_of(lab.place, MEMORY)
     assert (np.minimum(found, 10) == alone).mean() > 0.9  # but for ties
+
+
+def test_whether_thinking_pays_is_asked_with_every_control_beside_it(tmp_path):
+    write_shop(tmp_path / "shop", users=40, items=60, seed=0)
+    lab = Lab(place(tmp_path), (0,))
+    for arm in QUESTIONS["pays"].arms:
+        lab.train(arm)
+    rows = QUESTIONS["pays"].rows(lab)
+    against = {(row["model"], row.get("against")) for row in rows}
+    assert {("l = 4, 4 steps", "plain, as costly"), ("pause, 4 steps", "plain, as costly"),
+            ("rl, 4 steps", "rl, anchor alone, 4 steps"), ("l = 4, 4 steps", "l = 4"),
+            ("l = 4, 4 steps, and memory", "tuned neighbours")} <= against  # fmt: skip
+    costly = next(row for row in rows if row["model"] == "plain, as costly")
+    for row in rows:
+        if row.get("against") == costly["model"]:
+            assert row["gain"] == pytest.approx(row["ndcg@10"] - costly["ndcg@10"], abs=2e-5)

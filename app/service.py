@@ -115,9 +115,7 @@ class Service:
             self._redis = connect(settings.redis_url.get_secret_value())
             link = RedisLink(self._redis, settings.redis_timeout_ms / 1000)
             store = RedisLink(self._redis, settings.redis_store_timeout_ms / 1000)
-            redis = RedisTier(
-                link, store, settings.cache_ttl_s, settings.redis_max_value_bytes, settings.state_dtype
-            )
+            redis = RedisTier(link, store, settings.cache_ttl_s, settings.redis_max_value_bytes, settings.state_dtype)
             self.users = RedisUsers(store, settings.max_known_items, settings.user_secret)
         self.cache = StateCache(memory, redis, lambda tier, result: self.metrics.cache.labels(tier, result).inc())
 
@@ -319,14 +317,10 @@ class Service:
         unknown: dict[str, None] = {}
 
         def rows(ids: Sequence[str]) -> tuple[int, ...]:
-            found = []
-            for item_id in ids:
-                row = catalogue.row(item_id)
-                if row is None:
-                    unknown[item_id] = None
-                else:
-                    found.append(row)
-            return tuple(found)
+            found = catalogue.rows(ids)
+            if None in found:
+                unknown.update({item_id: None for item_id, row in zip(ids, found, strict=True) if row is None})
+            return tuple(row for row in found if row is not None)
 
         history = rows(body.history or await self._known_history(body.user_id))
         rules = Rules(

@@ -56,6 +56,9 @@ class Catalogue:
     def row(self, item_id: str) -> int | None:
         return self._rows.get(item_id)
 
+    def rows(self, item_ids: Sequence[str]) -> list[int | None]:
+        return list(map(self._rows.get, item_ids))
+
     def members(self, rules: Rules) -> np.ndarray:
         """The rows that the named subset and the categories of a request leave: all of them where it has neither.
 

@@ -49,9 +49,7 @@ def pack(state: EncoderState, history: bytes) -> bytes:
     return HEADER.pack(MAGIC[kind], history, rows, width, _checksum(history, rows, width, body)) + body
 
 
-def unpack(
-    value: object, history: bytes, dtype: StateDtype = "float32"
-) -> EncoderState | Literal["stale", "invalid"]:
+def unpack(value: object, history: bytes, dtype: StateDtype = "float32") -> EncoderState | Literal["stale", "invalid"]:
     """The state, or why the value does not hold it: another history's or another dtype's, or rubbish."""
     if not isinstance(value, bytes) or len(value) < HEADER.size:
         return "invalid"

@@ -76,7 +76,9 @@ async def soak(address: str, redis: str, seconds: float) -> tuple[list[dict[str,
     """Runs the load. Returns the samples, and how often each status was answered (`gone`: the client hung up)."""
     answers: Counter[str] = Counter()
     until = time.monotonic() + seconds
-    async with httpx.AsyncClient(base_url=address, timeout=30, limits=httpx.Limits(max_connections=100)) as http:
+    # What a burst opened is closed again, or else the open files tell of the client's pool.
+    limits = httpx.Limits(max_connections=100, max_keepalive_connections=10)
+    async with httpx.AsyncClient(base_url=address, timeout=30, limits=limits) as http:
         items = [item["item_id"] for item in (await http.get("/items", params={"limit": 100})).json()["items"]]
         watching = asyncio.create_task(watch(http, until))
         faults = asyncio.create_task(spoil(redis, until))

@@ -23,8 +23,11 @@ class RedisDown(Exception):
     """Redis did not answer in time, refused, or is being left alone after failures in a row."""
 
 
-def connect(url: str, *, max_connections: int = 64) -> Redis:
-    """A client that never retries by itself, and whose calls wait for a free connection. Connects on first use."""
+def connect(url: str, *, max_connections: int = 16) -> Redis:
+    """A client that never retries by itself, and whose calls wait for a free connection. Connects on first use.
+
+    What a burst has opened stays open, so `max_connections` is also what a process holds in the long run.
+    """
     pool = BlockingConnectionPool.from_url(
         url,
         timeout=1.0,

@@ -13,19 +13,11 @@ from typing import Any, Literal, Protocol
 
 from redis.exceptions import RedisError
 
+from app.answers import explained, fitting, named
 from app.errors import NotReady
 from app.ids import fresh_id
 from app.metrics import Metrics
-from app.schemas import (
-    Explanation,
-    ItemExplanation,
-    NamedItem,
-    ReasoningStep,
-    RecommendedItem,
-    RecommendRequest,
-    RecommendResponse,
-    Timings,
-)
+from app.schemas import RecommendRequest, RecommendResponse, Timings
 from app.settings import Settings
 from serving.batcher import Batcher, Job
 from serving.bundle import Bundle
@@ -35,7 +27,7 @@ from serving.errors import DeadlineExceeded, Draining, EngineDead, Overloaded, R
 from serving.planner import LIKELY, TYPICAL, Planner
 from serving.redis_link import RedisDown, RedisLink, connect
 from serving.tiers import MemoryTier, RedisTier
-from serving.types import Answer, EncoderState, Request, Rules, Trace
+from serving.types import Answer, EncoderState, Request, Rules
 from serving.users import MemoryUsers, NoUsers, RedisUsers, StoreUnavailable, UserStore, digest
 
 log = logging.getLogger("streamrec.service")
@@ -294,10 +286,10 @@ class Service:
             reasoning_paths=body.reasoning_paths or bundle.settings.paths,
             beam_width=beam_width,
             cache=lookup.source,
-            items=self._items(answer.items, answer.scores),
+            items=named(bundle.catalogue, answer.items, answer.scores),
             unknown_items=unknown,
             timings_ms=_timings(started, queue=waited, cache=cache_seconds, **answer.seconds),
-            explanation=self._explain(answer, request) if answer.trace else None,
+            explanation=explained(bundle, request, answer) if answer.trace else None,
         )
 
     def _beam_width(self, body: RecommendRequest) -> int:
@@ -393,79 +385,19 @@ class Service:
             reasoning_paths=0,
             beam_width=beam_width,
             cache="off",
-            items=self._items(rows, [float(catalogue.popularity[row]) for row in rows]),
+            items=named(catalogue, rows, [float(catalogue.popularity[row]) for row in rows]),
             unknown_items=unknown,
             timings_ms=_timings(started),
         )
 
     def _checked(self, answer: Answer, rules: Rules) -> Answer:
         """The answer without items that must not be in it; there are none, and the metric that counts them says so."""
-        catalogue = self.bundle.catalogue
-        banned, allowed = {*rules.exclude, *rules.deny}, None if rules.allow is None else set(rules.allow)
-        wanted, subset = set(rules.categories), None if rules.catalogue is None else catalogue.subsets[rules.catalogue]
-        seen: set[int] = set()
-
-        def fits(row: int) -> bool:
-            return (
-                0 <= row < len(catalogue)
-                and row not in seen
-                and row not in banned
-                and (allowed is None or row in allowed)
-                and (not wanted or not wanted.isdisjoint(catalogue.categories[row]))
-                and (subset is None or bool((subset == row).any()))
-            )
-
-        keep = []
-        for place, row in enumerate(answer.items):
-            if fits(row):
-                keep.append(place)
-            seen.add(row)
+        keep = fitting(self.bundle.catalogue, answer.items, rules)
         if len(keep) == len(answer.items):
             return answer
         self.metrics.invalid_items.inc(len(answer.items) - len(keep))
         log.error("the search returned %d items that do not fit", len(answer.items) - len(keep))
         return Answer([answer.items[i] for i in keep], [answer.scores[i] for i in keep], answer.seconds)
-
-    def _items(self, rows: Sequence[int], scores: Sequence[float]) -> list[RecommendedItem]:
-        catalogue = self.bundle.catalogue
-        ids, titles, categories = catalogue.item_ids, catalogue.titles, catalogue.categories
-        return [
-            RecommendedItem(ids[row], score, titles[row], categories[row])
-            for row, score in zip(rows, scores, strict=True)
-        ]
-
-    def _explain(self, answer: Answer, request: Request) -> Explanation:
-        trace, catalogue = answer.trace, self.bundle.catalogue
-        assert isinstance(trace, Trace)
-
-        def step(number: int, nearest: list[int]) -> ReasoningStep:
-            named = [NamedItem(item_id=catalogue.item_ids[row], title=catalogue.titles[row]) for row in nearest]
-            has_token = 0 < number <= len(trace.reasoning_tokens)
-            return ReasoningStep(
-                step=number,
-                token=trace.reasoning_tokens[number - 1] if has_token else None,
-                log_probability=trace.reasoning_log_probs[number - 1] if has_token else None,
-                nearest_items=named,
-            )
-
-        near: Sequence[float | None] = trace.neighbour_scores or [None] * len(answer.items)
-        near_weight = request.neighbours_weight
-        items = zip(answer.items, trace.token_log_probs, trace.dense_scores, near, trace.similarity, strict=True)
-        return Explanation(
-            steps=[step(number, nearest) for number, nearest in enumerate(trace.nearest_items)],
-            items=[
-                ItemExplanation(
-                    item_id=catalogue.item_ids[row],
-                    token_log_probabilities=tokens,
-                    dense_score=dense,
-                    neighbour_score=by_neighbours,
-                    similarity=similarity,
-                )
-                for row, tokens, dense, by_neighbours, similarity in items
-            ],
-            dense_weight=self.bundle.dense_weight if request.dense_weight is None else request.dense_weight,
-            neighbours_weight=self.bundle.neighbours_weight if near_weight is None else near_weight,
-        )
 
     # Users and items
 

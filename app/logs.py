@@ -13,8 +13,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 import structlog
+from pydantic_core import to_json
 
-RENDER = structlog.processors.JSONRenderer(ensure_ascii=False)
+# Five times as fast as the standard library's, and every request writes a line.
+RENDER = structlog.processors.JSONRenderer(serializer=lambda event, default: to_json(event, fallback=default).decode())
 # What every record has; and uvicorn's, which says everything twice.
 STANDARD = {*vars(logging.makeLogRecord({})), "color_message"}
 

@@ -24,6 +24,7 @@ from training.pipeline import run
 Stage = Literal["pretrain", "sft", "rl"]
 STAGES: tuple[Stage, ...] = ("pretrain", "sft", "rl")
 DEPTH = 4  # the number of steps at which ways of thinking are compared
+SLOW = f"l = {DEPTH}"  # the arm of the whole method, which most are held against
 LENGTHS = (0, 2, 4, 6, 8, 12)
 OWN = (4, 2, 8)  # numbers of steps with a checkpoint of their own, the one that others share first
 NO_THOUGHT = ("lengths=[0]", "evaluation.steps=[0]")
@@ -59,8 +60,8 @@ ARMS: dict[str, Arm] = {
     "every l": Arm("sft", ("evaluation.steps=[0,4,12]",)),
     **{f"l = {steps}": trained_for(steps) for steps in OWN},
     # stage 2 without thinking
-    "plain, as costly": Arm("sft", (*NO_THOUGHT, "sft.state_weight=0"), as_costly_as=f"l = {DEPTH}"),
-    "plain, grown": Arm("sft", (*NO_THOUGHT, "sft.state_weight=0"), as_costly_as=f"l = {DEPTH}", grown=True),
+    "plain, as costly": Arm("sft", (*NO_THOUGHT, "sft.state_weight=0"), as_costly_as=SLOW),
+    "plain, grown": Arm("sft", (*NO_THOUGHT, "sft.state_weight=0"), as_costly_as=SLOW, grown=True),
     "state loss alone": Arm("sft", NO_THOUGHT),
     # other thoughts of the same number
     "token alone": trained_for(DEPTH, "model.step_form=token"),

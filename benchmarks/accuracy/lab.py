@@ -33,6 +33,8 @@ from training.metrics import paired_bootstrap
 from training.pipeline import TRAINED, tokenize
 from training.workspace import Workspace
 
+Rows = list[dict[str, Any]]
+
 
 @dataclass(frozen=True, slots=True)
 class Cell:
@@ -50,6 +52,10 @@ class Cell:
     dense: bool = False
     users: np.ndarray | None = field(default=None, compare=False)
     more: dict[str, Any] = field(default_factory=dict, compare=False)
+
+
+def at(arm: str, steps: int, **more: Any) -> Cell:
+    return Cell(f"{arm}, {steps} steps" if steps else arm, arm, Ask("test", steps), **more)
 
 
 @dataclass(slots=True)
@@ -132,7 +138,7 @@ class Lab:
         weights = self.config(arm).evaluation.dense_weights
         return self.choose([Cell(arm, arm, Ask("valid", steps), weight) for weight in weights]).weight
 
-    def rows(self, cells: list[Cell]) -> list[dict[str, Any]]:
+    def rows(self, cells: list[Cell]) -> Rows:
         named = {cell.model: cell for cell in cells}
         return [self.row(cell, named.get(cell.against)) for cell in cells]
 

@@ -14,7 +14,8 @@ from benchmarks.accuracy.arms import ARMS, Place, shares
 from benchmarks.accuracy.hits import Ask, first_place, kept, ndcg
 from benchmarks.accuracy.lab import Lab
 from benchmarks.accuracy.memory import MEMORY, ranks_of
-from benchmarks.accuracy.questions import MEMORY_WEIGHTS, QUESTIONS
+from benchmarks.accuracy.questions import QUESTIONS
+from benchmarks.accuracy.thinking import MEMORY_WEIGHTS
 from training.shop import write_shop
 
 SMALL = """

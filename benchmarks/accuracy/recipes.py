@@ -1,0 +1,72 @@
+"""Rows about the recipe: one choice of training made otherwise, at the same number of steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from benchmarks.accuracy.arms import DEPTH, REWARDS, SLOW
+from benchmarks.accuracy.lab import Lab, Rows, at
+
+LOSSES = ("no labels", "no quantization", "no state loss", "no direct answer")
+RECIPE = ("in-batch contrast", "preference", "labels as input")
+
+
+def losses(lab: Lab) -> Rows:
+    """Stage 2 with each loss taken out, against the whole at the same number of steps."""
+    return _against_whole(lab, LOSSES)
+
+
+def recipe(lab: Lab) -> Rows:
+    """Stage 2 nearer to the paper's recipe in one point, against the whole at the same number of steps."""
+    return _against_whole(lab, RECIPE)
+
+
+def _against_whole(lab: Lab, others: Sequence[str]) -> Rows:
+    cells = []
+    for used in (0, DEPTH):
+        whole = at(SLOW, used)
+        cells += [whole, *(at(arm, used, against=whole.model) for arm in others)]
+    return lab.rows(cells)
+
+
+def pretraining(lab: Lab) -> Rows:
+    """Stage 1 with similar items before the target, against a plain one: alone, and as what stage 2 starts from."""
+    cells = [at("plain", 0), at("similar items", 0, against="plain")]
+    for used in (0, DEPTH):
+        whole = at(SLOW, used)
+        cells += [whole, at("similar items, then stage 2", used, against=whole.model)]
+    return lab.rows(cells)
+
+
+def rl(lab: Lab) -> Rows:
+    """Stage 3 whole, and without any reward: its anchor alone, which is stage 2 gone on."""
+    cells = []
+    for used in (0, DEPTH):
+        before = at(SLOW, used)
+        cells += [before, at("rl", used, against=before.model), at("rl, anchor alone", used, against=before.model)]
+    return lab.rows(cells)
+
+
+def rewards(lab: Lab) -> Rows:
+    """Stage 3 with each reward taken out."""
+    cells = []
+    for used in (0, DEPTH):
+        whole = at("rl", used)
+        cells += [whole, *(at(f"rl, no {name}", used, against=whole.model) for name in REWARDS)]
+    return lab.rows(cells)
+
+
+def prior(lab: Lab) -> Rows:
+    """Reasoning that no label taught: by the answer's likelihood alone, then shaped by rewards."""
+    cells = []
+    for used in (0, DEPTH):
+        taught, shaped = at(SLOW, used), at("rl", used)
+        cells += [taught, at("no labels", used, against=taught.model)]
+        cells += [shaped, at("rl, no labels", used, against=shaped.model)]
+    return lab.rows(cells)
+
+
+def tokenizer(lab: Lab) -> Rows:
+    """Semantic IDs by RQ-VAE, by chance with the same shape, and (where the data hold some) given ones."""
+    ids = ["plain", "random ids", *(["given ids"] if (lab.place.data / "semantic_ids").exists() else [])]
+    return lab.rows([at(arm, 0, against="plain") for arm in ids])

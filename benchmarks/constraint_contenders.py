@@ -95,10 +95,9 @@ class Ours:
         return torch.zeros(batch, 1, dtype=torch.int32)
 
     def expand(self, log_probs: torch.Tensor, beam: torch.Tensor, level: int) -> tuple[torch.Tensor, torch.Tensor]:
-        scores, child = self.trie.expand(log_probs, beam, level)
-        if self.blocked is not None:
-            scores = scores.masked_fill(self.blocked.of(child), NEG_INF)
-        return scores, child
+        if self.blocked is None:
+            return self.trie.expand(log_probs, beam, level)
+        return self.blocked.expand(self.trie, log_probs, beam, level)
 
     def follow(self, beam: torch.Tensor, child: torch.Tensor, row: torch.Tensor, choice: torch.Tensor) -> torch.Tensor:
         return child.flatten(1).gather(1, row * child.shape[-1] + choice)

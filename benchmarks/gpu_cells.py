@@ -260,8 +260,9 @@ def expand_all(
 def expand(
     trie: Trie, log_probs: torch.Tensor, blocked: Blocked | None, node: torch.Tensor, level: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    step, child = trie.expand(log_probs, node, level)
-    return step if blocked is None else step.masked_fill(blocked.of(child), NEG_INF), child
+    if blocked is None:
+        return trie.expand(log_probs, node, level)
+    return blocked.expand(trie, log_probs, node, level)
 
 
 def walk(trie: Trie, log_probs: list[torch.Tensor], blocked: Blocked | None, beams: int) -> list[torch.Tensor]:

@@ -34,8 +34,8 @@ Record = Callable[[Callable[[], Beams]], tuple[Callable[[], None], Beams]]
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """What a recording is for. blocked: the address of the rules' buffers it reads, and whether it reads prepared sets;
-    None where there are no rules.
+    """What a recording is for. blocked: the address of the rules' buffers it reads, and whether it reads lists and
+    prepared sets; None where there are no rules.
     """
 
     batch: int
@@ -45,7 +45,7 @@ class Bucket:
     paths: int
     dense: bool
     prior: bool
-    blocked: tuple[int, bool] | None
+    blocked: tuple[int, bool, bool] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ class RecordedSearch:
             paths,
             dense_weight is not None,
             prior is not None,
-            None if blocked is None else (blocked.own.data_ptr(), len(blocked.sets) > 1),
+            None if blocked is None else (blocked.inverted.data_ptr(), *blocked.reads),
         )
         if blocked is not None and len(blocked.own) != bucket.batch:
             raise EngineError(f"The rules cover {len(blocked.own)} requests; pad them to {bucket.batch}.")

@@ -3,7 +3,8 @@
 Blocking such nodes before the beam is cut is what keeps k items coming back whenever k are permitted. The work grows
 with a request's own lists, not with the catalogue: from the leaves of a list upwards, a node is blocked once as many
 of its children are blocked as were open. What many requests share, a named subset or some categories, is prepared
-once as a row of bits and the number of open children per node, on which a request's own lists then build.
+once: a bit per node, the number of open children per node, on which a request's own lists then build, and bits in the
+order of the trie's tables, which take the place of the trie's own mask, so that a search with them costs no more.
 """
 
 from __future__ import annotations
@@ -16,13 +17,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
-from serving.trie import Trie
+from serving.trie import Part, Trie, minus_inf, unpacked_bytes
 from serving.types import Rules
 
-NO_RULES = Rules()
-# What prepared sets may take: 4,000 sets over 50,000 items, or 16 over ten million.
+NO_RULES, NOBODY = Rules(), np.empty(0, np.int32)
+# What prepared sets may take: about 300 sets over 50,000 items, 50 over a million, or 10 over ten million.
 SET_BYTES = 256 << 20
+# Bytes per node that a set may take for one table: the first levels' fit as floats, the next as bits, and where the
+# catalogue is small, the last ones are nearly empty and not worth it.
+TABLE_BYTES = 8
 MOST_SETS = 1024
 
 
@@ -30,33 +35,55 @@ MOST_SETS = 1024
 class Blocked:
     """What a batch of searches may not reach. The tensors are views of buffers that a `RuleBook` updates in place.
 
-    Bits are uint8, for torch has no fast arithmetic on bool.
-    own (B, N) bits: nodes that a request's own lists block; or, where `inverted` (B, 1) bits is 1, all that it permits.
-    sets (R, N) bits: nodes that a prepared set blocks; the first row blocks none, and is alone where no request has a
-    set. set_of (B, 1) int64: whose set.
-    leaf (I,) int32: catalogue row -> leaf.
+    Bits are int8, 0 or -1. Rows of them are W longer than the trie has nodes, so that a run of W can be read from any
+    node, and are found by where they begin, counted through all rows: own_at, set_at (B, 1) int64.
+    own (B, N + W) bits: nodes that a request's own lists block; or, where `inverted` (B, 1) bits is -1, all that it
+    permits. (B, 0) where no request has lists.
+    sets (R, N + W) bits: nodes that a prepared set blocks; the first row blocks none, and is alone where no request has
+    a set. parts, one per level: what the sets leave of it; None where it has to be read node by node.
     """
 
     own: torch.Tensor
+    own_at: torch.Tensor
     inverted: torch.Tensor
     sets: torch.Tensor
-    set_of: torch.Tensor
-    leaf: torch.Tensor
+    set_at: torch.Tensor
+    parts: tuple[Part | None, ...]
 
-    def of(self, child: torch.Tensor) -> torch.Tensor:
-        """Whether no permitted item is at or below a node. Shape: (B, Q, C) integer -> (B, Q, C) bool."""
-        node = child.to(torch.int64).flatten(1)
-        bits = self.own.gather(1, node) ^ self.inverted
-        if len(self.sets) > 1:
-            place = node + self.set_of * self.sets.shape[1]  # int64: rows x nodes outgrow 32 bits
-            bits |= self.sets.view(-1).index_select(0, place.view(-1)).view(place.shape)
-        return bits.view(torch.bool).view(child.shape)
+    @property
+    def reads(self) -> tuple[bool, bool]:
+        """Whether any request has lists of its own, and whether any has a prepared set."""
+        return self.own.shape[1] > 0, len(self.sets) > 1
 
-    def items(self) -> torch.Tensor:
-        """The same of every item. Shape: (B, I) bool by catalogue row."""
-        first = self.own.shape[1] - len(self.leaf)
-        by_leaf = (self.own[:, first:] ^ self.inverted) | self.sets[self.set_of[:, 0], first:]
-        return by_leaf.view(torch.bool)[:, self.leaf]
+    def expand(
+        self, trie: Trie, log_probs: torch.Tensor, node: torch.Tensor, level: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `Trie.expand`, with -inf also where no permitted item is at or below a child."""
+        lists, sets = self.reads
+        part = self.parts[level] if sets else None
+        scores, child = trie.expand(log_probs, node, level, part)
+        run = not trie.tables[level].numel()
+        if lists:
+            scores = scores + minus_inf(_read(self.own, self.own_at, child, run) ^ self.inverted.unsqueeze(-1))
+        if sets and part is None:
+            scores = scores + minus_inf(_read(self.sets, self.set_at, child, run))
+        return scores, child
+
+    def items(self, trie: Trie) -> torch.Tensor:
+        """Which items are not permitted. Shape: (B, I) bool by catalogue row."""
+        node = trie.leaf.to(torch.int64) + trie.level_start[trie.levels]
+        bits = self.sets.view(-1)[node + self.set_at]
+        if self.reads[0]:
+            bits |= self.own[:, node] ^ self.inverted
+        return bits.bool()
+
+
+def _read(rows: torch.Tensor, at: torch.Tensor, child: torch.Tensor, run: bool) -> torch.Tensor:
+    """The bits of children. Shape: rows (n, N + W), at (B, 1), child (B, Q, C) -> (B, Q, C)."""
+    if run:
+        return F.embedding(child[..., 0] + at, rows.view(-1).unfold(0, child.shape[-1], 1))
+    place = child + at.unsqueeze(-1)
+    return rows.view(-1).index_select(0, place.view(-1)).view(child.shape)
 
 
 def no_sets(rules: Rules) -> np.ndarray:
@@ -79,17 +106,36 @@ class RuleBook:
         set_bytes: int = SET_BYTES,
     ) -> None:
         self._members = members
-        self._nodes, self._first_leaf, self._levels = trie.nodes, trie.level_start[trie.levels], trie.levels
+        self._first_leaf, self._levels = trie.level_start[trie.levels], trie.levels
         self._parent, self._leaf = trie.parent.cpu().numpy(), trie.leaf.cpu().numpy()
-        self._device, self._device_leaf = trie.token.device, trie.leaf
+        self._token, self._level_start, self._first_token = trie.token.cpu().numpy(), trie.level_start, trie.first_token
+        self._device = trie.token.device
         counts = np.min_scalar_type(max(trie.max_children))
-        sets = min(MOST_SETS, 1 + set_bytes // (trie.nodes + counts.itemsize * self._first_leaf))
+        tables = [_table_of_set(trie, level) for level in range(trie.levels)]
+        self._width = trie.nodes + max(trie.max_children)
+        set_size = self._width + counts.itemsize * self._first_leaf + sum(table.nbytes for table in tables)
+        sets = min(MOST_SETS, 1 + set_bytes // set_size)
         # np.zeros takes no memory until it is written to, and most of these rows never are.
-        self._set_bits = np.zeros((sets, trie.nodes), dtype=np.uint8)
+        self._set_bits = np.zeros((sets, self._width), dtype=np.int8)
         self._open_children = np.zeros((sets, self._first_leaf), dtype=counts)
         self._open_children[0] = np.diff(trie.first_child.cpu().numpy())
+        self._table_bits = [np.zeros((sets, *table.shape), table.dtype) for table in tables]
+        for level in range(trie.levels):
+            self._open_in_table(0, level, np.arange(*trie.level_start[level + 1 : level + 3], dtype=np.int32))
         self._prepared: OrderedDict[tuple[str | None, frozenset[str]], int] = OrderedDict()  # least recently used first
         self._sets = torch.from_numpy(self._set_bits).to(self._device)
+        self._tables = [torch.from_numpy(bits).to(self._device) for bits in self._table_bits]
+        # by level, what a part has to be given, and what leads from a node to its row there and, at last, in all bits
+        self._parts: list[torch.Tensor | None] = [None] * trie.levels
+        strides, starts = [self._width] * (trie.levels + 1), [0] * (trie.levels + 1)
+        for level, table in enumerate(self._tables):
+            if table.numel():
+                self._parts[level] = table.flatten(0, 1)
+                strides[level], starts[level] = table.shape[1], trie.level_start[level]
+            elif not trie.tables[level].numel():
+                self._parts[level] = self._sets.view(-1).unfold(0, trie.max_children[level], 1)
+        self._set_places = (np.arange(sets)[:, None] * np.array(strides) - np.array(starts)).tolist()
+        self._unpacked = unpacked_bytes().to(self._device)
         self._busy = False
         self._make_room(rows)
 
@@ -111,20 +157,45 @@ class RuleBook:
             raise RuntimeError("The rules of another batch are still in use; leave their context first.")
         if len(rules) > len(self._own):
             self._make_room(1 << (len(rules) - 1).bit_length())
-        batch = len(rules)
-        in_use: set[int] = set()
+        batch, in_use = len(rules), set[int]()
         marks = [self._mark(rule, in_use) for rule in rules]
-        places = np.concatenate([nodes + np.int64(row) * self._nodes for row, (nodes, _, _) in enumerate(marks)])
-        self._inverted[:batch, 0].copy_(torch.from_numpy(np.array([inverted for _, inverted, _ in marks], np.uint8)))
-        self._set_of[:batch, 0].copy_(torch.from_numpy(np.array([slot for _, _, slot in marks])))
+        lists, sets = any(len(nodes) or inverted for nodes, inverted, _ in marks), any(slot for _, _, slot in marks)
         self._busy = True
-        self._write(places, 1)
+        self._fill(self._set_at, self._host_set_at, [self._set_places[slot] for _, _, slot in marks])
+        if lists:
+            self._fill(self._inverted, self._host_inverted, [[-inverted] for _, inverted, _ in marks])
+            places = np.concatenate([nodes + np.int64(row) * self._width for row, (nodes, _, _) in enumerate(marks)])
+            self._write(places, -1)
         try:
-            sets = self._sets if in_use else self._sets[:1]
-            yield Blocked(self._own[:batch], self._inverted[:batch], sets, self._set_of[:batch], self._device_leaf)
+            yield self._view(batch, lists, sets)
         finally:
-            self._write(places, 0)
+            if lists:
+                self._write(places, 0)
             self._busy = False
+
+    def _view(self, batch: int, lists: bool, sets: bool) -> Blocked:
+        """The buffers as a batch reads them, which is always the same; to make so many views takes 20 us."""
+        view = self._views.get((batch, lists, sets))
+        if view is None:
+            *at, set_at = self._set_at[:batch].split(1, 1)
+            view = self._views[batch, lists, sets] = Blocked(
+                self._own[:batch] if lists else self._own[:batch, :0],
+                self._own_at[:batch],
+                self._inverted[:batch],
+                self._sets if sets else self._sets[:1],
+                set_at,
+                tuple(
+                    None if bits is None else Part(bits, places, self._unpacked)
+                    for bits, places in zip(self._parts, at, strict=True)
+                ),
+            )
+        return view
+
+    def _fill(self, buffer: torch.Tensor, host: np.ndarray, rows: Sequence[Sequence[int]]) -> None:
+        """Sets the first rows of a buffer; on the CPU `host` is its memory."""
+        host[: len(rows)] = rows
+        if self._device.type != "cpu":
+            buffer.copy_(torch.from_numpy(host))
 
     def _write(self, places: np.ndarray, bit: int) -> None:
         """Sets places of the requests' own rows, counted through all rows. Shape: (n,) int64."""
@@ -135,7 +206,7 @@ class RuleBook:
 
     def _mark(self, rule: Rules, in_use: set[int]) -> tuple[np.ndarray, bool, int]:
         """The nodes to mark in a request's own row, whether they are those it permits, and the row of its set."""
-        denied = self._leaves(_array(rule.exclude + rule.deny))
+        denied = self._leaves(_array(rule.exclude + rule.deny)) if rule.exclude or rule.deny else NOBODY
         allowed = None if rule.allow is None else self._leaves(_array(rule.allow))
         slot = 0
         if rule.catalogue is not None or rule.categories:
@@ -143,10 +214,12 @@ class RuleBook:
             if not slot:  # this very batch holds all rows: the set is a list like any other
                 members = self._leaves(self._members(rule))
                 allowed = members if allowed is None else np.intersect1d(allowed, members, assume_unique=True)
+        if allowed is None and not len(denied):  # a set alone: what is prepared says it all
+            return NOBODY, False, slot
         if slot:
-            outside = self._set_bits[slot].view(bool)
-            denied = denied[~outside[denied]]
-            allowed = None if allowed is None else allowed[~outside[allowed]]
+            inside = self._set_bits[slot]
+            denied = denied[inside[denied] == 0]
+            allowed = None if allowed is None else allowed[inside[allowed] == 0]
         if allowed is not None:
             return np.concatenate(list(self._ancestry(np.setdiff1d(allowed, denied, assume_unique=True)))), True, 0
         return np.concatenate(list(self._emptied(denied, self._open_children[slot]))), False, slot
@@ -178,16 +251,36 @@ class RuleBook:
             if not slot:
                 return 0
             bits, open_children = self._set_bits[slot], self._open_children[slot]
-            bits[:], open_children[:] = 1, 0
+            bits[:], open_children[:] = -1, 0
             bits[nodes] = 0
-            for _ in range(self._levels):
+            for level in reversed(range(self._levels)):
+                self._open_in_table(slot, level, nodes)
                 nodes, children = self._parents(nodes)
                 bits[nodes], open_children[nodes] = 0, children
             self._sets[slot].copy_(torch.from_numpy(bits))
+            for table, of_table in zip(self._tables, self._table_bits, strict=True):
+                table[slot].copy_(torch.from_numpy(of_table[slot]))
             self._prepared[key] = slot
         self._prepared.move_to_end(key)
         in_use.add(slot)
         return slot
+
+    def _open_in_table(self, slot: int, level: int, nodes: np.ndarray) -> None:
+        """Says of a set which children a level's nodes have. Shape: (n,) nodes of the next level, ascending."""
+        table = self._table_bits[level][slot]
+        if not table.size:
+            return
+        row = self._parent.take(nodes) - self._level_start[level]
+        code = self._token.take(nodes) - self._first_token[level]
+        if table.dtype == np.float32:
+            table[:] = -np.inf
+            table[row, code] = 0
+            return
+        table[:] = 0xFF
+        place = row * np.int64(table.shape[1]) + (code >> 3)
+        first = np.flatnonzero(_borders(place)[:-1])
+        opened = np.bitwise_or.reduceat(np.left_shift(1, code & 7).astype(np.uint8), first)
+        table.reshape(-1)[place[first]] = ~opened
 
     def _free_row(self, in_use: set[int]) -> int:
         if len(self._prepared) + 1 < len(self._set_bits):
@@ -210,13 +303,27 @@ class RuleBook:
         return parent.take(borders[:-1]), borders[1:] - borders[:-1]
 
     def _make_room(self, rows: int) -> None:
+        self._views: dict[tuple[int, bool, bool], Blocked] = {}  # by batch, and whether lists and sets are read
         with torch.inference_mode(False):  # written to by later calls, inside of it or not
             if self._device.type == "cpu":
-                self._own = torch.from_numpy(np.zeros((rows, self._nodes), dtype=np.uint8))
+                self._own = torch.from_numpy(np.zeros((rows, self._width), dtype=np.int8))
             else:
-                self._own = torch.zeros(rows, self._nodes, dtype=torch.uint8, device=self._device)
-            self._inverted = torch.zeros(rows, 1, dtype=torch.uint8, device=self._device)
-            self._set_of = torch.zeros(rows, 1, dtype=torch.int64, device=self._device)
+                self._own = torch.zeros(rows, self._width, dtype=torch.int8, device=self._device)
+            self._own_at = torch.arange(rows, device=self._device).unsqueeze(1) * self._width
+            self._host_inverted = np.zeros((rows, 1), np.int8)
+            self._host_set_at = np.zeros((rows, self._levels + 1), np.int64)
+            self._inverted = torch.from_numpy(self._host_inverted).to(self._device)
+            self._set_at = torch.from_numpy(self._host_set_at).to(self._device)
+
+
+def _table_of_set(trie: Trie, level: int) -> np.ndarray:
+    """What a set needs of a level's table, one row: as floats where that is small, as bits, or nothing of it."""
+    nodes, tokens = trie.nodes_at(level), trie.tokens[level]
+    if trie.tables[level].numel():
+        for row in (np.zeros(tokens, np.float32), np.zeros(-(-tokens // 8), np.uint8)):
+            if nodes * row.nbytes <= TABLE_BYTES * trie.nodes:
+                return np.broadcast_to(row, (nodes, len(row)))
+    return np.zeros((nodes, 0), np.uint8)
 
 
 def _array(rows: tuple[int, ...]) -> np.ndarray:

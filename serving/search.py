@@ -201,9 +201,11 @@ def _walk(
     path = torch.arange(scores.shape[1], device=scores.device).expand(scores.shape)
     token_log_probs = scores.new_zeros(*scores.shape, 0)
     for level in range(trie.levels):
-        step, child = trie.expand(_log_probs(logits, settings.temperature), node, level)  # (B, Q, C)
-        if blocked is not None:
-            step = step.masked_fill(blocked.of(child), NEG_INF)
+        log_probs = _log_probs(logits, settings.temperature)
+        if blocked is None:
+            step, child = trie.expand(log_probs, node, level)  # (B, Q, C)
+        else:
+            step, child = blocked.expand(trie, log_probs, node, level)
         candidates = scores.unsqueeze(-1) + step
         count = min(beam_width, trie.nodes_at(level + 1), child.shape[1] * child.shape[2])
         if level == 0:
@@ -261,7 +263,7 @@ def _add_best(
     batch, levels = found.leaf.shape[0], trie.levels
     wanted = (liked != 0).any(1)
     if blocked is not None:
-        liked = liked.masked_fill(blocked.items(), NEG_INF)
+        liked = liked.masked_fill(blocked.items(trie), NEG_INF)
     item = best(liked, None, min(settings.dense_candidates, liked.shape[1]))  # (B, U)
     leaf, tokens, count = trie.leaf[item].long(), runtime.item_tokens[item], item.shape[1]  # (B, U), (B, U, M)
     rows, logits = reasoned.rows, reasoned.logits[:, :1].unsqueeze(2).expand(-1, count, -1, -1)  # (B, U, 1, V)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._pytree import tree_leaves
 
 from serving.catalogue import Catalogue
 from serving.errors import RequestError, UnknownCatalogue
-from serving.rules import RuleBook
-from serving.trie import Trie, build_trie
+from serving.rules import Blocked, RuleBook
+from serving.trie import TABLE_ENTRIES, Trie, build_trie
 from serving.types import Rules
 from tests.builders import random_codes
 
@@ -59,28 +62,41 @@ def blocked_nodes(trie: Trie, permitted: np.ndarray) -> np.ndarray:
 
 def ask(book: RuleBook, trie: Trie, rules: list[Rules]) -> tuple[np.ndarray, np.ndarray]:
     """What is blocked of nodes, (B, N) bool, and of items, (B, I) bool."""
-    every = torch.arange(trie.nodes, dtype=torch.int32).expand(len(rules), 1, -1)
+    nodes = np.ones((len(rules), trie.nodes), bool)
     with book.blocked(rules) as blocked:
         if blocked is None:
-            return np.zeros((len(rules), trie.nodes), bool), np.zeros((len(rules), len(trie.item)), bool)
-        return blocked.of(every).squeeze(1).numpy(), blocked.items().numpy()
+            return ~nodes, np.zeros((len(rules), len(trie.item)), bool)
+        for level in range(trie.levels):
+            parents = torch.arange(*trie.level_start[level : level + 2]).expand(len(rules), -1)
+            log_probs = torch.zeros(*parents.shape, int(trie.token.max()) + 1)
+            scores, child = blocked.expand(trie, log_probs, parents, level)
+            request, *place = torch.where(scores == 0)
+            nodes[request, child[request, *place]] = False
+        by_item = blocked.items(trie).numpy()
+    nodes[:, 0] = by_item.all(1)  # nothing leads to the root
+    return nodes, by_item
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
     items=st.integers(1, 60),
     levels=st.integers(1, 3),
     batches=st.lists(st.integers(1, 5), min_size=1, max_size=4),
     sets=st.integers(0, 3),
+    entries=st.sampled_from([0, 20, TABLE_ENTRIES]),
+    table_bytes=st.sampled_from([0, 0.8, 8]),
 )
-def test_blocks_what_the_definition_blocks(seed, items, levels, batches, sets):
-    """Also when hardly a prepared set fits, so that sets push each other out or have to do without."""
-    sizes = (5, 4, 6)[:levels]
+def test_blocks_what_the_definition_blocks(seed, items, levels, batches, sets, entries, table_bytes):
+    """With tables and runs, sets' tables as floats, as bits or left out; also when hardly a prepared set fits, so that
+    sets push each other out or have to do without."""
+    sizes = (5, 4, 11)[:levels]
     catalogue = shop(min(items, int(np.prod(sizes))), seed, sizes)
-    trie = build_trie(catalogue.tokens)
+    trie = build_trie(catalogue.tokens, table_entries=entries)
     rng = np.random.default_rng(seed)
-    book = RuleBook(trie, catalogue.members, set_bytes=sets * 2 * trie.nodes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("serving.rules.TABLE_BYTES", table_bytes)
+        book = RuleBook(trie, catalogue.members, set_bytes=sets * 2 * trie.nodes)
     for batch in batches:
         rules = [random_rules(rng, catalogue) for _ in range(batch)]
         nodes, by_item = ask(book, trie, rules)
@@ -96,7 +112,7 @@ def test_nothing_is_left_behind():
     book = RuleBook(trie, catalogue.members)
     everything = Rules(deny=tuple(range(60)))
     with pytest.raises(ZeroDivisionError), book.blocked([everything]) as blocked:
-        assert blocked is not None and bool(blocked.own.all())
+        assert blocked is not None and bool(blocked.own[:, : trie.nodes].all())
         raise ZeroDivisionError
     assert not blocked.own.any()
     with pytest.raises(RequestError, match="Unknown category 'd'"):
@@ -114,7 +130,7 @@ def test_two_batches_at_a_time_are_refused():
         with pytest.raises(RuntimeError, match="still in use"), book.blocked([Rules(deny=(2,))]):
             pass
     with book.blocked([Rules(deny=(2,))]) as blocked:
-        assert blocked is not None and blocked.items()[0].tolist() == [row == 2 for row in range(9)]
+        assert blocked is not None and blocked.items(trie)[0].tolist() == [row == 2 for row in range(9)]
 
 
 def test_buffers_stay_where_they_are():
@@ -125,8 +141,8 @@ def test_buffers_stay_where_they_are():
     for rules in ([Rules(deny=(1,))], [Rules(catalogue="most"), Rules(categories=("a",))], [Rules(allow=(1,))] * 4):
         with book.blocked(rules) as blocked:
             assert blocked is not None
-            places.add((blocked.own.data_ptr(), blocked.inverted.data_ptr(), blocked.sets.data_ptr(),
-                        blocked.set_of.data_ptr()))  # fmt: skip
+            parts = (blocked.own, blocked.inverted, blocked.sets, blocked.set_at, *tree_leaves(blocked.parts))
+            places.add(tuple(part.untyped_storage().data_ptr() for part in parts))
     assert len(places) == 1
 
 
@@ -137,13 +153,12 @@ def test_takes_no_decision_on_the_host():
     book = RuleBook(trie, catalogue.members)
 
     class Step(torch.nn.Module):
-        def forward(self, log_probs, node, own, inverted, sets, set_of):
-            scores, child = trie.expand(log_probs, node, 1)
-            return scores.masked_fill(type(blocked)(own, inverted, sets, set_of, trie.leaf).of(child), -torch.inf)
+        def forward(self, log_probs, node, parts):
+            return Blocked(*parts).expand(trie, log_probs, node, 1)
 
     with book.blocked([Rules(deny=tuple(range(0, 60, 2))), Rules(catalogue="most")]) as blocked:
         assert blocked is not None
-        inputs = (torch.randn(2, 3, 9), torch.randint(1, 1 + trie.nodes_at(1), (2, 3)), blocked.own, blocked.inverted,
-                  blocked.sets, blocked.set_of)  # fmt: skip
+        parts = tuple(getattr(blocked, field.name) for field in fields(Blocked))
+        inputs = (torch.randn(2, 3, 9), torch.randint(1, 1 + trie.nodes_at(1), (2, 3)), parts)
         exported = torch.export.export(Step(), inputs).module()
         torch.testing.assert_close(exported(*inputs), Step()(*inputs))

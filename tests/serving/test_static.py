@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
 from serving.bundle import Bundle
 from serving.graph import RecordedSearch
@@ -117,7 +118,8 @@ def test_what_is_recorded_lives_on_one_device(table_entries, options):
     runtime = EagerRuntime(copy.deepcopy(bundle.network).to("meta"), tokens, bundle.settings.attention)
     trie = build_trie(catalogue.tokens, table_entries=table_entries)
     with RuleBook(trie, catalogue.members).blocked([Rules(exclude=(1, 2), catalogue="small")] * 4) as rules:
-        there = Blocked(*(getattr(rules, field.name).to("meta") for field in fields(Blocked)))
+        parts = [getattr(rules, field.name) for field in fields(Blocked)]
+    there = Blocked(*(tree_map(lambda tensor: tensor.to("meta"), part) for part in parts))
     hidden, mask = torch.empty(3, 7, width, device="meta"), torch.empty(3, 7, dtype=torch.bool, device="meta")
     weights, known = torch.empty(3, device="meta"), torch.empty(3, 40, device="meta")
     for blocked, weight, prior in ((None, None, None), (there, weights, None), (there, None, known)):

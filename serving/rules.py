@@ -53,7 +53,7 @@ class Blocked:
     @property
     def reads(self) -> tuple[bool, bool]:
         """Whether any request has lists of its own, and whether any has a prepared set."""
-        return self.own.shape[1] > 0, len(self.sets) > 1
+        return self.own.shape[1] > 0, self.sets.shape[0] > 1
 
     def expand(
         self, trie: Trie, log_probs: torch.Tensor, node: torch.Tensor, level: int
@@ -62,11 +62,11 @@ class Blocked:
         lists, sets = self.reads
         part = self.parts[level] if sets else None
         scores, child = trie.expand(log_probs, node, level, part)
-        run = not trie.tables[level].numel()
         if lists:
-            scores = scores + minus_inf(_read(self.own, self.own_at, child, run) ^ self.inverted.unsqueeze(-1))
+            bits = _read(self.own, self.own_at, child, trie.tables[level])
+            scores = scores + minus_inf(bits ^ self.inverted.unsqueeze(-1))
         if sets and part is None:
-            scores = scores + minus_inf(_read(self.sets, self.set_at, child, run))
+            scores = scores + minus_inf(_read(self.sets, self.set_at, child, trie.tables[level]))
         return scores, child
 
     def items(self, trie: Trie) -> torch.Tensor:
@@ -78,9 +78,9 @@ class Blocked:
         return bits.bool()
 
 
-def _read(rows: torch.Tensor, at: torch.Tensor, child: torch.Tensor, run: bool) -> torch.Tensor:
-    """The bits of children. Shape: rows (n, N + W), at (B, 1), child (B, Q, C) -> (B, Q, C)."""
-    if run:
+def _read(rows: torch.Tensor, at: torch.Tensor, child: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """The bits of children, which are runs if there is no table. Shape: (n, N + W), (B, 1), (B, Q, C) -> (B, Q, C)."""
+    if not table.numel():
         return F.embedding(child[..., 0] + at, rows.view(-1).unfold(0, child.shape[-1], 1))
     place = child + at.unsqueeze(-1)
     return rows.view(-1).index_select(0, place.view(-1)).view(child.shape)
@@ -157,7 +157,8 @@ class RuleBook:
             raise RuntimeError("The rules of another batch are still in use; leave their context first.")
         if len(rules) > len(self._own):
             self._make_room(1 << (len(rules) - 1).bit_length())
-        batch, in_use = len(rules), set[int]()
+        batch = len(rules)
+        in_use: set[int] = set()
         marks = [self._mark(rule, in_use) for rule in rules]
         lists, sets = any(len(nodes) or inverted for nodes, inverted, _ in marks), any(slot for _, _, slot in marks)
         self._busy = True

@@ -92,6 +92,9 @@ class SftConfig(StageConfig):
 
     distillation_weight: of the KL that teaches the answer without steps what the answer after them says.
     inputs: `label` feeds the labels to the decoder [paper], `own` its own tokens.
+    target: t of t - s_{i-1}, what residual labels are made from [open]: `item` the sum of the target's token embeddings
+    and its free vector, `tokens` that sum alone, `content` the item's own embedding under a fixed projection.
+    label_refresh: residual labels by the current weights, or `once`, by those that the stage started from [open].
     """
 
     steps: int = 1200
@@ -107,6 +110,8 @@ class SftConfig(StageConfig):
     state_loss: Literal["contrastive", "full_softmax"] = "full_softmax"
     labels: Literal["residual", "random", "pause"] = "residual"
     inputs: Literal["label", "own"] = "own"
+    target: Literal["item", "tokens", "content"] = "item"
+    label_refresh: Literal["every step", "once"] = "every step"
     balanced: bool = True
     contrastive_temperature: float = 0.07
     preference_beta: float = 0.1
@@ -116,6 +121,8 @@ class SftConfig(StageConfig):
 class RlConfig(StageConfig):
     """Stage 3. Every `updates` steps sample `batch_size` users with `group` rollouts each, and learn from them.
 
+    rollouts: `sample` draws thoughts and tokens, `beam` takes the best items of the constrained search after one greedy
+    thought [open].
     anchor_weight: of the NLL of the target, for l = 0 and one l > 0.
     """
 
@@ -128,6 +135,7 @@ class RlConfig(StageConfig):
     checkpoint_every: int = 20
     updates: int = 2
     group: int = 8
+    rollouts: Literal["sample", "beam"] = "sample"
     clip: float = 0.2
     kl_weight: float = 1e-3
     anchor_weight: float = 1.0

@@ -1,4 +1,4 @@
-"""Stage 3: reinforcement learning by GRPO on sampled reasoning.
+"""Stage 3: reinforcement learning by GRPO on the network's own reasoning.
 
 [paper]: five rewards, group-relative advantages, clipped ratio, KL to stage 2.
 [open]: a few updates per batch of rollouts; an anchor keeps the likelihood of the target, with and without reasoning,
@@ -14,13 +14,14 @@ import numpy as np
 import torch
 
 from serving.model import Memory
+from serving.trie import build_trie
 from training.config import RlConfig
 from training.examples import batch_at
 from training.losses import advantages, grpo, nll
 from training.pretrain import start
 from training.ranks import WHOLE, Share
 from training.reasoning import answer, think
-from training.rollouts import Rollout, policy_log_probs, sample
+from training.rollouts import Rollout, beam, policy_log_probs, sample
 from training.workspace import Workspace
 
 
@@ -51,6 +52,7 @@ class RlStep:
         self.reference = copy.deepcopy(work.network).eval().requires_grad_(False)
         names = ("format", "match", "similarity", "likelihood", "rank")
         self.weights = {name: getattr(config, f"{name}_reward") for name in names}
+        self.trie = build_trie(work.item_tokens_here, work.device) if config.rollouts == "beam" else None
         self.experience: dict[int, Experience] = {}  # of each part of the batch
 
     def __call__(self, step: int, share: Share = WHOLE) -> tuple[torch.Tensor, dict[str, float]]:
@@ -74,16 +76,19 @@ class RlStep:
 
     @torch.no_grad()
     def gather(self, piece: np.ndarray, share: Share) -> Experience:
-        """Samples and judges the own rollouts of a part of a batch. piece: its examples, on all ranks."""
+        """Makes and judges the own rollouts of a part of a batch. piece: its examples, on all ranks."""
         work, config = self.work, self.config
         everyone = torch.from_numpy(work.examples.targets(piece)).to(work.device)
         histories, row = work.examples.histories(share.own(piece)), share.own(everyone)
         steps = work.draw_steps(share.draws)
-        rollout = sample(work, work.read(histories), everyone, steps, config, share)
+        memory = work.read(histories)
+        if self.trie is None:
+            rollout = sample(work, memory, everyone, steps, config, share)
+        else:
+            rollout = beam(work, self.trie, memory, everyone, steps, config, share)
         reward = torch.stack([weight * rollout.rewards[name] for name, weight in self.weights.items()]).sum(0)
-        frozen = copy.copy(work)
-        frozen.network = self.reference
-        reference = policy_log_probs(work, self.reference, frozen.read(histories), rollout)
+        before = work.with_network(self.reference).read(histories)
+        reference = policy_log_probs(work, self.reference, before, rollout)
         terms = {"reward": float(reward.mean()), "reward_spread": float(reward.std(-1).mean())}
         terms |= {f"reward/{name}": float(value.mean()) for name, value in rollout.rewards.items()}
         return Experience(histories, row, rollout, advantages(reward), reference, terms)

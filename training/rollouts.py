@@ -1,12 +1,16 @@
-"""Rollouts of stage 3: groups of sampled reasoning and items for the same histories, with the rewards they earn."""
+"""Rollouts of stage 3: groups of reasoning and items for the same histories, with the rewards they earn."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
+from serving.bundle import search_settings
 from serving.model import Memory, StreamRec, dense_logits
+from serving.runtimes.eager import EagerRuntime
+from serving.search import search
+from serving.trie import Trie
 from training import rewards
 from training.config import RlConfig
 from training.evaluate import exists
@@ -19,10 +23,10 @@ from training.workspace import Workspace
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """G sampled outputs of B histories.
+    """G outputs for each of B histories.
 
-    reasoning (B, G, l) and item (B, G, M): the tokens. log_probs (B, G, l + M): of each under the policy that sampled
-    it. rewards: per name (B, G).
+    reasoning (B, G, l) and item (B, G, M): the tokens. log_probs (B, G, l + M): of each under the policy that wrote it.
+    rewards: per name (B, G).
     """
 
     reasoning: torch.Tensor
@@ -60,15 +64,48 @@ def sample(
     return Rollout(reasoning, item, log_probs, _rewards(work, memory, thought, item, state, everyone, share))
 
 
+@torch.no_grad()
+def beam(
+    work: Workspace,
+    trie: Trie,
+    memory: Memory,
+    everyone: torch.Tensor,
+    steps: int,
+    config: RlConfig,
+    share: Share = WHOLE,
+) -> Rollout:
+    """The `config.group` best items of the constrained search (all, if there are fewer), likeliest first, after the
+    network's own greedy thought. That thought is the whole group's, so advantages cancel out on its tokens: rewards say
+    nothing of which to choose, only of the items' tokens [open].
+
+    everyone: as for `sample`. trie: of the workspace's items.
+    """
+    share = share if share.batch else share.of(len(everyone))
+    runtime = EagerRuntime(work.network, work.item_tokens, work.settings.attention)
+    settings = replace(search_settings(work.vocabulary, work.settings), paths=1)
+    found = search(runtime, trie, settings, memory, steps=steps, beam_width=config.group)
+    item, thought_of = work.item_tokens[found.items], found.reasoning_tokens
+    if work.network.step_form == "state":  # which has no tokens; any stand for them
+        thought_of = item.new_full((len(item), 1, steps), work.vocabulary.reasoning_range[0])
+    reasoning = thought_of.expand(-1, item.shape[1], -1)
+    thought = _along(work, work.network, memory, reasoning)
+    logits, state = answer(work.network, memory, thought, item)
+    log_probs = _log_probs(work, thought, logits, reasoning, item)
+    return Rollout(reasoning, item, log_probs, _rewards(work, memory, thought, item, state, everyone, share))
+
+
 def policy_log_probs(work: Workspace, network: StreamRec, memory: Memory, rollout: Rollout) -> torch.Tensor:
     """log P of a rollout's tokens under `network`, with gradient where it has any. Shape: (B, G, l + M)."""
-    start_token = work.vocabulary.start_tokens[rollout.steps]
-    tokens = rollout.reasoning
-    thought = think(
-        network, memory, start_token, rollout.steps, lambda i, *_: tokens[..., i - 1], paths=tokens.shape[1]
-    )
+    thought = _along(work, network, memory, rollout.reasoning)
     logits, _ = answer(network, memory, thought, rollout.item)
-    return _log_probs(work, thought, logits, tokens, rollout.item)
+    return _log_probs(work, thought, logits, rollout.reasoning, rollout.item)
+
+
+def _along(work: Workspace, network: StreamRec, memory: Memory, tokens: torch.Tensor) -> Thought:
+    """Thinks given reasoning tokens (B, G, l)."""
+    _, group, steps = tokens.shape
+    start_token = work.vocabulary.start_tokens[steps]
+    return think(network, memory, start_token, steps, lambda i, *_: tokens[..., i - 1], paths=group)
 
 
 def _log_probs(

@@ -9,8 +9,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import torch
+from torch import nn
 
 from serving.model import Memory, StreamRec, dense_logits
 from training.config import SftConfig
@@ -23,11 +25,16 @@ from training.workspace import Workspace
 
 
 class SftStep:
-    """Makes the loss of a step. The reference of the preference loss is the network as stage 1 left it, frozen."""
+    """Makes the loss of a step. `reference` is the network that stage 1 left, frozen: the preference loss compares with
+    it, and labels that are made once are made by it. A step is made before a stage goes on from its checkpoint, so that
+    a resumed run has the same one.
+    """
 
     def __init__(self, work: Workspace, config: SftConfig) -> None:
         self.work, self.config = work, config
-        self.reference = copy.deepcopy(work.network).eval().requires_grad_(False) if config.preference_weight else None
+        frozen = config.preference_weight or config.label_refresh == "once"
+        self.reference = copy.deepcopy(work.network).eval().requires_grad_(False) if frozen else None
+        self.content = content_vectors(work) if config.target == "content" else None
 
     def __call__(self, step: int, share: Share = WHOLE) -> tuple[torch.Tensor, dict[str, float]]:
         work, config, network = self.work, self.config, self.work.network
@@ -56,7 +63,8 @@ class SftStep:
         if config.plain_weight:
             add("nll_plain", config.plain_weight, nll(direct_logits, target, temperature, config.label_smoothing))
         if steps:
-            labelled = Labeller(work, config, vectors[everyone[place]].detach(), share)
+            known = self.first_labels(histories, everyone[place], steps, share)
+            labelled = Labeller(work, config, self.representation(network, everyone[place]), share, known)
             thought = think(network, memory, work.vocabulary.start_tokens[steps], steps, labelled.choose)
             logits, state = answer(network, memory, thought, target)
             states += [*thought.states, state]
@@ -72,7 +80,7 @@ class SftStep:
                 add("quantization", config.quantization_weight, torch.stack(each).mean())
             if config.distillation_weight:
                 add("distillation", config.distillation_weight, distillation(direct_logits, logits, temperature))
-            if self.reference is not None:
+            if config.preference_weight:
                 now = self.log_probs(network, memory, thought, target, direct_logits, logits)
                 before = self.reference_log_probs(histories, thought, target)
                 add("preference", config.preference_weight, preference(*now, *before, config.preference_beta))
@@ -80,6 +88,25 @@ class SftStep:
             each = [self.state_loss(s[:, 0], vectors, everyone, place) for s in states]
             add("state", config.state_weight, torch.stack(each).mean())
         return share.mean(total, terms)
+
+    @torch.no_grad()
+    def representation(self, network: StreamRec, row: torch.Tensor) -> torch.Tensor:
+        """t of the target items `row` (b,), as the setting `target` has it. Shape: (b, D)."""
+        if self.content is not None:
+            return self.content[row]
+        tokens = network.t5.shared(self.work.item_tokens[row]).sum(1)
+        return tokens + network.heads.item_free(row) if self.config.target == "item" else tokens
+
+    @torch.no_grad()
+    def first_labels(self, histories: list, row: torch.Tensor, steps: int, share: Share) -> Sequence[torch.Tensor]:
+        """o_1..o_l, each (b,), as the reference makes them in thoughts of its own; none where labels are refreshed."""
+        if self.config.label_refresh == "every step":
+            return ()
+        assert self.reference is not None
+        work = self.work.with_network(self.reference)
+        labelled = Labeller(work, self.config, self.representation(self.reference, row), share)
+        think(self.reference, work.read(histories), work.vocabulary.start_tokens[steps], steps, labelled.choose)
+        return labelled.labels
 
     def state_loss(
         self, state: torch.Tensor, vectors: torch.Tensor, everyone: torch.Tensor, place: torch.Tensor
@@ -111,8 +138,7 @@ class SftStep:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The same under the frozen reference, on the same reasoning tokens. Shapes: (B,) both."""
         assert self.reference is not None
-        work = copy.copy(self.work)
-        work.network = self.reference
+        work = self.work.with_network(self.reference)
         memory = work.read(histories)
         start_token = work.vocabulary.start_tokens[thought.steps]
         replay = think(self.reference, memory, start_token, thought.steps, lambda i, *_: thought.tokens[i - 1])
@@ -124,16 +150,23 @@ class SftStep:
 class Labeller:
     """Chooses the reasoning tokens while the decoder thinks, and keeps labels and residuals for the losses.
 
-    target: t, the target's representation, (B, D), no gradient [open: sum of its token embeddings and its free vector].
-    A fed-back state alone needs no labels.
+    target: t, the target's representation, (B, D), no gradient [open: which; see SftConfig.target]. known: residual
+    labels o_1..o_l, each (B,), where they are not to be made here. A fed-back state alone needs no labels.
     """
 
-    def __init__(self, work: Workspace, config: SftConfig, target: torch.Tensor, share: Share = WHOLE) -> None:
-        self.work, self.config, self.target, self.share = work, config, target, share
+    def __init__(
+        self,
+        work: Workspace,
+        config: SftConfig,
+        target: torch.Tensor,
+        share: Share = WHOLE,
+        known: Sequence[torch.Tensor] = (),
+    ) -> None:
+        self.work, self.config, self.target, self.share, self.known = work, config, target, share, known
         self.labels: list[torch.Tensor] = []
         self.residuals: list[torch.Tensor] = []
 
-    def choose(self, _: int, logits: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+    def choose(self, step: int, logits: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
         lo, hi = self.work.vocabulary.reasoning_range
         network = self.work.network
         own = logits[..., lo:hi].detach().argmax(-1) + lo
@@ -142,6 +175,7 @@ class Labeller:
         if self.config.labels == "residual":
             balanced = self.config.balanced
             label, residual = residual_label(network, self.target, state[:, 0], (lo, hi), balanced, self.share)
+            label = self.known[step - 1] if self.known else label
             self.residuals.append(residual)
         elif self.config.labels == "random":  # control: as many latent tokens that mean nothing
             label = (lo + self.share.rand(len(own)) * (hi - lo)).long().to(own.device)
@@ -150,3 +184,16 @@ class Labeller:
         self.labels.append(label)
         given = self.config.inputs == "label" or self.config.labels == "pause"
         return label.unsqueeze(1) if given else own
+
+
+@torch.no_grad()
+def content_vectors(work: Workspace) -> torch.Tensor:
+    """The items' own embeddings under a random orthogonal map that the seed fixes, scaled to the mean length that the
+    sums of the items' token embeddings have as the stage begins [open]. Shape: (I, D).
+    """
+    embedding = torch.from_numpy(work.embedding)
+    onto = torch.empty(embedding.shape[1], work.config.model.d_model)
+    nn.init.orthogonal_(onto, generator=torch.Generator().manual_seed(work.config.seed))
+    projected = (embedding @ onto).to(work.device)
+    tokens = work.network.t5.shared(work.item_tokens).sum(1)
+    return projected * (tokens.norm(dim=-1).mean() / projected.norm(dim=-1).mean())

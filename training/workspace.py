@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,10 @@ class Workspace:
     @property
     def suffix(self) -> tuple[int, ...]:
         return self.settings.suffix_tokens
+
+    def with_network(self, network: StreamRec) -> Workspace:
+        """The same around other weights, such as a stage's frozen reference."""
+        return replace(self, network=network)
 
     def draw_steps(self, draws: torch.Generator | None) -> int:
         """How many steps are thought in one training step: one of the run's `lengths`."""

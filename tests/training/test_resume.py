@@ -19,7 +19,8 @@ import torch
 from safetensors import safe_open
 
 from tests.training.shops import command, write_shop
-from training import loop
+from tests.training.small import small_config, small_workspace
+from training import loop, pipeline
 from training.__main__ import main
 from training.config import StageConfig
 from training.loop import Log, run_stage
@@ -153,6 +154,39 @@ def test_a_stage_that_dies_at_each_of_its_steps_writes_and_evaluations_ends_the_
                 assert list(ours.keys()) == list(theirs.keys())
                 assert all(torch.equal(ours.get_tensor(k), theirs.get_tensor(k)) for k in ours.keys()), die_at
     assert moments > 25
+
+
+@pytest.mark.parametrize(
+    "setting", ["sft.preference_weight=1", "sft.label_refresh=once", "sft.target=content", "rl.rollouts=beam"]
+)
+def test_what_a_stage_takes_from_its_first_weights_is_there_again_after_a_kill(setting, tmp_path, monkeypatch):
+    """Killed in the middle of a stage whose loss knows the weights it started from, and run again."""
+    stages = ("pretrain", "sft", "rl") if setting.startswith("rl.") else ("pretrain", "sft")
+    config = small_config(setting, *(f"{stage}.{what}" for stage in stages for what in (
+        "steps=4", "batch_size=8", "checkpoint_every=2", "eval_every=0", "warmup=0", "lr=0.01")))  # fmt: skip
+    last = pipeline.TRAINED[stages[-1]]
+
+    class Dying(last):  # type: ignore[misc, valid-type]
+        def __call__(self, step: int, share: Share) -> tuple[torch.Tensor, dict[str, float]]:
+            if step == 3:
+                raise Killed
+            return super().__call__(step, share)
+
+    def run(folder: Path) -> dict[str, torch.Tensor]:
+        work = small_workspace(config)
+        with closing(Log(folder)) as log:
+            for stage in stages:
+                pipeline.train_stage(stage, work, folder, log)
+        with safe_open(folder / f"{stages[-1]}.latest.safetensors", "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}
+
+    undisturbed = run(tmp_path / "undisturbed")
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setitem(pipeline.TRAINED, stages[-1], Dying)
+        run(tmp_path / "killed")
+    again = run(tmp_path / "killed")
+    assert again.keys() == undisturbed.keys()
+    assert all(torch.equal(again[name], value) for name, value in undisturbed.items())
 
 
 def test_a_stage_dying_again_and_again_still_ends_the_same(tmp_path, monkeypatch):

@@ -55,6 +55,7 @@ ARMS: dict[str, Arm] = {
     "plain": Arm("pretrain", ("evaluation.steps=[0]",)),
     "random ids": Arm("pretrain", ("evaluation.steps=[0]", "tokenizer.kind=random")),
     "given ids": Arm("pretrain", ("evaluation.steps=[0]", "tokenizer.kind=given")),
+    "plain, shared codes": Arm("pretrain", ("evaluation.steps=[0]", "model.reasoning_codes=0")),
     "similar items": Arm("pretrain", ("evaluation.steps=[0]", "pretrain.similar_weight=0.5")),
     # stage 2: the method for one number of steps, and for all of them
     "every l": Arm("sft", ("evaluation.steps=[0,4,12]",)),
@@ -81,11 +82,20 @@ ARMS: dict[str, Arm] = {
     "labels as input": trained_for(DEPTH, "sft.inputs=label"),
     "similar items, then stage 2": trained_for(DEPTH, "pretrain.similar_weight=0.5"),
     "distilled": trained_for(DEPTH, "sft.distillation_weight=1"),
+    # stage 2 with an open choice made otherwise
+    "target: tokens": trained_for(DEPTH, "sft.target=tokens"),
+    "target: content": trained_for(DEPTH, "sft.target=content"),
+    "labels once": trained_for(DEPTH, "sft.label_refresh=once"),
+    "shared codes": trained_for(DEPTH, "model.reasoning_codes=0"),  # on a stage 1 of its own: the vocabulary differs
+    "more reasoning weight": trained_for(DEPTH, "sft.reasoning_weight=1"),
     # stage 3
     "rl": rewarded(),
     "rl, anchor alone": rewarded("rl.policy_weight=0"),
     **{f"rl, no {name}": rewarded(f"rl.{name}_reward=0") for name in REWARDS},
     "rl, no labels": rewarded("sft.reasoning_weight=0", "sft.quantization_weight=0"),
+    "rl, group of 16": rewarded("rl.group=16"),
+    "rl, beam rollouts": rewarded("rl.rollouts=beam"),
+    "rl, rate of 3e-5": rewarded("rl.lr=3e-5"),
 }
 
 
@@ -99,7 +109,7 @@ class Place:
     overrides: tuple[str, ...]
 
     def folder(self, arm: str, seed: int) -> Path:
-        return self.work / f"seed-{seed}" / arm.replace(" ", "-").replace(",", "").replace("=-", "")
+        return self.work / f"seed-{seed}" / arm.replace(" ", "-").replace(",", "").replace(":", "").replace("=-", "")
 
     def settings(self, arm: str, seed: int, more: tuple[str, ...] = ()) -> RunConfig:
         """The run of an arm. more: what `as_costly_as` and `grown` come to."""

@@ -109,6 +109,13 @@ QUESTIONS = {
     "recipe": Question(
         "the paper's recipe", (SLOW, *recipes.RECIPE), recipes.recipe, COMPARED, _bars("against the default recipe")
     ),
+    "choices": Question(
+        "what the paper leaves open",
+        ("plain", SLOW, *recipes.CHOICES, "plain, shared codes", "rl", *recipes.RL_CHOICES),
+        recipes.choices,
+        COMPARED,
+        _bars("against the default choice, or what is named after the bar"),
+    ),
     "pretraining": Question(
         "similar items in stage 1",
         ("plain", SLOW, "similar items", "similar items, then stage 2"),

@@ -9,6 +9,8 @@ from benchmarks.accuracy.lab import Lab, Rows, at
 
 LOSSES = ("no labels", "no quantization", "no state loss", "no direct answer")
 RECIPE = ("in-batch contrast", "preference", "labels as input")
+CHOICES = ("target: tokens", "target: content", "labels once", "shared codes", "more reasoning weight")
+RL_CHOICES = ("rl, group of 16", "rl, beam rollouts", "rl, rate of 3e-5")
 
 
 def losses(lab: Lab) -> Rows:
@@ -21,10 +23,19 @@ def recipe(lab: Lab) -> Rows:
     return _against_whole(lab, RECIPE)
 
 
-def _against_whole(lab: Lab, others: Sequence[str]) -> Rows:
+def choices(lab: Lab) -> Rows:
+    """What the paper leaves open chosen otherwise, in stage 2 and in stage 3. Reasoning tokens that are item codes need
+    a stage 1 of their own: what that does to plain answers, and what thinking adds to them."""
+    plain, shared, pair = "plain", "plain, shared codes", {"part": "pair"}
+    own = [at(plain, 0), at(shared, 0, against=plain, more=pair)]
+    own += [at("shared codes", used, against=shared, more=pair) for used in (0, DEPTH)]
+    return _against_whole(lab, CHOICES) + _against_whole(lab, RL_CHOICES, "rl") + lab.rows(own)
+
+
+def _against_whole(lab: Lab, others: Sequence[str], whole_arm: str = SLOW) -> Rows:
     cells = []
     for used in (0, DEPTH):
-        whole = at(SLOW, used)
+        whole = at(whole_arm, used)
         cells += [whole, *(at(arm, used, against=whole.model) for arm in others)]
     return lab.rows(cells)
 
@@ -49,11 +60,7 @@ def rl(lab: Lab) -> Rows:
 
 def rewards(lab: Lab) -> Rows:
     """Stage 3 with each reward taken out."""
-    cells = []
-    for used in (0, DEPTH):
-        whole = at("rl", used)
-        cells += [whole, *(at(f"rl, no {name}", used, against=whole.model) for name in REWARDS)]
-    return lab.rows(cells)
+    return _against_whole(lab, [f"rl, no {name}" for name in REWARDS], "rl")
 
 
 def prior(lab: Lab) -> Rows:

@@ -8,14 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from benchmarks.accuracy.__main__ import main
-from benchmarks.accuracy.arms import ARMS, Place, shares
+from benchmarks.accuracy.arms import ARMS, Place, inherit, shares
 from benchmarks.accuracy.hits import Ask, first_place, kept, ndcg
 from benchmarks.accuracy.lab import Lab
 from benchmarks.accuracy.memory import MEMORY, ranks_of
 from benchmarks.accuracy.questions import QUESTIONS
+from benchmarks.accuracy.recipes import CHOICES, RL_CHOICES
 from benchmarks.accuracy.thinking import MEMORY_WEIGHTS
+from benchmarks.common import ROOT
 from training.shop import write_shop
 
 SMALL = """
@@ -61,11 +64,37 @@ def test_arms_share_the_stages_in_which_they_do_not_differ(tmp_path):
     assert not shares(plain, here.settings("plain", 0, ("tokenizer.kind=rqvae",)), "pretrain")
 
 
+def test_runs_older_than_a_setting_are_inherited_as_if_they_had_its_default(tmp_path):
+    here = place(tmp_path)
+    old, config = here.folder("l = 4", 0), here.settings("l = 4", 0).to_json()
+    del config["sft"]["target"], config["sft"]["label_refresh"], config["rl"]["rollouts"]
+    (old / "tokenizer").mkdir(parents=True)
+    (old / "run.json").write_text(json.dumps({"config": config}))
+    save_file({"codes": torch.zeros(1)}, old / "semantic_ids.safetensors")
+    for stage in ("pretrain", "sft"):
+        for kind in ("best", "latest"):
+            save_file({}, old / f"{stage}.{kind}.safetensors", {"meta": json.dumps({"step": 3})})
+    expected = {"rl, beam rollouts": {"pretrain", "sft"}, "target: content": {"pretrain"}, "labels once": {"pretrain"},
+                "shared codes": set[str]()}  # fmt: skip
+    for arm, stages in expected.items():
+        folder = here.folder(arm, 0)
+        folder.mkdir()
+        inherit(folder, here.settings(arm, 0), ARMS[arm].until)
+        assert {file.name.split(".")[0] for file in folder.glob("*.latest.safetensors")} == stages, arm
+
+
 def test_every_question_names_arms_that_exist(tmp_path):
     for question in QUESTIONS.values():
         for arm in question.arms:
             assert arm in ARMS
             place(tmp_path).settings(arm, 0)  # and whose settings are valid
+
+
+@pytest.mark.parametrize("config", ["small", "converged"])
+def test_no_open_choice_is_the_default_one_by_another_name(tmp_path, config):
+    here = Place(tmp_path, tmp_path, ROOT / f"benchmarks/{config}.yaml", ())
+    for whole, others in (("l = 4", CHOICES), ("rl", RL_CHOICES)):
+        assert not any(shares(here.settings(whole, 0), here.settings(other, 0), "rl") for other in others)
 
 
 def test_a_question_from_end_to_end(tmp_path):
@@ -132,3 +161,22 @@ def test_whether_thinking_pays_is_asked_with_every_control_beside_it(tmp_path):
     for row in rows:
         if row.get("against") == costly["model"]:
             assert row["gain"] == pytest.approx(row["ndcg@10"] - costly["ndcg@10"], abs=2e-5)
+
+
+def test_open_choices_are_held_against_the_default_one_and_shared_codes_against_their_own_plain_model(tmp_path):
+    write_shop(tmp_path / "shop", users=40, items=60, seed=0)
+    lab = Lab(place(tmp_path), (0,))
+    for arm in QUESTIONS["choices"].arms:
+        lab.train(arm)
+    rows = QUESTIONS["choices"].rows(lab)
+    against = {(row["model"], row["against"]) for row in rows if "gain" in row}
+    for choice in CHOICES:
+        assert {(choice, "l = 4"), (f"{choice}, 4 steps", "l = 4, 4 steps")} <= against
+    for choice in RL_CHOICES:
+        assert {(choice, "rl"), (f"{choice}, 4 steps", "rl, 4 steps")} <= against
+    assert {("plain, shared codes", "plain"), ("shared codes, 4 steps", "plain, shared codes")} <= against
+    means = {row["model"]: row["ndcg@10"] for row in rows}
+    for row in rows:
+        if "gain" in row:
+            assert row["gain"] == pytest.approx(row["ndcg@10"] - means[row["against"]], abs=2e-5)
+    assert lab.work("shared codes", 0).vocabulary.reasoning_range == lab.work("shared codes", 0).vocabulary.item_range

@@ -122,9 +122,12 @@ class Place:
 
 
 def train(place: Place, arm: str, seed: int, more: tuple[str, ...] = ()) -> None:
-    """Trains an arm, or what is missing of it; `trained.json` in its folder says with which code."""
+    """Trains an arm, or what is missing of it; `trained.json` in its folder says with which code.
+
+    Raises RunError where the folder holds the arm with other settings.
+    """
     folder, config = place.folder(arm, seed), place.settings(arm, seed, more)
-    if (folder / "trained.json").exists():
+    if (folder / "trained.json").exists() and shares(_settings_of(folder), config, ARMS[arm].until):
         return
     folder.mkdir(parents=True, exist_ok=True)
     code = commit()
@@ -133,13 +136,17 @@ def train(place: Place, arm: str, seed: int, more: tuple[str, ...] = ()) -> None
     (folder / "trained.json").write_text(json.dumps(code))
 
 
+def _settings_of(folder: Path) -> RunConfig:
+    return read_config(json.loads((folder / "run.json").read_text())["config"])
+
+
 def inherit(folder: Path, config: RunConfig, until: Stage) -> None:
     """Links from other arms of the same seed the longest row of finished stages that an arm's settings share."""
     caches = [other for other in folder.parent.glob("*/cache") if other.parent != folder]
     if caches and not (folder / "cache").exists():  # reading the items' text takes minutes
         shutil.copytree(caches[0], folder / "cache")
     others = [path.parent for path in sorted(folder.parent.glob("*/run.json")) if path.parent != folder]
-    known = {other: read_config(json.loads((other / "run.json").read_text())["config"]) for other in others}
+    known = {other: _settings_of(other) for other in others}
     for stage in STAGES[: STAGES.index(until) + 1]:
         if (folder / f"{stage}.latest.safetensors").exists():
             continue

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.accuracy.__main__ import main
-from benchmarks.accuracy.arms import ARMS, Place, inherit, shares
+from benchmarks.accuracy.arms import ARMS, Place, inherit, shares, train
 from benchmarks.accuracy.hits import Ask, first_place, kept, ndcg
 from benchmarks.accuracy.lab import Lab
 from benchmarks.accuracy.memory import MEMORY, ranks_of
@@ -19,6 +19,7 @@ from benchmarks.accuracy.questions import QUESTIONS
 from benchmarks.accuracy.recipes import CHOICES, RL_CHOICES
 from benchmarks.accuracy.thinking import MEMORY_WEIGHTS
 from benchmarks.common import ROOT
+from training.pipeline import RunError
 from training.shop import write_shop
 
 SMALL = """
@@ -180,3 +181,14 @@ def test_open_choices_are_held_against_the_default_one_and_shared_codes_against_
         if "gain" in row:
             assert row["gain"] == pytest.approx(row["ndcg@10"] - means[row["against"]], abs=2e-5)
     assert lab.work("shared codes", 0).vocabulary.reasoning_range == lab.work("shared codes", 0).vocabulary.item_range
+
+
+def test_an_arm_trained_with_other_settings_is_not_taken_for_the_one_asked_for(tmp_path):
+    write_shop(tmp_path / "shop", users=40, items=60, seed=0)
+    train(place(tmp_path), "plain", 0)
+    before = (tmp_path / "work/seed-0/plain/pretrain.latest.safetensors").stat().st_mtime_ns
+    train(place(tmp_path), "plain", 0)
+    assert (tmp_path / "work/seed-0/plain/pretrain.latest.safetensors").stat().st_mtime_ns == before
+    other = Place(tmp_path / "shop", tmp_path / "work", None, (*SMALL, "pretrain.lr=0.5"))
+    with pytest.raises(RunError, match="other data or settings"):
+        train(other, "plain", 0)

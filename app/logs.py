@@ -16,10 +16,12 @@ from datetime import UTC, datetime
 from typing import Any, TextIO
 
 import structlog
-from pydantic_core import to_json
+from pydantic import TypeAdapter
 
-# Five times as fast as the standard library's, and every request writes a line.
-RENDER = structlog.processors.JSONRenderer(serializer=lambda event, default: to_json(event, fallback=default).decode())
+LINE = TypeAdapter(dict[str, Any])  # some times as fast as the standard library, and every request writes a line
+RENDER = structlog.processors.JSONRenderer(
+    serializer=lambda event, default: LINE.dump_json(event, fallback=default).decode()
+)
 # What every record has; and uvicorn's, which says everything twice.
 STANDARD = {*vars(logging.makeLogRecord({})), "color_message"}
 
@@ -35,6 +37,12 @@ def set_up(level: str) -> None:
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = name != "uvicorn.access"
+
+
+def flush() -> None:
+    """Writes what is still to be written: whoever prints to stderr comes after what was logged before."""
+    for handler in logging.getLogger().handlers:
+        handler.flush()
 
 
 class Together(logging.Handler):

@@ -59,6 +59,7 @@ def serve(settings: Settings, listening: socket.socket | None = None, seat: Seat
     server = Server(config, app.state.service, seat)
     server.run([listening] if listening is not None else None)
     if failures:
+        logs.flush()
         if seat is None or seat.number == 0:  # all of them say the same
             kind = "" if isinstance(failures[0], BundleError) else f"{type(failures[0]).__name__}: "
             print(f"{kind}{failures[0]}", file=sys.stderr)

@@ -75,7 +75,7 @@ def test_weights_and_trie_are_one_copy_in_memory(service: ServiceProcess, name: 
         maps = Path(f"/proc/{pid}/smaps").read_text()
         (mapped,) = [part for part in re.split(r"\n(?=[0-9a-f]+-)", maps) if name in part]
         sizes = {name: int(kb) for name, kb in re.findall(r"(\w+): +(\d+) kB", mapped)}
-        # "Dirty" are the pages of a file written so lately that it is not on the disk yet; private ones would be copies.
+        # "Dirty" are pages of a file written so lately that it is not on the disk yet; private ones would be copies.
         assert sizes["Shared_Clean"] + sizes["Shared_Dirty"] > 0 and sizes["Private_Dirty"] == 0
 
 

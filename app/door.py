@@ -47,14 +47,15 @@ class Door(HttpToolsProtocol):
         state = config.app.state  # type: ignore[union-attr]
         self.service: Service = state.service
         self.quotas: Quotas = state.quotas
-        self.behind_proxies, self.direct = self.app, config.app
+        self.behind_proxies = self.app
+        self.direct: Any = config.app
         self.refused: Overloaded | QuotaExceeded | None = None  # why, of the request that is being read
         self.began = 0.0
 
     def on_headers_complete(self) -> None:
         # uvicorn's layer that trusts proxies asks at every request whether the peer is one, even where none spoke.
         forwarded = any(name.startswith(b"x-forwarded-") for name, _ in self.headers)
-        self.app = self.behind_proxies if forwarded else self.direct  # type: ignore[assignment]
+        self.app = self.behind_proxies if forwarded else self.direct
         self.refused = self._refusal() if self.url.partition(b"?")[0] == PATH else None
         if self.refused is not None and self._is_plain():
             self.began = time.perf_counter()

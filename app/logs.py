@@ -61,20 +61,22 @@ class Together(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             self._lines.append(self.format(record) + "\n")
-        except Exception:
+            if record.levelno >= logging.WARNING:
+                self.flush()
+            else:
+                self._some.set()
+        except Exception:  # a stream that fails must not fail who logs
             self.handleError(record)
-            return
-        if record.levelno >= logging.WARNING:
-            self.flush()
-        else:
-            self._some.set()
 
     def flush(self) -> None:
-        with self.lock:  # type: ignore[union-attr]
+        self.acquire()
+        try:
             lines, self._lines = self._lines, []
             if lines:
                 self.stream.write("".join(lines))
                 self.stream.flush()
+        finally:
+            self.release()
 
     def _write_now_and_then(self) -> None:
         while self._some.wait():

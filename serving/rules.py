@@ -218,9 +218,9 @@ class RuleBook:
         if allowed is None and not len(denied):  # a set alone: what is prepared says it all
             return NOBODY, False, slot
         if slot:
-            inside = self._set_bits[slot]
-            denied = denied[inside[denied] == 0]
-            allowed = None if allowed is None else allowed[inside[allowed] == 0]
+            outside = self._set_bits[slot]
+            denied = denied[outside[denied] == 0]
+            allowed = None if allowed is None else allowed[outside[allowed] == 0]
         if allowed is not None:
             return np.concatenate(list(self._ancestry(np.setdiff1d(allowed, denied, assume_unique=True)))), True, 0
         return np.concatenate(list(self._emptied(denied, self._open_children[slot]))), False, slot

@@ -73,6 +73,9 @@ def test_the_end_of_the_process_writes_what_is_left(log: logging.Logger, stream:
 
 def test_a_stream_that_fails_ends_nothing(log: logging.Logger, stream: Stream) -> None:
     stream.broken = True
+    log.warning("lost at once")  # raises nothing
+    assert stream.writes == 1
+    stream.writes = 0
     log.info("lost")
     until = time.monotonic() + 10
     while not stream.writes and time.monotonic() < until:

@@ -24,12 +24,10 @@ def history_tokens(
     every = np.concatenate(named)
     if len(wrong := every[(every < 0) | (every >= len(item_tokens))]):
         raise RequestError(f"A history names row {wrong[0]}; the catalogue has 0 to {len(item_tokens) - 1}.", "history")
-    rows = [item_tokens[history].ravel() for history in named]
-    length = max(1, max(len(row) for row in rows) + len(suffix))
-    tokens = np.full((len(rows), length), PAD, dtype=np.int64)
-    mask = np.zeros((len(rows), length), dtype=bool)
-    for i, row in enumerate(rows):
-        tokens[i, : len(row)] = row
-        tokens[i, len(row) : len(row) + len(suffix)] = suffix
-        mask[i, : max(1, len(row) + len(suffix))] = True
+    ends = np.array([len(history) for history in named])[:, None] * item_tokens.shape[1]  # of the items' tokens
+    place = np.arange(max(1, ends.max() + len(suffix)))
+    tokens = np.full((len(named), len(place)), PAD, dtype=np.int64)
+    tokens[place < ends] = item_tokens[every].ravel()
+    np.put_along_axis(tokens, ends + np.arange(len(suffix)), np.array([suffix], np.int64), 1)
+    mask = place < np.maximum(1, ends + len(suffix))
     return torch.from_numpy(tokens), torch.from_numpy(mask)

@@ -28,6 +28,8 @@ from training.reasoning import answer, think
 from training.workspace import Workspace
 
 TOP = 10
+# Histories answered at once. A CPU gains nothing from more; a GPU would wait for its next order.
+BATCH = {"cpu": 64, "cuda": 512}
 
 
 @torch.inference_mode()
@@ -44,13 +46,13 @@ def rank_items(
     neighbours: Neighbours | None = None,
     neighbours_weight: float = 0.0,
     exclude_seen: bool = False,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     runtime: Runtime | None = None,
 ) -> np.ndarray:
     """The best items per history by full ranking under the trie. Shape: (U, 10) int64 rows, -1 where there are fewer.
 
     exclude_seen keeps every item of the whole history (not only of the part the encoder reads) out of the search.
-    runtime: what runs the network; eager torch unless given.
+    batch_size: the device's own of BATCH unless given. runtime: what runs the network; eager torch unless given.
     """
     network.eval()
     runtime = runtime or EagerRuntime(network, item_tokens, settings.attention)
@@ -59,8 +61,8 @@ def rank_items(
     rules = RuleBook(trie)
     ranked = np.full((len(histories), TOP), -1, dtype=np.int64)
     by_length = np.argsort([min(len(h), settings.max_items) for h in histories], kind="stable")
-    for begin in range(0, len(by_length), batch_size):
-        rows = by_length[begin : begin + batch_size]
+    batch = batch_size or BATCH[device.type]
+    for rows in np.split(by_length, range(batch, len(by_length), batch)):
         chosen = [histories[row] for row in rows]
         tokens, mask = history_tokens(chosen, items, settings.max_items, settings.suffix_tokens)
         tokens, mask = tokens.to(device), mask.to(device)

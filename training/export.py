@@ -25,6 +25,7 @@ from training.workspace import Workspace
 def export(work: Workspace, data: Dataset, tokenizer_folder: Path, bundle_folder: Path, stages: dict[str, Any]) -> str:
     """Writes the bundle and returns its version. Validation NDCG@10 chooses the defaults (`choose`)."""
     choice = choose(work)
+    work = work.on("cpu")  # where a bundle is written, and its weights of 8 bits run
     work.settings = choice.settings
     accuracy = [row | {"split": "valid"} for row in choice.table if measured_with(row, choice.settings)]
     bundle = Bundle(work.config.name, "", work.vocabulary, work.settings, work.network, catalogue(work, data), accuracy)

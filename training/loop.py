@@ -23,10 +23,10 @@ from tqdm import tqdm
 
 from serving.files import whole_file
 from training.config import StageConfig
-from training.ranks import ALONE, Ranks, Share
+from training.ranks import ALONE, Ranks, Share, Terms
 
 # (step, share of its batch) -> the share's part of the loss to minimise and of the terms to log
-Step = Callable[[int, Share], tuple[torch.Tensor, dict[str, float]]]
+Step = Callable[[int, Share], tuple[torch.Tensor, Terms]]
 Evaluate = Callable[[], dict[str, Any]]  # metrics, of which "score" is the one to be best at
 
 
@@ -92,7 +92,8 @@ def run_stage(
 
     The weights the stage starts with compete too, so that a stage cannot make the model worse on validation. A finished
     stage is read back from `folder`; a half finished one goes on from its newest checkpoint. All ranks evaluate, which
-    takes no longer than waiting for one that does; rank 0 alone writes.
+    takes no longer than waiting for one that does; rank 0 alone writes. Between the steps that log, evaluate or save,
+    no value is asked of the device, so that a GPU never waits for the next step to be prepared.
     """
     latest, best_file = folder / f"{stage}.latest.safetensors", folder / f"{stage}.best.safetensors"
     fused = ranks.device.type == "cuda"
@@ -115,6 +116,7 @@ def run_stage(
         save(best_file, None, {})
         save(latest, optimiser, {"step": 0, "seconds": 0.0, "best": best, "best_step": 0})
     started = time.perf_counter()
+    sound = torch.ones((), dtype=torch.bool, device=ranks.device)  # whether all gradients were finite
     with tqdm(total=config.steps, initial=done, desc=stage, unit="step", smoothing=0.05, mininterval=1.0,
               disable=not ranks.first) as bar:  # fmt: skip
         for number in range(done, config.steps):
@@ -122,32 +124,35 @@ def run_stage(
             for group in optimiser.param_groups:
                 group["lr"] = config.lr * learning_rate_factor(number, config)
             optimiser.zero_grad(set_to_none=True)
-            sums: dict[str, float] = {}
+            sums: Terms = {}
             for part in range(config.accumulate):
                 share = ranks.share(part, config.accumulate, f"{seed}/{stage}/{number}")
                 with autocast:
                     loss, terms = step(number, share)
                 loss.backward()
-                for name, value in ({"loss": float(loss.detach())} | terms).items():
-                    sums[name] = sums.get(name, 0.0) + value
+                for name, value in ({"loss": loss.detach()} | terms).items():
+                    sums[name] = sums[name] + value if name in sums else value
             ranks.sum_gradients(network)
-            norm = float(nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm))
-            if not math.isfinite(norm):
-                raise FloatingPointError(f"Stage {stage} diverged at step {number}; lower {stage}.lr and run it again.")
+            norm = nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm)
+            sound &= norm.isfinite()
             optimiser.step()
             done = number + 1
             bar.update()
-            if done % LOG_EVERY == 0 or done == config.steps:
-                sums = ranks.sum_terms(sums)
-                log.write(stage, done, {**sums, "grad_norm": norm}, show=False)
-                bar.set_postfix(loss=f"{sums['loss']:.3f}")
-            if done == config.steps or (config.eval_every and done % config.eval_every == 0):
+            logs, saves = (done == config.steps or done % every == 0 for every in (LOG_EVERY, config.checkpoint_every))
+            evaluates = done == config.steps or (config.eval_every and done % config.eval_every == 0)
+            if (logs or saves or evaluates) and not sound:
+                raise FloatingPointError(f"Stage {stage} diverged by step {number}; lower {stage}.lr and run it again.")
+            if logs:
+                values = ranks.sum_terms(sums)
+                log.write(stage, done, {**values, "grad_norm": float(norm)}, show=False)
+                bar.set_postfix(loss=f"{values['loss']:.3f}")
+            if evaluates:
                 metrics = evaluate()
                 log.write(stage, done, metrics, show=True)
                 if metrics["score"] > best["score"]:
                     best, best_step = metrics, done
                     save(best_file, None, {})
-            if done == config.steps or done % config.checkpoint_every == 0:
+            if saves:
                 spent = seconds + time.perf_counter() - started
                 meta = {"step": done, "seconds": spent, "best": best, "best_step": best_step}
                 save(latest, optimiser, meta)

@@ -14,7 +14,7 @@ import torch
 from training.config import PretrainConfig
 from training.examples import batch_at, nearest_items
 from training.losses import nll
-from training.ranks import WHOLE, Share
+from training.ranks import WHOLE, Share, Terms
 from training.reasoning import Thought, answer
 from training.workspace import Workspace
 
@@ -26,26 +26,26 @@ class PretrainStep:
         self.work, self.config = work, config
         self.nearest = nearest_items(work.embedding, config.neighbours) if config.similar_weight else None
 
-    def __call__(self, step: int, share: Share = WHOLE) -> tuple[torch.Tensor, dict[str, float]]:
+    def __call__(self, step: int, share: Share = WHOLE) -> tuple[torch.Tensor, Terms]:
         work, config = self.work, self.config
         batch = batch_at(work.examples, config.batch_size, work.config.seed, step)
         share = share.of(len(batch))
         index = share.own(share.piece(batch))
         item = work.examples.targets(index)
-        target = work.item_tokens[item].unsqueeze(1)  # (B, 1, M)
+        target = work.item_tokens[work.send(item)].unsqueeze(1)  # (B, 1, M)
         memory = work.read(work.examples.histories(index))
         loss = torch.zeros(())
-        terms: dict[str, float] = {}
+        terms: Terms = {}
         if config.plain_weight:
             logits, _ = answer(work.network, memory, start(work, len(item), 0), target)
             plain = nll(logits, target, work.settings.temperature, config.label_smoothing)
-            loss, terms["nll"] = loss + config.plain_weight * plain, float(plain.detach())
+            loss, terms["nll"] = loss + config.plain_weight * plain, plain.detach()
         if self.nearest is not None:
             sequence = torch.cat([self.similar(item, share), target], -1)
             steps = min(sequence.shape[-1] - target.shape[-1], work.vocabulary.max_steps)
             logits, _ = answer(work.network, memory, start(work, len(item), steps), sequence)
             similar = nll(logits, sequence, work.settings.temperature, config.label_smoothing)
-            loss, terms["nll_similar"] = loss + config.similar_weight * similar, float(similar.detach())
+            loss, terms["nll_similar"] = loss + config.similar_weight * similar, similar.detach()
         return share.mean(loss, terms)
 
     def similar(self, item: np.ndarray, share: Share) -> torch.Tensor:
@@ -53,7 +53,7 @@ class PretrainStep:
         assert self.nearest is not None
         draw = share.rand(len(item), self.nearest.shape[1]).argsort(1)[:, : self.config.similar_items]
         neighbours = torch.from_numpy(self.nearest[item]).gather(1, draw)
-        return self.work.item_tokens[neighbours].flatten(1).unsqueeze(1)
+        return self.work.item_tokens[self.work.send(neighbours)].flatten(1).unsqueeze(1)
 
 
 def start(work: Workspace, batch: int, steps: int) -> Thought:

@@ -19,6 +19,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+Terms = dict[str, torch.Tensor]  # what a step logs: scalars without gradient, on the device
+
 
 @dataclass(frozen=True, slots=True)
 class Share:
@@ -58,7 +60,7 @@ class Share:
         """Where the own rows lie in the part. Shape: (b,) int64."""
         return self.own(torch.arange(self.rows))
 
-    def mean(self, loss: torch.Tensor, terms: dict[str, float]) -> tuple[torch.Tensor, dict[str, float]]:
+    def mean(self, loss: torch.Tensor, terms: Terms) -> tuple[torch.Tensor, Terms]:
         """From means over the own rows to this share's part of the batch's mean: all shares add up to it."""
         if self.parts == self.world == 1:
             return loss, terms
@@ -128,11 +130,11 @@ class Ranks:
         for gradient, summed in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(summed.view_as(gradient))
 
-    def sum_terms(self, terms: dict[str, float]) -> dict[str, float]:
-        if self.world == 1:
-            return terms
-        values = torch.tensor(list(terms.values()), dtype=torch.float64, device=self.device)
-        dist.all_reduce(values)
+    def sum_terms(self, terms: Terms) -> dict[str, float]:
+        """Over all ranks, as numbers: this waits for the device."""
+        values = torch.stack([value.double() for value in terms.values()])
+        if self.world > 1:
+            dist.all_reduce(values)
         return dict(zip(terms, values.tolist(), strict=True))
 
 

@@ -19,7 +19,7 @@ from training.config import RlConfig
 from training.examples import batch_at
 from training.losses import advantages, grpo, nll
 from training.pretrain import start
-from training.ranks import WHOLE, Share
+from training.ranks import WHOLE, Share, Terms
 from training.reasoning import answer, think
 from training.rollouts import Rollout, beam, policy_log_probs, sample
 from training.workspace import Workspace
@@ -37,7 +37,7 @@ class Experience:
     rollout: Rollout
     advantage: torch.Tensor
     reference: torch.Tensor
-    terms: dict[str, float]
+    terms: Terms
 
 
 class RlStep:
@@ -55,7 +55,7 @@ class RlStep:
         self.trie = build_trie(work.item_tokens_here, work.device) if config.rollouts == "beam" else None
         self.experience: dict[int, Experience] = {}  # of each part of the batch
 
-    def __call__(self, step: int, share: Share = WHOLE) -> tuple[torch.Tensor, dict[str, float]]:
+    def __call__(self, step: int, share: Share = WHOLE) -> tuple[torch.Tensor, Terms]:
         work, config, network = self.work, self.config, self.work.network
         network.eval()  # ratios compare policies, not dropout masks
         batch = batch_at(work.examples, config.batch_size, work.config.seed + 2, step // config.updates)
@@ -66,19 +66,19 @@ class RlStep:
         memory = work.read(known.histories)
         now = policy_log_probs(work, network, memory, known.rollout)
         policy = grpo(now, known.rollout.log_probs, known.reference, known.advantage, config.clip, config.kl_weight)
-        terms = {"policy": float(policy.detach()), "kl": float((now - known.reference).detach().mean()), **known.terms}
+        terms = {"policy": policy.detach(), "kl": (now - known.reference).detach().mean(), **known.terms}
         loss = config.policy_weight * policy
         if config.anchor_weight:
             anchor = self.anchor(memory, known.row, known.rollout.steps)
             loss = loss + config.anchor_weight * anchor
-            terms["anchor"] = float(anchor.detach())
+            terms["anchor"] = anchor.detach()
         return share.mean(loss, terms)
 
     @torch.no_grad()
     def gather(self, piece: np.ndarray, share: Share) -> Experience:
         """Makes and judges the own rollouts of a part of a batch. piece: its examples, on all ranks."""
         work, config = self.work, self.config
-        everyone = torch.from_numpy(work.examples.targets(piece)).to(work.device)
+        everyone = work.send(work.examples.targets(piece))
         histories, row = work.examples.histories(share.own(piece)), share.own(everyone)
         steps = work.draw_steps(share.draws)
         memory = work.read(histories)
@@ -89,8 +89,8 @@ class RlStep:
         reward = torch.stack([weight * rollout.rewards[name] for name, weight in self.weights.items()]).sum(0)
         before = work.with_network(self.reference).read(histories)
         reference = policy_log_probs(work, self.reference, before, rollout)
-        terms = {"reward": float(reward.mean()), "reward_spread": float(reward.std(-1).mean())}
-        terms |= {f"reward/{name}": float(value.mean()) for name, value in rollout.rewards.items()}
+        terms = {"reward": reward.mean(), "reward_spread": reward.std(-1).mean()}
+        terms |= {f"reward/{name}": value.mean() for name, value in rollout.rewards.items()}
         return Experience(histories, row, rollout, advantages(reward), reference, terms)
 
     def anchor(self, memory: Memory, row: torch.Tensor, steps: int) -> torch.Tensor:

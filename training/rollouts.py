@@ -18,7 +18,7 @@ from training.losses import token_log_probs
 from training.pretrain import start
 from training.ranks import WHOLE, Share
 from training.reasoning import Thought, answer, think
-from training.workspace import Workspace
+from training.workspace import Workspace, send
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,7 @@ def _rewards(
     share: Share,
 ) -> dict[str, torch.Tensor]:
     network = work.network
-    place = share.places.to(work.device)
+    place = work.send(share.places)
     target = work.item_tokens[everyone[place]]  # (b, M)
     vectors = network.item_vectors(work.item_tokens)[everyone]  # (B, D)
     group = item.shape[1]
@@ -159,5 +159,5 @@ def draw(logits: torch.Tensor, share: Share = WHOLE) -> torch.Tensor:
     One number per row, and not torch.multinomial: a row's sample must not depend on the rows that are drawn with it.
     """
     summed = logits.float().softmax(-1).cumsum(-1)
-    number = share.rand(*logits.shape[:-1]).to(logits.device).unsqueeze(-1) * summed[..., -1:]
+    number = send(share.rand(*logits.shape[:-1]), logits.device).unsqueeze(-1) * summed[..., -1:]
     return torch.searchsorted(summed, number, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)

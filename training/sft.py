@@ -19,7 +19,7 @@ from training.config import SftConfig
 from training.examples import batch_at
 from training.losses import contrastive, distillation, full_softmax, nll, preference, quantization, token_log_probs
 from training.pretrain import start
-from training.ranks import WHOLE, Share
+from training.ranks import WHOLE, Share, Terms
 from training.reasoning import Thought, answer, residual_label, think
 from training.workspace import Workspace
 
@@ -36,35 +36,35 @@ class SftStep:
         self.reference = copy.deepcopy(work.network).eval().requires_grad_(False) if frozen else None
         self.content = content_vectors(work) if config.target == "content" else None
 
-    def __call__(self, step: int, share: Share = WHOLE) -> tuple[torch.Tensor, dict[str, float]]:
+    def __call__(self, step: int, share: Share = WHOLE) -> tuple[torch.Tensor, Terms]:
         work, config, network = self.work, self.config, self.work.network
         batch = batch_at(work.examples, config.batch_size, work.config.seed + 1, step)
         share = share.of(len(batch))
         piece = share.piece(batch)
         index = share.own(piece)
-        row, everyone = work.examples.targets(index), torch.from_numpy(work.examples.targets(piece)).to(work.device)
+        everyone, place = work.send(work.examples.targets(piece)), work.send(share.places)
+        row = everyone[place]
         target = work.item_tokens[row].unsqueeze(1)
-        place = share.places.to(work.device)
         histories = work.examples.histories(index)
         memory = work.read(histories)
         steps = work.draw_steps(share.draws)
         temperature = work.settings.temperature
         vectors = network.item_vectors(work.item_tokens)
         total = torch.zeros(())
-        terms: dict[str, float] = {}
+        terms: Terms = {}
 
         def add(name: str, weight: float, value: torch.Tensor) -> None:
             nonlocal total
             total = total + weight * value
-            terms[name] = float(value.detach())
+            terms[name] = value.detach()
 
         direct_logits, direct_state = answer(network, memory, start(work, len(row), 0), target)
         states = [direct_state]
         if config.plain_weight:
             add("nll_plain", config.plain_weight, nll(direct_logits, target, temperature, config.label_smoothing))
         if steps:
-            known = self.first_labels(histories, everyone[place], steps, share)
-            labelled = Labeller(work, config, self.representation(network, everyone[place]), share, known)
+            known = self.first_labels(histories, row, steps, share)
+            labelled = Labeller(work, config, self.representation(network, row), share, known)
             thought = think(network, memory, work.vocabulary.start_tokens[steps], steps, labelled.choose)
             logits, state = answer(network, memory, thought, target)
             states += [*thought.states, state]
@@ -178,7 +178,7 @@ class Labeller:
             label = self.known[step - 1] if self.known else label
             self.residuals.append(residual)
         elif self.config.labels == "random":  # control: as many latent tokens that mean nothing
-            label = (lo + self.share.rand(len(own)) * (hi - lo)).long().to(own.device)
+            label = self.work.send((lo + self.share.rand(len(own)) * (hi - lo)).long())
         else:  # control: a "pause", the same token every time, learnt so that the search writes it too
             label = torch.full((len(own),), lo, device=own.device)
         self.labels.append(label)

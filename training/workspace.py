@@ -42,6 +42,14 @@ class Workspace:
     def suffix(self) -> tuple[int, ...]:
         return self.settings.suffix_tokens
 
+    def on(self, device: str) -> Workspace:
+        """The same on another device; the network itself is moved."""
+        return replace(self, item_tokens=self.item_tokens.to(device), network=self.network.to(device))
+
+    def send(self, here: torch.Tensor | np.ndarray) -> torch.Tensor:
+        """What a batch was put together from, to the device."""
+        return send(torch.as_tensor(here), self.device)
+
     def with_network(self, network: StreamRec) -> Workspace:
         """The same around other weights, such as a stage's frozen reference."""
         return replace(self, network=network)
@@ -54,9 +62,14 @@ class Workspace:
     def read(self, histories: list[np.ndarray]) -> Memory:
         """Encodes histories, once for all that the decoder will do with them."""
         tokens, mask = history_tokens(histories, self.item_tokens_here, self.settings.max_items, self.suffix)
-        tokens, mask = tokens.to(self.device), mask.to(self.device)
+        tokens, mask = self.send(tokens), self.send(mask)
         hidden = self.network.t5.encode(tokens, mask, self.settings.attention, self.item_tokens.shape[1])
         return self.network.t5.memory(hidden, mask)
+
+
+def send(here: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """To the device; to a GPU without waiting until it has done what it was given before."""
+    return here.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else here.to(device)
 
 
 def bundle_settings(model: ModelSettings, default_steps: int = 0, dense_weight: float = 0.0) -> BundleSettings:

@@ -70,7 +70,7 @@ def test_the_shares_of_all_ranks_add_up_to_the_step_of_one(case):
             part, values = step(0, share)
             part.backward()
             loss += float(part.detach())
-            terms.update(values)
+            terms.update({name: float(value) for name, value in values.items()})
         return loss, terms, [p.grad for p in work.network.parameters() if p.grad is not None]
 
     alone, terms, gradients = total(1)

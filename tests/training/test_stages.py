@@ -43,7 +43,7 @@ def test_stage_1_falls(term):
 def test_stage_1_is_the_weighted_sum_of_what_it_logs():
     config = small_config("pretrain.plain_weight=2", "pretrain.similar_weight=0.5")
     loss, terms = PretrainStep(small_workspace(config), config.pretrain)(0)
-    assert float(loss.detach()) == pytest.approx(2 * terms["nll"] + 0.5 * terms["nll_similar"], rel=1e-5)
+    assert float(loss.detach()) == pytest.approx(float(2 * terms["nll"] + 0.5 * terms["nll_similar"]), rel=1e-5)
 
 
 def test_stage_1_writes_whole_similar_items_before_the_target_and_announces_their_length(monkeypatch):
@@ -78,7 +78,7 @@ def test_stage_1_without_similar_items_is_a_plain_tiger():
     config = small_config("pretrain.similar_weight=0")
     work = small_workspace(config)
     loss, terms = PretrainStep(work, config.pretrain)(0)
-    assert set(terms) == {"nll"} and float(loss.detach()) == pytest.approx(terms["nll"])
+    assert set(terms) == {"nll"} and float(loss.detach()) == pytest.approx(float(terms["nll"]))
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_stage_2_is_the_weighted_sum_of_what_it_logs():
     names = {"nll_plain": "plain", "nll_answer": "answer", "nll_reasoning": "reasoning"}
     expected = sum(getattr(config.sft, f"{names.get(term, term)}_weight") * value for term, value in terms.items())
     assert len(terms) == 6
-    assert float(loss.detach()) == pytest.approx(expected, rel=1e-5)
+    assert float(loss.detach()) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_a_run_without_thinking_trains_the_direct_answer_and_its_state_alone():

@@ -1,11 +1,13 @@
 """How fast one process trains: ours against a plain transformers loop, same T5, same data; examples a second, in turns.
 
     OMP_NUM_THREADS=1 python -m benchmarks.training
+    python -m benchmarks.training --device cuda --users 10000 --batch 1024
 
 The plain loop is what one writes first: T5ForConditionalGeneration, a shuffled DataLoader that pads to the longest of
-the batch, one call per sequence, AdamW. Ours is `training.loop.run_stage`, checkpoints and all. Two tasks: `plain`
-trains the next item (a TIGER), `stage 1` also items similar to it, which for the plain loop is a second call that reads
-the history again. A round is an epoch, the fastest counts; `ratio` is to the plain loop on the same task.
+the batch, one call per sequence, AdamW; on a GPU bfloat16 by autocast, as ours. Ours is `training.loop.run_stage`,
+checkpoints and all. Two tasks: `plain` trains the next item (a TIGER), `stage 1` also items similar to it, which for
+the plain loop is a second call that reads the history again. A round is an epoch, the fastest counts; `ratio` is to the
+plain loop on the same task.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from training.config import PretrainConfig, RunConfig
 from training.loop import Log, run_stage
 from training.prepare import read_data, split_by
 from training.pretrain import PretrainStep
-from training.ranks import WHOLE
+from training.ranks import WHOLE, Ranks
 from training.semantic_ids import random_ids
 from training.shop import write_shop
 from training.workspace import Workspace, make_workspace
@@ -42,38 +44,42 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__)
     parser.add_argument("--users", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=PretrainConfig().batch_size)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options = parser.parse_args()
-    code, started = commit(), time.perf_counter()
+    code, started, on_cpu = commit(), time.perf_counter(), options.device == "cpu"
     with tempfile.TemporaryDirectory() as folder:
-        work = workspace(Path(folder), options.users)
-        rows = [row for task in TASKS for row in measure(work, task, options.rounds, Path(folder))]
+        work = workspace(Path(folder), options.users, options.device)
+        rows = [row for task in TASKS for row in measure(work, task, options.rounds, Path(folder), options.batch)]
     print(table(rows, COLUMNS))
     model = work.config.model
     record(
-        ROOT / "benchmarks/results/training.json",
-        f"python -m benchmarks.training --users {options.users} --rounds {options.rounds}",
+        ROOT / f"benchmarks/results/training{'' if on_cpu else '-cuda'}.json",
+        f"python -m benchmarks.training --users {options.users} --rounds {options.rounds} --batch {options.batch}"
+        + ("" if on_cpu else f" --device {options.device}"),
         [0],
         rows,
         minutes=round((time.perf_counter() - started) / 60, 1),
-        batch_size=PretrainConfig().batch_size,
+        batch_size=options.batch,
+        precision=work.config.precision,
         parameters=sum(p.numel() for p in work.network.t5.parameters()),
         model={"d_model": model.d_model, "layers": model.layers, "max_items": model.max_items},
         **code,
     )
 
 
-def workspace(folder: Path, users: int) -> Workspace:
+def workspace(folder: Path, users: int, device: str = "cpu") -> Workspace:
     """The default model on a shop of the project's generator, with random semantic IDs of three tokens."""
+    config = RunConfig(precision="float32" if device == "cpu" else "bfloat16")
     write_shop(folder / "shop", users=users, items=500, seed=0)
     data = read_data(folder / "shop")
     ids = random_ids(len(data.items), (64, 64, 64))
     embedding = np.random.default_rng(0).standard_normal((len(data.items), 16)).astype(np.float32)
     split = split_by(data, "leave-one-out")
-    return make_workspace(RunConfig(), split, ids.codes, ids.codebook_sizes, embedding)
+    return make_workspace(config, split, ids.codes, ids.codebook_sizes, embedding, device)
 
 
-def measure(work: Workspace, task: str, rounds: int, folder: Path) -> list[dict[str, Any]]:
-    batch = PretrainConfig().batch_size
+def measure(work: Workspace, task: str, rounds: int, folder: Path, batch: int = 256) -> list[dict[str, Any]]:
     steps = -(-len(work.examples) // batch)
     config = PretrainConfig(
         steps=steps, similar_weight=TASKS[task], batch_size=batch, eval_every=0, checkpoint_every=steps
@@ -104,12 +110,14 @@ def measure(work: Workspace, task: str, rounds: int, folder: Path) -> list[dict[
 def ours(work: Workspace, config: PretrainConfig, folder: Path) -> None:
     """A stage of one epoch; nothing is evaluated."""
     with closing(Log(folder, silent=True)) as log:
-        run_stage("pretrain", work.network, config, 0, folder, PretrainStep(work, config), lambda: {"score": 0.0}, log)
+        run_stage("pretrain", work.network, config, 0, folder, PretrainStep(work, config), lambda: {"score": 0.0}, log,
+                  Ranks(device=work.device), work.config.precision)  # fmt: skip
 
 
 def theirs(work: Workspace, config: PretrainConfig) -> None:
     """An epoch of the plain loop."""
-    model = transformers_twin(work)
+    model: Any = transformers_twin(work)
+    model.to(work.device)
     optimiser = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     step = PretrainStep(work, config)  # for the similar items alone
 
@@ -123,7 +131,8 @@ def theirs(work: Workspace, config: PretrainConfig) -> None:
     everything: Any = range(len(work.examples))
     model.train()
     for batch in DataLoader(everything, config.batch_size, shuffle=True, collate_fn=collate, generator=generator):
-        loss = transformers_loss(work, config, model, step, batch)
+        with torch.autocast(work.device.type, torch.bfloat16, enabled=work.config.precision == "bfloat16"):
+            loss = transformers_loss(work, config, model, step, batch)
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
@@ -146,7 +155,7 @@ def transformers_loss(
     batch: dict[str, Any],
 ) -> torch.Tensor:
     """The loss of stage 1: NLL of the item, and of similar items and the item; one call of the model for each."""
-    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    inputs = {name: batch[name].to(work.device) for name in ("input_ids", "attention_mask")}
     target = work.item_tokens[batch["item"]]
     sequences = [(config.plain_weight, target)]
     if config.similar_weight:
@@ -154,7 +163,7 @@ def transformers_loss(
     loss = torch.zeros(())
     for weight, sequence in sequences:
         steps = min(sequence.shape[1] - target.shape[1], work.vocabulary.max_steps)
-        start = torch.full((len(sequence), 1), work.vocabulary.start_tokens[steps])
+        start = torch.full((len(sequence), 1), work.vocabulary.start_tokens[steps], device=work.device)
         decoder_input_ids = torch.cat([start, sequence[:, :-1]], 1)
         mean = model(**inputs, decoder_input_ids=decoder_input_ids, labels=sequence).loss
         loss = loss + weight * sequence.shape[1] * mean  # a mean over tokens; ours is a sum over them

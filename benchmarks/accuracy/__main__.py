@@ -35,6 +35,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--out", type=Path, help="default benchmarks/results/QUESTION-NAME.json, a picture beside")
     parser.add_argument("--only", help="train one arm (of whole runs: and measure it), write no result")
     parser.add_argument("--config", type=Path)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="what computes (%(default)s)")
     parser.add_argument("--seeds", default="0", help="comma-separated; of whole runs: see --set seed=")
     parser.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE")
     options = parser.parse_args(arguments)
@@ -46,13 +47,15 @@ def main(arguments: list[str]) -> int:
         return stages.answer(parser, options)
     question, code = QUESTIONS[options.question], commit()
     wanted = [arm for arm in question.arms if arm != "given ids" or (options.data / "semantic_ids").exists()]
+    if options.question == "small" and options.device != "cpu":
+        parser.error("small measures 8-bit weights, which run on a CPU; leave --device out")
     if options.only and options.only not in wanted:
         parser.error(f"--only takes one of {', '.join(wanted)}")
     try:
         seeds = tuple(int(seed) for seed in options.seeds.split(","))
     except ValueError:
         parser.error(f"--seeds takes whole numbers separated by commas, not {options.seeds!r}")
-    lab = Lab(Place(options.data, options.work, options.config, tuple(options.set)), seeds)
+    lab = Lab(Place(options.data, options.work, options.config, tuple(options.set), options.device), seeds)
     for arm in [options.only] if options.only else wanted:
         lab.train(arm)
     if options.only:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from safetensors import SafetensorError
 
-from benchmarks.common import commit
+from benchmarks.common import commit, machine
 from training.config import RunConfig, load_config, read_config
 from training.loop import read_meta
 from training.pipeline import run
@@ -101,12 +101,13 @@ ARMS: dict[str, Arm] = {
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where arms lie and from what settings they start."""
+    """Where arms lie, from what settings they start, and what computes: "cpu" or "cuda"."""
 
     data: Path
     work: Path
     config: Path | None
     overrides: tuple[str, ...]
+    device: str = "cpu"
 
     def folder(self, arm: str, seed: int) -> Path:
         return self.work / f"seed-{seed}" / arm.replace(" ", "-").replace(",", "").replace(":", "").replace("=-", "")
@@ -122,7 +123,7 @@ class Place:
 
 
 def train(place: Place, arm: str, seed: int, more: tuple[str, ...] = ()) -> None:
-    """Trains an arm, or what is missing of it; `trained.json` in its folder says with which code.
+    """Trains an arm, or what is missing of it; `trained.json` in its folder says with which code and on what.
 
     Raises RunError where the folder holds the arm with other settings.
     """
@@ -132,8 +133,9 @@ def train(place: Place, arm: str, seed: int, more: tuple[str, ...] = ()) -> None
     folder.mkdir(parents=True, exist_ok=True)
     code = commit()
     inherit(folder, config, ARMS[arm].until)
-    run(place.data, folder, config, until=ARMS[arm].until, work_folder=folder)
-    (folder / "trained.json").write_text(json.dumps(code))
+    run(place.data, folder, config, until=ARMS[arm].until, work_folder=folder, device=place.device)
+    hardware = machine()
+    (folder / "trained.json").write_text(json.dumps(code | {"on": hardware["gpu"] or hardware["cpu"]}))
 
 
 def _settings_of(folder: Path) -> RunConfig:

@@ -18,10 +18,8 @@ from serving.runtimes.onnx import OnnxRuntime
 from serving.search import search
 from serving.trie import build_trie
 from serving.types import Beams, Merge
-from training.evaluate import sample_users
+from training.evaluate import BATCH, sample_users
 from training.workspace import Workspace
-
-BATCH = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,25 +122,27 @@ def measure(work: Workspace, ask: Ask) -> Hits:
     runtime = runtime_of(work, ask)
     vectors = work.network.item_vectors(work.item_tokens)
     torch.manual_seed(0)  # for random thoughts
-    trie, beam = build_trie(work.item_tokens_here), work.config.evaluation.beam
+    device, beam = work.device, work.config.evaluation.beam
+    trie, batch = build_trie(work.item_tokens_here, device), BATCH[device.type]
     by_length = np.argsort([min(len(h), settings.max_items) for h in histories], kind="stable")
-    batches = [by_length[first : first + BATCH] for first in range(0, len(by_length), BATCH)]
     parts = []
-    for rows in batches:
+    for rows in np.split(by_length, range(batch, len(by_length), batch)):
         read = [histories[row] for row in rows]
         tokens, mask = history_tokens(read, work.item_tokens_here, settings.max_items, settings.suffix_tokens)
+        tokens, mask = tokens.to(device), mask.to(device)
         prior = None
         if ask.memory:
             assert work.neighbours is not None
-            prior = ask.memory * torch.from_numpy(work.neighbours.log_scores(read, settings.max_items))
+            prior = ask.memory * torch.from_numpy(work.neighbours.log_scores(read, settings.max_items)).to(device)
         memory = runtime.memory(runtime.encode(tokens, mask), mask)
-        weight = torch.full((len(rows),), ask.union_weight if ask.union else 1.0)
+        searched = ask.union_weight if ask.union else 1.0
+        weight = torch.full((len(rows),), searched, device=device)
         found = [
             search(runtime, trie, searching, memory, steps=ask.steps, beam_width=beam, dense_weight=weight, prior=prior)
             for _ in range(ask.draws or 1)
         ]
-        wanted = torch.from_numpy(target[rows].astype(np.int64))
-        parts.append(_hits(found, float(weight[0]), weights, wanted, vectors, beam))
+        wanted = torch.from_numpy(target[rows].astype(np.int64)).to(device)
+        parts.append(_hits(found, searched, weights, wanted, vectors, beam))
     back = np.argsort(by_length)
     whole = [np.concatenate(columns, -1)[..., back] for columns in zip(*parts, strict=True)]
     return Hits(np.array(weights), *whole)
@@ -167,10 +167,10 @@ def _hits(
     cosine = F.cosine_similarity(states, vectors[target].unsqueeze(1), dim=-1)
     settled = F.cosine_similarity(states[:, 1:], states[:, :-1], dim=-1)
     return (
-        torch.stack(ranks).numpy().astype(np.int32),
-        (by_state > own).sum(1).numpy().astype(np.int32),
-        cosine.T.numpy().astype(np.float32),
-        settled.T.numpy().astype(np.float32),
+        torch.stack(ranks).cpu().numpy().astype(np.int32),
+        (by_state > own).sum(1).cpu().numpy().astype(np.int32),
+        cosine.T.cpu().numpy().astype(np.float32),
+        settled.T.cpu().numpy().astype(np.float32),
     )
 
 

@@ -28,6 +28,7 @@ from serving.runtimes.onnx import OnnxRuntime
 from serving.search import search
 from serving.trie import build_trie
 from training.config import RunConfig, read_config
+from training.evaluate import BATCH
 from training.loop import load_checkpoint, read_meta
 from training.metrics import paired_bootstrap
 from training.pipeline import TRAINED, tokenize
@@ -92,7 +93,7 @@ class Lab:
         narrow, wide = work.config.model.d_ff, 1024
         data, split = data_of(self.place)
         config = self.place.settings(arm, seed, (f"model.d_ff={wide}",))
-        other = tokenize(data, split, self.place.data, folder, config)
+        other = tokenize(data, split, self.place.data, folder, config, self.place.device)
         low, high = (search_flops(one, Ask("valid", 0)) for one in (work, other))
         return narrow + round((wanted - low) * (wide - narrow) / (high - low))
 
@@ -176,16 +177,19 @@ class Lab:
         return sum(spent.values())
 
     def trained_by(self, wanted: list[str]) -> dict[str, Any]:
-        """The commit of the code that trained the arms; each is named where they differ."""
+        """The commit of the code that trained the arms, and on what; each is named where they differ."""
         found = {
             f"{arm}/{seed}": json.loads((self.place.folder(arm, seed) / "trained.json").read_text())
             for arm in wanted
             for seed in self.seeds
         }
-        commits = {name: code["commit"] for name, code in found.items()}
-        return {"trained_dirty": any(code["dirty"] for code in found.values())} | (
-            {"trained_by": commits} if len(set(commits.values())) > 1 else {"trained_by": next(iter(commits.values()))}
-        )
+
+        def all_or_each(key: str) -> Any:
+            each = {name: code.get(key) for name, code in found.items()}
+            return each if len(set(each.values())) > 1 else next(iter(each.values()))
+
+        dirty = any(code["dirty"] for code in found.values())
+        return {"trained_dirty": dirty, "trained_by": all_or_each("commit"), "trained_on": all_or_each("on")}
 
 
 @lru_cache(maxsize=2)
@@ -193,7 +197,7 @@ def _load(place: Place, arm: str, seed: int, folder: Any) -> Workspace:
     """An arm with the weights that its last stage liked best."""
     data, split = data_of(place)
     config = read_config(json.loads((folder / "run.json").read_text())["config"])
-    work = tokenize(data, split, place.data, folder, config)
+    work = tokenize(data, split, place.data, folder, config, place.device)
     load_checkpoint(folder / f"{ARMS[arm].until}.best.safetensors", work.network, None)
     work.network.eval()
     return work
@@ -217,11 +221,12 @@ def search_flops(work: Workspace, ask: Ask, count: int = 256) -> float:
     histories, _ = hits.users(work, ask.split)
     longest = work.settings.max_items
     runtime = EagerRuntime(work.network.eval(), work.item_tokens, work.settings.attention)
-    settings, trie = search_settings(work.vocabulary, work.settings), build_trie(work.item_tokens_here)
+    settings, trie = search_settings(work.vocabulary, work.settings), build_trie(work.item_tokens_here, work.device)
     total, histories = 0.0, sorted(histories[:count], key=lambda history: min(len(history), longest))
-    for first in range(0, len(histories), hits.BATCH):
-        chosen = histories[first : first + hits.BATCH]
+    for first in range(0, len(histories), BATCH["cpu"]):
+        chosen = histories[first : first + BATCH["cpu"]]
         tokens, mask = history_tokens(chosen, work.item_tokens_here, longest, work.suffix)
+        tokens, mask = tokens.to(work.device), mask.to(work.device)
         with FlopCounterMode(display=False) as counter:
             memory = runtime.memory(runtime.encode(tokens, mask), mask)
             search(runtime, trie, settings, memory, steps=ask.steps, beam_width=work.config.evaluation.beam)

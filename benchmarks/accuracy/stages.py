@@ -79,6 +79,7 @@ def answer(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
         command = f"python -m benchmarks.accuracy {options.question} --data {options.data}"
         command += f" --config {options.config}" if options.config else ""
         command += "".join(f" --set {entry}" for entry in options.set)
+        command += f" --device {options.device}" if options.device != "cpu" else ""
         minutes = sum(json.loads((options.work / arm / "arm.json").read_text())["minutes"] for arm in wanted)
         record(options.out, command, [config.seed], rows, minutes=minutes, data=options.data.resolve().name,
                protocol=PROTOCOL, **code_of(options.work, wanted))  # fmt: skip
@@ -96,9 +97,9 @@ def arm_rows(arm: str, options: argparse.Namespace, folder: Path, overrides: lis
     for other in folder.parent.glob("*/cache"):  # reading the items' text takes minutes and is the same for every arm
         if not (folder / "cache").exists():
             shutil.copytree(other, folder / "cache")
-    run(options.data, folder, config, until="rl", work_folder=folder)
+    run(options.data, folder, config, until="rl", work_folder=folder, device=options.device)
     data = read_data(options.data)
-    work = tokenize(data, split_by(data, config.split), options.data, folder, config)
+    work = tokenize(data, split_by(data, config.split), options.data, folder, config, options.device)
     rows = []
     for row in measured(arm, work, folder, data):
         print(json.dumps(row), file=sys.stderr, flush=True)

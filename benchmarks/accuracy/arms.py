@@ -27,6 +27,7 @@ DEPTH = 4  # the number of steps at which ways of thinking are compared
 SLOW = f"l = {DEPTH}"  # the arm of the whole method, which most are held against
 LENGTHS = (0, 2, 4, 6, 8, 12)
 OWN = (4, 2, 8)  # numbers of steps with a checkpoint of their own, the one that others share first
+NO_MEMORY = ("neighbours.enabled=false", "evaluation.neighbours_weights=[0]")  # an arm is a network; see `memory.py`
 NO_THOUGHT = ("lengths=[0]", "evaluation.steps=[0]")
 REWARDS = ("format", "match", "similarity", "likelihood", "rank")
 
@@ -118,7 +119,7 @@ class Place:
         later = [f"{stage}.steps=0" for stage in STAGES[STAGES.index(until) + 1 :]]
         given = next(iter(sorted((self.data / "semantic_ids").glob("*.json.gz"))), None)
         ids = [f"given_ids={given.name.removesuffix('.json.gz')}"] if arm == "given ids" and given else []
-        overrides = [*self.overrides, *ARMS[arm].settings, *ids, *later, *more, f"seed={seed}"]
+        overrides = [*self.overrides, *NO_MEMORY, *ARMS[arm].settings, *ids, *later, *more, f"seed={seed}"]
         return load_config(self.config, overrides)
 
 
@@ -174,8 +175,9 @@ def _up_to(config: RunConfig, stage: Stage) -> dict[str, Any]:
     every = {name: value for name, value in config.to_json().items() if name not in ("name", "licence")}
     for inference in ("paths", "merge"):
         del every["model"][inference]
-    for later in ("choice_users", "dense_weights"):
+    for later in ("choice_users", "dense_weights", "neighbours_weights", "dense_candidates"):
         del every["evaluation"][later]
+    del every["neighbours"]
     if stage != "rl":
         del every["rl"]
     if stage == "pretrain":  # knows no thoughts, and is judged by l = 0 alone

@@ -45,7 +45,7 @@ def main() -> None:
     print(table(rows, COLUMNS))
     record(ROOT / "benchmarks/results/demo.json", "python -m benchmarks.demo", [0], rows,
            minutes=round((time.perf_counter() - started) / 60, 1), version=bundle.version,
-           protocol="Shop of 4,000 users and 1,000 items, leave-one-out, test, seen items excluded, beam 50.",
+           protocol="Shop of 20,000 users and 1,000 items, leave-one-out, test, seen items excluded, beam 50.",
            **code)  # fmt: skip
 
 

@@ -77,7 +77,7 @@ def _run(options: argparse.Namespace) -> None:
 def _demo(options: argparse.Namespace) -> None:
     shop = options.work / "shop"
     if not (shop / "truth.json").exists():  # written last
-        write_shop(shop, users=4000, items=1000, seed=0)
+        write_shop(shop, users=20_000, items=1000, seed=0)
     config = load_config(Path(__file__).with_name("demo.yaml"), options.set)
     run(shop, options.out, config, work_folder=options.work / "training")
 

@@ -5,10 +5,11 @@ Rows are of the test part. Whatever had to be chosen (steps, weight of the dense
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import product
 from typing import Any
@@ -204,14 +205,15 @@ def _load(place: Place, arm: str, seed: int, folder: Any) -> Workspace:
 
 
 def training_flops(work: Workspace, stage: str, config: RunConfig, steps: int = 12) -> float:
-    """FLOPs of a training step, forward and backward, a mean over some. Matrix products only, as torch counts them."""
+    """FLOPs of a training step, forward and backward, a mean over some. Matrix products only, as torch counts them, on
+    the meta device, where shapes flow and nothing is computed: a batch made for a GPU would not fit everywhere.
+    """
     torch.manual_seed(0)  # draws the lengths
-    work = Workspace(**{name: getattr(work, name) for name in Workspace.__slots__} | {"config": config})
+    work = replace(work, config=config, network=copy.deepcopy(work.network)).on("meta")
     step = TRAINED[stage](work, getattr(config, stage))
     with FlopCounterMode(display=False) as counter:
         for number in range(steps):
             step(number)[0].backward()
-    work.network.zero_grad(set_to_none=True)
     return counter.get_total_flops() / steps
 
 

@@ -11,11 +11,13 @@ from benchmarks.accuracy.arms import Place
 from benchmarks.common import HISTORY_ITEMS, PLACES, Score, rank
 from serving.neighbours import Neighbours
 from training.data import Dataset, read_data
+from training.evaluate import sample_users
 from training.metrics import recall_ndcg
 from training.neighbours import fit_neighbours
 from training.prepare import Split, split_by
 
 TUNED, MEMORY = "tuned neighbours", "memory alone"
+TUNING_USERS = 10_000  # validation users that tune the neighbours, at most: all of 57,000 would take an hour
 
 
 @lru_cache(maxsize=1)
@@ -38,9 +40,10 @@ def ranks_of(place: Place, name: str) -> np.ndarray:
         memory = memory_of(place)
         return _places(lambda histories: memory.log_scores(histories, HISTORY_ITEMS), split)
 
+    histories, target = sample_users(split.valid_history, split.valid_target, TUNING_USERS)
+
     def validation_ndcg(candidate: neighbours.Neighbours) -> float:
-        ranked = rank(candidate.scores, split.valid_history, exclude_seen=False)
-        return recall_ndcg(ranked, split.valid_target)["ndcg@10"]
+        return recall_ndcg(rank(candidate.scores, histories, exclude_seen=False), target)["ndcg@10"]
 
     tuned, _ = neighbours.tune(split.train, len(data.items), validation_ndcg)
     return _places(tuned.scores, split)

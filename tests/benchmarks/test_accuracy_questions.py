@@ -9,17 +9,20 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.accuracy.__main__ import main
 from benchmarks.accuracy.arms import ARMS, Place, inherit, shares, train
 from benchmarks.accuracy.hits import Ask, first_place, kept, ndcg
-from benchmarks.accuracy.lab import Lab
+from benchmarks.accuracy.lab import Lab, training_flops
 from benchmarks.accuracy.memory import MEMORY, ranks_of
 from benchmarks.accuracy.questions import QUESTIONS
 from benchmarks.accuracy.recipes import CHOICES, RL_CHOICES
 from benchmarks.accuracy.thinking import MEMORY_WEIGHTS
 from benchmarks.common import ROOT
+from tests.training.small import small_config, small_workspace
 from training.pipeline import RunError
+from training.sft import SftStep
 from training.shop import write_shop
 
 SMALL = """
@@ -192,3 +195,14 @@ def test_an_arm_trained_with_other_settings_is_not_taken_for_the_one_asked_for(t
     other = Place(tmp_path / "shop", tmp_path / "work", None, (*SMALL, "pretrain.lr=0.5"))
     with pytest.raises(RunError, match="other data or settings"):
         train(other, "plain", 0)
+
+
+def test_flops_of_training_are_those_of_a_step_that_is_computed():
+    config = small_config("sft.batch_size=16", "lengths=[2]")
+    work = small_workspace(config)
+    step, steps = SftStep(work, config.sft), 2
+    with FlopCounterMode(display=False) as counter:
+        for number in range(steps):
+            step(number)[0].backward()
+    assert training_flops(work, "sft", config, steps) == counter.get_total_flops() / steps > 0
+    assert work.device.type == "cpu" and all(p.device.type == "cpu" for p in work.network.parameters())

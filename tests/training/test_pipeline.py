@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import T5ForConditionalGeneration
 
 from serving.bundle import Bundle
@@ -178,6 +179,9 @@ def test_a_wrong_setting_ends_with_its_name(made, tmp_path, capsys):
 def test_a_learning_rate_that_diverges_says_so(made, tmp_path, capsys):
     message = fails(capsys, *command("run", made / "shop", tmp_path / "b", "pretrain.lr=1e30", "pretrain.warmup=0"))
     assert "pretrain diverged" in message and "pretrain.lr" in message
+    for kept in ("best", "latest"):
+        weights = load_file(tmp_path / f"b.work/pretrain.{kept}.safetensors")
+        assert all(tensor.isfinite().all() for tensor in weights.values())
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a file on an always full disk")

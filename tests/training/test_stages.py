@@ -330,3 +330,21 @@ def test_a_start_token_announces_the_steps():
     item = work.item_tokens[:1].unsqueeze(1)
     none, two = (answer(work.network, memory, start(work, 1, steps), item)[0] for steps in (0, 2))
     assert not torch.allclose(none, two)
+
+
+STEPS = {
+    "pretrain": (PretrainStep, []),
+    "sft": (SftStep, ["sft.preference_weight=0.1", "sft.distillation_weight=0.1"]),
+    "sft, in-batch contrast": (SftStep, ["sft.state_loss=contrastive", "sft.labels=random"]),
+    "rl": (RlStep, []),
+    "rl, beam": (RlStep, ["rl.rollouts=beam"]),
+}
+
+
+@pytest.mark.parametrize("case", STEPS)
+def test_no_step_asks_the_device_for_a_value_nor_mixes_devices(case):
+    kind, settings = STEPS[case]  # on the meta device there are no values: whoever asks for one fails
+    config = small_config(*settings)
+    loss, terms = kind(small_workspace(config).on("meta"), getattr(config, case.split(",")[0]))(0)
+    loss.backward()
+    assert {value.device.type for value in (loss, *terms.values())} == {"meta"}

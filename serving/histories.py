@@ -24,10 +24,11 @@ def history_tokens(
     every = np.concatenate(named)
     if len(wrong := every[(every < 0) | (every >= len(item_tokens))]):
         raise RequestError(f"A history names row {wrong[0]}; the catalogue has 0 to {len(item_tokens) - 1}.", "history")
-    ends = np.array([len(history) for history in named])[:, None] * item_tokens.shape[1]  # of the items' tokens
-    place = np.arange(max(1, ends.max() + len(suffix)))
+    end = np.array([len(history) for history in named]) * item_tokens.shape[1]  # of the items' tokens
+    place = np.arange(max(1, end.max() + len(suffix)))
     tokens = np.full((len(named), len(place)), PAD, dtype=np.int64)
-    tokens[place < ends] = item_tokens[every].ravel()
-    np.put_along_axis(tokens, ends + np.arange(len(suffix)), np.array([suffix], np.int64), 1)
-    mask = place < np.maximum(1, ends + len(suffix))
+    tokens[place < end[:, None]] = item_tokens[every].ravel()
+    for offset, token in enumerate(suffix):
+        tokens[np.arange(len(named)), end + offset] = token
+    mask = place < np.maximum(1, end + len(suffix))[:, None]
     return torch.from_numpy(tokens), torch.from_numpy(mask)

@@ -62,7 +62,8 @@ def rank_items(
     ranked = np.full((len(histories), TOP), -1, dtype=np.int64)
     by_length = np.argsort([min(len(h), settings.max_items) for h in histories], kind="stable")
     batch = batch_size or BATCH[device.type]
-    for rows in np.split(by_length, range(batch, len(by_length), batch)):
+    for begin in range(0, len(by_length), batch):
+        rows = by_length[begin : begin + batch]
         chosen = [histories[row] for row in rows]
         tokens, mask = history_tokens(chosen, items, settings.max_items, settings.suffix_tokens)
         tokens, mask = tokens.to(device), mask.to(device)

@@ -125,8 +125,9 @@ def measure(work: Workspace, ask: Ask) -> Hits:
     device, beam = work.device, work.config.evaluation.beam
     trie, batch = build_trie(work.item_tokens_here, device), BATCH[device.type]
     by_length = np.argsort([min(len(h), settings.max_items) for h in histories], kind="stable")
-    parts = []
-    for rows in np.split(by_length, range(batch, len(by_length), batch)):
+    searched, parts = ask.union_weight if ask.union else 1.0, []
+    for begin in range(0, len(by_length), batch):
+        rows = by_length[begin : begin + batch]
         read = [histories[row] for row in rows]
         tokens, mask = history_tokens(read, work.item_tokens_here, settings.max_items, settings.suffix_tokens)
         tokens, mask = tokens.to(device), mask.to(device)
@@ -135,7 +136,6 @@ def measure(work: Workspace, ask: Ask) -> Hits:
             assert work.neighbours is not None
             prior = ask.memory * torch.from_numpy(work.neighbours.log_scores(read, settings.max_items)).to(device)
         memory = runtime.memory(runtime.encode(tokens, mask), mask)
-        searched = ask.union_weight if ask.union else 1.0
         weight = torch.full((len(rows),), searched, device=device)
         found = [
             search(runtime, trie, searching, memory, steps=ask.steps, beam_width=beam, dense_weight=weight, prior=prior)

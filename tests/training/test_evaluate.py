@@ -33,6 +33,13 @@ def test_the_ranking_is_that_of_brute_force(dense):
         np.testing.assert_allclose(scores[found[row]], np.sort(scores)[::-1][:10], atol=1e-4)
 
 
+def test_nobody_is_ranked_where_nobody_is():
+    bundle = tiny_model(14, seed=3)
+    tokens = torch.from_numpy(bundle.catalogue.tokens.astype(np.int64))
+    found = rank_items(bundle.network, tokens, bundle.vocabulary, bundle.settings, [], steps=0, beam=4)
+    assert found.shape == (0, 10)
+
+
 def test_seen_items_are_excluded_before_the_beam_is_cut():
     bundle = tiny_model(14, seed=3)
     found = ranked(bundle, steps=2, beam=64, exclude_seen=True)

@@ -40,7 +40,7 @@ bench: .venv/dev.stamp ## the benchmarks that fit a laptop; writes benchmarks/re
 	@$(PYTHON) -m benchmarks
 
 load: .venv/dev.stamp ## start the service, send it a shop's traffic, judge p99 and errors, draw a plot (RATE=)
-	@exec $(PYTHON) -m benchmarks.load --bundle $(BUNDLE) --rate $(RATE)
+	@exec $(PYTHON) -m benchmarks.service.load --bundle $(BUNDLE) --rate $(RATE)
 
 demo: .venv/dev.stamp ## train bundles/demo anew: shop, semantic IDs, all three stages
 	@$(PYTHON) -m training demo

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from app import logs
 from app.settings import Settings, unknown_variables, variable
-from app.workers import supervise
+from app.supervisor import supervise
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from app.schemas import Explanation, ItemExplanation, NamedItem, ReasoningStep, RecommendedItem
 from serving.bundle import Bundle
-from serving.catalogue import Catalogue
+from serving.items.catalogue import Catalogue
 from serving.types import Answer, Request, Rules, Trace
 
 

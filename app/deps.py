@@ -9,8 +9,8 @@ from typing import Annotated, Any, TypeVar
 from fastapi import Depends, Path, Request
 from starlette.convertors import Convertor, register_url_convertor
 
+from app.lifecycle import Service
 from app.schemas import MAX_ID
-from app.service import Service
 
 T = TypeVar("T")
 

@@ -23,7 +23,7 @@ from serving.errors import (
     ServingError,
     UnknownCatalogue,
 )
-from serving.users import StoreUnavailable
+from serving.online.users import StoreUnavailable
 
 RETRY_AFTER = 1  # seconds, where nothing better is known
 

@@ -11,13 +11,13 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from app import errors
+from app.lifecycle import EngineLike, Service
 from app.middleware import Cors, Envelope
 from app.quotas import Quotas
 from app.routes import health, items, models, page, recommend, users
-from app.service import EngineLike, Service
 from app.settings import Settings
+from app.supervisor import Seat
 from app.traces import Traces
-from app.workers import Seat
 
 VERSION = "0.1.0"
 

@@ -16,7 +16,7 @@ from prometheus_client import (
 )
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from app.workers import METRICS_FOLDER
+from app.supervisor import METRICS_FOLDER
 
 SECONDS = (
     0.001,

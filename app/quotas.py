@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 
 from app.errors import QuotaExceeded
 from app.settings import Settings
-from serving.redis_link import RedisDown, RedisLink, connect
+from serving.online.redis_link import RedisDown, RedisLink, connect
 
 REMEMBERED = 10_000  # clients that are over their quota; beyond them all are counted anew
 

@@ -15,11 +15,11 @@ from types import FrameType
 import uvicorn
 
 from app import logs
-from app.door import Door
+from app.gate import Door
+from app.lifecycle import Service
 from app.main import create_app
-from app.service import Service
 from app.settings import Settings
-from app.workers import Seat
+from app.supervisor import Seat
 from serving.errors import BundleError
 from serving.types import Rules
 

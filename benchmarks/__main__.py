@@ -9,9 +9,9 @@ from benchmarks.common import ROOT
 
 SHOP = "runs/demo/shop"
 COMMANDS = (
-    "-m benchmarks.latency --bundle bundles/demo",
-    "-m benchmarks.cache --bundle bundles/demo",
-    f"-m benchmarks.demo --data {SHOP}",
+    "-m benchmarks.engine.latency --bundle bundles/demo",
+    "-m benchmarks.engine.cache --bundle bundles/demo",
+    f"-m benchmarks.accuracy.demo --data {SHOP}",
 )
 
 

@@ -16,7 +16,7 @@ import torch
 
 HISTORY_ITEMS = 20
 PLACES = 10
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 MEASURED_CODE = ("app", "training", "serving", "benchmarks/*.py")  # what can change a figure; documents cannot
 
 Score = Callable[[list[np.ndarray]], np.ndarray]  # histories of U users -> (U, I) float scores

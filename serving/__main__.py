@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import get_args
 
 from serving.errors import ServingError
-from serving.score import Task, run_here, score
+from serving.offline.score import Task, run_here, score
 from serving.types import RuntimeName
 
 
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _score(task: Task, options: argparse.Namespace) -> int:
     if options.engine == "ray":
-        from serving.score_ray import run_on_ray
+        from serving.offline.ray import run_on_ray
 
         summary = score(task, lambda task, _, parts: run_on_ray(task, parts, options.workers))
     else:

@@ -21,15 +21,15 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from serving.catalogue import Catalogue, read_catalogue, write_catalogue
 from serving.errors import BundleError
-from serving.model import EncoderAttention, ModelConfig, StreamRec
-from serving.neighbours import Neighbours, read_neighbours, write_neighbours
-from serving.search import SearchSettings
-from serving.trie import Trie, build_trie
-from serving.trie_file import read_trie, write_trie
+from serving.items.catalogue import Catalogue, read_catalogue, write_catalogue
+from serving.items.neighbours import Neighbours, read_neighbours, write_neighbours
+from serving.items.trie import Trie, build_trie
+from serving.items.trie_file import read_trie, write_trie
+from serving.items.vocabulary import Vocabulary
+from serving.network.model import EncoderAttention, ModelConfig, StreamRec
+from serving.search.beam import SearchSettings
 from serving.types import Merge, StepForm
-from serving.vocabulary import Vocabulary
 
 FORMAT = 1
 MANIFEST = "bundle.json"
@@ -46,7 +46,7 @@ class BundleSettings:
 
     max_items: history items the encoder reads. suffix_tokens: ids after the history. paths: reasoning paths kept.
     dense_candidates: so many of the items that dense score and neighbours like best join those the beam found.
-    neighbours_weight: of an item's log score by neighbours (`serving/neighbours.py`); 0: off.
+    neighbours_weight: of an item's log score by neighbours (`serving/items/neighbours.py`); 0: off.
     """
 
     max_items: int = 20

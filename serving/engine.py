@@ -13,12 +13,12 @@ import torch.nn.functional as F
 
 from serving.bundle import Bundle
 from serving.errors import BundleError, EngineError
-from serving.graph import RecordedSearch, padded_batch
-from serving.histories import history_tokens
-from serving.rules import RuleBook
-from serving.runtimes.eager import EagerRuntime
-from serving.search import find_items, reason
-from serving.trie import build_trie
+from serving.items.histories import history_tokens
+from serving.items.rules import RuleBook
+from serving.items.trie import build_trie
+from serving.network.eager import EagerRuntime
+from serving.search.beam import find_items, reason
+from serving.search.cuda_graph import RecordedSearch, padded_batch
 from serving.types import Answer, Beams, EncoderState, Request, Rules, RuntimeName, StateDtype, Trace
 
 NEAREST_ITEMS = 5
@@ -169,7 +169,7 @@ def _runtime(name: RuntimeName, bundle: Bundle, threads: int) -> EagerRuntime:
     if name == "onnx-int8" and (bundle.int8 or {}).get("passed") is not True:
         known = "has not passed" if bundle.int8 else "was exported without"
         raise BundleError(f"The bundle {bundle.name} {known} the gate for int8; serve it with the runtime onnx.")
-    from serving.runtimes.onnx import OnnxRuntime  # half a second to import, for those alone who choose it
+    from serving.network.onnx import OnnxRuntime  # half a second to import, for those alone who choose it
 
     return OnnxRuntime(bundle.network, tokens, bundle.settings.attention, threads=threads, int8=name == "onnx-int8")
 

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from serving.bundle import Bundle
-from serving.histories import history_tokens
-from serving.model import dense_logits
+from serving.items.histories import history_tokens
+from serving.network.model import dense_logits
 
 Tokens = tuple[int, ...]
 
@@ -83,7 +83,7 @@ class Reference:
         return dense_logits(path.states[-1], vectors).log_softmax(-1).numpy()
 
     def neighbours(self) -> np.ndarray:
-        """log score of every item by its neighbours, as `serving.neighbours` defines it. Shape: (I,) float64."""
+        """log score of every item by its neighbours, as `serving.items.neighbours` defines it. Shape: (I,) float64."""
         memory = self.bundle.neighbours
         if memory is None:
             return np.zeros(len(self.items))
@@ -101,7 +101,7 @@ class Reference:
         dense_weight: float | None = None,
         neighbours_weight: float = 0.0,
     ) -> list[tuple[int, float]]:
-        """Items (catalogue rows) and scores, best first, as `serving.search.search` defines them."""
+        """Items (catalogue rows) and scores, best first, as `serving.search.beam.search` defines them."""
         paths = self.paths()
         shares = torch.tensor([path.log_prob for path in paths], dtype=torch.float64).log_softmax(0).tolist()
         rows = {self.items[row]: row for row in permitted}

@@ -85,8 +85,8 @@ class EncoderState:
     """What the encoder made of one history. Shape: (S, D), float32 or float16, on the CPU. Cached per user.
 
     float32 by default: a score must lie within 1e-4 of its definition, and states rounded to float16 move most of the
-    demo bundle's scores by more, some by 1e-3 (`python -m benchmarks.cache`). With 20 items they are 20 to 40 KB, half
-    of that in float16.
+    demo bundle's scores by more, some by 1e-3 (`python -m benchmarks.engine.cache`). With 20 items they are
+    20 to 40 KB, half of that in float16.
     """
 
     hidden: np.ndarray

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from serving.bundle import Bundle, BundleSettings, write_bundle
-from serving.catalogue import Catalogue
-from serving.model import ModelConfig, StreamRec
-from serving.neighbours import Neighbours
+from serving.items.catalogue import Catalogue
+from serving.items.neighbours import Neighbours
+from serving.items.vocabulary import Vocabulary
+from serving.network.model import ModelConfig, StreamRec
 from serving.types import StepForm
-from serving.vocabulary import Vocabulary
 
 
 def random_codes(items: int, sizes: tuple[int, ...], seed: int) -> np.ndarray:

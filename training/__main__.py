@@ -13,11 +13,11 @@ from safetensors import SafetensorError
 from serving.bundle import Bundle
 from serving.errors import ServingError
 from training.config import ConfigError, load_config
-from training.data_cli import add_data_commands
+from training.data.cli import add_data_commands
+from training.data.prepare import read_data
+from training.data.shop import write_shop
 from training.evaluate import evaluate_bundle
 from training.pipeline import STAGES, RunError, run
-from training.prepare import read_data
-from training.shop import write_shop
 
 DISK_FULL = "The disk is full; free some space and run the same command again."
 

@@ -13,10 +13,10 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
-from serving.model import EncoderAttention
+from serving.network.model import EncoderAttention
 from serving.types import Merge, StepForm
-from training.prepare import SplitKind
-from training.semantic_ids import TokenizeConfig
+from training.data.prepare import SplitKind
+from training.ids.semantic_ids import TokenizeConfig
 
 
 class ConfigError(ValueError):

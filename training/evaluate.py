@@ -12,19 +12,19 @@ import torch
 import torch.nn.functional as F
 
 from serving.bundle import Bundle, BundleSettings, search_settings
-from serving.histories import history_tokens
-from serving.model import Memory, StreamRec
-from serving.neighbours import Neighbours
-from serving.rules import RuleBook
-from serving.runtimes.base import Runtime
-from serving.runtimes.eager import EagerRuntime
-from serving.search import search
-from serving.trie import build_trie
+from serving.items.histories import history_tokens
+from serving.items.neighbours import Neighbours
+from serving.items.rules import RuleBook
+from serving.items.trie import build_trie
+from serving.items.vocabulary import Vocabulary
+from serving.network.eager import EagerRuntime
+from serving.network.model import Memory, StreamRec
+from serving.network.runtime import Runtime
+from serving.search.beam import search
 from serving.types import Rules
-from serving.vocabulary import Vocabulary
+from training.data.prepare import DataError, Dataset, split_by
 from training.metrics import recall_ndcg
-from training.prepare import DataError, Dataset, split_by
-from training.reasoning import answer, think
+from training.stages.reasoning import answer, think
 from training.workspace import Workspace
 
 TOP = 10

@@ -12,13 +12,13 @@ import torch
 from tqdm import tqdm
 
 from serving.bundle import Bundle, BundleSettings, write_bundle
-from serving.catalogue import Catalogue
 from serving.errors import BundleError
-from serving.histories import history_tokens
-from training.data import Dataset
+from serving.items.catalogue import Catalogue
+from serving.items.histories import history_tokens
+from training.data.read import Dataset
 from training.evaluate import measure, sample_users
+from training.ids.quantization import int8_gate
 from training.metrics import ndcg_per_user, paired_bootstrap
-from training.quantization import int8_gate
 from training.workspace import Workspace
 
 

@@ -1,4 +1,5 @@
-"""Fits the memory of `serving/neighbours.py`: what followed an item in other histories, and what its text resembles.
+"""Fits the memory of `serving/items/neighbours.py`: what followed an item in other histories, and what its text
+resembles.
 
     w(i, j) = co(i, j) / (n_i ** source * n_j ** target)
               + similar_weight * exp((cos(e_i, e_j) - 1) / similar_temperature)   for j != i
@@ -19,11 +20,11 @@ from typing import Any, TypeVar
 import numpy as np
 from scipy import sparse
 
-from serving.neighbours import Neighbours
+from serving.items.neighbours import Neighbours
 from training.config import RunConfig
-from training.embed import collaborative_embedding, embed_text, item_text
+from training.data.prepare import Items, Split
 from training.evaluate import sample_users
-from training.prepare import Items, Split
+from training.ids.embed import collaborative_embedding, embed_text, item_text
 
 CHUNK = 1024
 
@@ -77,7 +78,7 @@ def fit_neighbours(
 ) -> tuple[Neighbours, dict[str, Any]]:
     """The memory of the training part, chosen by validation NDCG@10 (nothing excluded), and a report for the bundle.
 
-    cache: the folder of text embeddings, as in `training.embed`. Takes half a minute of one core for 4,000 items.
+    cache: the folder of text embeddings, as in `training.ids.embed`. Takes half a minute of one core for 4,000 items.
     """
     embedding = similarity_embedding(items, split.train, config, cache)
     log = Log.of(split.train, embedding, config.neighbours.keep)

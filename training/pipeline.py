@@ -21,14 +21,9 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from serving.files import owned, whole_file
-from serving.tokenizer import save_tokenizer
+from serving.items.tokenizer import save_tokenizer
 from training.config import ConfigError, RunConfig, read_config
-from training.embed import item_embedding
-from training.evaluate import validate
-from training.export import export
-from training.loop import Log, Outcome, run_stage
-from training.neighbours import fit_neighbours
-from training.prepare import (
+from training.data.prepare import (
     Dataset,
     Split,
     describe,
@@ -37,11 +32,16 @@ from training.prepare import (
     split_by,
     statistics,
 )
-from training.pretrain import PretrainStep
-from training.ranks import ALONE, Ranks, join_ranks
-from training.rl import RlStep
-from training.semantic_ids import build_semantic_ids
-from training.sft import SftStep
+from training.evaluate import validate
+from training.export import export
+from training.ids.embed import item_embedding
+from training.ids.semantic_ids import build_semantic_ids
+from training.neighbours import fit_neighbours
+from training.stages.loop import Log, Outcome, run_stage
+from training.stages.pretrain import PretrainStep
+from training.stages.ranks import ALONE, Ranks, join_ranks
+from training.stages.rl import RlStep
+from training.stages.sft import SftStep
 from training.workspace import Workspace, make_workspace
 
 STAGES = ("prepare", "tokenize", "pretrain", "sft", "rl", "export")

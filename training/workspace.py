@@ -9,13 +9,13 @@ import numpy as np
 import torch
 
 from serving.bundle import BundleSettings
-from serving.histories import history_tokens
-from serving.model import Memory, ModelConfig, StreamRec
-from serving.neighbours import Neighbours
-from serving.vocabulary import END, Vocabulary
+from serving.items.histories import history_tokens
+from serving.items.neighbours import Neighbours
+from serving.items.vocabulary import END, Vocabulary
+from serving.network.model import Memory, ModelConfig, StreamRec
 from training.config import ModelSettings, RunConfig
-from training.examples import Examples, all_prefixes
-from training.prepare import Split
+from training.data.prepare import Split
+from training.stages.examples import Examples, all_prefixes
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from app.deps import ServiceDep
-from app.workers import Seat
+from app.supervisor import Seat
 
 router = APIRouter(tags=["health"])
 

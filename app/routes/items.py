@@ -11,7 +11,7 @@ from app.deps import ItemId, ServiceDep
 from app.errors import NotFound, declared
 from app.schemas import Item, ItemsResponse
 from app.security import require_key
-from serving.catalogue import Catalogue
+from serving.items.catalogue import Catalogue
 
 router = APIRouter(
     prefix="/items",

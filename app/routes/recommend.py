@@ -20,9 +20,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import errors
 from app.deps import ServiceDep, while_connected
+from app.lifecycle import Service, Steps
 from app.schemas import ANSWER, BatchRequest, BatchResponse, Problem, RecommendRequest, RecommendResponse
 from app.security import bearer, header, require_key
-from app.service import Service, Steps
 from serving.errors import RequestError, ServingError
 
 log = logging.getLogger("streamrec.recommend")

@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 
 from benchmarks.common import commit, machine
 from training.config import RunConfig, load_config, read_config
-from training.loop import read_meta
 from training.pipeline import run
+from training.stages.loop import read_meta
 
 Stage = Literal["pretrain", "sft", "rl"]
 STAGES: tuple[Stage, ...] = ("pretrain", "sft", "rl")

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 
 from serving.bundle import search_settings
-from serving.histories import history_tokens
-from serving.model import dense_logits
-from serving.runtimes.base import Runtime
-from serving.runtimes.eager import EagerRuntime
-from serving.runtimes.onnx import OnnxRuntime
-from serving.search import search
-from serving.trie import build_trie
+from serving.items.histories import history_tokens
+from serving.items.trie import build_trie
+from serving.network.eager import EagerRuntime
+from serving.network.model import dense_logits
+from serving.network.onnx import OnnxRuntime
+from serving.network.runtime import Runtime
+from serving.search.beam import search
 from serving.types import Beams, Merge
 from training.evaluate import BATCH, sample_users
 from training.workspace import Workspace

@@ -23,16 +23,16 @@ from benchmarks.accuracy.arms import ARMS, Place
 from benchmarks.accuracy.hits import Ask, Hits, ndcg
 from benchmarks.accuracy.memory import data_of, memory_of, ranks_of
 from serving.bundle import search_settings
-from serving.histories import history_tokens
-from serving.runtimes.eager import EagerRuntime
-from serving.runtimes.onnx import OnnxRuntime
-from serving.search import search
-from serving.trie import build_trie
+from serving.items.histories import history_tokens
+from serving.items.trie import build_trie
+from serving.network.eager import EagerRuntime
+from serving.network.onnx import OnnxRuntime
+from serving.search.beam import search
 from training.config import RunConfig, read_config
 from training.evaluate import BATCH
-from training.loop import load_checkpoint, read_meta
 from training.metrics import paired_bootstrap
 from training.pipeline import TRAINED, tokenize
+from training.stages.loop import load_checkpoint, read_meta
 from training.workspace import Workspace
 
 Rows = list[dict[str, Any]]

@@ -6,15 +6,15 @@ from functools import lru_cache
 
 import numpy as np
 
-from benchmarks import neighbours
+from benchmarks.accuracy import neighbours
 from benchmarks.accuracy.arms import Place
 from benchmarks.common import HISTORY_ITEMS, PLACES, Score, rank
-from serving.neighbours import Neighbours
-from training.data import Dataset, read_data
+from serving.items.neighbours import Neighbours
+from training.data.prepare import Split, split_by
+from training.data.read import Dataset, read_data
 from training.evaluate import sample_users
 from training.metrics import recall_ndcg
 from training.neighbours import fit_neighbours
-from training.prepare import Split, split_by
 
 TUNED, MEMORY = "tuned neighbours", "memory alone"
 TUNING_USERS = 10_000  # validation users that tune the neighbours, at most: all of 57,000 would take an hour

@@ -25,12 +25,12 @@ from typing import Any
 from benchmarks.common import commit, record, table
 from serving.bundle import BundleSettings
 from training.config import RunConfig, load_config
-from training.data import Dataset, read_data
+from training.data.prepare import split_by
+from training.data.read import Dataset, read_data
 from training.evaluate import measure
 from training.export import choose
-from training.loop import load_checkpoint, read_meta
 from training.pipeline import run, tokenize
-from training.prepare import split_by
+from training.stages.loop import load_checkpoint, read_meta
 from training.workspace import Workspace
 
 QUESTIONS = ("stages", "encoder", "ids", "codes", "longer")

@@ -11,9 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from fastapi.testclient import TestClient
 
+from app.lifecycle import Service
 from app.main import create_app
-from app.service import Service
-from serving.planner import WINDOW, Planner
+from serving.online.planner import WINDOW, Planner
 from tests.app.conftest import ShapedEngine, Start, settings
 from tests.app.test_recommend import HISTORY, ask
 

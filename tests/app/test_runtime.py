@@ -9,11 +9,11 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app.__main__ import main
+from app.lifecycle import Service
 from app.main import create_app
-from app.service import Service
 from serving.errors import BundleError
-from serving.runtimes.onnx import OnnxRuntime
-from serving.tiers import MAGIC
+from serving.network.onnx import OnnxRuntime
+from serving.online.tiers import MAGIC
 from serving.types import StateDtype
 from tests.app.conftest import settings
 from tests.builders import tiny_bundle

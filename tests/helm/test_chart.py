@@ -111,9 +111,14 @@ def test_settings_arrive_as_written_and_restart_the_pods(helm: Path, tmp_path: P
         "settings: {STREAMREC_MAX_BEAM_WIDTH: 1000000, STREAMREC_SOME_SHARE: 0.25, STREAMREC_SOME_SWITCH: false}"
     )
     changed, plain = render(helm, "--values", str(values)), render(helm)
-    assert changed["ConfigMap"]["data"].items() >= {
-        "STREAMREC_MAX_BEAM_WIDTH": "1000000", "STREAMREC_SOME_SHARE": "0.25", "STREAMREC_SOME_SWITCH": "false",
-    }.items()
+    assert (
+        changed["ConfigMap"]["data"].items()
+        >= {
+            "STREAMREC_MAX_BEAM_WIDTH": "1000000",
+            "STREAMREC_SOME_SHARE": "0.25",
+            "STREAMREC_SOME_SWITCH": "false",
+        }.items()
+    )
     before, after = (found["Deployment"]["spec"]["template"]["metadata"]["annotations"] for found in (plain, changed))
     assert before["checksum/config"] != after["checksum/config"]
 
@@ -123,7 +128,8 @@ def test_a_secret_wins_over_what_is_written_openly(helm: Path) -> None:
     assert objects["ConfigMap"]["data"]["STREAMREC_REDIS_URL"] == "redis://plain:6379/0"
     # Of two sources with the same name Kubernetes takes the last.
     assert pod(objects)["containers"][0]["envFrom"] == [
-        {"configMapRef": {"name": "shop-streamrec"}}, {"secretRef": {"name": "vault"}},
+        {"configMapRef": {"name": "shop-streamrec"}},
+        {"secretRef": {"name": "vault"}},
     ]
 
 

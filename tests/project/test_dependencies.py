@@ -18,15 +18,15 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OURS = {"app", "benchmarks", "serving", "tests", "training"}
 # Declared for their command or as a plugin: the file that uses them, and the word there that shows it.
 TOOLS = {
-    "httptools": ("app/door.py", "uvicorn.protocols.http.httptools_impl"),
+    "httptools": ("app/gate.py", "uvicorn.protocols.http.httptools_impl"),
     "import-linter": ("Makefile", "lint-imports"),
     "mypy": ("Makefile", "-m mypy"),
-    "onnxruntime-gpu": ("serving/runtimes/onnx.py", "import onnxruntime"),  # another build of the same module
+    "onnxruntime-gpu": ("serving/network/onnx.py", "import onnxruntime"),  # another build of the same module
     "pip-tools": ("requirements/lock.py", '"piptools"'),
     "pytest-timeout": ("pyproject.toml", "timeout ="),
     "pytest-xdist": ("Makefile", "--dist"),
     "ruff": ("Makefile", "-m ruff"),
-    "tensorboard": ("training/loop.py", "torch.utils.tensorboard"),  # torch imports it, we do not
+    "tensorboard": ("training/stages/loop.py", "torch.utils.tensorboard"),  # torch imports it, we do not
     "uvloop": ("app/server.py", '"uvloop"'),
 }
 

@@ -29,9 +29,9 @@ def test_imports_point_downwards() -> None:
 @pytest.mark.parametrize(
     ("path", "line"),
     [
-        ("serving/types.py", "import serving.trie"),
+        ("serving/types.py", "import serving.items.trie"),
         ("serving/engine.py", "import app"),
-        ("serving/batcher.py", "import serving.search"),
+        ("serving/items/trie.py", "import serving.search.beam"),
         ("training/__init__.py", "import benchmarks"),
         ("app/__init__.py", "import training"),
     ],

@@ -37,7 +37,7 @@ def plan(folder: Path, target: str) -> str:
         ("serve", "serving.lock", "-m app serve --bundle bundles/demo --host 127.0.0.1 --port 8000"),
         ("test", "dev.lock", "-m pytest"),
         ("bench", "dev.lock", "-m benchmarks"),
-        ("load", "dev.lock", "-m benchmarks.load --bundle bundles/demo --rate 20"),
+        ("load", "dev.lock", "-m benchmarks.service.load --bundle bundles/demo --rate 20"),
         ("demo", "dev.lock", "-m training demo"),
         ("lint", "dev.lock", "lint-imports"),
     ],

@@ -15,11 +15,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from serving.bundle import SEAL, Bundle, sealed, write_bundle
-from serving.catalogue import write_catalogue
 from serving.engine import Engine
 from serving.errors import BundleError
-from serving.trie import build_trie
-from serving.trie_file import write_trie
+from serving.items.catalogue import write_catalogue
+from serving.items.trie import build_trie
+from serving.items.trie_file import write_trie
 from serving.types import Answer, Request, Rules
 from tests.builders import tiny_bundle, tiny_model
 

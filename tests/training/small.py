@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from training.config import RunConfig, load_config
-from training.prepare import Split
+from training.data.prepare import Split
 from training.workspace import Workspace, make_workspace
 
 ITEMS, USERS = 30, 60

@@ -14,7 +14,7 @@ from tests.training.shops import command, write_shop
 from tests.training.small import small_config, small_workspace
 from training.__main__ import main
 from training.config import ConfigError
-from training.data import Items
+from training.data.read import Items
 from training.export import choose
 from training.neighbours import (
     JoinedSetting,

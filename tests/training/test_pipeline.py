@@ -23,7 +23,7 @@ from serving.files import owned
 from serving.types import Request
 from tests.training.shops import command, write_shop
 from training.__main__ import main
-from training.loop import load_checkpoint, save_checkpoint
+from training.stages.loop import load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).parents[2]
 

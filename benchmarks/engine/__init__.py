@@ -1,0 +1,1 @@
+"""The search and training, measured without a service."""

@@ -1,0 +1,83 @@
+"""Where the time of one search goes: the network's passes, the constraint, top-k, and the rest."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from serving.items.trie import Trie
+from serving.network.model import Memory
+from serving.network.runtime import Runtime
+from serving.search.beam import SearchSettings, search
+
+NETWORK = {"step": "step", "embed": "step", "step_input": "step", "state": "step"}  # method of a runtime -> part
+CONSTRAINT = {"expand": "constraint"}
+PARTS = ("encode", "memory", "step", "constraint", "topk", "rest")
+
+Spent = defaultdict[str, float]  # seconds by part
+
+
+def clock() -> float:
+    """Seconds that the process has computed, all threads together: neighbours on the machine hardly count."""
+    return time.process_time()
+
+
+class Timed:
+    """Stands for another object and adds the time of some of its methods to `spent`, by part."""
+
+    def __init__(self, target: Any, parts: Mapping[str, str], spent: Spent) -> None:
+        self._target = target
+        for method, part in parts.items():
+            setattr(self, method, timed(getattr(target, method), part, spent))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._target, name)
+
+
+def timed(function: Callable[..., Any], part: str, spent: Spent) -> Callable[..., Any]:
+    @wraps(function)
+    def run(*arguments: Any, **options: Any) -> Any:
+        begin = clock()
+        result = function(*arguments, **options)
+        spent[part] += clock() - begin
+        return result
+
+    return run
+
+
+def breakdown(
+    runtime: Runtime,
+    trie: Trie,
+    settings: SearchSettings,
+    tokens: torch.Tensor,
+    *,
+    steps: int,
+    beams: int,
+    rounds: int,
+) -> dict[str, float]:
+    """Milliseconds by part, medians over `rounds` searches; `encode` comes before the search and is no part of it.
+
+    Shape: tokens (B, S) int64.
+    """
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    seen: list[Spent] = []
+    for _ in range(rounds + 1):
+        spent: Spent = defaultdict(float)
+        hidden = timed(runtime.encode, "encode", spent)(tokens, mask)
+        begin = clock()
+        memory: Memory = timed(runtime.memory, "memory", spent)(hidden, mask)
+        watched: Any = Timed(runtime, NETWORK, spent)
+        constraint: Any = Timed(trie, CONSTRAINT, spent)
+        with patch.object(torch.Tensor, "topk", timed(torch.Tensor.topk, "topk", spent)):
+            search(watched, constraint, settings, memory, steps=steps, beam_width=beams)
+        whole = clock() - begin
+        spent["rest"] = whole - sum(spent[part] for part in PARTS if part != "encode")
+        seen.append(spent)
+    return {part: statistics.median(spent[part] for spent in seen[1:]) * 1000 for part in PARTS}  # the first warms up

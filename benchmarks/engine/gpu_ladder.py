@@ -1,0 +1,226 @@
+"""What makes the search fast on a GPU, one technique a rung, from what `generate` does to one graph in bfloat16.
+
+    expanded                a beam is a row of its own, with a copy of the user's cross-attention keys and values, and
+                            its cache is copied whenever it continues another beam; launched operation by operation
+    shared cross-attention  the beams of a user look at one copy
+    ancestors               no cache entry is moved: beams see all of them, and a mask says which are their own prefix
+    one row first           start token and reasoning take one row, not one a beam: this is `serving.search.beam`
+    one graph               that, recorded and launched as one: this is `serving.search.cuda_graph`
+    bfloat16                that, with weights and caches in bfloat16 and scores in float32
+
+All rungs but the last find the same items with the same scores. The last rounds otherwise, so that near ties fall
+otherwise: its answers overlap. Rungs follow one reasoning path, and all compute the states that an answer carries.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+
+from benchmarks.engine.answers import Paths
+from serving.items.trie import Trie
+from serving.network.eager import EagerRuntime
+from serving.network.model import T5, KeysValues, Memory, StreamRec
+from serving.search.beam import Reasoned, SearchSettings, advance, best, find_items, search
+from serving.search.cuda_graph import Record, RecordedSearch
+from serving.types import Beams
+
+EXPANDED, SHARED, ANCESTORS, ONE_ROW = "expanded", "shared cross-attention", "ancestors", "one row first"
+ONE_GRAPH, BFLOAT16 = "one graph", "bfloat16"
+NEG_INF = float("-inf")
+
+
+@dataclass(frozen=True)
+class Model:
+    """One network over one catalogue, on one device."""
+
+    network: StreamRec
+    runtime: EagerRuntime
+    trie: Trie
+    settings: SearchSettings
+
+    @staticmethod
+    def make(network: StreamRec, tokens: torch.Tensor, trie: Trie, settings: SearchSettings) -> Model:
+        """Shape: tokens (I, M) int64 by catalogue row."""
+        return Model(network, EagerRuntime(network, tokens, "bidirectional"), trie, settings)
+
+    def to(self, device: torch.device) -> Model:
+        network, tokens = copy.deepcopy(self.network).to(device), self.runtime.item_tokens.to(device)
+        return Model.make(network, tokens, self.trie.to(device), self.settings)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One search from encoder states: hidden (B, S, D), mask (B, S) bool, both on the model's device."""
+
+    hidden: torch.Tensor
+    mask: torch.Tensor
+    steps: int
+    beams: int
+
+
+Rung = Callable[[Case], Paths]
+
+
+def rungs(model: Model, record: Record | None) -> dict[str, Rung]:
+    """All of them, the slowest first. record: as in `RecordedSearch`."""
+    half = replace(model, runtime=Bfloat16Runtime(model.runtime))
+    return {
+        EXPANDED: lambda case: reordering(model, case, expanded=True),
+        SHARED: lambda case: reordering(model, case, expanded=False),
+        ANCESTORS: lambda case: all_rows(model, case),
+        ONE_ROW: lambda case: one_row(model, case),
+        ONE_GRAPH: one_graph(model, record),
+        BFLOAT16: one_graph(half, record),
+    }
+
+
+def reordering(model: Model, case: Case, expanded: bool) -> Paths:
+    """Every beam is a row with a cache of its own. expanded: with cross-attention keys and values of its own, too."""
+    runtime, trie, t5, device = model.runtime, model.trie, model.network.t5, case.hidden.device
+    batch, beams = len(case.hidden), case.beams
+    memory = runtime.memory(case.hidden, case.mask)
+    if expanded:
+        cross = [
+            (keys.repeat_interleave(beams, 0), values.repeat_interleave(beams, 0)) for keys, values in memory.cross
+        ]
+        memory = Memory(cross, memory.mask.repeat_interleave(beams, 0))
+    lo, hi = model.settings.reasoning_range
+    first_row = beams * torch.arange(batch, device=device)[:, None]
+    scores, node = alone(case), torch.zeros(batch, beams, dtype=torch.int64, device=device)
+    x = runtime.embed(torch.full((batch * beams, 1), model.settings.start_tokens[case.steps], device=device))
+    past: KeysValues | None = None
+    hidden_sum = torch.zeros_like(x)
+    for position in range(case.steps + trie.levels):
+        bias = runtime.relative_bias[:, : position + 1].flip(1)[None, :, None]  # (1, H, 1, W)
+        hidden, past = decode(t5, x, bias, memory, past)
+        log_probs = t5.logits(hidden).log_softmax(-1)
+        if position <= case.steps:
+            hidden_sum = hidden_sum + hidden
+            state = runtime.state(hidden_sum)
+        if position < case.steps:
+            x = runtime.step_input(log_probs[..., lo:hi].argmax(-1) + lo, state)
+            continue
+        level = position - case.steps
+        step, child = trie.expand(log_probs.view(batch, beams, -1), node, level)
+        candidates = (scores.unsqueeze(-1) + step).flatten(1)
+        flat = best(candidates, child.flatten(1), beams)
+        scores, parent = candidates.gather(1, flat), flat // child.shape[2]
+        node = child.flatten(1).gather(1, flat).long()
+        if level + 1 < trie.levels:
+            row = (first_row + parent).flatten()
+            past = [(keys.index_select(0, row), values.index_select(0, row)) for keys, values in past]
+            x = runtime.embed(trie.token[node]).view(batch * beams, 1, -1)
+    item = trie.item[node - trie.level_start[trie.levels]].long()
+    return Paths(item.masked_fill(scores == NEG_INF, -1).unsqueeze(-1), scores)
+
+
+def decode(
+    t5: T5, x: torch.Tensor, bias: torch.Tensor, memory: Memory, past: KeysValues | None
+) -> tuple[torch.Tensor, KeysValues]:
+    """The decoder over R rows, each with a past of its own: x (R, 1, D), bias (1, H, 1, W), past (R, H, W - 1, d_kv).
+
+    memory: of every row, or of B requests that R / B rows each share.
+    """
+    blocks: Any = t5.decoder.block
+    present: KeysValues = []
+    for number, block in enumerate(blocks):
+        attend, look, think = block.layer
+        normed = attend.layer_norm(x)
+        keys, values = attend.part.keys_values(normed)
+        if past is not None:
+            keys, values = torch.cat([past[number][0], keys], 2), torch.cat([past[number][1], values], 2)
+        present.append((keys, values))
+        x = x + attend.part(normed, keys, values, bias)
+        queries = look.layer_norm(x).view(len(memory.mask), -1, x.shape[-1])
+        x = x + look.part(queries, *memory.cross[number], memory.mask).view(x.shape)
+        x = x + think.part(think.layer_norm(x))
+    return t5.decoder.final_layer_norm(x), present
+
+
+def all_rows(model: Model, case: Case) -> Paths:
+    """The search's own rows and ancestors, with a row for every beam from the start token on: they all say the same."""
+    runtime, device = model.runtime, case.hidden.device
+    memory = runtime.memory(case.hidden, case.mask)
+    lo, hi = model.settings.reasoning_range
+    shape = len(case.hidden), case.beams
+    start = torch.full(shape, model.settings.start_tokens[case.steps], device=device)
+    hidden, logits, rows = advance(runtime, memory, None, runtime.embed(start))
+    hidden_sum, states = hidden, [runtime.state(hidden)]
+    tokens = torch.zeros(*shape, 0, dtype=torch.int64, device=device)
+    log_probs = torch.zeros(*shape, 0, device=device)
+    for _ in range(case.steps):
+        likeliest, token = logits.log_softmax(-1)[..., lo:hi].max(-1)
+        tokens = torch.cat([tokens, token.unsqueeze(-1) + lo], -1)
+        log_probs = torch.cat([log_probs, likeliest.unsqueeze(-1)], -1)
+        hidden, logits, rows = advance(runtime, memory, rows, runtime.step_input(token + lo, states[-1]))
+        hidden_sum = hidden_sum + hidden
+        states.append(runtime.state(hidden_sum))
+    reasoned = Reasoned(rows, logits, alone(case), torch.stack(states, 2), tokens, log_probs)
+    return named(find_items(runtime, model.trie, model.settings, memory, reasoned, case.beams, None, None))
+
+
+def one_row(model: Model, case: Case) -> Paths:
+    memory = model.runtime.memory(case.hidden, case.mask)
+    return named(search(model.runtime, model.trie, model.settings, memory, steps=case.steps, beam_width=case.beams))
+
+
+def one_graph(model: Model, record: Record | None) -> Rung:
+    searches = RecordedSearch(model.runtime, model.trie, model.settings, record)
+
+    def rung(case: Case) -> Paths:
+        return named(searches.search(case.hidden, case.mask, steps=case.steps, beam_width=case.beams, paths=1))
+
+    return rung
+
+
+class Bfloat16Runtime(EagerRuntime):
+    """Weights and caches in bfloat16; the output layer, and whatever the search adds up, in float32. No dense score."""
+
+    def __init__(self, full: EagerRuntime) -> None:
+        super().__init__(copy.deepcopy(full.network).bfloat16(), full.item_tokens, full.attention)
+        self.output = full.network.t5
+
+    def memory(self, hidden: torch.Tensor, mask: torch.Tensor) -> Memory:
+        memory = super().memory(hidden.bfloat16(), mask)
+        return Memory(memory.cross, memory.mask.bfloat16())
+
+    def step(
+        self, x: torch.Tensor, bias: torch.Tensor, memory: Memory, past: KeysValues | None
+    ) -> tuple[torch.Tensor, torch.Tensor, KeysValues]:
+        hidden, present = self.network.t5.decode(x, bias, memory, past)
+        return hidden.float(), self.output.logits(hidden.float()), present
+
+    def step_input(self, token: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        return super().step_input(token, state.bfloat16())
+
+    def state(self, hidden_sum: torch.Tensor) -> torch.Tensor:
+        return super().state(hidden_sum.bfloat16()).float()
+
+
+def alone(case: Case) -> torch.Tensor:
+    """The scores of rows that are all alike, of which only the first counts. Shape: (B, K)."""
+    scores = torch.full((len(case.hidden), case.beams), NEG_INF, device=case.hidden.device)
+    scores[:, 0] = 0
+    return scores
+
+
+def named(beams: Beams) -> Paths:
+    """An answer's items by catalogue row."""
+    return Paths(beams.items.unsqueeze(-1), beams.scores)
+
+
+def run_again(run: Callable[[], Beams]) -> tuple[Callable[[], None], Beams]:
+    """Stands for a graph where there is no GPU: a replay runs everything again, into the beams of the recording."""
+    beams = run()
+
+    def replay() -> None:
+        fresh = run()
+        for field in fields(Beams):
+            getattr(beams, field.name).copy_(getattr(fresh, field.name))
+
+    return replay, beams

@@ -1,0 +1,175 @@
+"""How fast one process trains: ours against a plain transformers loop, same T5, same data; examples a second, in turns.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.engine.training
+    python -m benchmarks.engine.training --device cuda --users 10000 --batch 1024
+
+The plain loop is what one writes first: T5ForConditionalGeneration, a shuffled DataLoader that pads to the longest of
+the batch, one call per sequence, AdamW; on a GPU bfloat16 by autocast, as ours. Ours is
+`training.stages.loop.run_stage`, checkpoints and all. Two tasks: `plain` trains the next item (a TIGER), `stage 1`
+also items similar to it, which for the plain loop is a second call that reads the history again. A round is an epoch,
+the fastest counts; `ratio` is to the plain loop on the same task.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from transformers import T5Config, T5ForConditionalGeneration
+
+from benchmarks.common import ROOT, commit, record, table
+from serving.items.histories import history_tokens
+from training.config import PretrainConfig, RunConfig
+from training.data.prepare import read_data, split_by
+from training.data.shop import write_shop
+from training.ids.semantic_ids import random_ids
+from training.stages.loop import Log, run_stage
+from training.stages.pretrain import PretrainStep
+from training.stages.ranks import WHOLE, Ranks
+from training.workspace import Workspace, make_workspace
+
+COLUMNS = ["task", "contender", "examples", "seconds", "examples_per_second", "ratio"]
+TASKS = {"plain": 0.0, "stage 1": 0.5}  # task -> weight of the similar items
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.engine.training", description=__doc__)
+    parser.add_argument("--users", type=int, default=400)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=PretrainConfig().batch_size)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    options = parser.parse_args()
+    code, started, on_cpu = commit(), time.perf_counter(), options.device == "cpu"
+    with tempfile.TemporaryDirectory() as folder:
+        work = workspace(Path(folder), options.users, options.device)
+        rows = [row for task in TASKS for row in measure(work, task, options.rounds, Path(folder), options.batch)]
+    print(table(rows, COLUMNS))
+    model = work.config.model
+    record(
+        ROOT / f"benchmarks/results/training{'' if on_cpu else '-cuda'}.json",
+        f"python -m benchmarks.engine.training --users {options.users} --rounds {options.rounds} "
+        f"--batch {options.batch}" + ("" if on_cpu else f" --device {options.device}"),
+        [0],
+        rows,
+        minutes=round((time.perf_counter() - started) / 60, 1),
+        batch_size=options.batch,
+        precision=work.config.precision,
+        parameters=sum(p.numel() for p in work.network.t5.parameters()),
+        model={"d_model": model.d_model, "layers": model.layers, "max_items": model.max_items},
+        **code,
+    )
+
+
+def workspace(folder: Path, users: int, device: str = "cpu") -> Workspace:
+    """The default model on a shop of the project's generator, with random semantic IDs of three tokens."""
+    config = RunConfig(precision="float32" if device == "cpu" else "bfloat16")
+    write_shop(folder / "shop", users=users, items=500, seed=0)
+    data = read_data(folder / "shop")
+    ids = random_ids(len(data.items), (64, 64, 64))
+    embedding = np.random.default_rng(0).standard_normal((len(data.items), 16)).astype(np.float32)
+    split = split_by(data, "leave-one-out")
+    return make_workspace(config, split, ids.codes, ids.codebook_sizes, embedding, device)
+
+
+def measure(work: Workspace, task: str, rounds: int, folder: Path, batch: int = 256) -> list[dict[str, Any]]:
+    steps = -(-len(work.examples) // batch)
+    config = PretrainConfig(
+        steps=steps, similar_weight=TASKS[task], batch_size=batch, eval_every=0, checkpoint_every=steps
+    )
+    contenders: dict[str, Callable[[int], None]] = {
+        "transformers": lambda _: theirs(work, config),
+        "ours": lambda turn: ours(work, config, folder / f"{task}-{turn}"),
+    }
+    best = dict.fromkeys(contenders, float("inf"))
+    for turn in range(rounds):
+        for name, run in contenders.items():
+            begin = time.perf_counter()
+            run(turn)
+            best[name] = min(best[name], time.perf_counter() - begin)
+    return [
+        {
+            "task": task,
+            "contender": name,
+            "examples": len(work.examples),
+            "seconds": round(seconds, 2),
+            "examples_per_second": round(len(work.examples) / seconds, 1),
+            "ratio": round(best["transformers"] / seconds, 2),
+        }
+        for name, seconds in best.items()
+    ]
+
+
+def ours(work: Workspace, config: PretrainConfig, folder: Path) -> None:
+    """A stage of one epoch; nothing is evaluated."""
+    with closing(Log(folder, silent=True)) as log:
+        run_stage("pretrain", work.network, config, 0, folder, PretrainStep(work, config), lambda: {"score": 0.0}, log,
+                  Ranks(device=work.device), work.config.precision)  # fmt: skip
+
+
+def theirs(work: Workspace, config: PretrainConfig) -> None:
+    """An epoch of the plain loop."""
+    model: Any = transformers_twin(work)
+    model.to(work.device)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    step = PretrainStep(work, config)  # for the similar items alone
+
+    def collate(index: list[int]) -> dict[str, Any]:
+        rows = np.asarray(index)
+        histories = work.examples.histories(rows)
+        tokens, mask = history_tokens(histories, work.item_tokens_here, work.settings.max_items, work.suffix)
+        return {"input_ids": tokens, "attention_mask": mask.long(), "item": work.examples.targets(rows)}
+
+    generator = torch.Generator().manual_seed(0)
+    everything: Any = range(len(work.examples))
+    model.train()
+    for batch in DataLoader(everything, config.batch_size, shuffle=True, collate_fn=collate, generator=generator):
+        with torch.autocast(work.device.type, torch.bfloat16, enabled=work.config.precision == "bfloat16"):
+            loss = transformers_loss(work, config, model, step, batch)
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+        optimiser.step()
+
+
+def transformers_twin(work: Workspace) -> T5ForConditionalGeneration:
+    """transformers' T5 with the weights of ours."""
+    model = T5ForConditionalGeneration(T5Config(**work.network.t5.config.to_transformers()))
+    missing, unexpected = model.load_state_dict(work.network.t5.state_dict(), strict=False)
+    assert not unexpected and all("embed_tokens" in name or "lm_head" in name for name in missing)  # they are tied
+    return model
+
+
+def transformers_loss(
+    work: Workspace,
+    config: PretrainConfig,
+    model: T5ForConditionalGeneration,
+    step: PretrainStep,
+    batch: dict[str, Any],
+) -> torch.Tensor:
+    """The loss of stage 1: NLL of the item, and of similar items and the item; one call of the model for each."""
+    inputs = {name: batch[name].to(work.device) for name in ("input_ids", "attention_mask")}
+    target = work.item_tokens[batch["item"]]
+    sequences = [(config.plain_weight, target)]
+    if config.similar_weight:
+        sequences.append((config.similar_weight, torch.cat([step.similar(batch["item"], WHOLE)[:, 0], target], 1)))
+    loss = torch.zeros(())
+    for weight, sequence in sequences:
+        steps = min(sequence.shape[1] - target.shape[1], work.vocabulary.max_steps)
+        start = torch.full((len(sequence), 1), work.vocabulary.start_tokens[steps], device=work.device)
+        decoder_input_ids = torch.cat([start, sequence[:, :-1]], 1)
+        mean = model(**inputs, decoder_input_ids=decoder_input_ids, labels=sequence).loss
+        loss = loss + weight * sequence.shape[1] * mean  # a mean over tokens; ours is a sum over them
+    return loss
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()

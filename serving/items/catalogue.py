@@ -1,0 +1,142 @@
+"""The items: ids, tokens, titles, categories, popularity and named subsets; which of them a request's rules permit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from serving.errors import BundleError, RequestError, UnknownCatalogue
+from serving.types import Rules
+
+COLUMNS = {"item_id", "tokens", "title", "categories", "popularity"}
+
+
+@dataclass(slots=True)
+class Catalogue:
+    """One entry per item; its place is the item's row everywhere inside serving.
+
+    tokens: (I, M) int32 vocabulary ids. popularity: (I,) float64, times seen in training. subsets: name -> rows.
+    """
+
+    item_ids: list[str]
+    tokens: np.ndarray
+    titles: list[str | None]
+    categories: list[list[str]]
+    popularity: np.ndarray
+    subsets: dict[str, np.ndarray] = field(default_factory=dict)
+    _rows: dict[str, int] = field(init=False)
+    _by_category: dict[str, np.ndarray] = field(init=False)
+    _by_popularity: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._rows = {item_id: row for row, item_id in enumerate(self.item_ids)}
+        if len(self._rows) != len(self.item_ids):
+            raise BundleError(
+                "Two items of the catalogue share one id; remove the duplicate and export the bundle again."
+            )
+        members: dict[str, list[int]] = {}
+        for row, names in enumerate(self.categories):
+            for name in names:
+                members.setdefault(name, []).append(row)
+        self._by_category = {name: np.unique(rows) for name, rows in members.items()}
+        self._by_popularity = np.argsort(-self.popularity, kind="stable")
+
+    def __len__(self) -> int:
+        return len(self.item_ids)
+
+    @property
+    def category_names(self) -> set[str]:
+        return set(self._by_category)
+
+    def row(self, item_id: str) -> int | None:
+        return self._rows.get(item_id)
+
+    def rows(self, item_ids: Sequence[str]) -> list[int | None]:
+        return list(map(self._rows.get, item_ids))
+
+    def members(self, rules: Rules) -> np.ndarray:
+        """The rows that the named subset and the categories of a request leave: all of them where it has neither.
+
+        Shape: (n,) int64, ascending. Raises UnknownCatalogue, RequestError.
+        """
+        left = np.arange(len(self))
+        if rules.catalogue is not None:
+            if rules.catalogue not in self.subsets:
+                raise UnknownCatalogue(
+                    "No catalogue of that name exists; see the bundle's catalogues folder.", "catalogue"
+                )
+            left = np.unique(self.subsets[rules.catalogue])
+        if rules.categories:
+            unknown = [name for name in rules.categories if name not in self._by_category]
+            if unknown:
+                raise RequestError(
+                    f"Unknown category {unknown[0]!r}; use one that items of the catalogue have.", "categories"
+                )
+            named = np.unique(np.concatenate([self._by_category[name] for name in rules.categories]))
+            left = np.intersect1d(left, named, assume_unique=True)
+        return left
+
+    def permitted(self, rules: Rules) -> np.ndarray:
+        """Which items pass every rule that is set. Shape: (I,) bool. Raises UnknownCatalogue, RequestError.
+
+        The definition, at the cost of the whole catalogue; `serving.items.rules` gives the search the same at a
+        list's cost.
+        """
+        allowed = self._only(self.members(rules))
+        if rules.allow is not None:
+            allowed &= self._only(np.asarray(rules.allow, dtype=np.int64))
+        allowed[np.asarray(rules.exclude + rules.deny, dtype=np.int64)] = False
+        return allowed
+
+    def popular(self, k: int, rules: Rules) -> list[int]:
+        """The k most popular permitted items, most popular first."""
+        permitted = self.permitted(rules)
+        return self._by_popularity[permitted[self._by_popularity]][:k].tolist()
+
+    def _only(self, rows: np.ndarray) -> np.ndarray:
+        mask = np.zeros(len(self), dtype=bool)
+        mask[rows] = True
+        return mask
+
+
+def write_catalogue(path: Path, catalogue: Catalogue) -> None:
+    table = pa.table({
+        "item_id": pa.array(catalogue.item_ids, pa.string()),
+        "tokens": pa.array(list(catalogue.tokens.astype(np.int32)), pa.list_(pa.int32())),
+        "title": pa.array(catalogue.titles, pa.string()),
+        "categories": pa.array(catalogue.categories, pa.list_(pa.string())),
+        "popularity": pa.array(catalogue.popularity, pa.float64()),
+    })  # fmt: skip
+    pq.write_table(table, path)
+
+
+def read_catalogue(path: Path, tokens_per_item: int, subsets: dict[str, Sequence[str]]) -> Catalogue:
+    """Reads catalogue.parquet and resolves named subsets (lists of item ids). Raises BundleError."""
+    table = pq.read_table(path)
+    missing = COLUMNS - set(table.column_names)
+    if missing:
+        raise BundleError(f"catalogue.parquet has no column {sorted(missing)[0]!r}; export the bundle again.")
+    tokens = table["tokens"].combine_chunks()
+    lengths = tokens.value_lengths().to_numpy(zero_copy_only=False)
+    if (lengths != tokens_per_item).any():
+        raise BundleError(f"Every item needs {tokens_per_item} tokens, as bundle.json says; export the bundle again.")
+    catalogue = Catalogue(
+        item_ids=table["item_id"].to_pylist(),
+        tokens=tokens.flatten().to_numpy().reshape(-1, tokens_per_item),
+        titles=table["title"].to_pylist(),
+        categories=[names or [] for names in table["categories"].to_pylist()],
+        popularity=table["popularity"].to_numpy(),
+    )
+    for name, ids in subsets.items():
+        rows = [catalogue.row(item_id) for item_id in ids]
+        if None in rows:
+            raise BundleError(
+                f"The named catalogue {name!r} lists an item that the catalogue does not have; mend the list."
+            )
+        catalogue.subsets[name] = np.asarray(rows, dtype=np.int64)
+    return catalogue

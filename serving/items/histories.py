@@ -1,0 +1,34 @@
+"""Histories as encoder input: the last items' tokens, oldest first, then the suffix, padded to the longest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from serving.errors import RequestError
+from serving.items.vocabulary import PAD
+
+
+def history_tokens(
+    histories: Sequence[Sequence[int] | np.ndarray], item_tokens: np.ndarray, max_items: int, suffix: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token matrix and mask of a batch. Shapes: item_tokens (I, M) -> (B, S) int64, (B, S) bool, True where real.
+
+    An empty history with no suffix is one padding token that counts as real, so that attention has something to see.
+    Raises RequestError where a history names a row that the catalogue does not have: numpy would read a negative one
+    as another item, and a GPU would be lost to a token that the network does not have.
+    """
+    named = [np.asarray(history[-max_items:], dtype=np.int64) for history in histories]
+    every = np.concatenate(named)
+    if len(wrong := every[(every < 0) | (every >= len(item_tokens))]):
+        raise RequestError(f"A history names row {wrong[0]}; the catalogue has 0 to {len(item_tokens) - 1}.", "history")
+    end = np.array([len(history) for history in named]) * item_tokens.shape[1]  # of the items' tokens
+    place = np.arange(max(1, end.max() + len(suffix)))
+    tokens = np.full((len(named), len(place)), PAD, dtype=np.int64)
+    tokens[place < end[:, None]] = item_tokens[every].ravel()
+    for offset, token in enumerate(suffix):
+        tokens[np.arange(len(named)), end + offset] = token
+    mask = place < np.maximum(1, end + len(suffix))[:, None]
+    return torch.from_numpy(tokens), torch.from_numpy(mask)

@@ -1,0 +1,75 @@
+"""A trie on disk: one safetensors file, mapped into memory where it is read, so that processes share its pages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from serving.errors import BundleError
+from serving.items.trie import ARRAYS, Trie
+
+FORMAT = "streamrec trie 1"
+LAYOUT = ("level_start", "first_token", "tokens", "max_children")
+
+
+def write_trie(path: Path, trie: Trie) -> None:
+    """Writes a trie as safetensors. The file appears whole or not at all: others may have the old one mapped."""
+    layout = {name: torch.tensor(getattr(trie, name)) for name in LAYOUT}
+    tables = {f"table.{level}": table for level, table in enumerate(trie.tables)}
+    half = path.with_suffix(".part")
+    save_file({name: t.cpu() for name, t in {**trie.arrays(), **tables, **layout}.items()}, half, {"format": FORMAT})
+    half.replace(path)
+
+
+def read_trie(path: Path, device: torch.device | str = "cpu") -> Trie:
+    """Reads what `write_trie` wrote; on the CPU the arrays are mapped, not copied, and shared by all who map them.
+
+    Raises BundleError where the parts do not fit together. Every array is looked through once for entries out of range.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get("format") != FORMAT:
+                raise ValueError(f"its format is not {FORMAT!r}")
+        stored = load_file(path)
+        layout: dict[str, Any] = {name: tuple(stored[name].tolist()) for name in LAYOUT}
+        tables = tuple(stored[f"table.{level}"] for level in range(len(layout["tokens"])))
+        arrays: dict[str, Any] = {name: stored[name] for name in ARRAYS}
+        trie = Trie(**arrays, tables=tables, **layout)
+        _check(trie)
+    except (KeyError, TypeError, IndexError, ValueError, SafetensorError, OSError) as error:
+        raise BundleError(f"{path} is not a whole trie ({error}); write it again from the catalogue.") from error
+    return trie.to(device)
+
+
+def _check(trie: Trie) -> None:
+    """Raises ValueError, IndexError or TypeError where lengths, the borders of levels or ranges do not fit."""
+    levels, nodes, inner, items = trie.levels, trie.nodes, trie.level_start[-2], len(trie.item)
+    widths, sizes = max(trie.max_children), [trie.nodes_at(level) for level in range(levels + 1)]
+    if trie.level_start[0] != 0 or sizes != sorted(sizes) or not sizes[0] == 1 <= items == sizes[-1]:
+        raise ValueError("its levels do not grow from one root to the items")
+    expected = {
+        "token": (nodes + widths, 0, max(map(sum, zip(trie.first_token, trie.tokens, strict=True)))),
+        "parent": (nodes, 0, inner),
+        "first_child": (inner + 1, 1, nodes + 1),
+        "item": (items, 0, items),
+        "leaf": (items, 0, items),
+    }
+    for name, array in trie.arrays().items():
+        length, low, high = expected[name]
+        if array.shape != (length,) or array.dtype != torch.int32 or not _within(array, low, high):
+            raise ValueError(f"{name} has a wrong length, type or range")
+    for level, table in enumerate(trie.tables):
+        size = (sizes[level], trie.tokens[level])
+        if table.numel() and (table.shape != size or table.dtype != torch.int32 or not _within(table, -1, nodes)):
+            raise ValueError(f"the table of level {level} has a wrong shape, type or range")
+    if trie.first_child[list(trie.level_start[:-1])].tolist() != list(trie.level_start[1:]):
+        raise ValueError("first_child does not begin a level where it should")
+
+
+def _within(array: torch.Tensor, low: int, high: int) -> bool:
+    smallest, largest = array.aminmax()
+    return low <= int(smallest) and int(largest) < high

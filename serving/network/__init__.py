@@ -1,0 +1,1 @@
+"""The network, and the runtimes that run its encoder and its decoder step."""

@@ -1,0 +1,49 @@
+"""The network in eager torch: the runtime that training, tests and the CPU service use."""
+
+from __future__ import annotations
+
+import torch
+
+from serving.network.model import EncoderAttention, KeysValues, Memory, StreamRec, dense_logits
+
+
+class EagerRuntime:
+    """Runs a StreamRec as it is. Implements `Runtime`.
+
+    item_tokens: (I, M) int64 by catalogue row. The network must be in eval mode while it serves.
+    """
+
+    def __init__(self, network: StreamRec, item_tokens: torch.Tensor, attention: EncoderAttention) -> None:
+        self.network = network
+        self.device = item_tokens.device
+        self.step_form = network.step_form
+        self.attention: EncoderAttention = attention
+        self.item_tokens = item_tokens
+        with torch.no_grad():
+            self.item_vectors = network.item_vectors(item_tokens)
+            distances = torch.arange(network.t5.config.relative_attention_max_distance, device=self.device)
+            self.relative_bias = network.t5.decoder.position_bias(distances[-1:], distances)[:, 0].flip(1)
+
+    def encode(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return self.network.t5.encode(tokens, mask, self.attention, self.item_tokens.shape[1])
+
+    def memory(self, hidden: torch.Tensor, mask: torch.Tensor) -> Memory:
+        return self.network.t5.memory(hidden, mask)
+
+    def step(
+        self, x: torch.Tensor, bias: torch.Tensor, memory: Memory, past: KeysValues | None
+    ) -> tuple[torch.Tensor, torch.Tensor, KeysValues]:
+        hidden, present = self.network.t5.decode(x, bias, memory, past)
+        return hidden, self.network.t5.logits(hidden), present
+
+    def embed(self, token: torch.Tensor) -> torch.Tensor:
+        return self.network.t5.shared(token)
+
+    def step_input(self, token: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        return self.network.step_input(token, state)
+
+    def state(self, hidden_sum: torch.Tensor) -> torch.Tensor:
+        return self.network.heads.state(hidden_sum)
+
+    def dense(self, state: torch.Tensor) -> torch.Tensor:
+        return dense_logits(state, self.item_vectors).log_softmax(-1)

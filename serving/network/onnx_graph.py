@@ -1,0 +1,166 @@
+"""The network as ONNX graphs, written down from its weights: the encoder, and one decoder step.
+
+Written here, not exported from torch: an engine then starts in a fraction of a second, needs no exporter, and the form
+of every operator is chosen. They are operators of the standard, which has what a T5 needs since opset 23
+(RMSNormalization, and Attention with a past); int8 alone takes one of ONNX Runtime's own. Batch, rows and lengths are
+free dimensions, named by the letters of `serving.types`, with W = past + Q slots. A graph carries its weights, as
+float32, and protobuf ends at 2 GB of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from serving.network.model import T5, Attention, FeedForward, LayerNorm, ModelConfig, Stack
+
+OPSETS = [helper.make_opsetid("", 23), helper.make_opsetid("com.microsoft", 1)]
+INT8_WEIGHT = 63  # largest weight: 7 bits, so that sums of two products fit 16 bits on processors without VNNI
+INT8_INPUT, INT8_ZERO = 127, 128
+
+
+class Graph:
+    """A graph while it is written. A value is its name; every method that returns one has added what computes it."""
+
+    def __init__(self, config: ModelConfig, int8: bool = False) -> None:
+        self.config, self.int8 = config, int8
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+        self.inputs: list[onnx.ValueInfoProto] = []
+        self.outputs: list[onnx.ValueInfoProto] = []
+
+    def input(self, name: str, *shape: int | str) -> str:
+        self.inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+        return name
+
+    def output(self, name: str, *shape: int | str) -> str:
+        self.outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+        return name
+
+    def caches(self, declare: Callable[..., str], prefix: str, *shape: int | str) -> list[tuple[str, str]]:
+        """Declares keys and values of a shape for every decoder layer, as `input` or as `output`."""
+        return [
+            (declare(f"{prefix}keys_{i}", *shape), declare(f"{prefix}values_{i}", *shape))
+            for i in range(self.config.num_decoder_layers)
+        ]
+
+    def name(self, value: str, name: str) -> str:
+        """Gives a value another name, that of an output, to be used from here on."""
+        return self.op("Identity", value, outputs=[name])  # ONNX Runtime's optimiser takes it away
+
+    def constant(self, value: object, dtype: type = np.float32) -> str:
+        name = f"constant_{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value, dtype), name))
+        return name
+
+    def op(self, kind: str, *inputs: str, outputs: Sequence[str] = (), domain: str = "", **attributes: Any) -> str:
+        """Adds a node; returns its first output, which gets a name unless `outputs` says one."""
+        name = f"{kind}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, inputs, outputs or (name,), name, domain=domain, **attributes))
+        return outputs[0] if outputs else name
+
+    def model(self) -> bytes:
+        graph = helper.make_graph(self.nodes, "streamrec", self.inputs, self.outputs, self.constants)
+        version = helper.find_min_ir_version_for(OPSETS, ignore_unknown=True)
+        return helper.make_model(graph, opset_imports=OPSETS, ir_version=version).SerializeToString()
+
+    # The parts of a T5. Shapes as in `serving.network.model`.
+
+    def linear(self, x: str, weight: torch.Tensor) -> str:
+        """x @ weight.T. Shapes: (B, Q, in), weight (out, in) -> (B, Q, out)."""
+        matrix = weight.detach().numpy().T
+        return self._int8_linear(x, matrix) if self.int8 else self.op("MatMul", x, self.constant(matrix))
+
+    def _int8_linear(self, x: str, matrix: np.ndarray) -> str:
+        """The same in 8 bits: weights scaled per output, inputs per row by their own largest value.
+
+        Per row, and not per tensor as DynamicQuantizeLinear does: an answer must not depend on its batch mates.
+        """
+        scale = np.maximum(np.abs(matrix).max(0) / INT8_WEIGHT, np.finfo(np.float32).tiny)
+        largest = self.op("ReduceMax", self.op("Abs", x), self.constant([-1], np.int64), keepdims=1)
+        unit, zero = self.constant(1 / INT8_INPUT), self.constant(INT8_ZERO, np.uint8)
+        rounded = self.op("QuantizeLinear", self.op("Div", x, largest), unit, zero)
+        weight = self.constant(np.round(matrix / scale), np.int8)
+        product = self.op(
+            "MatMulIntegerToFloat", rounded, weight, unit, self.constant(scale), zero, domain="com.microsoft"
+        )
+        return self.op("Mul", product, largest)  # also where a row was zero, and its rounded form is anything
+
+    def norm(self, x: str, layer_norm: LayerNorm) -> str:
+        weight = self.constant(layer_norm.weight.detach().numpy())
+        return self.op("RMSNormalization", x, weight, axis=-1, epsilon=layer_norm.eps)
+
+    def feed_forward(self, x: str, part: FeedForward) -> str:
+        return self.linear(self.op("Relu", self.linear(x, part.wi.weight)), part.wo.weight)
+
+    def self_attention(
+        self, x: str, part: Attention, bias: str, past: Sequence[str] = (), present: Sequence[str] = ()
+    ) -> str:
+        """Attention over x itself and over `past`, keys and values (B, H, ., d_kv); `present` names the longer ones."""
+        query, keys, values = (self.linear(x, projection.weight) for projection in (part.q, part.k, part.v))
+        attended = self.op(
+            "Attention", query, keys, values, bias, *past, outputs=(f"attended_{len(self.nodes)}", *present),
+            scale=1.0, q_num_heads=part.heads, kv_num_heads=part.heads,
+        )  # fmt: skip
+        return self.linear(attended, part.o.weight)
+
+    def cross_attention(self, x: str, part: Attention, keys: str, values: str, mask: str) -> str:
+        """Attention over keys and values (B, S, H * d_kv), as the memory leaves them."""
+        query = self.linear(x, part.q.weight)
+        attended = self.op(
+            "Attention", query, keys, values, mask, scale=1.0, q_num_heads=part.heads, kv_num_heads=part.heads
+        )
+        return self.linear(attended, part.o.weight)
+
+
+def encoder(t5: T5) -> bytes:
+    """x (B, S, D), bias (B, H, S, S) -> hidden (B, S, D)."""
+    config = t5.config
+    graph = Graph(config)
+    x = graph.input("x", "B", "S", config.d_model)
+    bias = graph.input("bias", "B", config.num_heads, "S", "S")
+    for attend, think in _layers(t5.encoder):
+        x = graph.op("Add", x, graph.self_attention(graph.norm(x, attend.layer_norm), attend.part, bias))
+        x = graph.op("Add", x, graph.feed_forward(graph.norm(x, think.layer_norm), think.part))
+    graph.name(graph.norm(x, t5.encoder.final_layer_norm), graph.output("hidden", "B", "S", config.d_model))
+    return graph.model()
+
+
+def step(t5: T5, int8: bool) -> bytes:
+    """One call of the decoder, as `serving.network.model.T5.decode` and `logits` together; int8: with its weights in
+    8 bits.
+
+    In this order: x (B, Q, D), bias (B, H, Q, W), mask (B, 1, 1, S), per layer cross_keys_i, cross_values_i
+    (B, S, H * d_kv), per layer past_keys_i, past_values_i (B, H, W - Q, d_kv) -> per layer keys_i, values_i
+    (B, H, W, d_kv), then hidden (B, Q, D), logits (B, Q, V).
+    """
+    config, heads, d_kv = t5.config, t5.config.num_heads, t5.config.d_kv
+    graph = Graph(config, int8)
+    x = graph.input("x", "B", "Q", config.d_model)
+    bias = graph.input("bias", "B", heads, "Q", "W")
+    one = graph.constant([1], np.int64)
+    per_row = graph.op("Concat", one, one, graph.op("Shape", x, start=1, end=2), one, axis=0)
+    mask = graph.op("Expand", graph.input("mask", "B", 1, 1, "S"), per_row)  # ONNX Runtime's Attention wants it so
+    cross = graph.caches(graph.input, "cross_", "B", "S", heads * d_kv)
+    past = graph.caches(graph.input, "past_", "B", heads, "W - Q", d_kv)
+    present = graph.caches(graph.output, "", "B", heads, "W", d_kv)
+    for i, (attend, look, think) in enumerate(_layers(t5.decoder)):
+        own = graph.self_attention(graph.norm(x, attend.layer_norm), attend.part, bias, past[i], present[i])
+        x = graph.op("Add", x, own)
+        x = graph.op("Add", x, graph.cross_attention(graph.norm(x, look.layer_norm), look.part, *cross[i], mask))
+        x = graph.op("Add", x, graph.feed_forward(graph.norm(x, think.layer_norm), think.part))
+    hidden = graph.name(graph.norm(x, t5.decoder.final_layer_norm), graph.output("hidden", "B", "Q", config.d_model))
+    logits = graph.linear(hidden, t5.shared.weight * config.d_model**-0.5)
+    graph.name(logits, graph.output("logits", "B", "Q", config.vocab_size))
+    return graph.model()
+
+
+def _layers(stack: Stack) -> list[Any]:
+    """The sublayers of every block; torch would type each as Tensor | Module."""
+    blocks: Any = stack.block
+    return [block.layer for block in blocks]

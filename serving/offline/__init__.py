@@ -1,0 +1,1 @@
+"""Scoring of many users from file to file."""

@@ -1,0 +1,161 @@
+"""Encoder states per user, so that a history is encoded once: in this process, then in Redis, for concurrent requests.
+
+Erasing a user reaches every process: the one that is asked erases Redis and tells the others, which forget the user
+and erase once more what they may have been writing. Without Redis an erasure is refused, not half done in silence. A
+process that is cut off from Redis learns late: connected again, it forgets all states it holds, for it cannot know
+whom it missed. Until then they serve none but the very history they were made from, and no longer than their time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+from weakref import WeakValueDictionary
+
+from serving.online.tiers import MemoryTier, RedisTier, history_digest
+from serving.types import EncoderState
+
+log = logging.getLogger("streamrec.cache")
+
+Source = Literal["memory", "redis", "miss", "off"]
+Count = Callable[[str, str], None]  # (tier, result) -> counted
+
+MAX_PENDING_WRITES = 256
+RECONNECT = 1.0  # seconds
+
+
+@dataclass(eq=False, slots=True, weakref_slot=True)
+class Flight:
+    """A state that was found, or is to be made: concurrent requests of one user and history share it, so that
+    whoever computes first does it for all of them."""
+
+    state: EncoderState | None = None
+    kept: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """What was found, and what `put` needs to keep what was not."""
+
+    source: Source
+    flight: Flight = field(default_factory=Flight)
+    user: str = ""
+    version: str = ""
+    history: bytes = b""
+    erasures: int = 0
+
+
+class StateCache:
+    """Both tiers as one. `user` is a digest, never a raw id. `count(tier, result)` is told of every access."""
+
+    def __init__(
+        self, memory: MemoryTier | None, redis: RedisTier | None, count: Count = lambda tier, result: None
+    ) -> None:
+        self._memory, self._redis, self._count = memory, redis, count
+        self._flights: WeakValueDictionary[tuple[str, bytes], Flight] = WeakValueDictionary()
+        self._writes: dict[str, asyncio.Task[None]] = {}
+        self._following: asyncio.Task[None] | None = None
+        self.erasures = 0  # that this process has heard of
+
+    async def start(self) -> None:
+        """Follow the erasures of other processes."""
+        if self._redis is not None:
+            self._following = asyncio.ensure_future(self._follow(self._redis))
+
+    async def close(self) -> None:
+        """Finish writing; follow no longer."""
+        if self._following is not None:
+            self._following.cancel()
+        await asyncio.gather(*self._writes.values(), *filter(None, [self._following]), return_exceptions=True)
+
+    async def get(self, user: str, version: str, history: Sequence[int], erasures: int | None = None) -> Lookup:
+        """The state of this history under this model version, from the nearest tier that has it.
+
+        erasures: how many had been heard of when the request began to read what is known of the user; default: now.
+        """
+        if self._memory is None and self._redis is None:
+            return Lookup("off")
+        digest = history_digest(version, history)
+        erasures = self.erasures if erasures is None else erasures
+
+        def lookup(source: Source, flight: Flight) -> Lookup:
+            return Lookup(source, flight, user, version, digest, erasures)
+
+        if self._memory is not None:
+            found = self._memory.get(user, digest)
+            self._count("memory", found if isinstance(found, str) else "hit")
+            if not isinstance(found, str):
+                return lookup("memory", Flight(found))
+        if self._redis is not None:
+            answer = await self._redis.get(user, version, digest)
+            self._count("redis", answer if isinstance(answer, str) else "hit")
+            if not isinstance(answer, str):
+                if self._memory is not None and erasures == self.erasures:
+                    self._memory.put(user, digest, answer)
+                return lookup("redis", Flight(answer))
+        return lookup("miss", self._flights.setdefault((user, digest), Flight()))
+
+    def put(self, lookup: Lookup) -> None:
+        """Keep the state that `lookup` missed and its flight has now. Returns at once: writing goes on behind."""
+        flight, state = lookup.flight, lookup.flight.state
+        # Somebody was erased meanwhile, maybe this user: keeping the state could bring a trace back.
+        if lookup.source != "miss" or state is None or flight.kept or lookup.erasures != self.erasures:
+            return
+        flight.kept = True
+        if self._memory is not None:
+            self._memory.put(lookup.user, lookup.history, state)
+        if self._redis is not None and lookup.user not in self._writes and len(self._writes) < MAX_PENDING_WRITES:
+            task = asyncio.ensure_future(self._write(self._redis, lookup, state))
+            self._writes[lookup.user] = task
+            task.add_done_callback(lambda _: self._writes.pop(lookup.user, None))
+
+    async def _write(self, redis: RedisTier, lookup: Lookup, state: EncoderState) -> None:
+        result = await redis.put(lookup.user, lookup.version, lookup.history, state)
+        self._count("redis", "write_error" if result == "error" else result)
+
+    async def erase(self, user: str) -> None:
+        """Erase the user's states everywhere. Raises RedisDown or RedisError where Redis could not be reached."""
+        await self._forget(user)
+        if self._redis is not None:
+            await self._redis.erase(user, announce=True)
+
+    async def held(self, user: str) -> list[str]:
+        """The tiers that hold something of the user. Raises RedisDown or RedisError."""
+        tiers = ["memory"] if self._memory is not None and user in self._memory else []
+        return [*tiers, "redis"] if self._redis is not None and await self._redis.holds(user) else tiers
+
+    async def _forget(self, user: str) -> None:
+        """Nothing of the user stays or comes into this process; what it was writing is written when this returns."""
+        self.erasures += 1
+        self._flights.clear()
+        if self._memory is not None:
+            self._memory.erase(user)
+        if user in self._writes:
+            await asyncio.wait({self._writes[user]})
+
+    async def _follow(self, redis: RedisTier) -> None:
+        listening = True
+        while True:
+            try:
+                async for user in redis.erased():
+                    listening = True
+                    if user is None:
+                        self._forget_all()
+                    else:
+                        await self._forget(user)
+                        await redis.erase(user, announce=False)  # this process may have written behind the erasure
+            except Exception as error:  # whatever it was and is missed meanwhile, connecting again makes up for it
+                if listening:
+                    log.warning("erasures by other processes are not heard of until Redis is back: %s", error)
+                listening = False
+                await asyncio.sleep(RECONNECT)
+
+    def _forget_all(self) -> None:
+        self.erasures += 1
+        self._flights.clear()
+        if self._memory is not None and len(self._memory):
+            self._memory.clear()
+            self._count("memory", "cleared")

@@ -1,0 +1,189 @@
+"""Where encoder states are kept: in this process, bounded in bytes, and in Redis, shared by all processes.
+
+A state is used only if model version and history are the very ones it was made from; whatever else is found is a miss.
+Redis holds strings, at most SLOTS of them a user: versions that are served side by side rarely meet in one, each lives
+its own time, and a user is erased without a list of versions. A value:
+
+    magic 4, of the dtype | history's digest 16 | S u32 | D u32 | checksum 16 | S * D numbers, little-endian
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Sequence
+from hashlib import blake2b
+from typing import Literal
+
+import numpy as np
+from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
+
+from serving.online.redis_link import RedisDown, RedisLink
+from serving.types import EncoderState, StateDtype
+
+MAGIC: dict[StateDtype, bytes] = {"float32": b"SRE1", "float16": b"SRE2"}
+NUMBER: dict[StateDtype, str] = {"float32": "<f4", "float16": "<f2"}
+HEADER = struct.Struct("<4s16sII16s")
+SLOTS = 8
+CHANNEL = "streamrec:erased"
+HEARTBEAT = 5.0  # seconds of silence after which the channel is tried, and once more after which it is given up
+
+
+def history_digest(version: str, history: Sequence[int]) -> bytes:
+    """16 bytes that stand for a model version and the catalogue rows it encodes."""
+    return blake2b(np.asarray(history, dtype="<i8").tobytes(), digest_size=16, person=_person(version)).digest()
+
+
+def _person(version: str) -> bytes:
+    return blake2b(version.encode(), digest_size=16).digest()
+
+
+def pack(state: EncoderState, history: bytes) -> bytes:
+    """The state as a value for Redis. `history`: its digest."""
+    rows, width = state.hidden.shape
+    kind: StateDtype = "float16" if state.hidden.dtype == np.float16 else "float32"
+    body = np.ascontiguousarray(state.hidden, dtype=NUMBER[kind]).tobytes()
+    return HEADER.pack(MAGIC[kind], history, rows, width, _checksum(history, rows, width, body)) + body
+
+
+def unpack(value: object, history: bytes, dtype: StateDtype = "float32") -> EncoderState | Literal["stale", "invalid"]:
+    """The state, or why the value does not hold it: another history's or another dtype's, or rubbish."""
+    if not isinstance(value, bytes) or len(value) < HEADER.size:
+        return "invalid"
+    magic, made_from, rows, width, checksum = HEADER.unpack_from(value)
+    body = value[HEADER.size :]
+    kind = next((kind for kind, known in MAGIC.items() if known == magic), None)
+    if kind is None or not rows or not width or len(body) != np.dtype(NUMBER[kind]).itemsize * rows * width:
+        return "invalid"
+    if checksum != _checksum(made_from, rows, width, body):
+        return "invalid"
+    if made_from != history or kind != dtype:
+        return "stale"
+    return EncoderState(np.frombuffer(body, dtype=NUMBER[kind]).reshape(rows, width))
+
+
+def _checksum(history: bytes, rows: int, width: int, body: bytes) -> bytes:
+    return blake2b(body, digest_size=16, key=history, salt=struct.pack("<II", rows, width)).digest()
+
+
+class MemoryTier:
+    """The states of the users seen last, at most `max_users` and `max_bytes` of them, each for `ttl` seconds."""
+
+    def __init__(self, max_users: int, max_bytes: int, ttl: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._max_users, self._max_bytes, self._ttl, self._clock = max_users, max_bytes, ttl, clock
+        self._states: OrderedDict[str, tuple[bytes, EncoderState, float]] = OrderedDict()
+        self.nbytes = 0
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    def __contains__(self, user: str) -> bool:
+        return user in self._states
+
+    def get(self, user: str, history: bytes) -> EncoderState | Literal["miss", "stale"]:
+        entry = self._states.get(user)
+        if entry is None:
+            return "miss"
+        made_from, state, until = entry
+        if made_from != history or until < self._clock():
+            self.erase(user)
+            return "stale"
+        self._states.move_to_end(user)
+        return state
+
+    def put(self, user: str, history: bytes, state: EncoderState) -> None:
+        self.erase(user)
+        self._states[user] = (history, state, self._clock() + self._ttl)
+        self.nbytes += state.nbytes
+        while self._states and (len(self._states) > self._max_users or self.nbytes > self._max_bytes):
+            self.erase(next(iter(self._states)))
+
+    def erase(self, user: str) -> None:
+        entry = self._states.pop(user, None)
+        if entry is not None:
+            self.nbytes -= entry[1].nbytes
+
+    def clear(self) -> None:
+        self._states.clear()
+        self.nbytes = 0
+
+
+class RedisTier:
+    """States shared by processes. `fast` reads on the way to an answer, where what goes wrong is a miss; `patient`
+    has time, for writing behind the answer and for erasing. No value above `max_value_bytes` is sent or fetched, and
+    none is read whose numbers are of another dtype than this process makes."""
+
+    def __init__(
+        self, fast: RedisLink, patient: RedisLink, ttl: int, max_value_bytes: int, dtype: StateDtype = "float32"
+    ) -> None:
+        self._fast, self._patient, self._ttl, self._max_value_bytes = fast, patient, ttl, max_value_bytes
+        self._dtype: StateDtype = dtype
+
+    @staticmethod
+    def _keys(user: str) -> list[str]:
+        return [f"streamrec:states:{user}:{slot}" for slot in range(SLOTS)]
+
+    def _key(self, user: str, version: str) -> str:
+        return self._keys(user)[_person(version)[0] % SLOTS]
+
+    async def get(
+        self, user: str, version: str, history: bytes
+    ) -> EncoderState | Literal["miss", "stale", "invalid", "error"]:
+        key = self._key(user, version)
+        try:
+            value = await self._fast.ask("GETRANGE", key, 0, self._max_value_bytes)  # somebody else's may be huge
+        except RedisDown:
+            return "error"
+        except RedisError:  # not a string: somebody else's under our key
+            return "invalid"
+        return unpack(value, history, self._dtype) if value else "miss"
+
+    async def put(
+        self, user: str, version: str, history: bytes, state: EncoderState
+    ) -> Literal["stored", "too_large", "error"]:
+        value = pack(state, history)
+        if len(value) > self._max_value_bytes:
+            return "too_large"
+        try:
+            await self._patient.ask("SET", self._key(user, version), value, "EX", self._ttl)
+        except (RedisDown, RedisError):  # gone, or full
+            return "error"
+        return "stored"
+
+    async def erase(self, user: str, *, announce: bool) -> None:
+        """Erase the user's states, and tell every process of it. Raises RedisDown or RedisError if neither is sure."""
+
+        async def unlink(client: Redis) -> None:
+            async with client.pipeline(transaction=False) as pipe:  # a full Redis takes no transaction
+                pipe.unlink(*self._keys(user))
+                if announce:
+                    pipe.publish(CHANNEL, user)
+                await pipe.execute()
+
+        await self._patient.call(unlink)
+
+    async def holds(self, user: str) -> bool:
+        return bool(await self._patient.ask("EXISTS", *self._keys(user)))
+
+    async def erased(self) -> AsyncIterator[str | None]:
+        """Users as they are erased, by whatever process; None whenever some may have been missed, as at the start.
+
+        Raises RedisError or OSError when the channel breaks, HEARTBEAT * 2 seconds after it did at the latest.
+        """
+        async with self._patient.client.pubsub() as channel:
+            await channel.subscribe(CHANNEL)
+            silent = False
+            while True:
+                message = await channel.get_message(timeout=HEARTBEAT)
+                if message is None:
+                    if silent:
+                        raise RedisConnectionError("The channel of erasures does not answer.")
+                    await channel.ping()
+                elif message["type"] == "subscribe":
+                    yield None
+                elif message["type"] == "message":
+                    yield message["data"].decode(errors="replace")
+                silent = message is None

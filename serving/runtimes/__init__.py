@@ -1,1 +1,0 @@
-"""Ways to run the network's two passes, `encode` and `step`, behind one small interface."""

@@ -1,0 +1,1 @@
+"""The constrained beam search, on any runtime or as one CUDA graph."""

@@ -1,0 +1,45 @@
+"""The accuracy table on a tiny shop: every arm and stage has its rows, and a second call trains nothing again."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from training.data.shop import write_shop
+
+ROOT = Path(__file__).parents[3]
+SMALL = """
+    tokenizer.kind=random tokenizer.source=collaborative tokenizer.rqvae.codes=8
+    model.d_model=16 model.d_kv=8 model.d_ff=16 model.layers=1 model.heads=2 model.max_steps=2
+    pretrain.steps=3 sft.steps=3 rl.steps=2 rl.batch_size=8 evaluation.steps=[0,2] evaluation.valid_users=20
+    evaluation.choice_users=20 evaluation.beam=10 evaluation.dense_weights=[0.0,0.5]
+""".split()
+
+
+def ask(folder: Path, *more: str) -> dict:
+    command = [sys.executable, "-m", "benchmarks.accuracy", "stages", "--data", str(folder / "shop")]
+    command += ["--work", str(folder / "work"), "--out", str(folder / "result.json"), *more, "--set", *SMALL]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=200)
+    return json.loads((folder / "result.json").read_text())
+
+
+def test_every_stage_and_control_has_its_rows(tmp_path):
+    write_shop(tmp_path / "shop", users=40, items=60, seed=0)
+    result = ask(tmp_path)
+    named = [(row["model"], row["steps"], row["excluded"]) for row in result["rows"]]
+    stages = [
+        (f"slow: {stage}", steps, seen)
+        for stage in ("pretrain", "sft", "rl")
+        for steps in (0, 2)
+        for seen in (False, True)
+    ]
+    assert named[: len(stages)] == stages
+    assert {name for name, *_ in named[len(stages) :]} == {"slow: deployed", "plain"}
+    assert ("plain", 0, True) in named and ("plain", 2, True) not in named
+    assert {"command", "commit", "machine", "seeds", "minutes", "protocol"} <= result.keys()
+
+    before = (tmp_path / "work/slow/rl.latest.safetensors").stat().st_mtime_ns
+    assert ask(tmp_path)["rows"] == result["rows"]
+    assert (tmp_path / "work/slow/rl.latest.safetensors").stat().st_mtime_ns == before

@@ -1,0 +1,208 @@
+"""The questions' harness on a tiny shop: ranks and gains by hand, shared ancestors, one question from end to end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.accuracy.__main__ import main
+from benchmarks.accuracy.arms import ARMS, Place, inherit, shares, train
+from benchmarks.accuracy.hits import Ask, first_place, kept, ndcg
+from benchmarks.accuracy.lab import Lab, training_flops
+from benchmarks.accuracy.memory import MEMORY, ranks_of
+from benchmarks.accuracy.questions import QUESTIONS
+from benchmarks.accuracy.recipes import CHOICES, RL_CHOICES
+from benchmarks.accuracy.thinking import MEMORY_WEIGHTS
+from benchmarks.common import ROOT
+from tests.training.small import small_config, small_workspace
+from training.data.shop import write_shop
+from training.pipeline import RunError
+from training.stages.sft import SftStep
+
+SMALL = """
+    tokenizer.kind=random tokenizer.source=collaborative tokenizer.rqvae.codes=8
+    model.d_model=16 model.d_kv=8 model.d_ff=16 model.layers=1 model.heads=2 model.max_steps=12
+    pretrain.steps=3 pretrain.similar_weight=0 sft.steps=3 sft.batch_size=16 rl.steps=2 rl.batch_size=8
+    evaluation.valid_users=20 evaluation.choice_users=20 evaluation.beam=10 evaluation.dense_weights=[0.0,0.5]
+""".split()
+
+
+def place(folder: Path) -> Place:
+    return Place(folder / "shop", folder / "work", None, tuple(SMALL))
+
+
+def test_ndcg_by_hand():
+    assert ndcg(np.array([0, 1, 9, 10])).tolist() == [1, 1 / np.log2(3), 1 / np.log2(11), 0]
+
+
+def test_a_target_stands_where_its_best_path_puts_it_and_duplicates_take_no_place():
+    items = torch.tensor([[7, 5, 7, 3], [7, 5, 7, 3]])
+    scores = torch.tensor([[-4.0, -2.0, -1.0, -3.0], [-4.0, -2.0, -1.0, -3.0]])
+    # best first: 7, 5, 3, and 7 again
+    assert first_place(items, scores, torch.tensor([3, 9]), 10).tolist() == [2, 10]
+    assert first_place(items, scores, torch.tensor([7, 3]), 2).tolist() == [0, 2]
+
+
+def test_the_gain_and_its_interval_by_hand(tmp_path):
+    lab = Lab(place(tmp_path), (0, 1))
+    # over both seeds each user gains 0.1, so drawing the users again changes nothing
+    one, other = np.array([[0.4, 0.2], [0.2, 0.4]]), np.array([[0.1, 0.3], [0.3, 0.1]])
+    assert lab.gain(one, other) == {"gain": 0.1, "low": 0.1, "high": 0.1, "percent": 50.0}
+    # two users who gain 0 and 1: a quarter of all draws have the mean 0, a quarter 1
+    gain = lab.gain(np.array([[0.0, 1.0]]), np.array([[0.0, 0.0]]))
+    assert gain == {"gain": 0.5, "low": 0.0, "high": 1.0}
+
+
+def test_arms_share_the_stages_in_which_they_do_not_differ(tmp_path):
+    here = place(tmp_path)
+    plain, two, four = (here.settings(arm, 0) for arm in ("plain", "l = 2", "l = 4"))
+    assert shares(plain, two, "pretrain") and not shares(plain, here.settings("plain", 1), "pretrain")
+    assert not shares(two, four, "sft") and shares(four, here.settings("rl, no match", 0), "sft")
+    assert not shares(plain, here.settings("similar items", 0), "pretrain")
+    assert not shares(plain, here.settings("plain", 0, ("tokenizer.kind=rqvae",)), "pretrain")
+
+
+def test_runs_older_than_a_setting_are_inherited_as_if_they_had_its_default(tmp_path):
+    here = place(tmp_path)
+    old, config = here.folder("l = 4", 0), here.settings("l = 4", 0).to_json()
+    del config["sft"]["target"], config["sft"]["label_refresh"], config["rl"]["rollouts"]
+    (old / "tokenizer").mkdir(parents=True)
+    (old / "run.json").write_text(json.dumps({"config": config}))
+    save_file({"codes": torch.zeros(1)}, old / "semantic_ids.safetensors")
+    for stage in ("pretrain", "sft"):
+        for kind in ("best", "latest"):
+            save_file({}, old / f"{stage}.{kind}.safetensors", {"meta": json.dumps({"step": 3})})
+    expected = {"rl, beam rollouts": {"pretrain", "sft"}, "target: content": {"pretrain"}, "labels once": {"pretrain"},
+                "shared codes": set[str]()}  # fmt: skip
+    for arm, stages in expected.items():
+        folder = here.folder(arm, 0)
+        folder.mkdir()
+        inherit(folder, here.settings(arm, 0), ARMS[arm].until)
+        assert {file.name.split(".")[0] for file in folder.glob("*.latest.safetensors")} == stages, arm
+
+
+def test_every_question_names_arms_that_exist(tmp_path):
+    for question in QUESTIONS.values():
+        for arm in question.arms:
+            assert arm in ARMS
+            place(tmp_path).settings(arm, 0)  # and whose settings are valid
+
+
+@pytest.mark.parametrize("config", ["small", "converged"])
+def test_no_open_choice_is_the_default_one_by_another_name(tmp_path, config):
+    here = Place(tmp_path, tmp_path, ROOT / f"benchmarks/{config}.yaml", ())
+    for whole, others in (("l = 4", CHOICES), ("rl", RL_CHOICES)):
+        assert not any(shares(here.settings(whole, 0), here.settings(other, 0), "rl") for other in others)
+
+
+def test_a_question_from_end_to_end(tmp_path):
+    write_shop(tmp_path / "shop", users=40, items=60, seed=0)
+    command = ["joined", "--data", str(tmp_path / "shop"), "--work", str(tmp_path / "work")]
+    command += ["--out", str(tmp_path / "joined.json"), "--set", *SMALL]
+    assert main(command) == 0
+    result = json.loads((tmp_path / "joined.json").read_text())
+    assert {"command", "commit", "machine", "seeds", "protocol", "validation", "trained_by"} <= result.keys()
+    assert (tmp_path / "joined.svg").stat().st_size > 1000
+    rows = {row["model"]: row for row in result["rows"]}
+    joined = rows["l = 4, 4 steps: joined on what the beam found"]
+    beam = rows["l = 4, 4 steps: beam"]
+    assert joined["against"] == beam["model"] and joined["low"] <= joined["gain"] <= joined["high"]
+    assert joined["gain"] == pytest.approx(joined["ndcg@10"] - beam["ndcg@10"], abs=2e-5)
+    assert {row["split"] for row in result["rows"]} == {"test"}
+    assert {row["split"] for row in result["validation"]} == {"valid"}
+
+    arms = [tmp_path / "work/seed-0" / arm for arm in ("l-4", "state-loss-alone")]
+    first, second = ((arm / "pretrain.best.safetensors").stat() for arm in arms)
+    assert first.st_ino == second.st_ino  # one stage 1 for both
+    hits = kept(arms[0], Ask("test", 4))
+    assert hits is not None and round(float(ndcg(hits.rank(0.0)).mean()), 5) == beam["ndcg@10"]
+
+    before = (arms[0] / "sft.latest.safetensors").stat().st_mtime_ns
+    assert main(command) == 0
+    assert json.loads((tmp_path / "joined.json").read_text())["rows"] == result["rows"]
+    assert (arms[0] / "sft.latest.safetensors").stat().st_mtime_ns == before
+
+
+def test_the_memory_joins_and_is_held_against_neighbours(tmp_path):
+    write_shop(tmp_path / "shop", users=40, items=60, seed=0)
+    lab = Lab(place(tmp_path), (0,))
+    for arm in QUESTIONS["deployed"].arms:
+        lab.train(arm)
+    rows = QUESTIONS["deployed"].rows(lab)
+    named = {row["model"]: row for row in rows[:5]}
+    assert list(named) == ["tuned neighbours", "memory alone", "plain, and memory", "l = 4, and memory",
+                           "l = 4, 4 steps, and memory"]  # fmt: skip
+    assert named["l = 4, 4 steps, and memory"]["memory_weight"] in MEMORY_WEIGHTS
+    gains = [(row["model"], row["against"]) for row in rows if "gain" in row]
+    assert gains[-1] == ("l = 4, 4 steps, and memory", "l = 4, and memory") and len(gains) == 8
+    for row in rows:
+        if "gain" in row:
+            other = named[row["against"]]
+            assert row["gain"] == pytest.approx(row["ndcg@10"] - other["ndcg@10"], abs=2e-5)
+    # under a huge weight the memory alone decides
+    found = lab.hits("plain", Ask("test", 0, union=50, memory=1e6))[0].rank(0.0)
+    alone = ranks_of(lab.place, MEMORY)
+    assert (np.minimum(found, 10) == alone).mean() > 0.9  # but for ties
+
+
+def test_whether_thinking_pays_is_asked_with_every_control_beside_it(tmp_path):
+    write_shop(tmp_path / "shop", users=40, items=60, seed=0)
+    lab = Lab(place(tmp_path), (0,))
+    for arm in QUESTIONS["pays"].arms:
+        lab.train(arm)
+    rows = QUESTIONS["pays"].rows(lab)
+    against = {(row["model"], row.get("against")) for row in rows}
+    assert {("l = 4, 4 steps", "plain, as costly"), ("pause, 4 steps", "plain, as costly"),
+            ("rl, 4 steps", "rl, anchor alone, 4 steps"), ("l = 4, 4 steps", "l = 4"),
+            ("l = 4, 4 steps, and memory", "tuned neighbours")} <= against  # fmt: skip
+    costly = next(row for row in rows if row["model"] == "plain, as costly")
+    for row in rows:
+        if row.get("against") == costly["model"]:
+            assert row["gain"] == pytest.approx(row["ndcg@10"] - costly["ndcg@10"], abs=2e-5)
+
+
+def test_open_choices_are_held_against_the_default_one_and_shared_codes_against_their_own_plain_model(tmp_path):
+    write_shop(tmp_path / "shop", users=40, items=60, seed=0)
+    lab = Lab(place(tmp_path), (0,))
+    for arm in QUESTIONS["choices"].arms:
+        lab.train(arm)
+    rows = QUESTIONS["choices"].rows(lab)
+    against = {(row["model"], row["against"]) for row in rows if "gain" in row}
+    for choice in CHOICES:
+        assert {(choice, "l = 4"), (f"{choice}, 4 steps", "l = 4, 4 steps")} <= against
+    for choice in RL_CHOICES:
+        assert {(choice, "rl"), (f"{choice}, 4 steps", "rl, 4 steps")} <= against
+    assert {("plain, shared codes", "plain"), ("shared codes, 4 steps", "plain, shared codes")} <= against
+    means = {row["model"]: row["ndcg@10"] for row in rows}
+    for row in rows:
+        if "gain" in row:
+            assert row["gain"] == pytest.approx(row["ndcg@10"] - means[row["against"]], abs=2e-5)
+    assert lab.work("shared codes", 0).vocabulary.reasoning_range == lab.work("shared codes", 0).vocabulary.item_range
+
+
+def test_an_arm_trained_with_other_settings_is_not_taken_for_the_one_asked_for(tmp_path):
+    write_shop(tmp_path / "shop", users=40, items=60, seed=0)
+    train(place(tmp_path), "plain", 0)
+    before = (tmp_path / "work/seed-0/plain/pretrain.latest.safetensors").stat().st_mtime_ns
+    train(place(tmp_path), "plain", 0)
+    assert (tmp_path / "work/seed-0/plain/pretrain.latest.safetensors").stat().st_mtime_ns == before
+    other = Place(tmp_path / "shop", tmp_path / "work", None, (*SMALL, "pretrain.lr=0.5"))
+    with pytest.raises(RunError, match="other data or settings"):
+        train(other, "plain", 0)
+
+
+def test_flops_of_training_are_those_of_a_step_that_is_computed():
+    config = small_config("sft.batch_size=16", "lengths=[2]")
+    work = small_workspace(config)
+    step, steps = SftStep(work, config.sft), 2
+    with FlopCounterMode(display=False) as counter:
+        for number in range(steps):
+            step(number)[0].backward()
+    assert training_flops(work, "sft", config, steps) == counter.get_total_flops() / steps > 0
+    assert work.device.type == "cpu" and all(p.device.type == "cpu" for p in work.network.parameters())

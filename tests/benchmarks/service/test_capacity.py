@@ -1,0 +1,162 @@
+"""The simulation: right where theory knows the answer, the batcher's own in every decision, true to what it is told."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import simpy
+
+from benchmarks.service.capacity import fit, loaded, predict, saved, simulated
+from benchmarks.service.redis_memory import users_seen
+from benchmarks.service.simulation import Costs, Outcome, Replica, Setting, _Job, simulate
+from benchmarks.service.traffic import Ask, zipf
+from serving.errors import Overloaded
+from serving.online.batcher import Batcher, Job
+
+FLAT = [(0.0, 1.0), (1.0, 1.0)]
+
+
+def costs(seconds: float, noise: Sequence[tuple[float, float]] = FLAT, overhead: float = 0.0) -> Costs:
+    """Every search takes so long, whatever its steps and rows."""
+    return Costs({0: (seconds, 0.0)}, (0.0, 0.0), noise, [(0.0, overhead), (1.0, overhead)])
+
+
+def exponential(seed: int) -> list[tuple[float, float]]:
+    """Draws so close in time that two batches never meet neighbours."""
+    draws = np.random.default_rng(seed).exponential(size=20_000)
+    return [(1e-5 * place, float(value)) for place, value in enumerate(draws)]
+
+
+@pytest.mark.parametrize("load", [0.3, 0.6, 0.8])
+def test_one_at_a_time_is_the_queue_of_the_textbook(load: float) -> None:
+    """Poisson arrivals, exponential service, one server: the mean stay is service / (1 - load)."""
+    service = 0.01
+    setting = Setting(rate=load / service, seconds=120, max_batch=1, max_wait=1e9)
+    found = [simulate(costs(service, exponential(seed)), replace(setting, seed=seed)) for seed in (1, 2)]
+    stays = [seconds for outcome in found for seconds in outcome.seconds]
+    assert np.mean(stays) == pytest.approx(service / (1 - load), rel=0.12)
+    assert np.mean([outcome.busy for outcome in found]) == pytest.approx(load, rel=0.05)
+    assert sum(outcome.rejected for outcome in found) < 0.01 * len(stays), "only budgets of 250 ms may be refused"
+
+
+def test_batches_carry_what_single_searches_cannot() -> None:
+    base = Setting(rate=250, seconds=30)
+    single = simulate(costs(0.01), replace(base, max_batch=1))
+    batched = simulate(costs(0.01), base)
+    assert single.rejected > 0.3 * single.sent
+    assert batched.rejected < 0.01 * batched.sent
+    assert np.mean(batched.batches) > 2
+
+
+def test_the_bound_of_the_queue_bounds_the_wait() -> None:
+    found = simulate(costs(0.02), Setting(rate=200, seconds=30, max_batch=1, max_wait=0.2))
+    assert found.rejected > 0.5 * found.sent
+    assert max(found.seconds) <= 0.2 + 2 * 0.02
+
+
+def test_replicas_share_the_load_and_redis_their_states() -> None:
+    one = simulate(costs(0.01), Setting(rate=60, seconds=40, affine=False))
+    pair = Setting(rate=120, seconds=40, replicas=2, affine=False, users=500)
+    two, affine = simulate(costs(0.01), replace(pair, users=5000)), simulate(costs(0.01), replace(pair, affine=True))
+    spread, redis = simulate(costs(0.01), pair), simulate(costs(0.01), replace(pair, redis_seconds=0.001))
+    assert two.row()["p95_ms"] == pytest.approx(one.row()["p95_ms"], rel=0.15)
+    assert spread.row()["cached"] < affine.row()["cached"] - 0.05
+    assert redis.row()["cached"] == pytest.approx(affine.row()["cached"], abs=0.03)
+    assert redis.cache["redis"] > 0
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_decision_is_the_batchers_own(seed: int) -> None:
+    """The same jobs, given to the real batcher and to the simulated: who is admitted, and who shares which batch."""
+    rng = random.Random(seed)
+    setting = Setting(rate=1, seconds=1, max_batch=rng.choice([1, 3, 16]), max_rows=rng.choice([60, 400]), max_wait=0.3)
+    asked = [(rng.randrange(3), rng.choice([10, 50])) for _ in range(40)]
+
+    def cost(steps: int, rows: int) -> float:
+        return 0.005 + 0.002 * steps + 0.0002 * rows
+
+    env = simpy.Environment()
+    replica = Replica(env, costs(0.01), setting, {}, Outcome(), rng)
+    replica._estimate = lambda key, jobs: cost(key[0], jobs * key[1])  # type: ignore[method-assign]
+    simulated_jobs = []
+    for number, key in enumerate(asked):
+        if replica._admits(key):
+            ask = Ask(number, 1, (0,), key[0], "none")
+            replica.groups.setdefault(key, []).append(_Job(ask, number * 1e-9, 1e9, False, env.event(), key))
+            simulated_jobs.append(number)
+    simulated_batches = []
+    while batch := replica._take():
+        simulated_batches.append([job.ask.user for job in batch])
+
+    real_batches: list[list[int]] = []
+
+    def run(numbers: Sequence[int]) -> list[int]:
+        real_batches.append(list(numbers))
+        return list(numbers)
+
+    async def real() -> list[int]:
+        batcher: Batcher[int, int] = Batcher(
+            run, lambda key, rows: cost(key, rows),
+            max_batch=setting.max_batch, max_rows=setting.max_rows, max_wait=setting.max_wait, clock=lambda: 0.0,
+        )  # fmt: skip
+        admitted, tasks = [], []
+        for number, (steps, rows) in enumerate(asked):
+            with contextlib.suppress(Overloaded):
+                batcher.admit(steps, rows)
+                tasks.append(asyncio.create_task(batcher.submit(Job(number, steps, rows))))
+                admitted.append(number)
+                await asyncio.sleep(0)
+        while batcher.step():
+            pass
+        await asyncio.gather(*tasks)
+        return admitted
+
+    assert simulated_jobs == asyncio.run(real())
+    assert simulated_batches == real_batches
+    assert 0 < len(simulated_jobs) < len(asked) or len(simulated_batches) < len(simulated_jobs)
+
+
+def test_costs_are_found_again_in_the_answers_they_made() -> None:
+    """Answers written from known costs; those of one batch tell the same times."""
+    rng, answers = np.random.default_rng(0), []
+    for number in range(400):
+        steps, mates = (0, 2, 4)[number % 3], 1 + number % 4
+        misses = int(rng.integers(0, mates + 1))
+        times = {
+            "queue": 5.0, "cache": 0.0, "encode": (1 + 2 * misses if misses else 0) + 1e-3 * (number % 7),
+            "reason": steps + 1e-6 * number, "decode": 3 + 0.06 * 50 * mates,
+        }  # fmt: skip
+        times["encode"] = times["encode"] if misses else 0.0
+        for mate in range(mates):
+            cache = "miss" if mate < misses else "memory"
+            ms = 7 + sum(times.values())
+            answers.append({"reasoning_steps": steps, "beam_width": 50, "cache": cache, "timings_ms": times, "ms": ms,
+                            "at": 0.1 * number})  # fmt: skip
+    found = fit(answers)
+    for steps in (0, 2, 4):
+        assert found.search[steps] == pytest.approx((0.003 + steps / 1000, 0.00006), rel=0.02)
+    assert found.encode == pytest.approx((0.001, 0.002), rel=0.02)
+    assert all(value == pytest.approx(1, abs=0.01) for _, value in found.noise)
+    assert all(value == pytest.approx(0.007, abs=1e-4) for _, value in found.overhead)
+    again = loaded(saved(found))
+    assert again.search == found.search and again.encode == found.encode
+    assert len(again.noise) == 400
+
+
+def test_price_falls_with_what_a_replica_answers() -> None:
+    rows = [predict(costs(0.01), rate, replicas=1, price=1.0) for rate in (20, 60)]
+    assert rows[0]["price_per_million"] == pytest.approx(1e6 / 20 / 3600, rel=0.02)
+    assert rows[1]["price_per_million"] < rows[0]["price_per_million"]
+    assert simulated(costs(0.01, overhead=0.005), Setting(rate=1, seconds=50))["p50_ms"] == pytest.approx(15, abs=0.5)
+
+
+@pytest.mark.parametrize(("users", "requests"), [(5000, 300), (200_000, 50_000)])
+def test_users_are_counted_without_counting_them_one_by_one(users: int, requests: int) -> None:
+    whole = float((1 - np.exp(-requests * zipf(users, 1.0))).sum())
+    assert users_seen(users, requests) == pytest.approx(whole, rel=0.01)

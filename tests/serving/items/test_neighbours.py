@@ -1,0 +1,78 @@
+"""The memory of the log and the texts, looked up: a case worked out by hand, and files that do not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from serving.errors import BundleError
+from serving.items.neighbours import Neighbours, read_neighbours, write_neighbours
+from serving.reference import Reference
+from tests.builders import random_neighbours, tiny_model
+
+# 0 -> 1 (w 3), 0 -> 2 (w 1), 1 -> 2 (w 2); items 2 and 3 call up nothing.
+BY_HAND = Neighbours(
+    np.array([0, 2, 3, 3, 3]), np.array([1, 2, 2], np.int32), np.array([3, 1, 2], np.float32), recency=1.0, floor=0.1
+)
+
+
+def test_a_history_by_hand():
+    found = BY_HAND.log_scores([(0, 1), (1, 0), (3, 2), (), (0, 0)], max_items=20)
+    assert found.dtype == np.float32
+    nothing = [0.1, 0.1, 0.1, 0.1]
+    expected = [
+        [0.1, 1.5 / 4 + 0.1, 2.5 / 4 + 0.1, 0.1],  # 1 is the newest: w(1, .) whole, w(0, .) halved
+        [0.1, 3 / 5 + 0.1, 2 / 5 + 0.1, 0.1],
+        nothing,
+        nothing,
+        [0.1, 0.75 + 0.1, 0.25 + 0.1, 0.1],
+    ]
+    np.testing.assert_allclose(found, np.log(expected), rtol=1e-6)
+
+
+def test_only_the_last_items_count():
+    np.testing.assert_array_equal(
+        BY_HAND.log_scores([(0, 0, 1), (1,)], max_items=1), BY_HAND.log_scores([(1,), (1,)], max_items=20)
+    )
+
+
+def test_the_same_alone_and_in_any_batch_and_as_the_reference_says():
+    bundle, rng = tiny_model(50, seed=4, neighbours=True), np.random.default_rng(0)
+    histories = [tuple(rng.integers(0, 50, length).tolist()) for length in (0, 1, 4, 9, 5)]
+    together = bundle.neighbours.log_scores(histories, bundle.max_items)
+    for row, history in zip(together, histories, strict=True):
+        np.testing.assert_array_equal(row, bundle.neighbours.log_scores([history], bundle.max_items)[0])
+        np.testing.assert_allclose(row, Reference(bundle, history, 0).neighbours(), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "recency", "floor"),
+    [
+        ({"items": np.array([1, 2, 4], np.int32)}, 1.0, 0.1),
+        ({"items": np.array([-1, 2, 2], np.int32)}, 1.0, 0.1),
+        ({"items": np.array([1, 2, 2])}, 1.0, 0.1),
+        ({"weights": np.array([1, np.nan, 2], np.float32)}, 1.0, 0.1),
+        ({"weights": np.array([1, -1, 2], np.float32)}, 1.0, 0.1),
+        ({"weights": np.array([1, 2], np.float32)}, 1.0, 0.1),
+        ({"offsets": np.array([0, 3, 2, 3, 3])}, 1.0, 0.1),
+        ({"offsets": np.array([0, 2, 3, 3])}, 1.0, 0.1),
+        ({"offsets": np.array([1, 2, 3, 3, 3])}, 1.0, 0.1),
+        ({}, 1.0, 0.0),
+        ({}, float("nan"), 0.1),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused(tmp_path: Path, spoil: dict, recency: float, floor: float):
+    arrays = {"offsets": BY_HAND.offsets, "items": BY_HAND.items, "weights": BY_HAND.weights} | spoil
+    write_neighbours(tmp_path / "n.safetensors", Neighbours(**arrays, recency=recency, floor=floor))
+    with pytest.raises(BundleError, match=r"n\.safetensors holds no neighbours of this catalogue; export"):
+        read_neighbours(tmp_path / "n.safetensors", 4, recency, floor)
+
+
+def test_what_is_written_is_what_is_read(tmp_path: Path):
+    made = random_neighbours(30)
+    write_neighbours(tmp_path / "n.safetensors", made)
+    found = read_neighbours(tmp_path / "n.safetensors", 30, made.recency, made.floor)
+    for name in ("offsets", "items", "weights", "recency", "floor"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(made, name))

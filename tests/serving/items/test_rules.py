@@ -1,0 +1,164 @@
+"""Rules as counts over the trie against their definition, `Catalogue.permitted`."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._pytree import tree_leaves
+
+from serving.errors import RequestError, UnknownCatalogue
+from serving.items.catalogue import Catalogue
+from serving.items.rules import Blocked, RuleBook
+from serving.items.trie import TABLE_ENTRIES, Trie, build_trie
+from serving.types import Rules
+from tests.builders import random_codes
+
+
+def shop(items: int, seed: int, sizes: tuple[int, ...] = (5, 4, 6)) -> Catalogue:
+    rng = np.random.default_rng(seed)
+    return Catalogue(
+        item_ids=[f"i{row}" for row in range(items)],
+        tokens=random_codes(items, sizes, seed).astype(np.int32),
+        titles=[None] * items,
+        categories=[[name for name in "abc" if rng.random() < 0.4] or ["rest"] for _ in range(items)],
+        popularity=rng.permutation(items).astype(float),
+        subsets={
+            "some": rng.integers(0, items, 7),  # with repetitions
+            "most": np.flatnonzero(rng.random(items) < 0.8),
+            "none": np.array([], dtype=np.int64),
+        },
+    )
+
+
+def random_rules(rng: np.random.Generator, catalogue: Catalogue) -> Rules:
+    def rows(most: float) -> tuple[int, ...]:
+        return tuple(rng.integers(0, len(catalogue), int(rng.integers(0, 1 + most * len(catalogue)))).tolist())
+
+    names = sorted(catalogue.category_names)
+    return Rules(
+        exclude=rows(1.5) if rng.random() < 0.7 else (),
+        deny=rows(3) if rng.random() < 0.4 else (),
+        allow=rows(2) if rng.random() < 0.4 else None,
+        categories=tuple(rng.choice(names, rng.integers(0, len(names) + 1)).tolist()) if rng.random() < 0.4 else (),
+        catalogue=str(rng.choice(["some", "most", "none"])) if rng.random() < 0.4 else None,
+    )
+
+
+def blocked_nodes(trie: Trie, permitted: np.ndarray) -> np.ndarray:
+    """By the definition: no leaf at or below is permitted. Shapes: (I,) -> (N,) bool."""
+    blocked = np.ones(trie.nodes, dtype=bool)
+    for leaf, row in enumerate(trie.item.tolist()):
+        node = leaf + trie.level_start[trie.levels]
+        for _ in range(trie.levels + 1):
+            blocked[node] &= not permitted[row]
+            node = int(trie.parent[node])
+    return blocked
+
+
+def ask(book: RuleBook, trie: Trie, rules: list[Rules]) -> tuple[np.ndarray, np.ndarray]:
+    """What is blocked of nodes, (B, N) bool, and of items, (B, I) bool."""
+    nodes = np.ones((len(rules), trie.nodes), bool)
+    with book.blocked(rules) as blocked:
+        if blocked is None:
+            return ~nodes, np.zeros((len(rules), len(trie.item)), bool)
+        for level in range(trie.levels):
+            parents = torch.arange(*trie.level_start[level : level + 2]).expand(len(rules), -1)
+            log_probs = torch.zeros(*parents.shape, int(trie.token.max()) + 1)
+            scores, child = blocked.expand(trie, log_probs, parents, level)
+            request, *place = torch.where(scores == 0)
+            nodes[request, child[request, *place]] = False
+        by_item = blocked.items(trie).numpy()
+    nodes[:, 0] = by_item.all(1)  # nothing leads to the root
+    return nodes, by_item
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    items=st.integers(1, 60),
+    levels=st.integers(1, 3),
+    batches=st.lists(st.integers(1, 5), min_size=1, max_size=4),
+    sets=st.integers(0, 3),
+    entries=st.sampled_from([0, 20, TABLE_ENTRIES]),
+    table_bytes=st.sampled_from([0, 0.8, 8]),
+)
+def test_blocks_what_the_definition_blocks(seed, items, levels, batches, sets, entries, table_bytes):
+    """With tables and runs, sets' tables as floats, as bits or left out; also when hardly a prepared set fits, so that
+    sets push each other out or have to do without."""
+    sizes = (5, 4, 11)[:levels]
+    catalogue = shop(min(items, int(np.prod(sizes))), seed, sizes)
+    trie = build_trie(catalogue.tokens, table_entries=entries)
+    rng = np.random.default_rng(seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("serving.items.rules.TABLE_BYTES", table_bytes)
+        book = RuleBook(trie, catalogue.members, set_bytes=sets * 2 * trie.nodes)
+    for batch in batches:
+        rules = [random_rules(rng, catalogue) for _ in range(batch)]
+        nodes, by_item = ask(book, trie, rules)
+        for rule, of_nodes, of_items in zip(rules, nodes, by_item, strict=True):
+            permitted = catalogue.permitted(rule)
+            np.testing.assert_array_equal(of_nodes, blocked_nodes(trie, permitted))
+            np.testing.assert_array_equal(of_items, ~permitted)
+
+
+def test_nothing_is_left_behind():
+    catalogue = shop(60, 0)
+    trie = build_trie(catalogue.tokens)
+    book = RuleBook(trie, catalogue.members)
+    everything = Rules(deny=tuple(range(60)))
+    with pytest.raises(ZeroDivisionError), book.blocked([everything]) as blocked:
+        assert blocked is not None and bool(blocked.own[:, : trie.nodes].all())
+        raise ZeroDivisionError
+    assert not blocked.own.any()
+    with pytest.raises(RequestError, match="Unknown category 'd'"):
+        ask(book, trie, [everything, Rules(categories=("d",))])
+    with pytest.raises(UnknownCatalogue):
+        ask(book, trie, [everything, Rules(catalogue="d")])
+    nodes, items = ask(book, trie, [Rules(exclude=(3,)), Rules()])
+    assert items.sum() == 1 and items[0, 3] and not nodes[1].any()
+
+
+def test_two_batches_at_a_time_are_refused():
+    trie = build_trie(shop(9, 0).tokens)
+    book = RuleBook(trie)
+    with book.blocked([Rules(deny=(1,))]):
+        with pytest.raises(RuntimeError, match="still in use"), book.blocked([Rules(deny=(2,))]):
+            pass
+    with book.blocked([Rules(deny=(2,))]) as blocked:
+        assert blocked is not None and blocked.items(trie)[0].tolist() == [row == 2 for row in range(9)]
+
+
+def test_buffers_stay_where_they_are():
+    """A recorded search reads them by address."""
+    catalogue = shop(60, 1)
+    book = RuleBook(build_trie(catalogue.tokens), catalogue.members, rows=4)
+    places = set()
+    for rules in ([Rules(deny=(1,))], [Rules(catalogue="most"), Rules(categories=("a",))], [Rules(allow=(1,))] * 4):
+        with book.blocked(rules) as blocked:
+            assert blocked is not None
+            parts = (blocked.own, blocked.inverted, blocked.sets, blocked.set_at, *tree_leaves(blocked.parts))
+            places.add(tuple(part.untyped_storage().data_ptr() for part in parts))
+    assert len(places) == 1
+
+
+def test_takes_no_decision_on_the_host():
+    """torch.export fails where a value decides what is computed."""
+    catalogue = shop(60, 2)
+    trie = build_trie(catalogue.tokens)
+    book = RuleBook(trie, catalogue.members)
+
+    class Step(torch.nn.Module):
+        def forward(self, log_probs, node, parts):
+            return Blocked(*parts).expand(trie, log_probs, node, 1)
+
+    with book.blocked([Rules(deny=tuple(range(0, 60, 2))), Rules(catalogue="most")]) as blocked:
+        assert blocked is not None
+        parts = tuple(getattr(blocked, field.name) for field in fields(Blocked))
+        inputs = (torch.randn(2, 3, 9), torch.randint(1, 1 + trie.nodes_at(1), (2, 3)), parts)
+        exported = torch.export.export(Step(), inputs).module()
+        torch.testing.assert_close(exported(*inputs), Step()(*inputs))

@@ -1,0 +1,51 @@
+"""The lean T5 against transformers' own, opened from a written bundle."""
+
+from __future__ import annotations
+
+import torch
+from transformers import T5ForConditionalGeneration
+
+from serving.bundle import Bundle
+from serving.items.histories import history_tokens
+from tests.builders import tiny_bundle
+
+
+@torch.no_grad()
+def test_transformers_opens_the_bundle_and_agrees(tmp_path):
+    bundle = Bundle.load(tiny_bundle(tmp_path / "b"))
+    theirs = T5ForConditionalGeneration.from_pretrained(tmp_path / "b/model").eval()
+    histories = [(1, 2, 3, 4, 5, 6, 7, 8), (9,), (10, 11, 12)]
+    tokens, mask = history_tokens(histories, bundle.catalogue.tokens, bundle.max_items, (1,))
+    decoder = torch.tensor([[2, 10, 11, 17]]).expand(3, -1)
+    expected = theirs(input_ids=tokens, attention_mask=mask.long(), decoder_input_ids=decoder).logits
+    t5 = bundle.network.t5
+    memory = t5.memory(t5.encode(tokens, mask, "bidirectional", 3), mask)
+    at = torch.arange(decoder.shape[1])
+    bias = t5.decoder.position_bias(at, at).masked_fill(at[None, :] > at[:, None], float("-inf"))
+    hidden, _ = t5.decode(t5.shared(decoder), bias.unsqueeze(0), memory, None)
+    torch.testing.assert_close(t5.logits(hidden), expected, atol=2e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_long_distances_fall_into_the_buckets_of_transformers(tmp_path):
+    bundle = Bundle.load(tiny_bundle(tmp_path / "b"))
+    theirs = T5ForConditionalGeneration.from_pretrained(tmp_path / "b/model").eval()
+    at = torch.arange(200)
+    for stack, other in ((bundle.network.t5.encoder, theirs.encoder), (bundle.network.t5.decoder, theirs.decoder)):
+        attention = other.block[0].layer[0].SelfAttention
+        expected = attention.compute_bias(200, 200)[0]
+        visible = torch.ones(200, 200, dtype=torch.bool) if stack.bidirectional else at[None, :] <= at[:, None]
+        torch.testing.assert_close(stack.position_bias(at, at)[:, visible], expected[:, visible])
+
+
+@torch.no_grad()
+def test_a_causal_encoder_does_not_see_later_items(tmp_path):
+    network = Bundle.load(tiny_bundle(tmp_path / "b")).network
+    tokens = torch.randint(8, 20, (1, 9))
+    mask = torch.ones(1, 9, dtype=torch.bool)
+    before = network.t5.encode(tokens, mask, "causal-by-item", 3)
+    changed = tokens.clone()
+    changed[0, 6:] = 9
+    after = network.t5.encode(changed, mask, "causal-by-item", 3)
+    torch.testing.assert_close(before[:, :6], after[:, :6])
+    assert not torch.allclose(before[:, 6:], after[:, 6:])

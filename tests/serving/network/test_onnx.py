@@ -1,0 +1,206 @@
+"""ONNX Runtime against eager torch: the same passes, the same answers; and int8, which is close and passed its gate."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+
+from serving.bundle import Bundle
+from serving.engine import Engine
+from serving.errors import BundleError
+from serving.items.histories import history_tokens
+from serving.network.eager import EagerRuntime
+from serving.network.model import KeysValues
+from serving.network.onnx import OnnxRuntime, _run, _session
+from serving.reference import score_all_items
+from serving.types import Answer, Request, Rules
+from tests.builders import tiny_model
+
+PASSED = {"passed": True}
+
+
+def runtimes(bundle: Bundle, int8: bool = False) -> tuple[EagerRuntime, OnnxRuntime]:
+    tokens = torch.from_numpy(bundle.catalogue.tokens.astype(np.int64))
+    attention = bundle.settings.attention
+    return (
+        EagerRuntime(bundle.network, tokens, attention),
+        OnnxRuntime(bundle.network, tokens, attention, int8=int8),
+    )
+
+
+def random_histories(rng: np.random.Generator, items: int, batch: int) -> list[tuple[int, ...]]:
+    """Ragged: from none to more than the encoder reads."""
+    return [tuple(rng.integers(0, items, rng.integers(0, 9)).tolist()) for _ in range(batch)]
+
+
+def ask(engine: Engine, requests: Sequence[Request]) -> list[Answer]:
+    return engine.search(list(requests), engine.encode([request.history for request in requests]))
+
+
+def close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    assert ours.dtype == theirs.dtype and ours.shape == theirs.shape
+    np.testing.assert_allclose(ours.numpy(), theirs.numpy(), atol=2e-5, rtol=1e-5)
+
+
+def caches_are_close(ours: list[np.ndarray], theirs: KeysValues) -> None:
+    for mine, other in zip(ours, itertools.chain(*theirs), strict=True):
+        close(torch.from_numpy(mine), other)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    batch=st.integers(1, 9),
+    rows=st.lists(st.integers(1, 6), min_size=1, max_size=4),
+    attention=st.sampled_from(["bidirectional", "causal-by-item"]),
+)
+@torch.inference_mode()
+def test_every_pass_is_eager_torchs(seed, batch, rows, attention):
+    bundle = tiny_model(30, seed=seed, attention=attention)
+    eager, onnx = runtimes(bundle)
+    rng, config = np.random.default_rng(seed), bundle.network.t5.config
+    torch.manual_seed(seed)
+    tokens, mask = history_tokens(random_histories(rng, 30, batch), bundle.catalogue.tokens, 6, ())
+    hidden = eager.encode(tokens, mask)
+    close(onnx.encode(tokens, mask)[mask], hidden[mask])
+    expected, memory = eager.memory(hidden, mask), onnx.memory(hidden, mask)
+    close(memory.mask, expected.mask)
+    caches_are_close(memory.cross, expected.cross)
+    past, expected_past, written = None, None, 0
+    for count in rows:
+        written += count
+        x = torch.randn(batch, count, config.d_model)
+        seen = torch.rand(batch, 1, count, written) < 0.5
+        seen[..., written - count :] |= torch.eye(count, dtype=torch.bool)  # a row always sees itself
+        bias = torch.randn(batch, config.num_heads, count, written).masked_fill(~seen, float("-inf"))
+        theirs, their_logits, expected_past = eager.step(x, bias, expected, expected_past)
+        ours, logits, past = onnx.step(x, bias, memory, past)
+        close(ours, theirs)
+        close(logits, their_logits)
+        caches_are_close(past, expected_past)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    items=st.integers(1, 60),
+    steps=st.integers(0, 3),
+    form=st.sampled_from(["token", "state", "both"]),
+    batch=st.integers(1, 9),
+    paths=st.integers(1, 3),
+    dense=st.sampled_from([0.0, 0.7]),
+    beam=st.sampled_from([5, 64]),
+)
+def test_its_answers_are_eager_torchs(seed, items, steps, form, batch, paths, dense, beam):
+    bundle = tiny_model(items, seed=seed, step_form=form, dense_weight=dense, paths=paths, suffix_tokens=(1,))
+    rng = np.random.default_rng(seed)
+    requests = [
+        Request(history, 5, beam, steps, Rules(exclude=history[:3])) for history in random_histories(rng, items, batch)
+    ]
+    expected = ask(Engine(bundle), requests)
+    for ours, theirs in zip(ask(Engine(bundle, runtime="onnx"), requests), expected, strict=True):
+        assert ours.items == theirs.items
+        np.testing.assert_allclose(ours.scores, theirs.scores, atol=1e-4)
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 10_000), items=st.integers(1, 30), batch=st.integers(1, 3))
+@torch.no_grad()
+def test_a_wide_beam_scores_every_item_as_brute_force_does(seed, items, batch):
+    bundle = tiny_model(items, seed=seed)
+    histories = random_histories(np.random.default_rng(seed), items, batch)
+    answers = ask(Engine(bundle, runtime="onnx"), [Request(history, items, 64, 0) for history in histories])
+    for history, answer in zip(histories, answers, strict=True):
+        expected, _ = score_all_items(bundle, history, ())
+        assert sorted(answer.items) == list(range(items))
+        np.testing.assert_allclose(answer.scores, expected[answer.items], atol=1e-4)
+        np.testing.assert_allclose(answer.scores, np.sort(expected)[::-1], atol=1e-4)
+
+
+@pytest.mark.parametrize("runtime", ["onnx", "onnx-int8"])
+def test_an_answer_does_not_depend_on_its_batch_mates(runtime):
+    engine = Engine(tiny_model(seed=9, int8=PASSED), runtime=runtime)
+    requests = [Request(tuple(range(i, i + 1 + i % 5)), 10, 20, 3, Rules(exclude=(i,))) for i in range(9)]
+    for request, answer in zip(requests, ask(engine, requests), strict=True):
+        (alone,) = ask(engine, [request])
+        assert alone.items == answer.items
+        np.testing.assert_allclose(alone.scores, answer.scores, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_int8_is_close_to_float32_and_not_the_same():
+    bundle = tiny_model(seed=4, width=64)
+    eager, onnx = runtimes(bundle, int8=True)
+    tokens, mask = history_tokens([(1, 2, 3), (4,)], bundle.catalogue.tokens, 6, ())
+    hidden = eager.encode(tokens, mask)
+    close(onnx.encode(tokens, mask)[mask], hidden[mask])  # a cached state must not say which runtime made it
+    torch.manual_seed(0)
+    x, bias = torch.randn(2, 5, 64), torch.randn(2, 2, 5, 5)
+    _, expected, _ = eager.step(x, bias, eager.memory(hidden, mask), None)
+    _, logits, _ = onnx.step(x, bias, onnx.memory(hidden, mask), None)
+    error = (logits - expected).std() / expected.std()
+    assert 1e-4 < error < 0.05
+
+
+@torch.inference_mode()
+def test_a_row_of_zeros_stays_zero_in_int8():
+    bundle = tiny_model()
+    eager, onnx = runtimes(bundle, int8=True)
+    hidden, mask = torch.zeros(1, 2, 16), torch.ones(1, 2, dtype=torch.bool)
+    x, bias = torch.zeros(1, 3, 16), torch.zeros(1, 2, 3, 3)
+    for runtime in (eager, onnx):
+        after, logits, _ = runtime.step(x, bias, runtime.memory(hidden, mask), None)
+        assert not after.any() and not logits.any()
+
+
+@pytest.mark.parametrize("name", ["", "ONNX", "onnx-int4"])
+def test_an_unknown_runtime_is_an_error_that_names_those_there_are(name):
+    with pytest.raises(ValueError, match="eager, onnx, onnx-int8"):
+        Engine(tiny_model(), runtime=name)
+
+
+@pytest.mark.parametrize("gate", [None, {}, {"passed": False}, {"users": 10}])
+def test_int8_is_refused_where_its_gate_is_missing_or_failed(gate):
+    with pytest.raises(BundleError, match="runtime onnx"):
+        Engine(tiny_model(int8=gate), runtime="onnx-int8")
+    Engine(tiny_model(int8=gate), runtime="onnx")  # the gate is int8's alone
+
+
+def test_it_takes_as_many_threads_as_it_is_given_and_none_of_them_spins():
+    bundle = tiny_model()
+    tokens = torch.from_numpy(bundle.catalogue.tokens.astype(np.int64))
+    options = OnnxRuntime(bundle.network, tokens, "bidirectional", threads=2)._step.get_session_options()
+    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (2, 1)
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+
+
+def test_numbers_below_the_normal_ones_are_zero_in_a_run_and_nowhere_else():
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Mul", ["x", "x"], ["y"])], "square", [x], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11)
+    small = np.full(1, 1e-20, dtype=np.float32)
+    assert _run(_session(model.SerializeToString(), 1), {"x": small})[0] == 0
+    assert (torch.from_numpy(small) ** 2).item() > 0
+
+
+def test_onnx_runtime_neither_reports_nor_keeps_an_identifier(tmp_path: Path) -> None:
+    quiet = {name: value for name, value in os.environ.items() if name != "CI"}  # where it is set nothing is reported
+    subprocess.run(
+        [sys.executable, "-c", "import serving.network.onnx"],
+        env=quiet | {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)},
+        cwd=Path(__file__).parents[3],
+        check=True,
+        timeout=120,
+    )
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

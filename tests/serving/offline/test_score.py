@@ -1,0 +1,433 @@
+"""Offline scoring: the engine's own answers, every user once whatever happens on the way, bad rows set aside."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+import tracemalloc
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from serving import files
+from serving.__main__ import main
+from serving.bundle import Bundle
+from serving.engine import Engine
+from serving.errors import FolderInUse, ScoreError, StorageError
+from serving.files import owned
+from serving.offline import score as score_module
+from serving.offline.input import open_histories
+from serving.offline.score import Scorer, Task, run_here, score
+from serving.types import Answer, Request, Rules
+from tests.builders import tiny_bundle
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
+
+
+def some_histories(users: int, seed: int = 0) -> dict[str, list[Any]]:
+    """0 to 9 items each, some of them unknown; the tiny bundle reads 6."""
+    rng = np.random.default_rng(seed)
+    lists = [[f"i{row}" for row in rng.integers(0, 66, rng.integers(0, 10))] for _ in range(users)]
+    return {"user_id": [f"u{n}" for n in range(users)], "history": lists}
+
+
+def write_parquet(path: Path, data: dict[str, list[Any]], row_group: int = 1 << 20) -> Path:
+    pq.write_table(pa.table(data), path, row_group_size=row_group)
+    return path
+
+
+def write_json(path: Path, data: dict[str, list[Any]]) -> Path:
+    rows = zip(data["user_id"], data["history"], strict=True)
+    path.write_text("".join(json.dumps({"user_id": u, "history": h}) + "\n" for u, h in rows))
+    return path
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return pq.read_table(path).to_pylist()
+
+
+def assert_same(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> None:
+    """Equal but for the last digits of scores, which may differ with who shares a batch."""
+    assert [row["user_id"] for row in ours] == [row["user_id"] for row in theirs]
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a["items"], a["source"]) == (b["items"], b["source"])
+        np.testing.assert_allclose(a["scores"], b["scores"], atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+@pytest.mark.parametrize("exclude_seen", [True, False])
+def test_answers_are_the_engines_in_the_order_of_the_histories(bundle, tmp_path, kind, exclude_seen):
+    data = some_histories(90)
+    write = write_parquet if kind == "parquet" else write_json
+    source = write(tmp_path / f"histories.{kind}", data)
+    task = Task(bundle, source, tmp_path / "out.parquet", k=4, beam=8, steps=1, exclude_seen=exclude_seen,
+                batch=7, part_users=40)  # fmt: skip
+    summary = score(task)
+    engine = Engine(Bundle.load(bundle))
+    catalogue = engine.bundle.catalogue
+    expected = []
+    for user, history in zip(data["user_id"], data["history"], strict=True):
+        known = [row for item in history if (row := catalogue.row(item)) is not None]
+        rules = Rules(exclude=tuple(known)) if exclude_seen else Rules()
+        if known:
+            request = Request(tuple(known[-6:]), 4, 8, 1, rules)
+            (answer,) = engine.search([request], engine.encode([request.history]))
+        else:
+            rows = catalogue.popular(4, rules)
+            answer = Answer(rows, [float(catalogue.popularity[row]) for row in rows])
+        items = [catalogue.item_ids[row] for row in answer.items]
+        source_of = "model" if known else "popularity"
+        expected.append({"user_id": user, "items": items, "scores": answer.scores, "source": source_of})
+    found = rows_of(task.out)
+    assert_same(found, expected)
+    assert (summary.users, summary.rejected) == (90, 0)
+    assert 0 < summary.popular == sum(row["source"] == "popularity" for row in found) < 90
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([source.name, "out.parquet"])
+    assert pq.read_schema(task.out).equals(score_module.SCHEMA)
+
+
+def test_parts_do_not_depend_on_row_groups_and_can_be_read_in_any_order(tmp_path):
+    data = some_histories(100)
+    path = write_parquet(tmp_path / "h.parquet", data, row_group=37)
+    histories = open_histories(path, 10)
+    parts = histories.parts()
+    assert [part.rows for part in parts] == [10, 10, 10, 7, 10, 10, 10, 7, 10, 10, 6]
+    for order in (parts, parts[::-1], parts[::3]):
+        for part in order:
+            users = histories.read(part)
+            expected = data["user_id"][part.first_row : part.first_row + part.rows]
+            assert [user.user_id for user in users] == expected
+            assert [user.row for user in users] == list(range(part.first_row + 1, part.first_row + part.rows + 1))
+
+
+class Killed(BaseException):
+    """Stands for kill -9 at a moment of our choice: nothing may run after it that a killed process would not."""
+
+
+def test_a_run_that_dies_at_each_of_its_moments_ends_with_every_user_once(bundle, tmp_path, monkeypatch):
+    source = write_json(tmp_path / "h.jsonl", some_histories(30))
+    with source.open("a") as file:
+        file.write("{broken\n")
+    whole = Task(bundle, source, tmp_path / "whole.parquet", k=3, beam=4, steps=0, batch=5, part_users=10)
+    score(whole)
+    engine = Engine(Bundle.load(bundle))
+    replace_file = files.os.replace
+
+    def attempt(task: Task, die_at: int) -> None:
+        """Runs until the die_at-th moment: before and after each file appears, and after each batch."""
+        moments = 0
+
+        def live() -> None:
+            nonlocal moments
+            moments += 1
+            if moments == die_at:
+                raise Killed
+
+        def dying_replace(old: Path, new: Path) -> None:
+            live()
+            replace_file(old, new)
+            live()
+
+        def run(task: Task, _: Bundle, parts: Any) -> Iterator[int]:
+            for part in parts:
+                for rows in Scorer(task, engine).score(part):
+                    live()
+                    yield rows
+
+        with monkeypatch.context() as patched:
+            patched.setattr(files.os, "replace", dying_replace)
+            score(task, run)
+
+    deaths = 0
+    for die_at in range(1, 100):
+        task = replace(whole, out=tmp_path / f"{die_at}.parquet")
+        try:
+            attempt(task, die_at)
+            break
+        except Killed:
+            deaths += 1
+        attempt(task, 0)
+        assert_same(rows_of(task.out), rows_of(whole.out))
+        assert task.rejects_file.read_text() == whole.rejects_file.read_text()
+        assert not task.parts_folder.exists()
+    assert deaths > 15
+
+
+def test_kill_9_loses_and_doubles_nobody(bundle, tmp_path):
+    users = 2000
+    source = write_parquet(tmp_path / "h.parquet", some_histories(users))
+    arguments = [sys.executable, "-m", "serving", "score", "--bundle", str(bundle), "--histories", str(source),
+                 "--out", str(tmp_path / "out.parquet"), "--part-users", "100", "--k", "3", "--beam", "4"]  # fmt: skip
+    parts = tmp_path / "out.parquet.parts"
+    for wanted in (2, 10):
+        process = subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while len(list(parts.glob("part-*.parquet"))) < wanted:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.002)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        assert not (tmp_path / "out.parquet").exists()
+    before = {path.name: path.stat().st_mtime_ns for path in parts.glob("part-*.parquet")}
+    assert 10 <= len(before) < 20
+    last = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert last.returncode == 0, last.stderr
+    assert f"{100 * len(before):,} of 2,000 users are scored already" in last.stderr and "left" in last.stderr
+    assert [row["user_id"] for row in rows_of(tmp_path / "out.parquet")] == [f"u{n}" for n in range(users)]
+
+
+def test_parts_that_are_there_are_not_scored_again(bundle, tmp_path):
+    source = write_parquet(tmp_path / "h.parquet", some_histories(40))
+    task = Task(bundle, source, tmp_path / "out.parquet", k=3, beam=4, part_users=10)
+    asked: list[list[int]] = []
+
+    def run(task: Task, bundle: Bundle, parts: Any, stop: int) -> Iterator[int]:
+        asked.append([part.number for part in parts])
+        yield from run_here(task, bundle, parts[:stop])
+        if stop < 4:
+            raise Killed
+
+    with pytest.raises(Killed):
+        score(task, lambda *a: run(*a, stop=2))
+    task.part_file(0).write_bytes(task.part_file(0).read_bytes()[:-1])  # a fault of the disk
+    score(task, lambda *a: run(*a, stop=4))
+    assert asked == [[0, 1, 2, 3], [0, 2, 3]]
+    assert len(rows_of(task.out)) == 40
+
+
+def test_bad_rows_are_set_aside_with_row_user_and_reason(bundle, tmp_path):
+    lines = [
+        '{"user_id": "a", "history": ["i1"]}',
+        '{"user_id": "b", "history": ',
+        "",
+        '{"user_id": "c", "history": null}',
+        '{"history": ["i1"]}',
+        '{"user_id": "d", "history": ["i1", null]}',
+        '["i1"]',
+        '{"user_id": 7, "history": [1, "i2"]}',
+        '{"user_id": true, "history": []}',
+    ]
+    (tmp_path / "h.jsonl").write_text("\n".join(lines))
+    task = Task(bundle, tmp_path / "h.jsonl", tmp_path / "out.parquet", k=3, beam=4, part_users=3)
+    summary = score(task)
+    assert [row["user_id"] for row in rows_of(task.out)] == ["a", "7"]
+    assert (summary.users, summary.rejected) == (2, 6)
+    rejects = [json.loads(line) for line in task.rejects_file.read_text().splitlines()]
+    users = [(r["row"], r["user_id"]) for r in rejects]
+    assert users == [(2, None), (4, "c"), (5, None), (6, "d"), (7, None), (9, None)]
+    reasons = [r["reason"] for r in rejects]
+    assert "not JSON" in reasons[0] and "history" in reasons[1] and "user_id" in reasons[2] and "no item" in reasons[3]
+    (tmp_path / "h.jsonl").write_text(lines[0])
+    score(task)
+    assert not task.rejects_file.exists()  # the rejects of an earlier night are not ours
+
+
+def test_a_null_in_parquet_is_set_aside(bundle, tmp_path):
+    data = {"user_id": ["a", "b", None, "d"], "history": [["i1"], None, ["i1"], ["i2", None]]}
+    task = Task(bundle, write_parquet(tmp_path / "h.parquet", data), tmp_path / "out.parquet", k=3, beam=4)
+    assert score(task).rejected == 3
+    assert [row["user_id"] for row in rows_of(task.out)] == ["a"]
+    assert [json.loads(line)["row"] for line in task.rejects_file.read_text().splitlines()] == [2, 3, 4]
+
+
+def test_numbers_are_ids_too(bundle, tmp_path):
+    data = {"user_id": [11, 12], "history": [[1, 2], [3]]}
+    task = Task(bundle, write_parquet(tmp_path / "h.parquet", data), tmp_path / "out.parquet", k=3, beam=4)
+    score(task)
+    assert [row["user_id"] for row in rows_of(task.out)] == ["11", "12"]
+
+
+class Poisoned(Engine):
+    """Fails whenever item 13 is in a history, as a fault in the search would that one history brings out."""
+
+    def search(self, requests: Any, states: Any) -> list[Answer]:
+        if any(13 in request.history for request in requests):
+            raise ValueError("no search for 13")
+        return super().search(requests, states)
+
+
+def test_a_row_on_which_the_engine_fails_is_set_aside_and_its_batch_answered(bundle, tmp_path):
+    data = {"user_id": list("abcdef"), "history": [["i1"], ["i2"], ["i13"], ["i3", "i13"], ["i4"], ["i5"]]}
+    task = Task(bundle, write_parquet(tmp_path / "h.parquet", data), tmp_path / "out.parquet", k=3, beam=4)
+    engine = Poisoned(Bundle.load(bundle))
+    summary = score(task, lambda task, _, parts: (n for p in parts for n in Scorer(task, engine).score(p)))
+    assert (summary.users, summary.rejected) == (4, 2)
+    assert [row["user_id"] for row in rows_of(task.out)] == list("abef")
+    rejects = [json.loads(line) for line in task.rejects_file.read_text().splitlines()]
+    assert [(r["row"], r["reason"]) for r in rejects] == [(n, "ValueError: no search for 13") for n in (3, 4)]
+
+
+def test_an_engine_that_fails_on_every_row_stops_the_run(bundle, tmp_path):
+    data = {"user_id": list("ab"), "history": [["i13"], ["i13"]]}
+    task = Task(bundle, write_parquet(tmp_path / "h.parquet", data), tmp_path / "out.parquet", k=3, beam=4)
+    engine = Poisoned(Bundle.load(bundle))
+    with pytest.raises(ValueError, match="no search"):
+        score(task, lambda task, _, parts: (n for p in parts for n in Scorer(task, engine).score(p)))
+    assert not task.out.exists()
+
+
+class Instant(Engine):
+    """Costs and holds nothing, so that what is measured is the scoring around it."""
+
+    def encode(self, histories: Any) -> list:
+        return [None] * len(histories)
+
+    def search(self, requests: Any, states: Any) -> list[Answer]:
+        return [Answer([1, 2, 3], [0.3, 0.2, 0.1]) for _ in requests]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_memory_does_not_grow_with_the_number_of_users(bundle, tmp_path, kind):
+    engine = Instant(Bundle.load(bundle))
+    peaks = []
+    for users in (2_000, 20_000):
+        write = write_parquet if kind == "parquet" else write_json
+        source = write(tmp_path / f"{users}.{kind}", some_histories(users))
+        task = Task(bundle, source, tmp_path / f"out-{users}.parquet", k=3, beam=4, part_users=500)
+        tracemalloc.start()
+        score(task, lambda task, _, parts: (n for p in parts for n in Scorer(task, engine).score(p)))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert pq.read_metadata(task.out).num_rows == users
+    assert peaks[1] < 1.5 * peaks[0], peaks
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a file on an always full disk")
+@pytest.mark.parametrize("full", ["part-000001.parquet", "part-000001.rejects.jsonl"])
+def test_a_full_disk_stops_with_one_sentence_and_what_was_written_stays(bundle, tmp_path, full):
+    source = write_json(tmp_path / "h.jsonl", some_histories(30))
+    source.write_text(source.read_text().replace('{"user_id": "u15"', '{"uses_id": "u15"'))
+    task = Task(bundle, source, tmp_path / "out.parquet", k=3, beam=4, part_users=10)
+
+    def first_only(task: Task, bundle: Bundle, parts: Any) -> Iterator[int]:
+        yield from run_here(task, bundle, parts[:1])
+        raise Killed
+
+    with pytest.raises(Killed):
+        score(task, first_only)
+    done = task.part_file(0).read_bytes()
+    (task.parts_folder / f"{full}.partial").symlink_to("/dev/full")
+    with pytest.raises(StorageError, match="is full; free some space"):
+        score(task)
+    assert task.part_file(0).read_bytes() == done and not task.part_file(1).exists()
+    assert score(task).users == 29  # the obstacle went with the half written file
+
+
+def test_parts_of_another_run_are_not_mixed_in(bundle, tmp_path):
+    source = write_parquet(tmp_path / "h.parquet", some_histories(20))
+    task = Task(bundle, source, tmp_path / "out.parquet", k=3, beam=4, part_users=10)
+
+    def first_only(task: Task, bundle: Bundle, parts: Any) -> Iterator[int]:
+        yield from run_here(task, bundle, parts[:1])
+        raise Killed
+
+    with pytest.raises(Killed):
+        score(task, first_only)
+    for other in (replace(task, k=2), replace(task, steps=0), replace(task, part_users=5)):
+        with pytest.raises(ScoreError, match="other histories, bundle or options"):
+            score(other)
+    write_parquet(tmp_path / "h.parquet", some_histories(20, seed=1))
+    with pytest.raises(ScoreError, match="other histories, bundle or options"):
+        score(task)
+    with owned(task.parts_folder), pytest.raises(FolderInUse, match="Another run is using"):
+        score(task)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"user,item\n1,2\n", "neither Parquet nor JSON lines"),
+        (b"PAR1 and nothing behind it", "is damaged"),
+        (pa.table({"user": ["a"], "history": [["i1"]]}), "no column user_id"),
+        (pa.table({"user_id": ["a"], "history": ["i1"]}), "must hold lists of item ids"),
+        (pa.table({"user_id": [0.5], "history": [["i1"]]}), "user_id must hold strings"),
+        (None, "cannot be read"),
+    ],
+)
+def test_a_file_that_does_not_fit_ends_in_one_sentence(bundle, tmp_path, capsys, content, words):
+    path = tmp_path / "h"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        pq.write_table(content, path)
+    code = main(["score", "--bundle", str(bundle), "--histories", str(path), "--out", str(tmp_path / "out")])
+    error = capsys.readouterr().err
+    assert code == 2 and error.startswith("streamrec: ") and error.count("\n") == 1 and words in error
+    assert not (tmp_path / "out.parts").exists()
+
+
+def test_options_that_do_not_fit_end_in_one_sentence(bundle, tmp_path, capsys):
+    source = write_parquet(tmp_path / "h.parquet", some_histories(3))
+    command = ["score", "--bundle", str(bundle), "--histories", str(source), "--out", str(tmp_path / "out")]
+    for options, words in ((["--k", "60"], "--k"), (["--steps", "9"], "0..4"), (["--batch", "0"], "--batch")):
+        assert main(command + options) == 2
+        assert words in capsys.readouterr().err
+    assert main([*command[:2], str(tmp_path), *command[3:]]) == 2
+    assert "no bundle" in capsys.readouterr().err
+    assert main([*command, "--k", "3", "--beam", "5", "--include-seen"]) == 0
+    assert "3 users" in capsys.readouterr().out
+    assert {row["user_id"] for row in rows_of(tmp_path / "out")} == {"u0", "u1", "u2"}
+
+
+def test_an_empty_file_gives_an_empty_answer(bundle, tmp_path):
+    (tmp_path / "h.jsonl").write_text("")
+    task = Task(bundle, tmp_path / "h.jsonl", tmp_path / "out.parquet", k=3, beam=4)
+    assert score(task).users == 0
+    assert pq.read_table(task.out).equals(score_module.SCHEMA.empty_table())
+
+
+def test_ray_actors_score_the_same_and_go_on_where_a_run_stopped(bundle, tmp_path):
+    ray = pytest.importorskip("ray", reason="scoring with --engine ray needs the extra streamrec[ray]")
+    from serving.offline.ray import run_on_ray
+
+    source = write_json(tmp_path / "h.jsonl", some_histories(60))
+    with source.open("a") as file:
+        file.write("{broken\n")
+    here = Task(bundle, source, tmp_path / "here.parquet", k=3, beam=4, part_users=10)
+    score(here)
+    task = replace(here, out=tmp_path / "ray.parquet")
+
+    def two_only(task: Task, bundle: Bundle, parts: Any) -> Iterator[int]:
+        yield from run_here(task, bundle, parts[:2])
+        raise Killed
+
+    with pytest.raises(Killed):
+        score(task, two_only)
+    before = [task.part_file(number).stat().st_mtime_ns for number in range(2)]
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        done = []
+
+        def run(task: Task, _: Bundle, parts: Any) -> Iterator[int]:
+            for rows in run_on_ray(task, parts, workers=1):
+                done.append(rows)
+                yield rows
+            assert [task.part_file(number).stat().st_mtime_ns for number in range(2)] == before
+
+        summary = score(task, run)
+        assert sorted(done) == [1, 10, 10, 10, 10] and (summary.users, summary.rejected) == (60, 1)
+        assert_same(rows_of(task.out), rows_of(here.out))
+        assert task.rejects_file.read_text() == here.rejects_file.read_text()
+
+        def blocked(task: Task, _: Bundle, parts: Any) -> Iterator[int]:
+            task.part_file(1).mkdir()  # no file can take a folder's place
+            return run_on_ray(task, parts, workers=1)
+
+        with pytest.raises(ScoreError, match="part-000001.parquet cannot be written"):  # what an actor met
+            score(replace(task, out=tmp_path / "blocked.parquet"), blocked)
+    finally:
+        ray.shutdown()

@@ -1,0 +1,131 @@
+"""The way to Redis: a limit to each call, a pause after failures, and one round trip for what is asked at once."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+from collections.abc import Awaitable, Callable
+
+import pytest
+from redis.exceptions import ResponseError
+
+from serving.online.redis_link import TOGETHER, RedisDown, RedisLink, connect
+from tests.conftest import RedisServer, SlowRoad
+
+
+def run(url: str, scenario: Callable[[RedisLink], Awaitable[None]], limit: float = 2.0, pause: float = 2.0) -> None:
+    async def main() -> None:
+        client = connect(url)
+        await RedisLink(client, 2.0).call(lambda c: c.ping())  # a connection is there
+        try:
+            await scenario(RedisLink(client, limit, pause=pause))
+        finally:
+            await client.aclose()
+
+    asyncio.run(main())
+
+
+def test_a_late_event_loop_is_not_taken_for_a_slow_redis(redis_server: RedisServer) -> None:
+    async def scenario(link: RedisLink) -> None:
+        call = asyncio.ensure_future(link.call(lambda c: c.ping()))
+        for _ in range(3):
+            await asyncio.sleep(0)  # the command is on its way
+        time.sleep(0.1)  # the loop is held up for longer than the limit
+        assert await call
+
+    run(redis_server.url, scenario, limit=0.02)
+
+
+def test_the_breaker_lets_one_call_try_after_its_pause() -> None:
+    now, calls = [0.0], [0]
+
+    async def fail(client: object) -> None:
+        calls[0] += 1
+        raise ConnectionError
+
+    async def scenario() -> None:
+        link = RedisLink(None, 1.0, failures=3, pause=2.0, clock=lambda: now[0])  # type: ignore[arg-type]
+        for _ in range(10):
+            with pytest.raises(RedisDown):
+                await link.call(fail)
+        assert calls[0] == 3
+        now[0] = 2.5
+        await asyncio.gather(*(link.call(fail) for _ in range(5)), return_exceptions=True)
+        assert calls[0] == 4
+
+    asyncio.run(scenario())
+
+
+def test_a_call_whose_caller_has_left_fails_in_silence() -> None:
+    reported: list[object] = []
+
+    async def fail(client: object) -> None:
+        await asyncio.sleep(0.01)
+        raise ConnectionError
+
+    async def scenario() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: reported.append(context))
+        caller = asyncio.ensure_future(RedisLink(None, 1.0).call(fail))  # type: ignore[arg-type]
+        for _ in range(3):
+            await asyncio.sleep(0)  # the command is on its way
+        caller.cancel()
+        await asyncio.sleep(0.05)
+        gc.collect()  # a task says what nobody asked for when it is collected
+
+    asyncio.run(scenario())
+    assert reported == []
+
+
+def test_what_is_asked_at_once_shares_a_round_trip(redis_server: RedisServer, slow_road: SlowRoad) -> None:
+    with redis_server.client() as client:
+        for i in range(TOGETHER):
+            client.set(f"k{i}", i)
+        client.rpush("list", "x")
+
+    async def scenario(link: RedisLink) -> None:
+        before = slow_road.sent
+        replies = await asyncio.gather(*(link.ask("GET", f"k{i}") for i in range(TOGETHER)))
+        assert replies == [str(i).encode() for i in range(TOGETHER)]
+        assert slow_road.sent == before + 1
+        good, wrong = await asyncio.gather(link.ask("GET", "k3"), link.ask("GET", "list"), return_exceptions=True)
+        assert good == b"3" and isinstance(wrong, ResponseError)  # a neighbour's error is not ours
+        slow_road.delay = 0.1
+        started = time.monotonic()
+        replies = await asyncio.gather(*(link.ask("GET", f"k{i % TOGETHER}") for i in range(4 * TOGETHER)))
+        assert len(replies) == 4 * TOGETHER and time.monotonic() - started < 1.0  # in turns it would be 6.4 s
+
+    run(slow_road.url, scenario)
+
+
+def test_whoever_gives_up_leaves_the_others_their_replies(slow_road: SlowRoad) -> None:
+    async def scenario(link: RedisLink) -> None:
+        slow_road.delay = 0.05
+        hasty, patient = (asyncio.ensure_future(link.ask("ECHO", word)) for word in ("a", "b"))
+        await asyncio.sleep(0.01)
+        hasty.cancel()
+        assert await patient == b"b"
+
+    run(slow_road.url, scenario)
+
+
+def test_too_much_at_once_is_not_taken_for_a_dead_redis(redis_server: RedisServer) -> None:
+    """A call too large for the limit costs the limit, but does not shut the others out while they are answered."""
+
+    async def scenario(link: RedisLink) -> None:
+        slow = [asyncio.ensure_future(link.call(lambda c: c.blpop("nothing", timeout=0.6))) for _ in range(5)]
+        await asyncio.sleep(0.05)
+        assert await link.ask("PING")
+        failures = await asyncio.gather(*slow, return_exceptions=True)
+        assert {type(failure) for failure in failures} == {RedisDown}
+        assert await link.ask("PING")
+
+    run(redis_server.url, scenario, limit=0.2, pause=60)
+
+
+def test_more_calls_than_connections_wait_instead_of_failing(redis_server: RedisServer) -> None:
+    async def scenario(link: RedisLink) -> None:
+        replies = await asyncio.gather(*(link.call(lambda c: c.ping()) for _ in range(300)))
+        assert all(replies)
+
+    run(redis_server.url, scenario, limit=10.0)

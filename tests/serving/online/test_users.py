@@ -1,0 +1,207 @@
+"""Known histories, the same behaviour in process and in a real Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from serving.online.redis_link import RedisLink, connect
+from serving.online.users import MemoryUsers, RedisUsers, StoreUnavailable, UserStore, digest
+from tests.conftest import RedisServer, SlowRoad
+
+Scenario = Callable[[UserStore], Awaitable[None]]
+
+
+@pytest.fixture(params=["memory", "redis"])
+def run(request: pytest.FixtureRequest) -> Callable[[Scenario], None]:
+    """Runs a scenario on an empty store that keeps 5 items a user."""
+    if request.param == "memory":
+        return lambda scenario: asyncio.run(scenario(MemoryUsers(100, 5)))  # type: ignore[arg-type]
+    server: RedisServer = request.getfixturevalue("redis_server")
+
+    async def with_redis(scenario: Scenario) -> None:
+        client = connect(server.url)
+        await scenario(RedisUsers(RedisLink(client, 2.0), 5))
+        await client.aclose()
+
+    return lambda scenario: asyncio.run(with_redis(scenario))
+
+
+def test_events_are_appended_in_order_and_trimmed_to_the_newest(run: Callable[[Scenario], None]) -> None:
+    async def scenario(users: UserStore) -> None:
+        assert await users.get("u") == []
+        assert await users.append("u", ["a", "b"]) == 2
+        assert await users.append("u", ["c"]) == 3
+        assert await users.get("u") == ["a", "b", "c"]
+        assert await users.append("u", list("defg")) == 5
+        assert await users.get("u") == list("cdefg")
+        assert await users.append("u", list("0123456789")) == 5
+        assert await users.get("u") == list("56789")
+
+    run(scenario)
+
+
+def test_ids_are_strings_whatever_they_look_like(run: Callable[[Scenario], None]) -> None:
+    ids = ["007", "7", " ", "ü/漢字", "a\nb"]
+
+    async def scenario(users: UserStore) -> None:
+        await users.append("ü/7 ", ids)
+        assert await users.get("ü/7 ") == ids
+        assert await users.get("ü/7") == []
+
+    run(scenario)
+
+
+def test_delete_erases_one_user(run: Callable[[Scenario], None]) -> None:
+    async def scenario(users: UserStore) -> None:
+        await users.append("u", ["a"])
+        await users.append("v", ["b"])
+        assert await users.delete("u") is True
+        assert await users.delete("u") is False
+        assert await users.get("u") == [] and await users.get("v") == ["b"]
+
+    run(scenario)
+
+
+def test_concurrent_appends_lose_nothing(run: Callable[[Scenario], None]) -> None:
+    async def scenario(users: UserStore) -> None:
+        await asyncio.gather(*(users.append("u", [str(i)]) for i in range(5)))
+        assert sorted(await users.get("u")) == list("01234")
+
+    run(scenario)
+
+
+def test_memory_is_bounded_by_users() -> None:
+    async def scenario() -> None:
+        users = MemoryUsers(2, 5)
+        for user in "abc":
+            await users.append(user, ["x"])
+        assert await users.get("a") == [] and await users.get("c") == ["x"]
+
+    asyncio.run(scenario())
+
+
+def test_nothing_is_acknowledged_that_is_not_stored(redis_server: RedisServer) -> None:
+    async def scenario() -> None:
+        client = connect(redis_server.url)
+        users = RedisUsers(RedisLink(client, 2.0), 5)
+        await users.append("u", ["a"])
+        redis_server.kill()
+        for work in (users.append("u", ["b"]), users.get("u"), users.delete("u")):
+            with pytest.raises(StoreUnavailable):
+                await work
+        await client.aclose()
+
+    asyncio.run(scenario())
+
+
+def test_replicas_that_append_at_once_lose_nothing(redis_server: RedisServer) -> None:
+    """Four clients of their own append to one user; each one's events stay in its order, and none is missing."""
+
+    async def scenario() -> None:
+        clients = [connect(redis_server.url) for _ in range(4)]
+        stores = [RedisUsers(RedisLink(client, 5.0), 1000) for client in clients]
+
+        async def replica(name: str, users: RedisUsers) -> None:
+            for i in range(0, 100, 2):
+                await users.append("u", [f"{name}{i}", f"{name}{i + 1}"])
+
+        await asyncio.gather(*(replica(name, users) for name, users in zip("abcd", stores, strict=True)))
+        kept = await stores[0].get("u")
+        for name in "abcd":
+            assert [item for item in kept if item[0] == name] == [f"{name}{i}" for i in range(100)]
+        assert len(kept) == 400
+        await asyncio.gather(*(RedisUsers(users._link, 50).append("u", ["x"]) for users in stores))
+        with redis_server.client() as client:
+            assert client.llen(client.keys("*")[0]) == 50  # bounded in Redis, not only in what is read
+        for client in clients:
+            await client.aclose()
+
+    asyncio.run(scenario())
+
+
+def test_the_histories_of_a_batch_are_one_round_trip(redis_server: RedisServer, slow_road: SlowRoad) -> None:
+    async def scenario() -> None:
+        client = connect(slow_road.url)
+        users = RedisUsers(RedisLink(client, 5.0), 5)
+        for i in range(16):
+            await users.append(f"u{i}", [str(i)])
+        before = slow_road.sent
+        histories = await asyncio.gather(*(users.get(f"u{i}") for i in range(16)))
+        assert histories == [[str(i)] for i in range(16)] and slow_road.sent == before + 1
+        await client.aclose()
+
+    asyncio.run(scenario())
+
+
+def test_a_full_redis_refuses_events_and_still_tells_and_erases(redis_server: RedisServer) -> None:
+    async def scenario() -> None:
+        client = connect(redis_server.url)
+        users = RedisUsers(RedisLink(client, 2.0), 5)
+        await users.append("u", ["a"])
+        redis_server.fill()
+        for _ in range(5):
+            with pytest.raises(StoreUnavailable, match="make room"):
+                await users.append("u", ["b"])
+        assert await users.get("u") == ["a"]
+        assert await users.delete("u") is True
+        redis_server.make_room()
+        assert await users.append("u", ["c"]) == 1
+        await client.aclose()
+
+    asyncio.run(scenario())
+
+
+def test_something_else_under_the_key_is_refused_until_the_user_is_erased(redis_server: RedisServer) -> None:
+    async def scenario() -> None:
+        client = connect(redis_server.url)
+        users = RedisUsers(RedisLink(client, 2.0), 5)
+        await users.append("u", ["a"])
+        with redis_server.client() as direct:
+            direct.set(direct.keys("*")[0], "somebody else's")
+        for work in (users.append("u", ["b"]), users.get("u")):
+            with pytest.raises(StoreUnavailable, match="erase this user"):
+                await work
+        assert await users.delete("u") is True
+        assert await users.append("u", ["b"]) == 1
+        await client.aclose()
+
+    asyncio.run(scenario())
+
+
+def test_a_stalled_redis_is_told_of_within_the_limit(redis_server: RedisServer) -> None:
+    async def scenario() -> None:
+        client = connect(redis_server.url)
+        users = RedisUsers(RedisLink(client, 0.1), 5)
+        await users.append("u", ["a"])
+        redis_server.freeze()
+        try:
+            started = time.monotonic()
+            for _ in range(50):
+                with pytest.raises(StoreUnavailable):
+                    await users.append("u", ["b"])
+            assert time.monotonic() - started < 1.0
+        finally:
+            redis_server.thaw()
+        await client.aclose()
+
+    asyncio.run(scenario())
+
+
+def test_no_user_id_is_readable_in_redis(redis_server: RedisServer) -> None:
+    async def scenario() -> None:
+        client = connect(redis_server.url)
+        await RedisUsers(RedisLink(client, 2.0), 5, b"secret").append("alice@example.com", ["a"])
+        await client.aclose()
+
+    asyncio.run(scenario())
+    with redis_server.client() as client:
+        keys = client.keys("*")
+        assert len(keys) == 1 and b"alice" not in keys[0]
+
+
+def test_the_digest_depends_on_the_secret() -> None:
+    assert len({digest("u"), digest("u", b"s"), digest("v"), digest("v", b"s")}) == 4

@@ -1,0 +1,234 @@
+"""The search against its slow reference: same items, same order, same scores, alone and in any batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serving.bundle import Bundle
+from serving.engine import Engine
+from serving.errors import EngineError, RequestError
+from serving.reference import Reference
+from serving.search.beam import reason
+from serving.types import Answer, Request, Rules, RuntimeName
+from tests.builders import tiny_model
+
+TOLERANCE = 1e-4
+RUNTIMES: list[RuntimeName] = ["eager", "onnx", *(["cuda"] if torch.cuda.is_available() else [])]  # type: ignore[list-item]
+
+
+def ask(engine: Engine, *requests: Request) -> list[Answer]:
+    return engine.search(list(requests), engine.encode([request.history for request in requests]))
+
+
+def assert_as_reference(bundle: Bundle, request: Request, answer: Answer) -> None:
+    """Same items, same order, same scores. Random weights leave no ties."""
+    if request.paths is not None:
+        bundle = replace(bundle, settings=replace(bundle.settings, paths=request.paths))
+    reference = Reference(bundle, request.history, request.reasoning_steps)
+    permitted = np.flatnonzero(bundle.catalogue.permitted(request.rules)).tolist()
+    dense = bundle.dense_weight if request.dense_weight is None else request.dense_weight
+    near = bundle.neighbours_weight if request.neighbours_weight is None else request.neighbours_weight
+    expected = reference.search(request.beam_width, permitted, dense or None, near)[: request.k]
+    assert answer.items == [item for item, _ in expected]
+    np.testing.assert_allclose(answer.scores, [score for _, score in expected], atol=TOLERANCE)
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> tuple[Bundle, list[Request]]:
+    """A random small model over a random trie, and up to nine requests that share a search."""
+    seed = draw(st.integers(0, 10_000))
+    items = draw(st.integers(1, 40))
+    levels = draw(st.integers(1, 4))
+    bundle = tiny_model(
+        items,
+        sizes=((40,), (8, 7), (5, 4, 4), (4, 3, 3, 3))[levels - 1],
+        seed=seed,
+        max_steps=3,
+        reasoning_codes=draw(st.sampled_from([0, 3, 8])),
+        step_form=draw(st.sampled_from(["token", "state", "both"])),
+        attention=draw(st.sampled_from(["bidirectional", "causal-by-item"])),
+        suffix_tokens=draw(st.sampled_from([(), (1,)])),
+        temperature=draw(st.sampled_from([1.0, 0.8])),
+        merge=draw(st.sampled_from(["logsumexp", "max"])),
+        dense_candidates=draw(st.sampled_from([0, 4])),
+        neighbours=True,
+    )
+    rng = np.random.default_rng(seed)
+    batch, steps = draw(st.integers(1, 9)), draw(st.integers(0, 3))
+    width = draw(st.sampled_from([1, 3, 10, 50]))
+    paths, ruled = draw(st.integers(1, 4)), draw(st.booleans())
+    dense = draw(st.sampled_from([(0.0,), (0.7,), (0.0, 0.7)]))  # the same for all, or mixed in one batch
+    near = draw(st.sampled_from([(0.0,), (1.5,), (0.0, 1.5, 0.2)]))
+
+    def some(most: int) -> tuple[int, ...]:
+        return tuple(rng.integers(0, items, rng.integers(0, most)).tolist())
+
+    def rules() -> Rules:
+        return Rules(
+            exclude=some(9),
+            deny=some(items),
+            allow=some(2 * items) if rng.random() < 0.3 else None,
+            categories=("even",) if items > 1 and rng.random() < 0.3 else (),
+            catalogue="small" if rng.random() < 0.2 else None,
+        )
+
+    return bundle, [
+        Request(
+            some(9),
+            width,
+            width,
+            steps,
+            rules() if ruled else Rules(),
+            dense[i % len(dense)],
+            near[i % len(near)],
+            paths=paths,
+        )
+        for i in range(batch)
+    ]
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@settings(max_examples=40, deadline=None)
+@given(world=worlds())
+def test_answers_are_those_of_the_reference(runtime, world):
+    bundle, requests = world
+    engine = Engine(bundle, runtime=runtime)
+    for request, answer in zip(requests, ask(engine, *requests), strict=True):
+        assert_as_reference(bundle, request, answer)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@settings(max_examples=10, deadline=None)
+@given(world=worlds())
+def test_an_answer_is_the_same_alone_and_in_any_batch(runtime, world):
+    bundle, requests = world
+    engine = Engine(bundle, runtime=runtime)
+    together = ask(engine, *requests)
+    for request, answer in zip(requests, together, strict=True):
+        (alone,) = ask(engine, request)
+        assert alone.items == answer.items
+        np.testing.assert_allclose(alone.scores, answer.scores, atol=1e-5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000), k=st.integers(1, 12), steps=st.integers(0, 2), paths=st.integers(1, 3))
+def test_k_never_shrinks(seed, k, steps, paths):
+    bundle = tiny_model(
+        40, seed=seed, paths=paths, neighbours=True, neighbours_weight=seed % 3, dense_candidates=4 * (seed % 2)
+    )
+    rng = np.random.default_rng(seed)
+    rules = Rules(exclude=tuple(rng.choice(40, int(rng.integers(0, 41)), replace=False).tolist()))
+    (answer,) = ask(Engine(bundle), Request((1, 2), k, 12, steps, rules))
+    permitted = set(range(40)) - set(rules.exclude)
+    assert len(set(answer.items)) == len(answer.items) == min(k, len(permitted))
+    assert set(answer.items) <= permitted
+    assert answer.scores == sorted(answer.scores, reverse=True)
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_a_wide_beam_scores_every_item_as_brute_force_does(steps):
+    bundle = tiny_model(30, seed=1)
+    (answer,) = ask(Engine(bundle), Request((1, 2, 3), 30, 30, steps))
+    reference = Reference(bundle, (1, 2, 3), steps)
+    (path,) = reference.paths()
+    every = np.array([reference.score(path, item) for item in reference.items])
+    assert answer.items == np.argsort(-every).tolist()
+    np.testing.assert_allclose(answer.scores, np.sort(every)[::-1], atol=TOLERANCE)
+
+
+def test_equal_scores_are_ordered_by_token_path():
+    """With all weights zero every token is equally likely, so every item is: nothing but the rule decides."""
+    bundle = tiny_model(40, seed=2)
+    for parameter in bundle.network.parameters():
+        parameter.data.zero_()
+    order = np.lexsort(bundle.catalogue.tokens.T[::-1]).tolist()
+    for width in (5, 40):
+        for paths in (1, 3):
+            request = Request((1, 2), width, width, 2, paths=paths)
+            assert ask(Engine(bundle), request, request)[1].items == order[:width]
+
+
+def test_an_explanation_adds_up():
+    bundle = tiny_model(seed=3, step_form="token")
+    engine = Engine(bundle)
+    (answer,) = ask(engine, Request((1, 2, 3), 5, 64, 1, explain=True))
+    (path,) = Reference(bundle, (1, 2, 3), 1).paths()
+    assert answer.trace is not None and answer.trace.reasoning_tokens == list(path.tokens)
+    np.testing.assert_allclose(answer.trace.reasoning_log_probs, [path.log_prob], atol=TOLERANCE)
+    np.testing.assert_allclose(np.sum(answer.trace.token_log_probs, axis=1), answer.scores, atol=TOLERANCE)
+
+
+def test_several_paths_cost_no_rows_of_the_beam(monkeypatch: pytest.MonkeyPatch):
+    bundle = tiny_model(seed=4, paths=5)
+    engine = Engine(bundle)
+    rows = []
+    step = engine.runtime.step
+
+    def counted(x: torch.Tensor, *rest: object) -> object:
+        rows.append(x.shape[1])
+        return step(x, *rest)
+
+    monkeypatch.setattr(engine.runtime, "step", counted)
+    ask(engine, Request((1, 2), 6, 6, 2))
+    assert rows == [1, 5, 5, 6, 6]  # start, two steps of five paths, two item tokens of six beams
+
+
+def test_paths_are_the_likeliest(monkeypatch: pytest.MonkeyPatch):
+    bundle = tiny_model(seed=5, step_form="both", paths=3)
+    engine = Engine(bundle)
+    state = torch.from_numpy(engine.encode([(4, 8)])[0].hidden.astype(np.float32))[None]
+    memory = engine.runtime.memory(state, torch.ones(state.shape[:2], dtype=torch.bool))
+    with torch.inference_mode():
+        reasoned = reason(engine.runtime, bundle.search_settings, memory, 2)
+    expected: Sequence = Reference(bundle, (4, 8), 2).paths()
+    assert [tuple(path) for path in reasoned.tokens[0].tolist()] == [path.tokens for path in expected]
+    np.testing.assert_allclose(reasoned.scores[0].numpy(), [path.log_prob for path in expected], atol=TOLERANCE)
+    for found, path in zip(reasoned.states[0], expected, strict=True):
+        np.testing.assert_allclose(found.numpy(), torch.stack(path.states).numpy(), atol=TOLERANCE)
+
+
+def test_scores_that_are_no_numbers_are_an_error():
+    bundle = tiny_model(seed=6)
+    engine = Engine(bundle)
+    bundle.network.t5.decoder.final_layer_norm.weight.data.fill_(float("nan"))
+    with pytest.raises(EngineError, match="not numbers"):
+        ask(engine, Request((1, 2), 5, 10, 1))
+
+
+@pytest.mark.parametrize("row", [-1, 60, 2**40])
+def test_a_history_with_an_item_that_does_not_exist_is_an_error(row):
+    engine = Engine(tiny_model(60))
+    with pytest.raises(RequestError, match=f"row {row}; the catalogue has 0 to 59") as caught:
+        engine.encode([(0, 59), (3, row)])
+    assert caught.value.field == "history"
+    assert len(engine.encode([(row, *range(6))])) == 1  # of six items that are read it is none
+
+
+def test_a_runtime_that_is_not_there_is_an_error():
+    with pytest.raises(ValueError, match="no runtime 'tpu'"):
+        Engine(tiny_model(), runtime="tpu")  # type: ignore[arg-type]
+    if not torch.cuda.is_available():
+        with pytest.raises(EngineError, match="no CUDA device"):
+            Engine(tiny_model(), runtime="cuda")
+
+
+@pytest.mark.parametrize("sizes", [(1,), (3, 1), (40,)])
+@pytest.mark.parametrize("steps", [0, 2])
+def test_small_catalogues_have_a_defined_answer(sizes, steps):
+    """One item, one level, k larger than the catalogue, an empty history, and every item denied."""
+    items = min(3, int(np.prod(sizes)))
+    bundle = tiny_model(items, sizes=sizes)
+    engine = Engine(bundle)
+    nobody = Rules(deny=tuple(range(items)))
+    open_request, shut = Request((), 50, 50, steps), Request((0,), 50, 50, steps, nobody)
+    found, none = ask(engine, open_request, shut)
+    assert_as_reference(bundle, open_request, found)
+    assert sorted(found.items) == list(range(items))
+    assert none.items == [] and none.scores == []

@@ -1,0 +1,172 @@
+"""Training thinks exactly as serving does: the same tokens, states and scores as the search and as brute force."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from serving.bundle import Bundle
+from serving.items.histories import history_tokens
+from serving.items.trie import build_trie
+from serving.network.eager import EagerRuntime
+from serving.network.model import Memory
+from serving.reference import Reference
+from serving.search.beam import reason, search
+from tests.builders import tiny_model
+from training.stages.losses import token_log_probs
+from training.stages.reasoning import Thought, answer, residual_label, sinkhorn, think
+
+FORMS = ("token", "state", "both")
+HISTORIES = [(1, 2, 3), (4,), (9, 8, 7, 6, 5, 4, 3, 2)]
+
+
+def read(bundle: Bundle) -> Memory:
+    settings, t5 = bundle.settings, bundle.network.t5
+    tokens, mask = history_tokens(HISTORIES, bundle.catalogue.tokens, settings.max_items, settings.suffix_tokens)
+    return t5.memory(t5.encode(tokens, mask, settings.attention, bundle.vocabulary.tokens_per_item), mask)
+
+
+def follow(bundle: Bundle, memory: Memory, tokens: torch.Tensor) -> Thought:
+    """Thinks along given tokens (B, Q, l)."""
+    start = bundle.vocabulary.start_tokens[tokens.shape[-1]]
+    return think(bundle.network, memory, start, tokens.shape[-1], lambda i, *_: tokens[..., i - 1], tokens.shape[1])
+
+
+def all_items(bundle: Bundle, paths: int) -> torch.Tensor:
+    """Shape: (B, paths, M), the first items of the catalogue."""
+    items = torch.from_numpy(bundle.catalogue.tokens.astype(np.int64))
+    return items[:paths].expand(len(HISTORIES), -1, -1)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("steps", [0, 1, 3])
+@torch.no_grad()
+def test_training_scores_an_item_as_brute_force_does(form, steps):
+    bundle = tiny_model(12, seed=steps, step_form=form, suffix_tokens=(1,), temperature=0.8)
+    lo, hi = bundle.vocabulary.reasoning_range
+    path = torch.randint(lo, hi, (steps,), generator=torch.Generator().manual_seed(1))
+    memory = read(bundle)
+    thought = follow(bundle, memory, path.expand(len(HISTORIES), 12, -1))
+    items = all_items(bundle, 12)
+    logits, _ = answer(bundle.network, memory, thought, items)
+    scores = token_log_probs(logits, items, 0.8).sum(-1)
+    pairs = zip(thought.logits, thought.tokens, strict=True) if form != "state" else ()
+    reasoning = torch.stack([torch.zeros_like(scores), *(token_log_probs(*pair, 0.8) for pair in pairs)]).sum(0)
+    for row, history in enumerate(HISTORIES):
+        reference = Reference(bundle, history, steps)
+        taken = reference.path((0,) * steps if form == "state" else tuple(path.tolist()))
+        expected = [reference.score(taken, item) for item in reference.items]
+        np.testing.assert_allclose(scores[row].numpy(), expected, atol=1e-4)
+        np.testing.assert_allclose(reasoning[row].numpy(), taken.log_prob, atol=1e-4)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("attention", ["bidirectional", "causal-by-item"])
+@torch.no_grad()
+def test_own_greedy_tokens_and_states_are_those_of_the_search(form, attention):
+    bundle = tiny_model(20, seed=4, step_form=form, attention=attention)
+    network, settings = bundle.network, bundle.search_settings
+    items = torch.from_numpy(bundle.catalogue.tokens.astype(np.int64))
+    runtime = EagerRuntime(network, items, attention)
+    memory = read(bundle)
+    lo, hi = settings.reasoning_range
+    thought = think(
+        network, memory, settings.start_tokens[3], 3, lambda _, logits, __: logits[..., lo:hi].argmax(-1) + lo
+    )
+    reasoned = reason(runtime, settings, memory, 3)
+    if form != "state":
+        assert torch.equal(torch.stack(thought.tokens, -1), reasoned.tokens)
+    found = search(runtime, build_trie(bundle.catalogue.tokens), settings, memory, steps=3, beam_width=64)
+    best = items[found.items[:, 0]].unsqueeze(1)
+    logits, state = answer(network, memory, thought, best)
+    torch.testing.assert_close(torch.stack([*thought.states, state], 2), reasoned.states, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(token_log_probs(logits, best)[:, 0], found.token_log_probs[:, 0], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@torch.no_grad()
+def test_paths_side_by_side_equal_paths_one_by_one(form):
+    bundle = tiny_model(20, seed=2, step_form=form)
+    memory, paths, steps = read(bundle), 5, 3
+    lo, hi = bundle.vocabulary.reasoning_range
+    tokens = torch.randint(lo, hi, (len(HISTORIES), paths, steps), generator=torch.Generator().manual_seed(3))
+    items = all_items(bundle, paths)
+    together = follow(bundle, memory, tokens)
+    logits, state = answer(bundle.network, memory, together, items)
+    for path in range(paths):
+        alone = follow(bundle, memory, tokens[:, path : path + 1])
+        one_logits, one_state = answer(bundle.network, memory, alone, items[:, path : path + 1])
+        torch.testing.assert_close(logits[:, path : path + 1], one_logits)
+        torch.testing.assert_close(state[:, path : path + 1], one_state)
+        for mine, its in zip(together.states, alone.states, strict=True):
+            torch.testing.assert_close(mine[:, path : path + 1], its)
+
+
+def test_a_later_token_of_an_item_does_not_reach_back():
+    bundle = tiny_model(20, seed=2)
+    memory = read(bundle)
+    lo, _ = bundle.vocabulary.reasoning_range
+    thought = follow(bundle, memory, torch.full((len(HISTORIES), 1, 2), lo))
+    items = all_items(bundle, 1).clone()
+    before, state = answer(bundle.network, memory, thought, items)
+    items[..., 1] = items[..., 1] + 1
+    after, same_state = answer(bundle.network, memory, thought, items)
+    torch.testing.assert_close(before[:, :, :2], after[:, :, :2])
+    torch.testing.assert_close(state, same_state)
+    assert not torch.allclose(before[:, :, 2], after[:, :, 2])
+
+
+def test_the_gradient_of_the_answer_reaches_back_through_every_step():
+    bundle = tiny_model(20, seed=2, step_form="state")
+    memory = read(bundle)
+    thought = follow(bundle, memory, torch.zeros(len(HISTORIES), 1, 3, dtype=torch.int64))
+    for state in thought.states:
+        state.retain_grad()
+    logits, _ = answer(bundle.network, memory, thought, all_items(bundle, 1))
+    logits.square().mean().backward()
+    assert all(state.grad is not None and state.grad.abs().max() > 0 for state in thought.states)
+
+
+def test_the_label_is_the_nearest_code_to_what_is_missing():
+    bundle = tiny_model(20, seed=6, reasoning_codes=8)
+    network, (lo, hi) = bundle.network, bundle.vocabulary.reasoning_range
+    target, state = torch.randn(10, 16), torch.randn(10, 16)
+    label, residual = residual_label(network, target, state, (lo, hi), balanced=False)
+    torch.testing.assert_close(residual, network.heads.residual(target - state))
+    for row in range(10):
+        distances = [float((network.t5.shared.weight[code] - residual[row]).detach().norm()) for code in range(lo, hi)]
+        assert int(label[row]) == lo + int(np.argmin(distances))
+    assert residual.requires_grad and not label.requires_grad
+
+
+def test_balanced_labels_spread_where_the_nearest_code_would_be_one_alone():
+    bundle = tiny_model(20, seed=6, reasoning_codes=8)
+    network, (lo, hi) = bundle.network, bundle.vocabulary.reasoning_range
+    torch.manual_seed(0)
+    with torch.no_grad():
+        network.t5.shared.weight[lo + 1 : hi] += 30.0  # all codes but one are far from every residual
+    target, state = torch.randn(64, 16), torch.randn(64, 16)
+    collapsed, _ = residual_label(network, target, state, (lo, hi), balanced=False)
+    spread, _ = residual_label(network, target, state, (lo, hi), balanced=True)
+    assert collapsed.unique().tolist() == [lo]
+    counts = torch.bincount(spread - lo, minlength=hi - lo)
+    assert (counts > 0).sum() >= 6 and counts.max() <= 40  # 8 each if the few rounds were exact
+
+
+def test_sinkhorn_balances():
+    torch.testing.assert_close(sinkhorn(torch.zeros(4, 2)), torch.full((4, 2), 0.5))
+    torch.manual_seed(0)
+    scores = torch.randn(64, 8)
+    scores[:, 0] += 3  # every row likes the first code best
+    assert (scores.argmax(1) == 0).float().mean() > 0.8
+    plan = sinkhorn(scores)
+    torch.testing.assert_close(plan.sum(1), torch.ones(64))
+    assert (plan.sum(0) - 8).abs().max() < 3  # 64 rows over 8 codes, in five rounds
+    assert torch.bincount(plan.argmax(1), minlength=8).max() < 20
+
+
+def test_sinkhorn_does_not_care_for_the_unit_of_the_scores():
+    torch.manual_seed(0)
+    scores = torch.randn(32, 4)
+    torch.testing.assert_close(sinkhorn(scores), sinkhorn(1000 * scores + 5), atol=1e-4, rtol=1e-3)

@@ -1,0 +1,232 @@
+"""Killed anywhere and run again, training ends with the very weights of an undisturbed run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import closing
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from tests.training.shops import command, write_shop
+from tests.training.small import small_config, small_workspace
+from training import pipeline
+from training.__main__ import main
+from training.config import StageConfig
+from training.stages import loop
+from training.stages.loop import Log, run_stage
+from training.stages.ranks import Share
+
+ROOT = Path(__file__).parents[3]
+FILES = ("model/model.safetensors", "heads.safetensors", "catalogue.parquet")
+
+
+PROCESSES = multiprocessing.get_context("forkserver")  # each a process of its own, without seconds of imports
+PROCESSES.set_forkserver_preload(["training.__main__", "torch.utils.tensorboard", "transformers"])
+
+
+def launch(data: Path, out: Path) -> ForkServerProcess:
+    process = PROCESSES.Process(target=main, args=(command("run", data, out),))
+    process.start()
+    return process
+
+
+def steps_done(work: Path, stage: str) -> int:
+    try:
+        with safe_open(work / f"{stage}.latest.safetensors", "pt") as file:
+            return json.loads(file.metadata()["meta"])["step"]
+    except FileNotFoundError:
+        return -1
+
+
+MOMENTS: dict[str, Callable[[Path], bool]] = {
+    "before the semantic IDs": lambda work: (work / "run.json").exists(),
+    "after the semantic IDs": lambda work: (work / "semantic_ids.safetensors").exists(),
+    "in stage 1": lambda work: steps_done(work, "pretrain") >= 5,
+    "in stage 2": lambda work: steps_done(work, "sft") >= 5,
+    "as stage 3 begins": lambda work: (work / "rl.best.safetensors").exists(),
+    "in stage 3": lambda work: steps_done(work, "rl") >= 5,
+    "while the bundle is made": lambda work: (work / "stages.json").exists(),
+}
+
+
+def test_kill_9_at_any_moment_does_not_change_the_weights(tmp_path):
+    data = write_shop(tmp_path / "shop")
+    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
+    arguments = [sys.executable, "-m", "training", *command("run", data, undisturbed)]
+    whole = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    killed = []
+    for moment, reached in MOMENTS.items():
+        process = launch(data, disturbed)
+        deadline = time.monotonic() + 90
+        while not reached(tmp_path / "disturbed.work"):
+            assert process.exitcode is None and time.monotonic() < deadline, moment
+            time.sleep(0.002)
+        process.kill()
+        process.join()
+        killed.append(process.exitcode)
+    assert killed.count(-9) >= len(MOMENTS) - 1  # a slow machine may notice the last moment when all is over
+    last = launch(data, disturbed)
+    last.join(120)
+    assert (last.exitcode, whole.wait(timeout=120)) == (0, 0)
+    for name in FILES:
+        digests = {hashlib.sha256((folder / name).read_bytes()).hexdigest() for folder in (undisturbed, disturbed)}
+        assert len(digests) == 1, name
+    first, second = (json.loads((folder / "bundle.json").read_text()) for folder in (undisturbed, disturbed))
+    for manifest in (first, second):
+        for row in (*manifest["accuracy"], *manifest["about"]["choices"]):
+            del row["seconds"]
+        for stage in manifest["about"]["stages"].values():
+            del stage["seconds"]
+    assert first["accuracy"] == second["accuracy"] and first["about"] == second["about"]
+
+
+class Killed(BaseException):
+    """What no code may catch, as no code can catch SIGKILL."""
+
+
+def train(
+    folder: Path, die_at: int | None, monkeypatch: pytest.MonkeyPatch
+) -> tuple[dict[str, torch.Tensor], loop.Outcome]:
+    """A stage of 12 steps with dropout, a sometimes unused parameter and a validation that does not always improve.
+
+    die_at: dies at the so-many-th write, step or evaluation of this process.
+    """
+    torch.manual_seed(0)
+    first, second = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+    network = torch.nn.ModuleList([first, second])
+    events = 0
+
+    def live() -> None:
+        nonlocal events
+        events += 1
+        if events == die_at:
+            raise Killed
+
+    def step(number: int, _: Share) -> tuple[torch.Tensor, dict[str, float]]:
+        live()
+        x = torch.randn(5, 4)
+        y = torch.nn.functional.dropout(first(x), 0.3)
+        return (second(y) if number % 4 == 3 else y).square().mean(), {}
+
+    def evaluate() -> dict[str, Any]:
+        live()
+        return {"score": -abs(float(first.weight.detach().norm()) - 0.8)}  # falls through 0.8 as it trains
+
+    def dying_save(*arguments: Any) -> None:
+        live()
+        save(*arguments)
+        live()
+
+    save = loop.save_checkpoint
+    config = StageConfig(steps=12, batch_size=1, lr=0.05, warmup=3, eval_every=2, checkpoint_every=3)
+    with monkeypatch.context() as patched, closing(Log(folder)) as log:
+        patched.setattr(loop, "save_checkpoint", dying_save)
+        outcome = run_stage("stage", network, config, 0, folder, step, evaluate, log)
+    return {name: value.clone() for name, value in network.state_dict().items()}, outcome
+
+
+def test_a_stage_that_dies_at_each_of_its_steps_writes_and_evaluations_ends_the_same(tmp_path, monkeypatch):
+    weights, outcome = train(tmp_path / "whole", None, monkeypatch)
+    assert 0 < outcome.best_step < 12  # so that the best weights are neither the first nor the last
+    moments = 0
+    for die_at in range(1, 100):
+        folder = tmp_path / str(die_at)
+        try:
+            train(folder, die_at, monkeypatch)
+            break  # it got to the end before the moment came
+        except Killed:
+            moments += 1
+        again, same = train(folder, None, monkeypatch)
+        assert (same.best, same.best_step) == (outcome.best, outcome.best_step), die_at
+        assert all(torch.equal(again[name], value) for name, value in weights.items()), die_at
+        with safe_open(folder / "stage.latest.safetensors", "pt") as ours:
+            with safe_open(tmp_path / "whole/stage.latest.safetensors", "pt") as theirs:
+                assert list(ours.keys()) == list(theirs.keys())
+                assert all(torch.equal(ours.get_tensor(k), theirs.get_tensor(k)) for k in ours.keys()), die_at
+    assert moments > 25
+
+
+@pytest.mark.parametrize(
+    "setting", ["sft.preference_weight=1", "sft.label_refresh=once", "sft.target=content", "rl.rollouts=beam"]
+)
+def test_what_a_stage_takes_from_its_first_weights_is_there_again_after_a_kill(setting, tmp_path, monkeypatch):
+    """Killed in the middle of a stage whose loss knows the weights it started from, and run again."""
+    stages = ("pretrain", "sft", "rl") if setting.startswith("rl.") else ("pretrain", "sft")
+    config = small_config(setting, *(f"{stage}.{what}" for stage in stages for what in (
+        "steps=4", "batch_size=8", "checkpoint_every=2", "eval_every=0", "warmup=0", "lr=0.01")))  # fmt: skip
+    last = pipeline.TRAINED[stages[-1]]
+
+    class Dying(last):  # type: ignore[misc, valid-type]
+        def __call__(self, step: int, share: Share) -> tuple[torch.Tensor, dict[str, float]]:
+            if step == 3:
+                raise Killed
+            return super().__call__(step, share)
+
+    def run(folder: Path) -> dict[str, torch.Tensor]:
+        work = small_workspace(config)
+        with closing(Log(folder)) as log:
+            for stage in stages:
+                pipeline.train_stage(stage, work, folder, log)
+        with safe_open(folder / f"{stages[-1]}.latest.safetensors", "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}
+
+    undisturbed = run(tmp_path / "undisturbed")
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setitem(pipeline.TRAINED, stages[-1], Dying)
+        run(tmp_path / "killed")
+    again = run(tmp_path / "killed")
+    assert again.keys() == undisturbed.keys()
+    assert all(torch.equal(again[name], value) for name, value in undisturbed.items())
+
+
+def test_a_stage_dying_again_and_again_still_ends_the_same(tmp_path, monkeypatch):
+    weights, _ = train(tmp_path / "whole", None, monkeypatch)
+    deaths, again = 0, None
+    while again is None:
+        try:
+            again, _ = train(tmp_path / "often", 9, monkeypatch)
+        except Killed:
+            deaths += 1
+        assert deaths < 60
+    assert deaths > 2
+    assert all(torch.equal(again[name], value) for name, value in weights.items())
+
+
+def test_a_stage_cannot_make_validation_worse(tmp_path):
+    network = torch.nn.Linear(2, 2)
+    before = network.weight.detach().clone()
+    scores = iter([1.0, 0.5, 0.7])
+    log = Log(tmp_path)
+    outcome = run_stage("s", network, StageConfig(steps=4, eval_every=2, lr=0.1, warmup=0), 0, tmp_path,
+                        lambda *_: (network(torch.ones(1, 2)).sum(), {}), lambda: {"score": next(scores)},
+                        log)  # fmt: skip
+    log.close()
+    assert (outcome.best_step, outcome.best["score"]) == (0, 1.0)
+    assert torch.equal(network.weight, before)
+
+
+def test_the_learning_rate_warms_up_and_falls_to_a_tenth():
+    config = StageConfig(steps=110, warmup=10)
+    factors = [loop.learning_rate_factor(step, config) for step in range(111)]
+    assert factors[0] == pytest.approx(0.1) and factors[9] == 1.0 and factors[10] == pytest.approx(1.0)
+    assert factors[60] == pytest.approx(0.55)  # half way: 0.55 + 0.45 cos(pi / 2)
+    assert factors[110] == pytest.approx(0.1)
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+
+
+def test_weight_decay_leaves_embeddings_norms_and_biases_alone():
+    network = torch.nn.ModuleDict({"shared": torch.nn.Embedding(3, 2), "wi": torch.nn.Linear(2, 2)})
+    decayed, free = loop._groups(network, 0.1)
+    assert [p is network["wi"].weight for p in decayed["params"]] == [True] and decayed["weight_decay"] == 0.1
+    assert len(free["params"]) == 2 and free["weight_decay"] == 0.0

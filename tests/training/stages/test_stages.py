@@ -1,0 +1,350 @@
+"""The step of every stage: its losses fall when trained, in every form; what it must not see, it does not see."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.training.small import overfit, small_config, small_workspace
+from training.evaluate import validate
+from training.stages import pretrain, sft
+from training.stages.losses import nll
+from training.stages.pretrain import PretrainStep, start
+from training.stages.reasoning import Thought, answer, think
+from training.stages.rl import RlStep
+from training.stages.sft import Labeller, SftStep
+from training.workspace import Workspace
+
+LITERAL = Path(__file__).parents[3] / "training/literal.yaml"
+SILENT = [f"sft.{name}_weight=0" for name in ("plain", "answer", "reasoning", "state", "quantization", "preference")]
+
+NO_REWARD = [f"rl.{name}_reward=0" for name in ("format", "match", "similarity", "likelihood", "rank")]
+
+
+def fell(values: list[float], share: float = 0.8) -> bool:
+    return all(map(math.isfinite, values)) and np.mean(values[-3:]) < share * np.mean(values[:3])
+
+
+def same_network(first: torch.nn.Module, second: torch.nn.Module) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("term", ["nll", "nll_similar"])
+def test_stage_1_falls(term):
+    config = small_config("pretrain.batch_size=24")
+    work = small_workspace(config)
+    assert fell(overfit(PretrainStep(work, config.pretrain), work.network, term))
+
+
+def test_stage_1_is_the_weighted_sum_of_what_it_logs():
+    config = small_config("pretrain.plain_weight=2", "pretrain.similar_weight=0.5")
+    loss, terms = PretrainStep(small_workspace(config), config.pretrain)(0)
+    assert float(loss.detach()) == pytest.approx(float(2 * terms["nll"] + 0.5 * terms["nll_similar"]), rel=1e-5)
+
+
+def test_stage_1_writes_whole_similar_items_before_the_target_and_announces_their_length(monkeypatch):
+    config = small_config("pretrain.similar_items=2", "pretrain.neighbours=4", "pretrain.plain_weight=0",
+                          "model.max_steps=8")  # fmt: skip
+    work = small_workspace(config)
+    seen: list = []
+
+    def seen_start(work: Workspace, batch: int, steps: int) -> Thought:
+        seen.append(steps)
+        return start(work, batch, steps)
+
+    def seen_nll(logits: torch.Tensor, tokens: torch.Tensor, *how: float) -> torch.Tensor:
+        seen.append(tokens)
+        return nll(logits, tokens, *how)
+
+    monkeypatch.setattr(pretrain, "start", seen_start)
+    monkeypatch.setattr(pretrain, "nll", seen_nll)
+    step = PretrainStep(work, config.pretrain)
+    step(3)
+    steps, sequence = seen
+    assert steps == 6 and sequence.shape[1:] == (1, 9)  # two items of three tokens, then the target's
+    rows = {tuple(tokens): row for row, tokens in enumerate(work.item_tokens.tolist())}
+    assert step.nearest is not None
+    for tokens in sequence[:, 0].tolist():
+        first, second, target = (rows[tuple(tokens[at : at + 3])] for at in (0, 3, 6))
+        assert len({first, second, target}) == 3
+        assert {first, second} <= set(step.nearest[target].tolist())
+
+
+def test_stage_1_without_similar_items_is_a_plain_tiger():
+    config = small_config("pretrain.similar_weight=0")
+    work = small_workspace(config)
+    loss, terms = PretrainStep(work, config.pretrain)(0)
+    assert set(terms) == {"nll"} and float(loss.detach()) == pytest.approx(float(terms["nll"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "term", "settings"),
+    [
+        ("plain", "nll_plain", ()),
+        ("answer", "nll_answer", ()),
+        ("reasoning", "nll_reasoning", ("sft.labels=random",)),
+        ("reasoning", "nll_reasoning", ("sft.labels=residual",)),
+        ("quantization", "quantization", ()),
+        ("state", "state", ("sft.state_loss=contrastive",)),
+        ("state", "state", ("sft.state_loss=full_softmax",)),
+        ("preference", "preference", ()),
+    ],
+)
+def test_each_loss_of_stage_2_falls_when_it_alone_is_trained(name, term, settings):
+    config = small_config(*SILENT, f"sft.{name}_weight=1", "sft.batch_size=24", *settings)
+    work = small_workspace(config)
+    step = SftStep(work, config.sft)
+    values = overfit(step, work.network, term)
+    assert fell(values)
+    assert set(step(0)[1]) == {term}
+
+
+@pytest.mark.parametrize("form", ["token", "state", "both"])
+@pytest.mark.parametrize("labels", ["residual", "random", "pause"])
+@pytest.mark.parametrize("inputs", ["own", "label"])
+def test_stage_2_learns_to_answer_in_every_form(form, labels, inputs):
+    config = small_config(
+        f"model.step_form={form}", f"sft.labels={labels}", f"sft.inputs={inputs}", "sft.batch_size=24"
+    )
+    work = small_workspace(config)
+    step = SftStep(work, config.sft)
+    values = overfit(step, work.network, "nll_answer", updates=25)
+    assert fell(values)
+    terms = step(0)[1]
+    assert ("nll_reasoning" in terms) == (form != "state")
+    assert ("quantization" in terms) == (form != "state" and labels == "residual")
+
+
+def test_stage_2_is_the_weighted_sum_of_what_it_logs():
+    config = small_config("sft.preference_weight=0.7")
+    step = SftStep(small_workspace(config), config.sft)
+    loss, terms = step(0)
+    names = {"nll_plain": "plain", "nll_answer": "answer", "nll_reasoning": "reasoning"}
+    expected = sum(getattr(config.sft, f"{names.get(term, term)}_weight") * value for term, value in terms.items())
+    assert len(terms) == 6
+    assert float(loss.detach()) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_a_run_without_thinking_trains_the_direct_answer_and_its_state_alone():
+    config = small_config("lengths=[0]")
+    _, terms = SftStep(small_workspace(config), config.sft)(0)
+    assert terms.keys() == {"nll_plain", "state"}
+
+
+def test_a_run_thinks_the_lengths_it_was_given():
+    config = small_config("model.max_steps=8", "lengths=[3,5]")
+    work = small_workspace(config)
+    draws = torch.Generator().manual_seed(0)
+    assert {work.draw_steps(draws) for _ in range(40)} == {3, 5}
+
+
+def test_the_preference_starts_at_ln_2_and_its_reference_does_not_move():
+    config = small_config(*SILENT, "sft.preference_weight=1")
+    work = small_workspace(config)
+    step = SftStep(work, config.sft)
+    assert step.reference is not None and same_network(step.reference, work.network)
+    values = overfit(step, work.network, "preference", updates=3)
+    assert values[0] == pytest.approx(math.log(2), abs=1e-4)  # dropout is off here, so nothing has changed yet
+    assert not same_network(step.reference, work.network)
+    assert same_network(step.reference, small_workspace(config).network)
+
+
+def test_t_is_the_item_its_tokens_or_its_content():
+    made = {}
+    for target in ("item", "tokens", "content"):
+        work = small_workspace(config := small_config(f"sft.target={target}"))
+        made[target] = SftStep(work, config.sft).representation(work.network, torch.arange(30))
+    network, embedding = work.network, torch.from_numpy(work.embedding)
+    torch.testing.assert_close(made["item"], network.item_vectors(work.item_tokens).detach())
+    torch.testing.assert_close(made["tokens"], network.t5.shared(work.item_tokens).sum(1).detach())
+    # a rotation and one scale: every angle between two items' embeddings, and the tokens' mean length
+    scale = made["tokens"].norm(dim=-1).mean() / embedding.norm(dim=-1).mean()
+    turned = made["content"] / scale
+    torch.testing.assert_close(turned @ turned.T, embedding @ embedding.T, atol=1e-4, rtol=1e-4)
+    again = SftStep(small_workspace(config), config.sft).content
+    assert again is not None and torch.equal(again, made["content"])
+
+
+@pytest.mark.parametrize(
+    ("target", "depends"), [("item", {"free vectors"}), ("tokens", set[str]()), ("content", {"embedding"})]
+)
+def test_labels_and_residuals_are_made_from_the_target_that_was_set(target, depends):
+    config = small_config(*SILENT, f"sft.target={target}", "sft.quantization_weight=1", "sft.batch_size=24")
+
+    def loss(changed: str) -> float:
+        work = small_workspace(config)
+        generator = torch.Generator().manual_seed(1)
+        if changed == "free vectors":
+            torch.nn.init.normal_(work.network.heads.item_free.weight, generator=generator)
+        if changed == "embedding":
+            work.embedding = torch.randn(work.embedding.shape, generator=generator).numpy()
+        torch.manual_seed(0)  # draws the length
+        return SftStep(work, config.sft)(0)[1]["quantization"]
+
+    assert {changed for changed in ("free vectors", "embedding") if loss(changed) != loss("")} == depends
+
+
+@pytest.mark.parametrize("inputs", ["own", "label"])
+def test_labels_made_once_are_the_first_weights_and_stay_while_the_network_moves(inputs, monkeypatch):
+    seen: list[torch.Tensor] = []
+
+    def seen_nll(logits: torch.Tensor, tokens: torch.Tensor, *how: float) -> torch.Tensor:
+        seen.append(tokens)
+        return nll(logits, tokens, *how)
+
+    monkeypatch.setattr(sft, "nll", seen_nll)
+    for refresh in ("once", "every step"):
+        config = small_config(*SILENT, f"sft.label_refresh={refresh}", f"sft.inputs={inputs}", "sft.batch_size=24",
+                              "sft.reasoning_weight=1", "lengths=[2]")  # fmt: skip
+        work = small_workspace(config)
+        step = SftStep(work, config.sft)
+        step(0)
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in work.network.parameters():
+                parameter.add_(torch.randn(parameter.shape, generator=generator))
+        step(0)
+    once, later, first, refreshed = seen
+    assert once.shape == (24, 2) and once.unique().numel() > 1
+    assert torch.equal(once, first)  # no dropout here, so nothing tells them apart yet
+    assert torch.equal(once, later) and not torch.equal(first, refreshed)
+
+
+@pytest.mark.parametrize(("inputs", "leaks"), [("own", False), ("label", True)])
+def test_own_inputs_know_nothing_of_the_target_and_labels_do(inputs, leaks):
+    config = small_config(f"sft.inputs={inputs}", "model.reasoning_codes=12", "sft.balanced=false")
+    work = small_workspace(config)
+    histories = [work.split.train[i] for i in range(12)]
+    memory = work.read(histories)
+    targets = work.network.item_vectors(work.item_tokens).detach()
+    fed = []
+    for rows in (slice(0, 12), slice(12, 24)):
+        labeller = Labeller(work, config.sft, targets[rows])
+        thought = think(work.network, memory, work.vocabulary.start_tokens[2], 2, labeller.choose)
+        fed.append(torch.stack(thought.tokens))
+        if leaks:
+            assert torch.equal(torch.stack(labeller.labels), fed[-1][..., 0])
+    assert torch.equal(*fed) != leaks
+
+
+def test_the_pause_control_feeds_one_token_every_time():
+    config = small_config("sft.labels=pause")
+    work = small_workspace(config)
+    labeller = Labeller(work, config.sft, work.network.item_vectors(work.item_tokens)[:4])
+    memory = work.read([work.split.train[i] for i in range(4)])
+    thought = think(work.network, memory, work.vocabulary.start_tokens[2], 2, labeller.choose)
+    assert torch.stack(thought.tokens).unique().tolist() == [work.vocabulary.reasoning_range[0]]
+    # learnt as well: a search writes its likeliest token
+    assert torch.stack(labeller.labels).unique().tolist() == [work.vocabulary.reasoning_range[0]]
+    assert labeller.residuals == []
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "rl"])
+def test_the_papers_literal_recipe_runs(stage):
+    config = small_config("model.reasoning_codes=0", "pretrain.batch_size=12", "sft.batch_size=12", "rl.batch_size=6",
+                          "rl.group=4", file=LITERAL)  # fmt: skip
+    work = small_workspace(config)
+    made: dict = {"pretrain": PretrainStep, "sft": SftStep, "rl": RlStep}
+    term = {"pretrain": "nll_similar", "sft": "nll_answer", "rl": "policy"}[stage]
+    values = overfit(made[stage](work, getattr(config, stage)), work.network, term, updates=20)
+    assert all(map(math.isfinite, values)) if stage == "rl" else fell(values, 0.9)
+    assert work.vocabulary.reasoning_range == work.vocabulary.item_range
+    assert 0 <= validate(work)["score"] <= 1
+
+
+def test_the_literal_recipe_differs_from_the_default_where_the_paper_does():
+    literal, repaired = small_config("model.reasoning_codes=0", file=LITERAL), small_config()
+    assert (literal.model.step_form, literal.sft.inputs, literal.sft.state_loss) == ("token", "label", "contrastive")
+    assert literal.rl.anchor_weight == literal.pretrain.plain_weight == 0
+    assert (repaired.model.step_form, repaired.sft.inputs, repaired.sft.state_loss) == ("both", "own", "full_softmax")
+
+
+def test_stage_3_makes_the_mean_reward_rise():
+    config = small_config("model.step_form=token", "rl.batch_size=16", "rl.group=12", "rl.anchor_weight=0",
+                          "rl.policy_weight=1")  # fmt: skip
+    work = small_workspace(config)
+    values = overfit(RlStep(work, config.rl), work.network, "reward", updates=60)
+    assert np.mean(values[-5:]) > np.mean(values[:5]) + 0.3  # most of it: nothing it writes is an item at first
+
+
+@pytest.mark.parametrize("form", ["token", "state", "both"])
+def test_stage_3_anchored_keeps_the_likelihood_of_the_target(form):
+    config = small_config(f"model.step_form={form}", "rl.batch_size=12", "rl.group=4")
+    work = small_workspace(config)
+    assert fell(overfit(RlStep(work, config.rl), work.network, "anchor", updates=25))
+
+
+def test_stage_3_starts_on_its_reference_and_ignores_groups_of_equal_rewards():
+    config = small_config("rl.anchor_weight=0", "rl.policy_weight=1", "rl.batch_size=6", "rl.group=4",
+                          *NO_REWARD)  # fmt: skip
+    work = small_workspace(config)
+    step = RlStep(work, config.rl)
+    loss, terms = step(0)
+    assert terms["kl"] == pytest.approx(0, abs=1e-5)
+    loss.backward()
+    # no reward tells the outputs apart and the policy is where it started: nothing to learn
+    assert max(float(p.grad.abs().max()) for p in work.network.parameters() if p.grad is not None) < 1e-5
+
+
+def test_updates_share_rollouts_and_the_clip_ends_what_the_first_gained():
+    config = small_config("rl.anchor_weight=0", "rl.policy_weight=1", "rl.kl_weight=0", "rl.batch_size=12",
+                          "rl.group=8", "rl.updates=2", "rl.checkpoint_every=2")  # fmt: skip
+    work = small_workspace(config)
+    step = RlStep(work, config.rl)
+    loss, _ = step(0)
+    rollouts = step.experience[0]
+    loss.backward()
+    with torch.no_grad():  # one huge update along the gradient: every ratio that may gain is now beyond the clip
+        for parameter in work.network.parameters():
+            if parameter.grad is not None:
+                parameter.sub_(3 * parameter.grad / parameter.grad.norm().clamp(min=1e-9))
+    again, _ = step(1)
+    assert step.experience[0] is rollouts
+    # min(rho A, clip(rho) A): the gain of a token cannot exceed 1.2 of its advantage
+    gain = torch.where(rollouts.advantage > 0, 1.2 * rollouts.advantage, 0.8 * rollouts.advantage).mean()
+    assert -float(again.detach()) <= float(gain) + 1e-5
+    step(2)
+    assert step.experience[0] is not rollouts
+
+
+def test_the_kl_term_pulls_back_to_the_reference():
+    config = small_config("rl.anchor_weight=0", "rl.policy_weight=1", "rl.kl_weight=1", "rl.batch_size=12",
+                          "rl.group=8", *NO_REWARD)  # fmt: skip
+    work = small_workspace(config)
+    step = RlStep(work, config.rl)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in work.network.t5.decoder.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    values = overfit(step, work.network, "policy", updates=40, lr=3e-3)
+    assert fell(values)
+
+
+def test_a_start_token_announces_the_steps():
+    work = small_workspace(small_config())
+    memory = work.read([work.split.train[0]])
+    item = work.item_tokens[:1].unsqueeze(1)
+    none, two = (answer(work.network, memory, start(work, 1, steps), item)[0] for steps in (0, 2))
+    assert not torch.allclose(none, two)
+
+
+STEPS = {
+    "pretrain": (PretrainStep, []),
+    "sft": (SftStep, ["sft.preference_weight=0.1", "sft.distillation_weight=0.1"]),
+    "sft, in-batch contrast": (SftStep, ["sft.state_loss=contrastive", "sft.labels=random"]),
+    "rl": (RlStep, []),
+    "rl, beam": (RlStep, ["rl.rollouts=beam"]),
+}
+
+
+@pytest.mark.parametrize("case", STEPS)
+def test_no_step_asks_the_device_for_a_value_nor_mixes_devices(case):
+    kind, settings = STEPS[case]  # on the meta device there are no values: whoever asks for one fails
+    config = small_config(*settings)
+    loss, terms = kind(small_workspace(config).on("meta"), getattr(config, case.split(",")[0]))(0)
+    loss.backward()
+    assert {value.device.type for value in (loss, *terms.values())} == {"meta"}

@@ -1,0 +1,1 @@
+"""Data folders: read, made, downloaded, split."""

@@ -1,0 +1,167 @@
+"""What training and evaluation do with a data folder: splits by user, and statistics.
+
+Reading and checking is in `data`; its names are importable from here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from training.data.read import DataError, Dataset, Items, load_given_ids, read_data
+
+__all__ = [
+    "DataError",
+    "Dataset",
+    "Items",
+    "Split",
+    "chronological",
+    "describe",
+    "leave_one_out",
+    "load_given_ids",
+    "read_data",
+    "statistics",
+    "time_quantiles",
+]
+
+
+SplitKind = Literal["leave-one-out", "chronological"]
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Training sequences, and one target per evaluated user with the history before it.
+
+    `train[i]` belongs to user row `train_users[i]`, `valid_*[i]` to `valid_users[i]`, `test_*[i]` to
+    `test_users[i]`. Sequences: (length,) int32 item rows, oldest first, at least one item. Targets:
+    (users,) int32. User rows: (users,) int64.
+    """
+
+    train: list[np.ndarray]
+    valid_history: list[np.ndarray]
+    valid_target: np.ndarray
+    test_history: list[np.ndarray]
+    test_target: np.ndarray
+    train_users: np.ndarray
+    valid_users: np.ndarray
+    test_users: np.ndarray
+
+
+def leave_one_out(data: Dataset) -> Split:
+    """Per user: the last event is the test target, the one before it the validation target, the rest is training.
+
+    The test history includes the validation item. Users with fewer than 3 events are trained on whole
+    and not evaluated. Raises DataError where no user has 3 events.
+    """
+    sequences = [data.events(user) for user in range(len(data.user_ids))]
+    evaluated = np.flatnonzero(np.diff(data.offsets) >= 3)
+    if not len(evaluated):
+        raise DataError(f"{data.name}: no user has 3 events, so nothing can be held out; add longer histories")
+    long = [sequences[user] for user in evaluated]
+    return Split(
+        train=[sequence[:-2] if len(sequence) >= 3 else sequence for sequence in sequences],
+        valid_history=[sequence[:-2] for sequence in long],
+        valid_target=np.array([sequence[-2] for sequence in long], dtype=np.int32),
+        test_history=[sequence[:-1] for sequence in long],
+        test_target=np.array([sequence[-1] for sequence in long], dtype=np.int32),
+        train_users=np.arange(len(sequences)),
+        valid_users=evaluated,
+        test_users=evaluated,
+    )
+
+
+def chronological(data: Dataset, valid_from: float, test_from: float) -> Split:
+    """Split at two moments: training sees only events before `valid_from`, as a model trained that day would.
+
+    A user's validation target is the first event in [valid_from, test_from), the test target the first
+    at or after `test_from`; the history is everything before the window, and users without one are not
+    evaluated. Times are in the data's own unit, see `time_quantiles`.
+    Raises DataError where times are mere positions (0, 1, 2, … per user) or a part would be empty.
+    """
+    if not valid_from < test_from:
+        raise DataError(f"{data.name}: valid_from ({valid_from}) must be earlier than test_from ({test_from})")
+    positions = np.arange(len(data.sequence)) - np.repeat(data.offsets[:-1], np.diff(data.offsets))
+    if np.array_equal(data.times, positions):
+        raise DataError(f"{data.name}: times are positions, not moments; use leave-one-out or give real timestamps")
+    users = range(len(data.user_ids))
+    sequences = [data.events(user) for user in users]
+    times = [data.times[data.offsets[user] : data.offsets[user + 1]] for user in users]
+    valid_at = np.array([np.searchsorted(time, valid_from) for time in times])
+    test_at = np.array([np.searchsorted(time, test_from) for time in times])
+    train_users = np.flatnonzero(valid_at)
+    valid_users = np.flatnonzero((valid_at > 0) & (valid_at < test_at))
+    test_users = np.flatnonzero((test_at > 0) & (test_at < np.diff(data.offsets)))
+    if not (len(train_users) and len(valid_users) and len(test_users)):
+        raise DataError(
+            f"{data.name}: {len(train_users)} training, {len(valid_users)} validation and {len(test_users)} test users "
+            f"for a split at {valid_from} and {test_from}; "
+            f"choose moments between {data.times.min()} and {data.times.max()}"
+        )
+    return Split(
+        train=[sequences[user][: valid_at[user]] for user in train_users],
+        valid_history=[sequences[user][: valid_at[user]] for user in valid_users],
+        valid_target=np.array([sequences[user][valid_at[user]] for user in valid_users], dtype=np.int32),
+        test_history=[sequences[user][: test_at[user]] for user in test_users],
+        test_target=np.array([sequences[user][test_at[user]] for user in test_users], dtype=np.int32),
+        train_users=train_users,
+        valid_users=valid_users,
+        test_users=test_users,
+    )
+
+
+def split_by(data: Dataset, kind: SplitKind) -> Split:
+    """The split of a name; chronological puts the last fifth of all events' times aside, half for each evaluation."""
+    return leave_one_out(data) if kind == "leave-one-out" else chronological(data, *time_quantiles(data, 0.8, 0.9))
+
+
+def time_quantiles(data: Dataset, *shares: float) -> list[float]:
+    """Moments before which the given shares (0..1) of all events lie, e.g. `time_quantiles(data, 0.8, 0.9)`."""
+    return [float(moment) for moment in np.quantile(data.times, shares)]
+
+
+def statistics(data: Dataset) -> dict[str, float]:
+    """Size and shape of a data set.
+
+    repeat_share: events whose item the user had before; tie_share: steps (two consecutive events of a
+    user) at one time; density: events / (users x items).
+    """
+    lengths = np.diff(data.offsets)
+    users, items, events = len(lengths), len(data.items), len(data.sequence)
+    owner = np.repeat(np.arange(users, dtype=np.int64), lengths)
+    pairs = len(np.unique(owner * items + data.sequence))
+    same_user = owner[1:] == owner[:-1]
+    ties = (data.times[1:] == data.times[:-1]) & same_user
+    return {
+        "users": users,
+        "items": items,
+        "events": events,
+        "mean_length": events / users,
+        "median_length": float(np.median(lengths)),
+        "max_length": int(lengths.max()),
+        "density": events / (users * items),
+        "repeat_share": 1 - pairs / events,
+        "tie_share": float(ties.sum() / max(1, same_user.sum())),
+        "items_without_events": items - len(np.unique(data.sequence)),
+        "users_below_3_events": int((lengths < 3).sum()),
+        "items_with_title": sum(title is not None for title in data.items.titles),
+    }
+
+
+def describe(data: Dataset, split: Split | None = None) -> str:
+    """The statistics as lines to print, with what was counted as odd and the sizes of a split."""
+    rows: dict[str, float] = statistics(data)
+    if split is not None:
+        rows |= {
+            "training_users": len(split.train),
+            "training_events": sum(map(len, split.train)),
+            "validation_targets": len(split.valid_target),
+            "test_targets": len(split.test_target),
+        }
+    lines = [data.name]
+    for name, value in rows.items():
+        shown = f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+        lines.append(f"  {name.replace('_', ' '):<22}{shown:>14}")
+    lines += [f"  note: {count:,} {reason}" for reason, count in data.skipped.items()]
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Semantic IDs: embeddings, quantizers, unique codes per item."""

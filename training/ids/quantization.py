@@ -1,0 +1,64 @@
+"""The gate for int8: what 8-bit weights do to the answers, measured on validation users when a bundle is exported.
+
+The engine serves a bundle with the runtime `onnx-int8` only where `passed` is true.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+
+from serving.network.onnx import OnnxRuntime
+from training.evaluate import TOP, rank_items, sample_users
+from training.metrics import ndcg_per_user
+from training.workspace import Workspace
+
+# [open] Of ten items shown, half a one may differ, and 2% of NDCG is what a thousand users can tell from chance.
+LEAST_OVERLAP = 0.95  # mean share of float32's top 10 that int8 finds too
+LEAST_NDCG = 0.98  # share of float32's NDCG@10 that int8 keeps
+USERS = 1000  # measured, at most
+
+
+def int8_gate(work: Workspace) -> dict[str, Any]:
+    """Compares the answers with 8-bit and with float32 weights, with the default and every evaluated number of steps.
+
+    What it returns stands in bundle.json as `int8`: `passed` (all of them), the `users` and `beam` it was measured
+    with, the `least` that was asked for, and a row per number of steps in `measured`.
+    """
+    evaluation, settings = work.config.evaluation, work.settings
+    histories, target = sample_users(work.split.valid_history, work.split.valid_target, USERS)
+    network, tokens = copy.deepcopy(work.network).cpu().eval(), work.item_tokens.cpu()
+    int8 = OnnxRuntime(network, tokens, settings.attention, threads=torch.get_num_threads(), int8=True)
+    rows: list[dict[str, Any]] = []
+    for steps in sorted({0, settings.default_steps, *evaluation.steps}):
+        ranked = {
+            name: rank_items(network, tokens, work.vocabulary, settings, histories, steps=steps, beam=evaluation.beam,
+                             dense_weight=settings.dense_weight, neighbours=work.neighbours,
+                             neighbours_weight=settings.neighbours_weight, runtime=runtime)
+            for name, runtime in (("fp32", None), ("int8", int8))
+        }  # fmt: skip
+        ndcg = {name: round(float(ndcg_per_user(items, target, TOP).mean()), 5) for name, items in ranked.items()}
+        shared = round(overlap(ranked["int8"], ranked["fp32"]), 4)
+        rows.append({"steps": steps, f"overlap@{TOP}": shared, f"ndcg@{TOP}": ndcg})
+    return {
+        "passed": all(passes(row) for row in rows),
+        "users": len(target),
+        "beam": evaluation.beam,
+        "least": {f"overlap@{TOP}": LEAST_OVERLAP, f"ndcg@{TOP}": LEAST_NDCG},
+        "measured": rows,
+    }
+
+
+def passes(row: dict[str, Any]) -> bool:
+    """Whether int8 is good enough in one row of `measured`."""
+    ndcg = row[f"ndcg@{TOP}"]
+    return row[f"overlap@{TOP}"] >= LEAST_OVERLAP and ndcg["int8"] >= LEAST_NDCG * ndcg["fp32"]
+
+
+def overlap(ranked: np.ndarray, reference: np.ndarray) -> float:
+    """Mean share of the reference's items that are in the ranked list too. Shapes: (U, K) rows, -1 where none."""
+    found = (reference[:, :, None] == ranked[:, None, :]).any(2) & (reference >= 0)
+    return float((found.sum(1) / (reference >= 0).sum(1)).mean())

@@ -1,0 +1,1 @@
+"""The three stages of training, their losses, and the loop they run in."""

@@ -1,0 +1,223 @@
+"""The loop every stage runs in: optimiser, learning rate, checkpoints that resume exactly, log, the best weights kept.
+
+All that is random at a step follows from (seed, stage, step), so a checkpoint needs no random state, and a run that was
+killed anywhere ends, on a CPU, with the very weights of an undisturbed one. Checkpoints are safetensors; they hold
+nothing of how many processes trained (`training.stages.ranks`), so that another number of them may go on.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import nn
+from tqdm import tqdm
+
+from serving.files import whole_file
+from training.config import StageConfig
+from training.stages.ranks import ALONE, Ranks, Share, Terms
+
+# (step, share of its batch) -> the share's part of the loss to minimise and of the terms to log
+Step = Callable[[int, Share], tuple[torch.Tensor, Terms]]
+Evaluate = Callable[[], dict[str, Any]]  # metrics, of which "score" is the one to be best at
+
+
+LOG_EVERY = 50  # steps
+
+
+class Log:
+    """A line per event: JSON in log.jsonl, the same to TensorBoard, a short one on the screen. Rank 0's business."""
+
+    def __init__(self, folder: Path, silent: bool = False) -> None:
+        self.silent = silent
+        if silent:
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self.file = (folder / "log.jsonl").open("a", encoding="utf-8")
+        self.board = SummaryWriter(str(folder / "tensorboard"))
+
+    def write(self, stage: str, step: int, values: dict[str, Any], show: bool) -> None:
+        if self.silent:
+            return
+        self.file.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")
+        self.file.flush()
+        for name, value in values.items():
+            if isinstance(value, (int, float)):
+                self.board.add_scalar(f"{stage}/{name}", value, step)
+        if show:
+            text = "  ".join(
+                f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}"
+                for name, value in values.items()
+            )
+            tqdm.write(f"[{stage} {step}] {text}")
+
+    def close(self) -> None:
+        if not self.silent:
+            self.file.close()
+            self.board.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a stage ended with: the best evaluation, where, and the seconds spent (over all its processes)."""
+
+    best: dict[str, Any]
+    best_step: int
+    seconds: float
+
+
+def run_stage(
+    stage: str,
+    network: nn.Module,
+    config: StageConfig,
+    seed: int,
+    folder: Path,
+    step: Step,
+    evaluate: Evaluate,
+    log: Log,
+    ranks: Ranks = ALONE,
+    precision: str = "float32",
+) -> Outcome:
+    """Trains `network` in place for config.steps and leaves the weights in it that validation liked best.
+
+    The weights the stage starts with compete too, so that a stage cannot make the model worse on validation. A finished
+    stage is read back from `folder`; a half finished one goes on from its newest checkpoint. All ranks evaluate, which
+    takes no longer than waiting for one that does; rank 0 alone writes. Between the steps that log, evaluate or save,
+    no value is asked of the device, so that a GPU never waits for the next step to be prepared.
+    """
+    latest, best_file = folder / f"{stage}.latest.safetensors", folder / f"{stage}.best.safetensors"
+    fused = ranks.device.type == "cuda"
+    optimiser = torch.optim.AdamW(_groups(network, config.weight_decay), lr=config.lr, betas=(0.9, 0.98), fused=fused)
+    autocast = torch.autocast(ranks.device.type, torch.bfloat16, enabled=precision == "bfloat16")
+    done, seconds, best, best_step = 0, 0.0, {}, 0
+
+    def save(path: Path, optimiser: torch.optim.Optimizer | None, meta: dict[str, Any]) -> None:
+        if ranks.first:
+            save_checkpoint(path, network, optimiser, meta)
+
+    started_before = latest.exists()
+    ranks.wait()  # nobody may write it before all have looked
+    if started_before:
+        meta = load_checkpoint(latest, network, optimiser)
+        done, seconds, best, best_step = meta["step"], meta["seconds"], meta["best"], meta["best_step"]
+    else:
+        best = evaluate()
+        log.write(stage, 0, best, show=True)
+        save(best_file, None, {})
+        save(latest, optimiser, {"step": 0, "seconds": 0.0, "best": best, "best_step": 0})
+    started = time.perf_counter()
+    sound = torch.ones((), dtype=torch.bool, device=ranks.device)  # whether all gradients were finite
+    with tqdm(total=config.steps, initial=done, desc=stage, unit="step", smoothing=0.05, mininterval=1.0,
+              disable=not ranks.first) as bar:  # fmt: skip
+        for number in range(done, config.steps):
+            network.train()
+            for group in optimiser.param_groups:
+                group["lr"] = config.lr * learning_rate_factor(number, config)
+            optimiser.zero_grad(set_to_none=True)
+            sums: Terms = {}
+            for part in range(config.accumulate):
+                share = ranks.share(part, config.accumulate, f"{seed}/{stage}/{number}")
+                with autocast:
+                    loss, terms = step(number, share)
+                loss.backward()
+                for name, value in ({"loss": loss.detach()} | terms).items():
+                    sums[name] = sums[name] + value if name in sums else value
+            ranks.sum_gradients(network)
+            norm = nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm)
+            sound &= norm.isfinite()
+            optimiser.step()
+            done = number + 1
+            bar.update()
+            logs, saves = (done == config.steps or done % every == 0 for every in (LOG_EVERY, config.checkpoint_every))
+            evaluates = done == config.steps or (config.eval_every and done % config.eval_every == 0)
+            if (logs or saves or evaluates) and not sound:
+                raise FloatingPointError(f"Stage {stage} diverged by step {number}; lower {stage}.lr and run it again.")
+            if logs:
+                values = ranks.sum_terms(sums)
+                log.write(stage, done, {**values, "grad_norm": float(norm)}, show=False)
+                bar.set_postfix(loss=f"{values['loss']:.3f}")
+            if evaluates:
+                metrics = evaluate()
+                log.write(stage, done, metrics, show=True)
+                if metrics["score"] > best["score"]:
+                    best, best_step = metrics, done
+                    save(best_file, None, {})
+            if saves:
+                spent = seconds + time.perf_counter() - started
+                meta = {"step": done, "seconds": spent, "best": best, "best_step": best_step}
+                save(latest, optimiser, meta)
+    ranks.wait()  # for what rank 0 writes
+    if config.steps:
+        seconds = read_meta(latest)["seconds"]
+    load_checkpoint(best_file, network, None)
+    network.eval()
+    return Outcome(best, best_step, seconds)
+
+
+def learning_rate_factor(step: int, config: StageConfig) -> float:
+    """Linear warm-up, then a cosine from 1 down to 0.1."""
+    if step < config.warmup:
+        return (step + 1) / config.warmup
+    progress = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return 0.55 + 0.45 * math.cos(math.pi * min(1.0, progress))
+
+
+def save_checkpoint(
+    path: Path, network: nn.Module, optimiser: torch.optim.Optimizer | None, meta: dict[str, Any]
+) -> None:
+    """Writes weights, optimiser and meta as one file, whole or not at all. Raises StorageError, say of a full disk."""
+    tensors = {f"weights/{name}": value.contiguous() for name, value in network.state_dict().items()}
+    if optimiser is not None:
+        for number, parameter in enumerate(_parameters(optimiser)):
+            for name, value in optimiser.state[parameter].items():
+                tensors[f"optimiser/{number}/{name}"] = value.contiguous()
+    with whole_file(path) as partial:
+        partial.write_bytes(save(tensors, {"meta": json.dumps(meta)}))
+
+
+def load_checkpoint(path: Path, network: nn.Module, optimiser: torch.optim.Optimizer | None) -> dict[str, Any]:
+    """Puts a checkpoint into network and optimiser and returns its meta."""
+    with safe_open(path, framework="pt") as file:
+        keys = list(file.keys())
+        network.load_state_dict(
+            {k.removeprefix("weights/"): file.get_tensor(k) for k in keys if k.startswith("weights/")}
+        )
+        if optimiser is not None:
+            for number, parameter in enumerate(_parameters(optimiser)):
+                start = f"optimiser/{number}/"
+                state = {
+                    k.removeprefix(start): file.get_tensor(k).to(parameter.device) for k in keys if k.startswith(start)
+                }
+                if state:
+                    optimiser.state[parameter] = state
+        return json.loads((file.metadata() or {}).get("meta", "{}"))
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself: step, seconds, best, best_step."""
+    with safe_open(path, framework="pt") as file:
+        return json.loads((file.metadata() or {})["meta"])
+
+
+def _parameters(optimiser: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimiser.param_groups for parameter in group["params"]]
+
+
+def _groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay on matrices only; embeddings, norms and biases are left alone."""
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
+    for name, parameter in network.named_parameters():
+        plain = parameter.dim() < 2 or "shared" in name or "relative_attention_bias" in name
+        (free if plain else decayed).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]

@@ -1,0 +1,111 @@
+"""The losses of the three stages. Each opens with its formula and says what the paper gives and what it leaves open."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+
+def nll(logits: torch.Tensor, tokens: torch.Tensor, temperature: float = 1.0, smoothing: float = 0.0) -> torch.Tensor:
+    """L = - sum_t log P(y_t | y_<t, x), P = softmax(p / tau)   [paper, stages 1 and 2], averaged over sequences.
+
+    smoothing: the share of a label that is spread evenly over the vocabulary   [open: against overfitting].
+    Shapes: logits (..., T, V), tokens (..., T) int64 -> scalar.
+    """
+    each = F.cross_entropy(
+        (logits / temperature).flatten(0, -2), tokens.flatten(), reduction="none", label_smoothing=smoothing
+    )
+    return each.view(tokens.shape).sum(-1).mean()
+
+
+def contrastive(
+    state: torch.Tensor, target: torch.Tensor, item: torch.Tensor, place: torch.Tensor, temperature: float = 0.07
+) -> torch.Tensor:
+    """L = - log exp(cos(s, t)/tau) / sum_b exp(cos(s, t_b)/tau) over the batch   [paper: in-batch; open: cosine, tau].
+
+    Shapes: target (B, D) and item (B,) int64 of the batch, state (b, D) of its rows `place` (b,) -> scalar.
+    Rows of the same item are no negatives of each other.
+    """
+    cosine = F.normalize(state, dim=-1) @ F.normalize(target, dim=-1).T / temperature  # (b, B)
+    twin = item[place, None] == item[None, :]
+    twin[torch.arange(len(place), device=item.device), place] = False
+    return F.cross_entropy(cosine.masked_fill(twin, float("-inf")), place)
+
+
+def full_softmax(dense_logits: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
+    """L = - log softmax_i(<s, v_i> / sqrt(D))[target], over all items   [open: what gained where in-batch did not].
+
+    Shapes: dense_logits (B, I), item (B,) int64 -> scalar.
+    """
+    return F.cross_entropy(dense_logits, item)
+
+
+def quantization(residual: torch.Tensor, code: torch.Tensor, commitment: float = 0.25) -> torch.Tensor:
+    """L = ||sg[r] - c||^2 + 0.25 ||r - sg[c]||^2   [paper: pulls residual and token together; open: form and weight].
+
+    Shapes: residual, code (B, D) -> scalar, mean over the batch, summed over D.
+    """
+    pull_code = (residual.detach() - code).square().sum(-1)
+    pull_residual = (residual - code.detach()).square().sum(-1)
+    return (pull_code + commitment * pull_residual).mean()
+
+
+def preference(
+    reasoned: torch.Tensor,
+    direct: torch.Tensor,
+    reference_reasoned: torch.Tensor,
+    reference_direct: torch.Tensor,
+    beta: float = 0.1,
+) -> torch.Tensor:
+    """DPO: L = - log sigmoid(beta [(log p(y_w) - log ref(y_w)) - (log p(y_l) - log ref(y_l))]).
+
+    [paper]: the reasoned answer is preferred to the direct one.
+    [open]: y_w is the target after the reasoning, y_l the target without it; the reference is the frozen stage-1 model.
+    Shapes: log-probabilities (B,) -> scalar.
+    """
+    margin = (reasoned - reference_reasoned) - (direct - reference_direct)
+    return -F.logsigmoid(beta * margin).mean()
+
+
+def distillation(student: torch.Tensor, teacher: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """L = sum_t KL(P_teacher(. | y_<t) || P_student(. | y_<t)), the teacher held fixed   [open: fewer steps from many].
+
+    Shapes: logits (..., T, V) of both -> scalar, averaged over sequences.
+    """
+    given = (teacher.detach() / temperature).log_softmax(-1)
+    gap = given - (student / temperature).log_softmax(-1)
+    return (given.exp() * gap).sum((-1, -2)).mean()
+
+
+def grpo(
+    log_probs: torch.Tensor,
+    old: torch.Tensor,
+    reference: torch.Tensor,
+    advantage: torch.Tensor,
+    clip: float = 0.2,
+    beta: float = 1e-3,
+) -> torch.Tensor:
+    """L = - E[min(rho A, clip(rho, 1 - eps, 1 + eps) A)] + beta KL, rho = exp(log p - log p_old)   [paper, stage 3].
+
+    KL per token by the k3 estimator, exp(ref - p) - (ref - p) - 1   [open]. Mean over tokens.
+    Shapes: log-probabilities (B, G, T), advantage (B, G) -> scalar.
+    """
+    ratio = (log_probs - old).exp()
+    weight = advantage.unsqueeze(-1)
+    gain = torch.minimum(ratio * weight, ratio.clamp(1 - clip, 1 + clip) * weight)
+    gap = reference - log_probs
+    kl = gap.exp() - gap - 1
+    return (beta * kl - gain).mean()
+
+
+def token_log_probs(logits: torch.Tensor, tokens: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """log P of given tokens. Shapes: (..., V), (...) -> (...)."""
+    return (logits / temperature).log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+
+
+def advantages(rewards: torch.Tensor, epsilon: float = 1e-4) -> torch.Tensor:
+    """A = (R - mean of the group) / (std of the group + eps)   [paper: group-relative]. Shape: (B, G) -> (B, G).
+
+    A group whose rewards are all equal teaches nothing: its advantages are 0.
+    """
+    return (rewards - rewards.mean(-1, keepdim=True)) / (rewards.std(-1, keepdim=True, correction=0) + epsilon)

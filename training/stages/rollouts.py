@@ -1,0 +1,163 @@
+"""Rollouts of stage 3: groups of reasoning and items for the same histories, with the rewards they earn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from serving.bundle import search_settings
+from serving.items.trie import Trie
+from serving.network.eager import EagerRuntime
+from serving.network.model import Memory, StreamRec, dense_logits
+from serving.search.beam import search
+from training.config import RlConfig
+from training.evaluate import exists
+from training.stages import rewards
+from training.stages.losses import token_log_probs
+from training.stages.pretrain import start
+from training.stages.ranks import WHOLE, Share
+from training.stages.reasoning import Thought, answer, think
+from training.workspace import Workspace, send
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """G outputs for each of B histories.
+
+    reasoning (B, G, l) and item (B, G, M): the tokens. log_probs (B, G, l + M): of each under the policy that wrote it.
+    rewards: per name (B, G).
+    """
+
+    reasoning: torch.Tensor
+    item: torch.Tensor
+    log_probs: torch.Tensor
+    rewards: dict[str, torch.Tensor]
+
+    @property
+    def steps(self) -> int:
+        return self.reasoning.shape[-1]
+
+
+@torch.no_grad()
+def sample(
+    work: Workspace, memory: Memory, everyone: torch.Tensor, steps: int, config: RlConfig, share: Share = WHOLE
+) -> Rollout:
+    """Samples `config.group` outputs per history, without the trie, and rewards them.
+
+    everyone: (B,) int64, the targets of the batch on all ranks; the histories are those of the share's own rows.
+    """
+    share = share if share.batch else share.of(len(everyone))
+    network, temperature = work.network, work.settings.temperature
+    lo, hi = work.vocabulary.reasoning_range
+    thought = think(
+        network, memory, work.vocabulary.start_tokens[steps], steps,
+        lambda _, logits, __: draw(logits[..., lo:hi] / temperature, share) + lo, paths=config.group,
+    )  # fmt: skip
+    batch, levels = len(memory.mask), work.item_tokens.shape[1]
+    item = torch.zeros(batch, config.group, levels, dtype=torch.int64, device=work.device)
+    for level in range(levels):
+        logits, state = answer(network, memory, thought, item)
+        item[..., level] = draw(logits[:, :, level] / temperature, share)
+    reasoning = torch.stack(thought.tokens, -1) if steps else item[..., :0]
+    log_probs = _log_probs(work, thought, logits, reasoning, item)
+    return Rollout(reasoning, item, log_probs, _rewards(work, memory, thought, item, state, everyone, share))
+
+
+@torch.no_grad()
+def beam(
+    work: Workspace,
+    trie: Trie,
+    memory: Memory,
+    everyone: torch.Tensor,
+    steps: int,
+    config: RlConfig,
+    share: Share = WHOLE,
+) -> Rollout:
+    """The `config.group` best items of the constrained search (all, if there are fewer), likeliest first, after the
+    network's own greedy thought. That thought is the whole group's, so advantages cancel out on its tokens: rewards say
+    nothing of which to choose, only of the items' tokens [open].
+
+    everyone: as for `sample`. trie: of the workspace's items.
+    """
+    share = share if share.batch else share.of(len(everyone))
+    runtime = EagerRuntime(work.network, work.item_tokens, work.settings.attention)
+    settings = replace(search_settings(work.vocabulary, work.settings), paths=1)
+    found = search(runtime, trie, settings, memory, steps=steps, beam_width=config.group)
+    item, thought_of = work.item_tokens[found.items], found.reasoning_tokens
+    if work.network.step_form == "state":  # which has no tokens; any stand for them
+        thought_of = item.new_full((len(item), 1, steps), work.vocabulary.reasoning_range[0])
+    reasoning = thought_of.expand(-1, item.shape[1], -1)
+    thought = _along(work, work.network, memory, reasoning)
+    logits, state = answer(work.network, memory, thought, item)
+    log_probs = _log_probs(work, thought, logits, reasoning, item)
+    return Rollout(reasoning, item, log_probs, _rewards(work, memory, thought, item, state, everyone, share))
+
+
+def policy_log_probs(work: Workspace, network: StreamRec, memory: Memory, rollout: Rollout) -> torch.Tensor:
+    """log P of a rollout's tokens under `network`, with gradient where it has any. Shape: (B, G, l + M)."""
+    thought = _along(work, network, memory, rollout.reasoning)
+    logits, _ = answer(network, memory, thought, rollout.item)
+    return _log_probs(work, thought, logits, rollout.reasoning, rollout.item)
+
+
+def _along(work: Workspace, network: StreamRec, memory: Memory, tokens: torch.Tensor) -> Thought:
+    """Thinks given reasoning tokens (B, G, l)."""
+    _, group, steps = tokens.shape
+    start_token = work.vocabulary.start_tokens[steps]
+    return think(network, memory, start_token, steps, lambda i, *_: tokens[..., i - 1], paths=group)
+
+
+def _log_probs(
+    work: Workspace, thought: Thought, item_logits: torch.Tensor, reasoning: torch.Tensor, item: torch.Tensor
+) -> torch.Tensor:
+    """Reasoning tokens are drawn among the reasoning codes, so that is what their probabilities are normalised over."""
+    lo, hi = work.vocabulary.reasoning_range
+    temperature = work.settings.temperature
+    parts = [
+        token_log_probs(logits[..., lo:hi], reasoning[..., i] - lo, temperature)
+        for i, logits in enumerate(thought.logits)
+    ]
+    parts = [] if work.network.step_form == "state" else parts  # no token was acted on
+    return torch.cat(
+        [torch.stack(parts, -1) if parts else item_logits[..., 0, :0], token_log_probs(item_logits, item, temperature)],
+        -1,
+    )
+
+
+def _rewards(
+    work: Workspace,
+    memory: Memory,
+    thought: Thought,
+    item: torch.Tensor,
+    state: torch.Tensor,
+    everyone: torch.Tensor,
+    share: Share,
+) -> dict[str, torch.Tensor]:
+    network = work.network
+    place = work.send(share.places)
+    target = work.item_tokens[everyone[place]]  # (b, M)
+    vectors = network.item_vectors(work.item_tokens)[everyone]  # (B, D)
+    group = item.shape[1]
+    given = target.unsqueeze(1).expand(-1, group, -1)
+    temperature = work.settings.temperature
+    reasoned = token_log_probs(answer(network, memory, thought, given)[0], given, temperature).sum(-1)
+    direct_logits, _ = answer(network, memory, start(work, len(target), 0), target.unsqueeze(1))
+    direct = token_log_probs(direct_logits, target.unsqueeze(1), temperature).sum((1, 2))
+    return {
+        "format": rewards.format_reward(exists(item, work.item_tokens)),
+        "match": rewards.match_reward(item, target),
+        "similarity": rewards.similarity_reward(state, vectors[place]),
+        "likelihood": rewards.likelihood_reward(reasoned, direct),
+        "rank": rewards.rank_reward(dense_logits(state, vectors), everyone, place),
+    }
+
+
+def draw(logits: torch.Tensor, share: Share = WHOLE) -> torch.Tensor:
+    """One sample per row: the first token where the summed probability exceeds a uniform number. (B, G, V) -> (B, G).
+
+    One number per row, and not torch.multinomial: a row's sample must not depend on the rows that are drawn with it.
+    """
+    summed = logits.float().softmax(-1).cumsum(-1)
+    number = send(share.rand(*logits.shape[:-1]), logits.device).unsqueeze(-1) * summed[..., -1:]
+    return torch.searchsorted(summed, number, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)

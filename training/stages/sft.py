@@ -1,0 +1,207 @@
+"""Stage 2: supervised fine-tuning on reasoning made by iterative inference (see `training.stages.reasoning`).
+
+    Y = [o_1 .. o_l ; target];   L = NLL(Y) + state loss at every step + quantization + preference     [paper: the four]
+
+[open], and why: every step trains l = 0 and one l > 0 on one encoder pass (drawing l at random alone costs l = 0
+10-15%); the labels are made with the current weights; the input is the model's own token, as it will be when serving.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from serving.network.model import Memory, StreamRec, dense_logits
+from training.config import SftConfig
+from training.stages.examples import batch_at
+from training.stages.losses import (
+    contrastive,
+    distillation,
+    full_softmax,
+    nll,
+    preference,
+    quantization,
+    token_log_probs,
+)
+from training.stages.pretrain import start
+from training.stages.ranks import WHOLE, Share, Terms
+from training.stages.reasoning import Thought, answer, residual_label, think
+from training.workspace import Workspace
+
+
+class SftStep:
+    """Makes the loss of a step. `reference` is the network that stage 1 left, frozen: the preference loss compares with
+    it, and labels that are made once are made by it. A step is made before a stage goes on from its checkpoint, so that
+    a resumed run has the same one.
+    """
+
+    def __init__(self, work: Workspace, config: SftConfig) -> None:
+        self.work, self.config = work, config
+        frozen = config.preference_weight or config.label_refresh == "once"
+        self.reference = copy.deepcopy(work.network).eval().requires_grad_(False) if frozen else None
+        self.content = content_vectors(work) if config.target == "content" else None
+
+    def __call__(self, step: int, share: Share = WHOLE) -> tuple[torch.Tensor, Terms]:
+        work, config, network = self.work, self.config, self.work.network
+        batch = batch_at(work.examples, config.batch_size, work.config.seed + 1, step)
+        share = share.of(len(batch))
+        piece = share.piece(batch)
+        index = share.own(piece)
+        everyone, place = work.send(work.examples.targets(piece)), work.send(share.places)
+        row = everyone[place]
+        target = work.item_tokens[row].unsqueeze(1)
+        histories = work.examples.histories(index)
+        memory = work.read(histories)
+        steps = work.draw_steps(share.draws)
+        temperature = work.settings.temperature
+        vectors = network.item_vectors(work.item_tokens)
+        total = torch.zeros(())
+        terms: Terms = {}
+
+        def add(name: str, weight: float, value: torch.Tensor) -> None:
+            nonlocal total
+            total = total + weight * value
+            terms[name] = value.detach()
+
+        direct_logits, direct_state = answer(network, memory, start(work, len(row), 0), target)
+        states = [direct_state]
+        if config.plain_weight:
+            add("nll_plain", config.plain_weight, nll(direct_logits, target, temperature, config.label_smoothing))
+        if steps:
+            known = self.first_labels(histories, row, steps, share)
+            labelled = Labeller(work, config, self.representation(network, row), share, known)
+            thought = think(network, memory, work.vocabulary.start_tokens[steps], steps, labelled.choose)
+            logits, state = answer(network, memory, thought, target)
+            states += [*thought.states, state]
+            if config.answer_weight:
+                add("nll_answer", config.answer_weight, nll(logits, target, temperature, config.label_smoothing))
+            if labelled.labels and config.reasoning_weight:
+                chosen_from = torch.cat(thought.logits, 1)  # (B, l, V)
+                labels = torch.stack(labelled.labels, 1)
+                add("nll_reasoning", config.reasoning_weight, nll(chosen_from, labels, temperature))
+            if labelled.residuals and config.quantization_weight:
+                codes = [network.t5.shared(label) for label in labelled.labels]
+                each = [quantization(r, c) for r, c in zip(labelled.residuals, codes, strict=True)]
+                add("quantization", config.quantization_weight, torch.stack(each).mean())
+            if config.distillation_weight:
+                add("distillation", config.distillation_weight, distillation(direct_logits, logits, temperature))
+            if config.preference_weight:
+                now = self.log_probs(network, memory, thought, target, direct_logits, logits)
+                before = self.reference_log_probs(histories, thought, target)
+                add("preference", config.preference_weight, preference(*now, *before, config.preference_beta))
+        if config.state_weight:
+            each = [self.state_loss(s[:, 0], vectors, everyone, place) for s in states]
+            add("state", config.state_weight, torch.stack(each).mean())
+        return share.mean(total, terms)
+
+    @torch.no_grad()
+    def representation(self, network: StreamRec, row: torch.Tensor) -> torch.Tensor:
+        """t of the target items `row` (b,), as the setting `target` has it. Shape: (b, D)."""
+        if self.content is not None:
+            return self.content[row]
+        tokens = network.t5.shared(self.work.item_tokens[row]).sum(1)
+        return tokens + network.heads.item_free(row) if self.config.target == "item" else tokens
+
+    @torch.no_grad()
+    def first_labels(self, histories: list, row: torch.Tensor, steps: int, share: Share) -> Sequence[torch.Tensor]:
+        """o_1..o_l, each (b,), as the reference makes them in thoughts of its own; none where labels are refreshed."""
+        if self.config.label_refresh == "every step":
+            return ()
+        assert self.reference is not None
+        work = self.work.with_network(self.reference)
+        labelled = Labeller(work, self.config, self.representation(self.reference, row), share)
+        think(self.reference, work.read(histories), work.vocabulary.start_tokens[steps], steps, labelled.choose)
+        return labelled.labels
+
+    def state_loss(
+        self, state: torch.Tensor, vectors: torch.Tensor, everyone: torch.Tensor, place: torch.Tensor
+    ) -> torch.Tensor:
+        """everyone: (B,) target items of the batch's rows, of which the states' are those at `place` (b,)."""
+        if self.config.state_loss == "contrastive":
+            return contrastive(state, vectors[everyone], everyone, place, self.config.contrastive_temperature)
+        return full_softmax(dense_logits(state, vectors), everyone[place])
+
+    def log_probs(
+        self,
+        network: StreamRec,
+        memory: Memory,
+        thought: Thought,
+        target: torch.Tensor,
+        direct: torch.Tensor,
+        reasoned: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """log P(target | x, o) and log P(target | x). Shapes: (B,) both."""
+        temperature = self.work.settings.temperature
+        return (
+            token_log_probs(reasoned, target, temperature).sum((1, 2)),
+            token_log_probs(direct, target, temperature).sum((1, 2)),
+        )
+
+    @torch.no_grad()
+    def reference_log_probs(
+        self, histories: list, thought: Thought, target: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same under the frozen reference, on the same reasoning tokens. Shapes: (B,) both."""
+        assert self.reference is not None
+        work = self.work.with_network(self.reference)
+        memory = work.read(histories)
+        start_token = work.vocabulary.start_tokens[thought.steps]
+        replay = think(self.reference, memory, start_token, thought.steps, lambda i, *_: thought.tokens[i - 1])
+        reasoned, _ = answer(self.reference, memory, replay, target)
+        direct, _ = answer(self.reference, memory, start(work, len(target), 0), target)
+        return self.log_probs(self.reference, memory, replay, target, direct, reasoned)
+
+
+class Labeller:
+    """Chooses the reasoning tokens while the decoder thinks, and keeps labels and residuals for the losses.
+
+    target: t, the target's representation, (B, D), no gradient [open: which; see SftConfig.target]. known: residual
+    labels o_1..o_l, each (B,), where they are not to be made here. A fed-back state alone needs no labels.
+    """
+
+    def __init__(
+        self,
+        work: Workspace,
+        config: SftConfig,
+        target: torch.Tensor,
+        share: Share = WHOLE,
+        known: Sequence[torch.Tensor] = (),
+    ) -> None:
+        self.work, self.config, self.target, self.share, self.known = work, config, target, share, known
+        self.labels: list[torch.Tensor] = []
+        self.residuals: list[torch.Tensor] = []
+
+    def choose(self, step: int, logits: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        lo, hi = self.work.vocabulary.reasoning_range
+        network = self.work.network
+        own = logits[..., lo:hi].detach().argmax(-1) + lo
+        if network.step_form == "state":
+            return own
+        if self.config.labels == "residual":
+            balanced = self.config.balanced
+            label, residual = residual_label(network, self.target, state[:, 0], (lo, hi), balanced, self.share)
+            label = self.known[step - 1] if self.known else label
+            self.residuals.append(residual)
+        elif self.config.labels == "random":  # control: as many latent tokens that mean nothing
+            label = self.work.send((lo + self.share.rand(len(own)) * (hi - lo)).long())
+        else:  # control: a "pause", the same token every time, learnt so that the search writes it too
+            label = torch.full((len(own),), lo, device=own.device)
+        self.labels.append(label)
+        given = self.config.inputs == "label" or self.config.labels == "pause"
+        return label.unsqueeze(1) if given else own
+
+
+@torch.no_grad()
+def content_vectors(work: Workspace) -> torch.Tensor:
+    """The items' own embeddings under a random orthogonal map that the seed fixes, scaled to the mean length that the
+    sums of the items' token embeddings have as the stage begins [open]. Shape: (I, D).
+    """
+    embedding = torch.from_numpy(work.embedding)
+    onto = torch.empty(embedding.shape[1], work.config.model.d_model)
+    nn.init.orthogonal_(onto, generator=torch.Generator().manual_seed(work.config.seed))
+    projected = (embedding @ onto).to(work.device)
+    tokens = work.network.t5.shared(work.item_tokens).sum(1)
+    return projected * (tokens.norm(dim=-1).mean() / projected.norm(dim=-1).mean())

@@ -1,4 +1,4 @@
-"""From the engine's rows to what a client reads: items with names, what scores are made of, and what may be told."""
+"""From the engine's rows to what a client reads: items with names, what scores are made of."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from app.schemas import Explanation, ItemExplanation, NamedItem, ReasoningStep, RecommendedItem
 from serving.bundle import Bundle
 from serving.items.catalogue import Catalogue
-from serving.types import Answer, Request, Rules, Trace
+from serving.types import Answer, Request, Trace
 
 
 def named(catalogue: Catalogue, rows: Sequence[int], scores: Sequence[float]) -> list[RecommendedItem]:
@@ -15,30 +15,6 @@ def named(catalogue: Catalogue, rows: Sequence[int], scores: Sequence[float]) ->
     return [
         RecommendedItem(ids[row], score, titles[row], categories[row]) for row, score in zip(rows, scores, strict=True)
     ]
-
-
-def fitting(catalogue: Catalogue, items: Sequence[int], rules: Rules) -> list[int]:
-    """The places of the items that exist, are permitted, and stand there for the first time."""
-    banned, allowed = {*rules.exclude, *rules.deny}, None if rules.allow is None else set(rules.allow)
-    wanted, subset = set(rules.categories), None if rules.catalogue is None else catalogue.subsets[rules.catalogue]
-    seen: set[int] = set()
-
-    def fits(row: int) -> bool:
-        return (
-            0 <= row < len(catalogue)
-            and row not in seen
-            and row not in banned
-            and (allowed is None or row in allowed)
-            and (not wanted or not wanted.isdisjoint(catalogue.categories[row]))
-            and (subset is None or bool((subset == row).any()))
-        )
-
-    places = []
-    for place, row in enumerate(items):
-        if fits(row):
-            places.append(place)
-        seen.add(row)
-    return places
 
 
 def explained(bundle: Bundle, request: Request, answer: Answer) -> Explanation:

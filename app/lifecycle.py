@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 
 from redis.exceptions import RedisError
 
-from app.answers import explained, fitting, named
+from app.answers import explained, named
 from app.errors import NotReady
 from app.ids import fresh_id
 from app.metrics import Metrics
@@ -89,7 +89,6 @@ class Service:
             on_death=on_death,
         )
         self._categories: set[str] = set()
-        self._by_title: list[tuple[str, int]] = []
         self._connect()
 
     def _connect(self) -> None:
@@ -136,8 +135,7 @@ class Service:
             self._engine.warm_up()
             self._prime()
             self._categories = bundle.catalogue.category_names
-            order = bundle.catalogue.popular(len(bundle.catalogue), Rules())
-            self._by_title = [((bundle.catalogue.titles[row] or "").casefold(), row) for row in order]
+            bundle.catalogue.index_titles()
             self.metrics.model_info.labels(bundle.version).set(1)
             gc.collect()
             gc.freeze()  # what lives as long as the process need not be searched again: no long collection stalls
@@ -392,7 +390,7 @@ class Service:
 
     def _checked(self, answer: Answer, rules: Rules) -> Answer:
         """The answer without items that must not be in it; there are none, and the metric that counts them says so."""
-        keep = fitting(self.bundle.catalogue, answer.items, rules)
+        keep = self.bundle.catalogue.permitted_indices(answer.items, rules)
         if len(keep) == len(answer.items):
             return answer
         self.metrics.invalid_items.inc(len(answer.items) - len(keep))
@@ -416,17 +414,6 @@ class Service:
             return await work
         except (RedisDown, RedisError) as error:
             raise StoreUnavailable("The cache did not answer; try again shortly.") from error
-
-    def find_titles(self, query: str, limit: int) -> list[int]:
-        """Rows whose title holds every word of the query, most popular first. Reads all titles at worst."""
-        words = query.casefold().split()
-        found: list[int] = []
-        for title, row in self._by_title:
-            if all(word in title for word in words):
-                found.append(row)
-                if len(found) == limit:
-                    break
-        return found
 
 
 def _narrower(beam_width: int, k: int) -> list[int]:

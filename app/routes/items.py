@@ -29,7 +29,7 @@ async def find_items(
 ) -> ItemsResponse:
     """Items whose title holds every word of the query, most popular first; without a query the most popular ones."""
     service.check_ready()
-    rows = await asyncio.to_thread(service.find_titles, query, limit)
+    rows = await asyncio.to_thread(service.bundle.catalogue.find_titles, query, limit)
     return ItemsResponse(items=[_item(service.bundle.catalogue, row) for row in rows])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ class Catalogue:
     _rows: dict[str, int] = field(init=False)
     _by_category: dict[str, np.ndarray] = field(init=False)
     _by_popularity: np.ndarray = field(init=False)
+    _by_title: list[tuple[str, int]] | None = field(init=False, default=None)  # see `index_titles`
 
     def __post_init__(self) -> None:
         self._rows = {item_id: row for row, item_id in enumerate(self.item_ids)}
@@ -93,10 +95,50 @@ class Catalogue:
         allowed[np.asarray(rules.exclude + rules.deny, dtype=np.int64)] = False
         return allowed
 
+    def permitted_indices(self, items: Sequence[int], rules: Rules) -> list[int]:
+        """Indices into `items` of the rows that exist, pass every rule that is set and appear for the first time.
+
+        `permitted` for a few rows, without a pass over the catalogue. Raises KeyError for an unknown subset.
+        """
+        denied, allowed = {*rules.exclude, *rules.deny}, None if rules.allow is None else set(rules.allow)
+        categories = set(rules.categories)
+        subset = None if rules.catalogue is None else self.subsets[rules.catalogue]
+        seen: set[int] = set()
+
+        def is_permitted(row: int) -> bool:
+            return (
+                0 <= row < len(self)
+                and row not in seen
+                and row not in denied
+                and (allowed is None or row in allowed)
+                and (not categories or not categories.isdisjoint(self.categories[row]))
+                and (subset is None or bool((subset == row).any()))
+            )
+
+        indices = []
+        for index, row in enumerate(items):
+            if is_permitted(row):
+                indices.append(index)
+            seen.add(row)
+        return indices
+
     def popular(self, k: int, rules: Rules) -> list[int]:
         """The k most popular permitted items, most popular first."""
         permitted = self.permitted(rules)
         return self._by_popularity[permitted[self._by_popularity]][:k].tolist()
+
+    def index_titles(self) -> None:
+        """Builds what `find_titles` reads, so that the first search does not pay for it."""
+        if self._by_title is None:
+            self._by_title = [((self.titles[row] or "").casefold(), row) for row in self._by_popularity.tolist()]
+
+    def find_titles(self, query: str, limit: int) -> list[int]:
+        """Rows whose title contains every word of the query, most popular first. Reads all titles at worst."""
+        self.index_titles()
+        assert self._by_title is not None
+        words = query.casefold().split()
+        matches = (row for title, row in self._by_title if all(word in title for word in words))
+        return list(islice(matches, limit))
 
     def _only(self, rows: np.ndarray) -> np.ndarray:
         mask = np.zeros(len(self), dtype=bool)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ import yaml
 
 from tests.conftest import RedisServer, free_port
 from tests.e2e.conftest import ServiceProcess, StartService, eventually
+from tests.tools import require_program
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "helm" / "streamrec"
@@ -29,9 +29,9 @@ VARIABLES = {"$namespace": "shop", "$service": "shop-streamrec", "$__rate_interv
 
 class Prometheus:
     def __init__(self, folder: Path, target: str) -> None:
-        program = shutil.which("prometheus")
-        if program is None:
-            pytest.skip("the dashboard is NOT tested: no prometheus on the PATH; Debian's package prometheus has it")
+        program = require_program(
+            "the dashboard is", "install Prometheus; Debian's package prometheus has it", "prometheus"
+        )
         scrape = {"job_name": "streamrec", "static_configs": [{"targets": [target], "labels": LABELS}]}
         config = {
             "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.conftest import ServiceProcess, StartService, eventually
+from tests.tools import require_program
 
 HISTORY = ["i1", "i2", "i3"]
 
@@ -24,8 +25,7 @@ def service(start_service: StartService) -> ServiceProcess:
 
 
 def test_the_printed_request_works_as_it_stands(service: ServiceProcess) -> None:
-    if shutil.which("curl") is None:
-        pytest.skip("no curl on this machine")
+    require_program("the printed request is", "install curl", "curl")
     answer = json.loads(subprocess.run(service.announced[1], shell=True, capture_output=True, check=True).stdout)
     assert answer["source"] == "model" and answer["reasoning_steps"] == 4
     assert len(answer["items"]) == 5 and answer["unknown_items"] == []

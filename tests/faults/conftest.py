@@ -124,5 +124,6 @@ def small_disk(tmp_path: Path) -> SmallDisk:
             capture_output=True,
         )
     if trial is None or trial.returncode:
+        # A permission, which no package brings: skipped in CI too.
         pytest.skip("a disk that can be filled needs `unshare --user --mount`, which this machine does not permit")
     return SmallDisk(folder)

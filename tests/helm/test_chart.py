@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from app.settings import Settings, variable
+from tests.tools import require_module
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "helm" / "streamrec"
@@ -54,7 +55,7 @@ def test_lint_has_nothing_to_say(helm: Path, values: Path | None) -> None:
 @pytest.mark.parametrize("version", ["1.25.0", "1.37.0"])
 @pytest.mark.parametrize("values", [None, *EXAMPLES], ids=lambda path: path.stem if path else "defaults")
 def test_every_object_is_valid_for_kubernetes(helm: Path, version: str, values: Path | None) -> None:
-    kubernetes_validate = pytest.importorskip("kubernetes_validate")
+    kubernetes_validate = require_module("kubernetes_validate", "the chart's objects are")
     objects = render(helm, "--kube-version", version, *(["--values", str(values)] if values else []))
     assert {"ConfigMap", "Deployment", "Service"} <= objects.keys()
     for found in objects.values():

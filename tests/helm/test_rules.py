@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
+
+from tests.tools import require_program
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "helm" / "streamrec" / "rules" / "alerts.yaml"
@@ -19,9 +19,9 @@ ALERTS: list[dict[str, Any]] = [rule for group in GROUPS for rule in group["rule
 
 
 def promtool(*arguments: str) -> None:
-    program = shutil.which("promtool")
-    if program is None:
-        pytest.skip("the alert rules are NOT tested: no promtool on the PATH; Debian's package prometheus has it")
+    program = require_program(
+        "the alert rules are", "install promtool; Debian's package prometheus has it", "promtool"
+    )
     done = subprocess.run([program, *arguments], cwd=CASES.parent, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -60,7 +60,7 @@ def imported(folder: str, *, lazy: bool = True) -> dict[str, str]:
                 names = [node.module or ""]
             elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
                 function = ast.unparse(node.func)
-                if function.endswith(("import_module", "importorskip", "find_spec")):
+                if function.endswith(("import_module", "require_module", "find_spec")):
                     names = [str(node.args[0].value)]
             for name in names:
                 module = name.split(".")[0]

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+from tests.tools import require
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "Dockerfile").read_text()
@@ -16,9 +16,11 @@ TEXT = (ROOT / "Dockerfile").read_text()
 
 def test_hadolint_has_nothing_to_say() -> None:
     beside = Path(sys.executable).with_name("hadolint")
-    program = beside if beside.exists() else shutil.which("hadolint")
-    if program is None:
-        pytest.skip("the Dockerfile is NOT linted: no hadolint here, and requirements/tools.lock is not installed")
+    program = require(
+        str(beside) if beside.exists() else shutil.which("hadolint"),
+        "the Dockerfile is",
+        "install hadolint; requirements/tools.lock has it",
+    )
     done = subprocess.run([program, str(ROOT / "Dockerfile")], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -78,3 +78,26 @@ def test_ci_runs_the_tests() -> None:
     assert os.access(script, os.X_OK)
     assert "make test" in script.read_text().splitlines()
     assert subprocess.run(["bash", "-n", str(script)]).returncode == 0
+
+
+@pytest.mark.parametrize("installs", [True, False])
+@pytest.mark.parametrize("user", ["0", "1000"])
+def test_ci_installs_the_programs_it_may_and_goes_on_where_it_cannot(tmp_path: Path, installs: bool, user: str) -> None:
+    """With stand-ins for apt-get, make and id, and no other program on the PATH that it asks for."""
+    calls = tmp_path / "calls"
+    calls.touch()
+    stand_ins = {
+        "id": f"echo {user}",
+        "apt-get": f'echo "apt-get $1" >> {calls}; exit {int(not installs)}',
+        "make": f'echo "make $1" >> {calls}',
+    }
+    for name, line in stand_ins.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "dirname").symlink_to(str(shutil.which("dirname")))
+    script = [str(shutil.which("bash")), str(ROOT / ".ci" / "run")]
+    done = subprocess.run(script, env={"PATH": str(tmp_path)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    asked = ["apt-get update", *(["apt-get install"] if installs else [])] if user == "0" else []
+    assert calls.read_text().splitlines() == [*asked, "make lint", "make test"]
+    assert ("could not install chromium prometheus" in done.stderr) == (user == "0" and not installs)

@@ -21,6 +21,7 @@ from serving.engine import Engine
 from serving.errors import StorageError
 from serving.files import owned
 from serving.types import Request
+from tests.tools import always_full
 from tests.training.shops import command, write_shop
 from training.__main__ import main
 from training.stages.loop import load_checkpoint, save_checkpoint
@@ -184,12 +185,11 @@ def test_a_learning_rate_that_diverges_says_so(made, tmp_path, capsys):
         assert all(tensor.isfinite().all() for tensor in weights.values())
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a file on an always full disk")
 def test_a_full_disk_stops_with_one_sentence_and_the_run_goes_on_once_there_is_room(made, tmp_path, capsys):
     assert main(command("pretrain", made / "shop", tmp_path / "b")) == 0
     done = (tmp_path / "b.work/pretrain.latest.safetensors").read_bytes()
     blocked = tmp_path / "b.work/sft.latest.safetensors.partial"
-    blocked.symlink_to("/dev/full")
+    blocked.symlink_to(always_full())
     message = fails(capsys, *command("run", made / "shop", tmp_path / "b"))
     assert "is full" in message and "free some space" in message
     assert (tmp_path / "b.work/pretrain.latest.safetensors").read_bytes() == done

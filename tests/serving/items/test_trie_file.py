@@ -13,6 +13,7 @@ from serving.errors import BundleError
 from serving.items.trie import Trie, build_trie
 from serving.items.trie_file import FORMAT, read_trie, write_trie
 from tests.builders import random_codes
+from tests.tools import require
 
 
 def small(table_entries: int = 8) -> Trie:
@@ -33,12 +34,12 @@ def test_comes_back_as_it_was(tmp_path: Path, table_entries: int):
     assert len(read.tables) == 3 and all(a.equal(b) for a, b in zip(read.tables, trie.tables, strict=True))
 
 
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="shows what is mapped on Linux only")
 def test_is_mapped(tmp_path: Path):
     write_trie(tmp_path / "trie.safetensors", small())
     read = read_trie(tmp_path / "trie.safetensors")
-    mapped = [line.split()[0].split("-") for line in Path("/proc/self/maps").read_text().splitlines()
-              if line.endswith("trie.safetensors")]  # fmt: skip
+    maps = Path("/proc/self/maps")
+    require(maps.exists(), "the mapping of files is", "run on Linux, for /proc/self/maps")
+    mapped = [line.split()[0].split("-") for line in maps.read_text().splitlines() if line.endswith("trie.safetensors")]
     spans = [range(int(low, 16), int(high, 16)) for low, high in mapped]
     assert all(any(array.data_ptr() in span for span in spans) for array in read.arrays().values())
 

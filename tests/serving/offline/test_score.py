@@ -29,6 +29,7 @@ from serving.offline.input import open_histories
 from serving.offline.score import Scorer, Task, run_here, score
 from serving.types import Answer, Request, Rules
 from tests.builders import tiny_bundle
+from tests.tools import always_full, require_module
 
 ROOT = Path(__file__).parents[3]
 
@@ -306,7 +307,6 @@ def test_memory_does_not_grow_with_the_number_of_users(bundle, tmp_path, kind):
     assert peaks[1] < 1.5 * peaks[0], peaks
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a file on an always full disk")
 @pytest.mark.parametrize("full", ["part-000001.parquet", "part-000001.rejects.jsonl"])
 def test_a_full_disk_stops_with_one_sentence_and_what_was_written_stays(bundle, tmp_path, full):
     source = write_json(tmp_path / "h.jsonl", some_histories(30))
@@ -320,7 +320,7 @@ def test_a_full_disk_stops_with_one_sentence_and_what_was_written_stays(bundle, 
     with pytest.raises(Killed):
         score(task, first_only)
     done = task.part_file(0).read_bytes()
-    (task.parts_folder / f"{full}.partial").symlink_to("/dev/full")
+    (task.parts_folder / f"{full}.partial").symlink_to(always_full())
     with pytest.raises(StorageError, match="is full; free some space"):
         score(task)
     assert task.part_file(0).read_bytes() == done and not task.part_file(1).exists()
@@ -391,7 +391,7 @@ def test_an_empty_file_gives_an_empty_answer(bundle, tmp_path):
 
 
 def test_ray_actors_score_the_same_and_go_on_where_a_run_stopped(bundle, tmp_path):
-    ray = pytest.importorskip("ray", reason="scoring with --engine ray needs the extra streamrec[ray]")
+    ray = require_module("ray", "scoring with --engine ray is")
     from serving.offline.ray import run_on_ray
 
     source = write_json(tmp_path / "h.jsonl", some_histories(60))

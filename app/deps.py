@@ -14,7 +14,7 @@ from app.schemas import MAX_ID
 
 T = TypeVar("T")
 
-UNWATCHED = 0.25  # seconds; most are answered by then, and to watch costs a tenth of what HTTP costs in all
+DISCONNECT_GRACE_S = 0.25  # most requests are answered by then; watching from the start would cost a tenth of HTTP
 
 
 async def get_service(request: Request) -> Service:  # async: FastAPI sends plain functions to a thread
@@ -53,7 +53,7 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T |
         nonlocal watch
         watch = asyncio.ensure_future(_cancel_when_gone(request, task))
 
-    timer = asyncio.get_running_loop().call_later(UNWATCHED, begin)
+    timer = asyncio.get_running_loop().call_later(DISCONNECT_GRACE_S, begin)
     try:
         return await work
     except asyncio.CancelledError:

@@ -19,9 +19,9 @@ from uvicorn.server import ServerState
 
 from app import errors
 from app.errors import QuotaExceeded
+from app.headers import ALWAYS, NO_STORE, REQUEST_ID
 from app.ids import fresh_id
 from app.lifecycle import Service
-from app.middleware import ALWAYS, NO_STORE, REQUEST_ID
 from app.quotas import Quotas
 from serving.errors import Overloaded
 from serving.online.batcher import NO_ROOM

@@ -16,7 +16,7 @@ from app.middleware import Cors, Envelope
 from app.quotas import Quotas
 from app.routes import health, items, models, page, recommend, users
 from app.settings import Settings
-from app.supervisor import Seat
+from app.slot import WorkerSlot
 from app.traces import Traces
 
 VERSION = "0.1.0"
@@ -38,12 +38,12 @@ def create_app(
     on_ready: Callable[[Service], None] = lambda service: None,
     on_failure: Callable[[BaseException], None] = lambda error: None,
     on_death: Callable[[BaseException], None] = lambda error: None,
-    seat: Seat | None = None,
+    slot: WorkerSlot | None = None,
 ) -> FastAPI:
     """The application; `app.state.service` is its service. With `engine` no bundle is loaded.
 
     on_ready, on_failure, on_death: called on the engine's thread when the model is ready, could not be made ready, or
-    whenever that thread has ended by a fault. seat: of a worker among several.
+    whenever that thread has ended by a fault. slot: of a worker among several.
     """
     service = Service(settings, engine, on_ready, on_failure, on_death)
     quotas, traces = Quotas(settings), Traces(settings.otlp_endpoint, VERSION)
@@ -51,7 +51,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await service.start()
-        while seat is not None and seat.late and service.status in ("loading", "warming"):
+        while slot is not None and slot.is_replacement and service.status in ("loading", "warming"):
             await asyncio.sleep(0.05)  # the other workers answer meanwhile
         yield
         await service.close()
@@ -67,7 +67,7 @@ def create_app(
         redoc_url=None,
         telemetry={"tracing": False, "metrics": False, "logs": False},  # ours are in traces.py, metrics.py and logs.py
     )
-    app.state.service, app.state.quotas, app.state.seat = service, quotas, seat
+    app.state.service, app.state.quotas, app.state.slot = service, quotas, slot
     errors.install(app)
     for routes in (recommend, users, items, models, health, page):
         app.include_router(routes.router)

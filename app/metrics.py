@@ -16,7 +16,7 @@ from prometheus_client import (
 )
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from app.supervisor import METRICS_FOLDER
+from app.slot import METRICS_FOLDER
 
 SECONDS = (
     0.001,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import time
 from typing import Any
 
@@ -15,28 +14,13 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import errors
+from app.headers import ALWAYS, HTTPS_ONLY, NO_STORE, REQUEST_ID
 from app.ids import fresh_id
 from app.metrics import Metrics
 from app.traces import Traces
 
 log = logging.getLogger("streamrec.http")
 
-REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
-ALWAYS = [
-    # Everything a page needs comes from the service itself: no inline code, no other host.
-    (
-        b"content-security-policy",
-        b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
-        b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    ),
-    (b"x-content-type-options", b"nosniff"),
-    (b"x-frame-options", b"DENY"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"permissions-policy", b"camera=(), geolocation=(), microphone=()"),
-    (b"cross-origin-opener-policy", b"same-origin"),
-]
-NO_STORE = (b"cache-control", b"no-store")
-HTTPS_ONLY = (b"strict-transport-security", b"max-age=31536000")
 QUIET = {"/livez", "/readyz", "/metrics"}
 COUNTED = {429, 503}  # a flood of refusals would be a flood of lines; the metrics have them by reason
 

@@ -19,7 +19,7 @@ from app.gate import Door
 from app.lifecycle import Service
 from app.main import create_app
 from app.settings import Settings
-from app.supervisor import Seat
+from app.slot import WorkerSlot
 from serving.errors import BundleError
 from serving.types import Rules
 
@@ -28,17 +28,17 @@ from serving.types import Rules
 KEEP_ALIVE = 75
 
 
-def serve(settings: Settings, listening: socket.socket | None = None, seat: Seat | None = None) -> int:
-    """Serves until told to stop. Returns the exit status. `listening` and `seat`: of a worker among several."""
-    if seat is not None:
+def serve(settings: Settings, listening: socket.socket | None = None, slot: WorkerSlot | None = None) -> int:
+    """Serves until told to stop. Returns the exit status. `listening` and `slot`: of a worker among several."""
+    if slot is not None:
         logs.set_up(settings.log_level)  # a fresh process
     failures: list[BaseException] = []
 
     def on_ready(service: Service) -> None:
-        if seat is not None:
-            seat.tell("ready")
-        if seat is None or (seat.number == 0 and not seat.late):
-            threading.Thread(target=_announce, args=(service, server, seat), daemon=True).start()
+        if slot is not None:
+            slot.report_state("ready")
+        if slot is None or (slot.number == 0 and not slot.is_replacement):
+            threading.Thread(target=_announce, args=(service, server, slot), daemon=True).start()
 
     def on_failure(error: BaseException) -> None:
         failures.append(error)
@@ -46,21 +46,21 @@ def serve(settings: Settings, listening: socket.socket | None = None, seat: Seat
 
     def on_death(error: BaseException) -> None:
         # Alone, it stays and tells the probes. Among several, another takes its place at once.
-        if seat is not None:
+        if slot is not None:
             failures.append(error)
             server.should_exit = True
 
-    app = create_app(settings, None, on_ready, on_failure, on_death, seat)
+    app = create_app(settings, None, on_ready, on_failure, on_death, slot)
     config = uvicorn.Config(
         app, settings.host, settings.port, log_config=None, access_log=False, lifespan="on", server_header=False,
         http=Door, loop="asyncio" if sys.platform == "win32" else "uvloop",
         timeout_graceful_shutdown=max(1, round(settings.drain_timeout_s)), timeout_keep_alive=KEEP_ALIVE,
     )  # fmt: skip
-    server = Server(config, app.state.service, seat)
+    server = Server(config, app.state.service, slot)
     server.run([listening] if listening is not None else None)
     if failures:
         logs.flush()
-        if seat is None or seat.number == 0:  # all of them say the same
+        if slot is None or slot.number == 0:  # all of them say the same
             kind = "" if isinstance(failures[0], BundleError) else f"{type(failures[0]).__name__}: "
             print(f"{kind}{failures[0]}", file=sys.stderr)
         return 1
@@ -70,22 +70,22 @@ def serve(settings: Settings, listening: socket.socket | None = None, seat: Seat
 class Server(uvicorn.Server):
     """Stops in order: not ready, then what runs is finished while the probes still answer, then the sockets close."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, seat: Seat | None) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, slot: WorkerSlot | None) -> None:
         super().__init__(config)
-        self.service, self.seat, self.draining = service, seat, False
+        self.service, self.slot, self.draining = service, slot, False
         self.loop: asyncio.AbstractEventLoop | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         # Not super's: it closes the sockets at once, and in the end raises the signal again instead of exiting with 0.
-        if self.seat is not None and sig == signal.SIGINT:
+        if self.slot is not None and sig == signal.SIGINT:
             return  # a terminal's Ctrl-C reaches everybody; the supervisor tells the workers
         if self.draining:
             self.should_exit = self.force_exit = True  # asked twice
             return
         self.draining = True
         self.service.begin_drain()
-        if self.seat is not None:
-            self.seat.tell("draining")
+        if self.slot is not None:
+            self.slot.report_state("draining")
         if self.loop is None:
             self.should_exit = True
         else:
@@ -102,9 +102,9 @@ class Server(uvicorn.Server):
             self.should_exit = True
 
 
-def _announce(service: Service, server: Server, seat: Seat | None) -> None:
+def _announce(service: Service, server: Server, slot: WorkerSlot | None) -> None:
     """Tells a person where the page is, and gives a request that works."""
-    while not server.started or (seat is not None and seat.keeps_back()):
+    while not server.started or (slot is not None and slot.blocking_state()):
         if server.should_exit:
             return
         time.sleep(0.01)

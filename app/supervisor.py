@@ -15,41 +15,16 @@ import signal
 import socket
 import threading
 import time
-from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from app.settings import Settings
+from app.slot import METRICS_FOLDER, WorkerSlot
 
 log = logging.getLogger("streamrec.workers")
 
-METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client reads it when it is imported
 GRACE = 5.0  # seconds beyond the longest drain, after which a worker is killed
-
-
-@dataclass(frozen=True, slots=True)
-class Seat:
-    """One worker's place among all. Their states lie in files of one folder, so that each can tell for all."""
-
-    number: int
-    count: int
-    folder: Path
-    late: bool = False  # it replaces one that died, so it must not take requests before it is ready
-
-    def tell(self, state: str) -> None:
-        path = self.folder / f"worker-{self.number}"
-        half = path.with_suffix(".part")
-        half.write_text(state)
-        half.replace(path)
-
-    def states(self) -> list[str]:
-        return [(self.folder / f"worker-{number}").read_text() for number in range(self.count)]
-
-    def keeps_back(self) -> str | None:
-        """The state of a worker that takes requests and cannot answer them, if there is one. Those being replaced take
-        none."""
-        return next((state for state in self.states() if state not in ("ready", "replaced")), None)
 
 
 def supervise(settings: Settings, listening: socket.socket) -> int:
@@ -70,11 +45,11 @@ class _Supervisor:
     def run(self) -> int:
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGINT, self._stop)
-        seats = [self._seat(number) for number in range(self._settings.workers)]
-        for seat in seats:
-            seat.tell("loading")
-        for seat in seats:
-            self._start(seat)
+        slots = [self._slot(number) for number in range(self._settings.workers)]
+        for slot in slots:
+            slot.report_state("loading")
+        for slot in slots:
+            self._start(slot)
         failed = False
         while not self._stopping and not failed:
             wait([worker.sentinel for worker in self._workers.values()], timeout=0.2)  # signals do not end it
@@ -86,25 +61,25 @@ class _Supervisor:
     def _stop(self, number: int, frame: object) -> None:
         self._stopping = True
 
-    def _seat(self, number: int, late: bool = False) -> Seat:
-        return Seat(number, self._settings.workers, self._folder, late)
+    def _slot(self, number: int, is_replacement: bool = False) -> WorkerSlot:
+        return WorkerSlot(number, self._settings.workers, self._folder, is_replacement)
 
-    def _start(self, seat: Seat) -> None:
+    def _start(self, slot: WorkerSlot) -> None:
         worker = self._processes.Process(
-            target=_work, args=(self._settings, self._listening, seat), name=f"worker-{seat.number}"
+            target=_work, args=(self._settings, self._listening, slot), name=f"worker-{slot.number}"
         )
         worker.start()
-        self._workers[seat.number] = worker
+        self._workers[slot.number] = worker
 
     def _replace(self, number: int, dead: multiprocessing.process.BaseProcess) -> bool:
         """Whether it makes sense to go on: a worker that was ready once may be ready again."""
         _forget(dead)
-        seat = self._seat(number, late=True)
-        if seat.states()[number] not in ("ready", "draining"):
+        slot = self._slot(number, is_replacement=True)
+        if slot.states()[number] not in ("ready", "draining"):
             return False
         log.error("worker %d ended with status %s; another takes its place", number, dead.exitcode)
-        seat.tell("replaced")
-        self._start(seat)
+        slot.report_state("replaced")
+        self._start(slot)
         return True
 
     def _end(self) -> bool:
@@ -122,7 +97,7 @@ class _Supervisor:
         return any(worker.exitcode not in (0, -signal.SIGTERM) for worker in self._workers.values())
 
 
-def _work(settings: Settings, listening: socket.socket, seat: Seat) -> None:
+def _work(settings: Settings, listening: socket.socket, slot: WorkerSlot) -> None:
     """A worker, in its own process."""
     from app.server import serve  # imports torch, and prometheus_client behind the folder's name
 
@@ -134,7 +109,7 @@ def _work(settings: Settings, listening: socket.socket, seat: Seat) -> None:
         os.kill(os.getpid(), signal.SIGTERM)  # nobody else would end it
 
     threading.Thread(target=follow, name="supervisor", daemon=True).start()
-    raise SystemExit(serve(settings, listening, seat))
+    raise SystemExit(serve(settings, listening, slot))
 
 
 def _forget(dead: multiprocessing.process.BaseProcess) -> None:

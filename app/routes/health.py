@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from app.deps import ServiceDep
-from app.supervisor import Seat
+from app.slot import WorkerSlot
 
 router = APIRouter(tags=["health"])
 
@@ -27,9 +27,9 @@ async def readyz(request: Request, service: ServiceDep) -> Response:
     """200 when a request would be answered, else 503 and why not: loading, warming, draining, engine dead. Of several
     workers each tells for all that take requests."""
     status: str = service.status
-    seat: Seat | None = request.app.state.seat
-    if status == "ready" and seat is not None:
-        status = seat.keeps_back() or status
+    slot: WorkerSlot | None = request.app.state.slot
+    if status == "ready" and slot is not None:
+        status = slot.blocking_state() or status
     if status == "ready":
         return JSONResponse({"status": status})
     return JSONResponse({"status": status, "reason": status}, 503, {"Retry-After": "1"})

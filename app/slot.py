@@ -1,0 +1,39 @@
+"""One worker's slot among several: its number, and the state that it reports to all the others.
+
+Imports nothing heavy, and not prometheus_client: that reads METRICS_FOLDER when it is imported.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # the environment variable through which workers share their metrics
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSlot:
+    """The states of all workers are files in one folder, so that any worker can report readiness for the whole service.
+
+    is_replacement: this worker replaces one that died, so it must not accept requests before it is ready.
+    """
+
+    number: int
+    count: int
+    folder: Path
+    is_replacement: bool = False
+
+    def report_state(self, state: str) -> None:
+        path = self.folder / f"worker-{self.number}"
+        part = path.with_suffix(".part")
+        part.write_text(state)
+        part.replace(path)
+
+    def states(self) -> list[str]:
+        return [(self.folder / f"worker-{number}").read_text() for number in range(self.count)]
+
+    def blocking_state(self) -> str | None:
+        """The state of a worker that accepts requests but cannot answer them yet, if there is one.
+
+        A worker that is being replaced accepts none, so it blocks nothing."""
+        return next((state for state in self.states() if state not in ("ready", "replaced")), None)

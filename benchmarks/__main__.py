@@ -7,18 +7,14 @@ import sys
 
 from benchmarks.common import ROOT
 
-SHOP = "runs/demo/shop"
 COMMANDS = (
     "-m benchmarks.engine.latency --bundle bundles/demo",
     "-m benchmarks.engine.cache --bundle bundles/demo",
-    f"-m benchmarks.accuracy.demo --data {SHOP}",
+    "-m benchmarks.accuracy.demo --bundle bundles/demo",
 )
 
 
 def main() -> int:
-    if not (ROOT / SHOP / "truth.json").exists():
-        shop = f"-m training data shop --users 4000 --items 1000 --seed 0 --out {SHOP}"
-        subprocess.run([sys.executable, *shop.split()], cwd=ROOT, check=True)
     for command in COMMANDS:
         print(f"\n$ python {command}", flush=True)
         if code := subprocess.run([sys.executable, *command.split()], cwd=ROOT).returncode:

@@ -15,7 +15,7 @@ from serving.errors import ServingError
 from training.config import ConfigError, load_config
 from training.data.cli import add_data_commands
 from training.data.prepare import read_data
-from training.data.shop import write_shop
+from training.data.shop import write_demo_shop
 from training.evaluate import evaluate_bundle
 from training.pipeline import STAGES, RunError, run
 
@@ -76,8 +76,7 @@ def _run(options: argparse.Namespace) -> None:
 
 def _demo(options: argparse.Namespace) -> None:
     shop = options.work / "shop"
-    if not (shop / "truth.json").exists():  # written last
-        write_shop(shop, users=20_000, items=1000, seed=0)
+    write_demo_shop(shop)
     config = load_config(Path(__file__).with_name("demo.yaml"), options.set)
     run(shop, options.out, config, work_folder=options.work / "training")
 

@@ -43,6 +43,7 @@ TREND = 0.7  # log-weight amplitude over the year
 DAY, YEAR = 86_400.0, 365 * 86_400.0
 OPENING = 1_640_995_200.0  # 2022-01-01; users arrive during two years
 TRUTH_USERS, TRUTH_CELLS = 2_000, 50_000_000  # best recall: at most so many users, and users x items
+DEMO_SHOP = {"users": 20_000, "items": 1000, "seed": 0}
 
 Format = Literal["csv.gz", "parquet"]
 
@@ -303,6 +304,23 @@ def write_shop(
     }
     (folder / "truth.json").write_text(json.dumps(truth, indent=2) + "\n", encoding="utf-8")
     return truth
+
+
+def write_demo_shop(folder: Path) -> None:
+    """Write the shop that bundles/demo is trained and evaluated on, unless the folder already holds it.
+
+    Raises ValueError where the folder holds another shop: the bundle would be evaluated on users it never saw.
+    """
+    truth = folder / "truth.json"  # written last
+    if not truth.exists():
+        write_shop(folder, DEMO_SHOP["users"], DEMO_SHOP["items"], DEMO_SHOP["seed"])
+        return
+    found = json.loads(truth.read_text(encoding="utf-8"))
+    if any(found[name] != value for name, value in DEMO_SHOP.items()):
+        raise ValueError(
+            f"{folder} holds a shop of {found['users']:,} users, seed {found['seed']}, not the demo's: remove the "
+            "folder and run the same command again"
+        )
 
 
 def best_gains(probabilities: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ import pytest
 from training.data.prepare import leave_one_out, read_data
 from training.data.shop import (
     BRAND_LOYALTY,
+    DEMO_SHOP,
     OPENING,
     ROLES,
     TIER_FIT,
@@ -22,6 +23,7 @@ from training.data.shop import (
     build_shop,
     next_item,
     shop_events,
+    write_demo_shop,
     write_shop,
 )
 from training.data.shop_words import BRANDS, KITS, SERIES
@@ -208,3 +210,16 @@ def test_it_can_be_learnt_and_not_by_popularity(demo):
     by_pairs = np.mean([target in top.get(history[-1], ()) for history, target in pairs])
     best = truth["best"]["recall@10"]
     assert by_popularity < 0.15 * best < 0.5 * best < by_pairs < best  # and a model has room above plain pairs
+
+
+def test_the_demo_shop_is_written_once_and_never_mistaken_for_another(tmp_path, monkeypatch):
+    monkeypatch.setitem(DEMO_SHOP, "users", 60)
+    monkeypatch.setitem(DEMO_SHOP, "items", 50)
+    write_demo_shop(tmp_path / "shop")
+    interactions = tmp_path / "shop" / "interactions.csv.gz"
+    written = interactions.stat().st_mtime_ns
+    write_demo_shop(tmp_path / "shop")
+    assert interactions.stat().st_mtime_ns == written
+    write_shop(tmp_path / "other", users=40, items=50, seed=0)
+    with pytest.raises(ValueError, match="a shop of 40 users, seed 0, not the demo's: remove the folder"):
+        write_demo_shop(tmp_path / "other")

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and folders that one process owns at a time."""
+"""Files that appear complete or not at all, and folders that one process at a time may use."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from serving.errors import FolderInUse, StorageError
 
 
 @contextmanager
-def whole_file(path: Path, suffix: str = ".partial") -> Iterator[Path]:
-    """Gives a path beside `path` to write to; what was written there takes its place at the end of the block.
+def atomic_write(path: Path, suffix: str = ".partial") -> Iterator[Path]:
+    """Yields a path in the same folder to write to; that file replaces `path` when the block ends without an error.
 
-    Whatever goes wrong, `path` is as it was before. Raises StorageError where the disk does not take it.
+    Otherwise `path` stays as it was. suffix: of the temporary file; processes that may write the same `path` at the
+    same time need different ones. Raises StorageError if the file cannot be written.
     """
     partial = path.with_name(path.name + suffix)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         with partial.open("rb") as file:
-            os.fsync(file.fileno())  # a name must not outlive a power cut that its contents did not
+            os.fsync(file.fileno())  # or a power cut could leave the new name with no contents
         os.replace(partial, path)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -31,15 +32,18 @@ def whole_file(path: Path, suffix: str = ".partial") -> Iterator[Path]:
                 f"The disk under {path.parent} is full; free some space and run the same command again."
             ) from error
         raise StorageError(
-            f"{path} cannot be written ({error.strerror or error}); mend that and run the same command again."
+            f"{path} cannot be written ({error.strerror or error}); fix that and run the same command again."
         ) from error
     finally:
         partial.unlink(missing_ok=True)
 
 
 @contextmanager
-def owned(folder: Path) -> Iterator[None]:
-    """Holds the folder (made where it is missing) for this process; a killed one holds nothing. Raises FolderInUse."""
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Reserves a folder, created if it is missing, for this process. Raises FolderInUse if another process has it.
+
+    The lock ends with the process, however that ends.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as file:
         try:

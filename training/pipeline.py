@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from serving.files import owned, whole_file
+from serving.files import atomic_write, locked_folder
 from serving.items.tokenizer import save_tokenizer
 from training.config import ConfigError, RunConfig, read_config
 from training.data.prepare import (
@@ -72,7 +72,7 @@ def run(
         ranks = stack.enter_context(join_ranks(device))
         with ranks.first_ahead():
             if ranks.first:
-                stack.enter_context(owned(folder))
+                stack.enter_context(locked_folder(folder))
             data = read_data(data_folder)  # before the folder is claimed, so that bad data leave no trace
             split = split_by(data, config.split)
             if ranks.first:
@@ -177,5 +177,5 @@ def _same_run(folder: Path, wanted: dict[str, Any]) -> None:
 
 
 def _write_json(path: Path, data: Any) -> None:
-    with whole_file(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")

@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from serving.errors import BundleError
+from serving.files import atomic_write
 from serving.items.trie import ARRAYS, Trie
 
 FORMAT = "streamrec trie 1"
@@ -17,12 +18,12 @@ LAYOUT = ("level_start", "first_token", "tokens", "max_children")
 
 
 def write_trie(path: Path, trie: Trie) -> None:
-    """Writes a trie as safetensors. The file appears whole or not at all: others may have the old one mapped."""
+    """Writes a trie as safetensors, atomically: other processes may have the old file mapped."""
     layout = {name: torch.tensor(getattr(trie, name)) for name in LAYOUT}
     tables = {f"table.{level}": table for level, table in enumerate(trie.tables)}
-    half = path.with_suffix(".part")
-    save_file({name: t.cpu() for name, t in {**trie.arrays(), **tables, **layout}.items()}, half, {"format": FORMAT})
-    half.replace(path)
+    arrays = {name: array.cpu() for name, array in {**trie.arrays(), **tables, **layout}.items()}
+    with atomic_write(path) as partial:
+        save_file(arrays, partial, {"format": FORMAT})
 
 
 def read_trie(path: Path, device: torch.device | str = "cpu") -> Trie:

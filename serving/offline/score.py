@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from serving.bundle import Bundle
 from serving.engine import Engine
 from serving.errors import ScoreError
-from serving.files import owned, whole_file
+from serving.files import atomic_write, locked_folder
 from serving.offline.input import Part, Reject, User, open_histories
 from serving.types import Answer, Request, Rules, RuntimeName
 
@@ -87,7 +87,7 @@ def score(task: Task, run_parts: RunParts | None = None) -> Summary:
     bundle = Bundle.load(task.bundle)
     _check(task, bundle)
     parts = open_histories(task.histories, task.part_users).parts()
-    with owned(task.parts_folder):
+    with locked_folder(task.parts_folder):
         _same_run(task, bundle)
         missing = [part for part in parts if not _is_done(task, part)]
         total = sum(part.rows for part in parts)
@@ -130,11 +130,11 @@ class Scorer:
                     answered[user.row] = answer
             yield len(batch)
         if rejects:  # before the part, whose appearance says that all is there
-            with whole_file(self.task.part_rejects(part.number), suffix) as path:
+            with atomic_write(self.task.part_rejects(part.number), suffix) as path:
                 lines = [json.dumps(asdict(reject)) for reject in sorted(rejects, key=lambda reject: reject.row)]
                 path.write_text("\n".join(lines) + "\n", encoding="utf-8")
         table = pa.Table.from_pylist([answered[row] for row in sorted(answered)], SCHEMA)
-        with whole_file(self.task.part_file(part.number), suffix) as path:
+        with atomic_write(self.task.part_file(part.number), suffix) as path:
             pq.write_table(table, path)
 
     def batches(self, users: list[User]) -> Iterator[list[User]]:
@@ -236,7 +236,7 @@ def _same_run(task: Task, bundle: Bundle) -> None:
     else:
         for stale in task.parts_folder.glob("part-*"):
             stale.unlink()
-        with whole_file(note) as path:
+        with atomic_write(note) as path:
             path.write_text(json.dumps(wanted) + "\n", encoding="utf-8")
 
 
@@ -257,14 +257,14 @@ def _rejects(task: Task, part: Part) -> list[str]:
 def _assemble(task: Task, parts: Sequence[Part]) -> Summary:
     """OUT and its rejects from all parts, in the order of the histories, a part at a time."""
     users = popular = rejected = 0
-    with whole_file(task.rejects_file) as path, path.open("w", encoding="utf-8") as rejects:
+    with atomic_write(task.rejects_file) as path, path.open("w", encoding="utf-8") as rejects:
         for part in parts:
             lines = _rejects(task, part)
             rejects.writelines(line + "\n" for line in lines)
             rejected += len(lines)
     if not rejected:
         task.rejects_file.unlink()
-    with whole_file(task.out) as path, pq.ParquetWriter(path, SCHEMA) as writer:
+    with atomic_write(task.out) as path, pq.ParquetWriter(path, SCHEMA) as writer:
         for part in parts:
             table = pq.read_table(task.part_file(part.number))
             users += len(table)

@@ -19,7 +19,7 @@ from transformers import T5ForConditionalGeneration
 from serving.bundle import Bundle
 from serving.engine import Engine
 from serving.errors import StorageError
-from serving.files import owned
+from serving.files import locked_folder
 from serving.types import Request
 from tests.tools import always_full
 from tests.training.shops import command, write_shop
@@ -141,7 +141,7 @@ def test_other_settings_or_other_data_do_not_go_into_a_used_folder(made, capsys)
 def test_two_trainings_do_not_share_a_folder(made, tmp_path, capsys):
     work = tmp_path / "b.work"
     work.mkdir()
-    with owned(work):
+    with locked_folder(work):
         message = fails(capsys, *command("run", made / "shop", tmp_path / "b"))
     assert "Another run is using" in message
     assert [path.name for path in work.iterdir()] == ["lock"]  # nothing was touched

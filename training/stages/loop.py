@@ -21,7 +21,7 @@ from safetensors.torch import save
 from torch import nn
 from tqdm import tqdm
 
-from serving.files import whole_file
+from serving.files import atomic_write
 from training.config import StageConfig
 from training.stages.ranks import ALONE, Ranks, Share, Terms
 
@@ -181,7 +181,7 @@ def save_checkpoint(
         for number, parameter in enumerate(_parameters(optimiser)):
             for name, value in optimiser.state[parameter].items():
                 tensors[f"optimiser/{number}/{name}"] = value.contiguous()
-    with whole_file(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_bytes(save(tensors, {"meta": json.dumps(meta)}))
 
 

@@ -23,7 +23,7 @@ from serving.__main__ import main
 from serving.bundle import Bundle
 from serving.engine import Engine
 from serving.errors import FolderInUse, ScoreError, StorageError
-from serving.files import owned
+from serving.files import locked_folder
 from serving.offline import score as score_module
 from serving.offline.input import open_histories
 from serving.offline.score import Scorer, Task, run_here, score
@@ -343,7 +343,7 @@ def test_parts_of_another_run_are_not_mixed_in(bundle, tmp_path):
     write_parquet(tmp_path / "h.parquet", some_histories(20, seed=1))
     with pytest.raises(ScoreError, match="other histories, bundle or options"):
         score(task)
-    with owned(task.parts_folder), pytest.raises(FolderInUse, match="Another run is using"):
+    with locked_folder(task.parts_folder), pytest.raises(FolderInUse, match="Another run is using"):
         score(task)
 
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from serving.bundle import Bundle
 from serving.errors import BundleError, EngineError
 from serving.items.histories import history_tokens
+from serving.items.nearest import nearest_items
 from serving.items.rules import RuleBook
 from serving.items.trie import build_trie
 from serving.network.eager import EagerRuntime
@@ -142,13 +143,12 @@ class Engine:
         path = int(beams.path[i, 0])
         states = beams.states[i, path].to(self.runtime.device)  # (L + 1, D)
         vectors = self.runtime.item_vectors
-        nearest = self.runtime.dense(states).topk(min(NEAREST_ITEMS, len(vectors)), -1).indices
         count = len(items)
         similarity = F.cosine_similarity(vectors[items].unsqueeze(1), states.unsqueeze(0), dim=-1)
         return Trace(
             reasoning_tokens=beams.reasoning_tokens[i, path].tolist(),
             reasoning_log_probs=beams.reasoning_log_probs[i, path].tolist(),
-            nearest_items=nearest.tolist(),
+            nearest_items=nearest_items(states, vectors, NEAREST_ITEMS).tolist(),
             token_log_probs=beams.token_log_probs[i, :count].tolist(),
             dense_scores=beams.dense[i, :count].tolist(),
             neighbour_scores=neighbour_scores,

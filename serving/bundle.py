@@ -28,8 +28,7 @@ from serving.items.trie import Trie, build_trie
 from serving.items.trie_file import read_trie, write_trie
 from serving.items.vocabulary import Vocabulary
 from serving.network.model import EncoderAttention, ModelConfig, StreamRec
-from serving.search.beam import SearchSettings
-from serving.types import Merge, StepForm
+from serving.types import Merge, SearchSettings, StepForm
 
 FORMAT = 1
 MANIFEST = "bundle.json"

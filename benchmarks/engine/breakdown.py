@@ -15,7 +15,8 @@ import torch
 from serving.items.trie import Trie
 from serving.network.model import Memory
 from serving.network.runtime import Runtime
-from serving.search.beam import SearchSettings, search
+from serving.search.beam import search
+from serving.types import SearchSettings
 
 NETWORK = {"step": "step", "embed": "step", "step_input": "step", "state": "step"}  # method of a runtime -> part
 CONSTRAINT = {"expand": "constraint"}

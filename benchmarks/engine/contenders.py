@@ -24,7 +24,8 @@ from serving.items.trie import Trie, build_trie
 from serving.items.vocabulary import END, PAD, Vocabulary
 from serving.network.model import ModelConfig, StreamRec
 from serving.network.runtime import Runtime
-from serving.search.beam import SearchSettings, search
+from serving.search.beam import search
+from serving.types import SearchSettings
 
 
 @dataclass(frozen=True)

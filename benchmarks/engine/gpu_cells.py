@@ -20,9 +20,9 @@ from serving.items.rules import Blocked, RuleBook
 from serving.items.trie import Trie, build_trie
 from serving.items.vocabulary import Vocabulary
 from serving.network.model import ModelConfig
-from serving.search.beam import SearchSettings, best, search
+from serving.search.beam import best, search
 from serving.search.cuda_graph import RecordedSearch, padded_batch, record_cuda
-from serving.types import Rules
+from serving.types import Rules, SearchSettings
 
 SEED = 0
 TOLERANCE = 1e-4  # of a score, the sum of up to 12 log-probabilities

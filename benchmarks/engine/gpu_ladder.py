@@ -25,9 +25,9 @@ from benchmarks.engine.answers import Paths
 from serving.items.trie import Trie
 from serving.network.eager import EagerRuntime
 from serving.network.model import T5, KeysValues, Memory, StreamRec
-from serving.search.beam import Reasoned, SearchSettings, advance, best, find_items, search
+from serving.search.beam import Reasoned, advance, best, find_items, search
 from serving.search.cuda_graph import Record, RecordedSearch
-from serving.types import Beams
+from serving.types import Beams, SearchSettings
 
 EXPANDED, SHARED, ANCESTORS, ONE_ROW = "expanded", "shared cross-attention", "ancestors", "one row first"
 ONE_GRAPH, BFLOAT16 = "one graph", "bfloat16"

@@ -60,7 +60,7 @@ from serving.network.eager import EagerRuntime
 from serving.network.model import ModelConfig
 from serving.network.onnx import OnnxRuntime
 from serving.network.runtime import Runtime
-from serving.search.beam import SearchSettings
+from serving.types import SearchSettings
 
 RESULT = ROOT / "benchmarks/results/peers.json"
 PLOT = ROOT / "benchmarks/plots/peers.svg"

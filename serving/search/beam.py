@@ -31,26 +31,9 @@ from serving.items.rules import Blocked
 from serving.items.trie import Trie
 from serving.network.model import KeysValues, Memory
 from serving.network.runtime import Runtime
-from serving.types import Beams, Merge
+from serving.types import Beams, Merge, SearchSettings
 
 NEG_INF = float("-inf")
-
-
-@dataclass(frozen=True, slots=True)
-class SearchSettings:
-    """What of a bundle the search needs.
-
-    start_tokens[l] opens a search with l steps; reasoning_range is [lo, hi). paths: P, the reasoning paths kept.
-    dense_candidates: so many of the items that dense score and prior like best are scored by the decoder too and join
-    those found.
-    """
-
-    start_tokens: tuple[int, ...]
-    reasoning_range: tuple[int, int]
-    temperature: float = 1.0
-    paths: int = 1
-    merge: Merge = "logsumexp"
-    dense_candidates: int = 0
 
 
 @dataclass(frozen=True, slots=True)

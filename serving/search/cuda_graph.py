@@ -20,8 +20,8 @@ from serving.errors import EngineError
 from serving.items.rules import Blocked
 from serving.items.trie import Trie
 from serving.network.runtime import Runtime
-from serving.search.beam import SearchSettings, search
-from serving.types import Beams
+from serving.search.beam import search
+from serving.types import Beams, SearchSettings
 
 # Recordings kept; the least recently used goes. Each holds its beams' buffers, a few MB at the widest.
 MOST_RECORDINGS = 64

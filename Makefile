@@ -18,7 +18,7 @@ export OMP_NUM_THREADS ?= 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint bench load demo lock clean
+.PHONY: help serve test coverage lint format bench load demo lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 14
@@ -30,11 +30,20 @@ serve: .venv/serving.stamp ## start the service with the demo bundle on 127.0.0.
 test: .venv/dev.stamp ## run all tests, two files at a time (ARGS= goes to pytest, JOBS= is how many)
 	@exec $(PYTHON) -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
+# The floor stands in pyproject.toml, under [tool.coverage.report].
+coverage: .venv/dev.stamp ## run all tests, print the lines they miss, fail below the floor
+	@exec $(PYTHON) -m pytest --numprocesses $(JOBS) --dist loadfile --cov --cov-report term:skip-covered $(ARGS)
+
 lint: .venv/dev.stamp ## ruff, mypy and the direction of imports
 	@echo "ruff, mypy, import-linter"
 	@$(PYTHON) -m ruff check --quiet .
+	@$(PYTHON) -m ruff format --check --quiet . || { echo "run make format"; exit 1; }
 	@$(PYTHON) -m mypy --no-error-summary
 	@.venv/bin/lint-imports --no-logo
+
+format: .venv/dev.stamp ## let ruff sort the imports and format every file
+	@$(PYTHON) -m ruff check --quiet --select I --fix .
+	@$(PYTHON) -m ruff format --quiet .
 
 bench: .venv/dev.stamp ## the benchmarks that fit a laptop; writes benchmarks/results/*.json
 	@$(PYTHON) -m benchmarks
@@ -50,7 +59,7 @@ lock: .venv/dev.stamp ## write requirements/*.lock anew from pyproject.toml
 	@$(PYTHON) requirements/lock.py
 
 clean: ## remove .venv and everything that tools left behind
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv build dist *.egg-info .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/serving.stamp: requirements/serving.lock | .venv/bin/python

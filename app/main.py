@@ -18,8 +18,7 @@ from app.routes import health, items, models, page, recommend, users
 from app.settings import Settings
 from app.slot import WorkerSlot
 from app.traces import Traces
-
-VERSION = "0.1.0"
+from serving import __version__
 
 
 class App(FastAPI):
@@ -46,7 +45,7 @@ def create_app(
     whenever that thread has ended by a fault. slot: of a worker among several.
     """
     service = Service(settings, engine, on_ready, on_failure, on_death)
-    quotas, traces = Quotas(settings), Traces(settings.otlp_endpoint, VERSION)
+    quotas, traces = Quotas(settings), Traces(settings.otlp_endpoint, __version__)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -60,7 +59,7 @@ def create_app(
 
     app = App(
         title="streamrec",
-        version=VERSION,
+        version=__version__,
         description="Recommendations from a sequence model that may reason before it names an item.",
         lifespan=lifespan,
         docs_url=None,  # FastAPI's page loads its scripts from another host; ours is in routes/page.py

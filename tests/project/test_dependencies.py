@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-OURS = {"app", "benchmarks", "serving", "tests", "training"}
+OURS = {"app", "benchmarks", "serving", "streamrec", "tests", "training"}
 # Declared for their command or as a plugin: the file that uses them, and the word there that shows it.
 TOOLS = {
     "httptools": ("app/gate.py", "uvicorn.protocols.http.httptools_impl"),
@@ -23,6 +23,7 @@ TOOLS = {
     "mypy": ("Makefile", "-m mypy"),
     "onnxruntime-gpu": ("serving/network/onnx.py", "import onnxruntime"),  # another build of the same module
     "pip-tools": ("requirements/lock.py", '"piptools"'),
+    "pytest-cov": ("Makefile", "--cov"),
     "pytest-timeout": ("pyproject.toml", "timeout ="),
     "pytest-xdist": ("Makefile", "--dist"),
     "ruff": ("Makefile", "-m ruff"),

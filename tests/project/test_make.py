@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,6 +40,9 @@ def plan(folder: Path, target: str) -> str:
         ("bench", "dev.lock", "-m benchmarks"),
         ("load", "dev.lock", "-m benchmarks.service.load --bundle bundles/demo --rate 20"),
         ("demo", "dev.lock", "-m training demo"),
+        ("coverage", "dev.lock", "--cov"),
+        ("format", "dev.lock", "-m ruff format"),
+        ("lint", "dev.lock", "-m ruff format --check"),
         ("lint", "dev.lock", "lint-imports"),
     ],
 )
@@ -101,3 +105,12 @@ def test_ci_installs_the_programs_it_may_and_goes_on_where_it_cannot(tmp_path: P
     asked = ["apt-get update", *(["apt-get install"] if installs else [])] if user == "0" else []
     assert calls.read_text().splitlines() == [*asked, "make lint", "make test"]
     assert ("could not install chromium prometheus" in done.stderr) == (user == "0" and not installs)
+
+
+def test_a_commit_is_checked_by_what_lint_runs(clone: Path) -> None:
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    lint = plan(clone, "lint")
+    for hook in hooks:
+        program = hook["entry"].removesuffix(" --force-exclude").removesuffix(" --check").removesuffix(" check")
+        assert program in lint, f"pre-commit runs {program}, make lint does not"
+    assert len(hooks) == 4

@@ -19,9 +19,7 @@ ALERTS: list[dict[str, Any]] = [rule for group in GROUPS for rule in group["rule
 
 
 def promtool(*arguments: str) -> None:
-    program = require_program(
-        "the alert rules are", "install promtool; Debian's package prometheus has it", "promtool"
-    )
+    program = require_program("the alert rules are", "install promtool; Debian's package prometheus has it", "promtool")
     done = subprocess.run([program, *arguments], cwd=CASES.parent, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
 

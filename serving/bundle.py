@@ -27,8 +27,9 @@ from serving.items.neighbours import Neighbours, read_neighbours, write_neighbou
 from serving.items.trie import Trie, build_trie
 from serving.items.trie_file import read_trie, write_trie
 from serving.items.vocabulary import Vocabulary
-from serving.network.model import EncoderAttention, ModelConfig, StreamRec
-from serving.types import Merge, SearchSettings, StepForm
+from serving.network.model import ModelConfig, StreamRec
+from serving.search.beam import search_settings
+from serving.types import BundleSettings, SearchSettings
 
 FORMAT = 1
 MANIFEST = "bundle.json"
@@ -37,28 +38,6 @@ NEIGHBOURS = "neighbours.safetensors"
 SEAL = "manifest_sha256"  # the manifest's hash of itself; bundles from before it have none
 UNSEALED = "0" * 64
 FRESH_LINE = "Get a fresh copy of the bundle, or export it again."
-
-
-@dataclass(frozen=True, slots=True)
-class BundleSettings:
-    """Everything that decides what an answer is, apart from the weights.
-
-    max_items: history items the encoder reads. suffix_tokens: ids after the history. paths: reasoning paths kept.
-    dense_candidates: so many of the items that dense score and neighbours like best join those the beam found.
-    neighbours_weight: of an item's log score by neighbours (`serving/items/neighbours.py`); 0: off.
-    """
-
-    max_items: int = 20
-    suffix_tokens: tuple[int, ...] = ()
-    default_steps: int = 0
-    step_form: StepForm = "token"
-    paths: int = 1
-    merge: Merge = "logsumexp"
-    temperature: float = 1.0
-    dense_weight: float = 0.0
-    dense_candidates: int = 0
-    neighbours_weight: float = 0.0
-    attention: EncoderAttention = "bidirectional"
 
 
 @dataclass(slots=True)
@@ -142,18 +121,6 @@ class Bundle:
         return Bundle(
             name, version, vocabulary, settings, network, catalogue, accuracy, about, folder, int8, trie, neighbours
         )
-
-
-def search_settings(vocabulary: Vocabulary, settings: BundleSettings) -> SearchSettings:
-    """What the search needs of a bundle, also while there is no bundle yet."""
-    return SearchSettings(
-        start_tokens=tuple(vocabulary.start_tokens),
-        reasoning_range=vocabulary.reasoning_range,
-        temperature=settings.temperature,
-        paths=settings.paths,
-        merge=settings.merge,
-        dense_candidates=settings.dense_candidates,
-    )
 
 
 def write_bundle(

@@ -20,10 +20,33 @@ import numpy as np
 if TYPE_CHECKING:  # takes seconds to import, and many need the names here alone
     import torch
 
+EncoderAttention = Literal["bidirectional", "causal-by-item"]
 StepForm = Literal["token", "state", "both"]
 Merge = Literal["logsumexp", "max"]
 RuntimeName = Literal["eager", "onnx", "onnx-int8", "cuda"]
 StateDtype = Literal["float32", "float16"]
+
+
+@dataclass(frozen=True, slots=True)
+class BundleSettings:
+    """Everything that decides what an answer is, apart from the weights.
+
+    max_items: history items the encoder reads. suffix_tokens: ids after the history. paths: reasoning paths kept.
+    dense_candidates: so many of the items that dense score and neighbours like best join those the beam found.
+    neighbours_weight: of an item's log score by neighbours (`serving/items/neighbours.py`); 0: off.
+    """
+
+    max_items: int = 20
+    suffix_tokens: tuple[int, ...] = ()
+    default_steps: int = 0
+    step_form: StepForm = "token"
+    paths: int = 1
+    merge: Merge = "logsumexp"
+    temperature: float = 1.0
+    dense_weight: float = 0.0
+    dense_candidates: int = 0
+    neighbours_weight: float = 0.0
+    attention: EncoderAttention = "bidirectional"
 
 
 @dataclass(frozen=True, slots=True)

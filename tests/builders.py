@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from serving.bundle import Bundle, BundleSettings, write_bundle
+from serving.bundle import Bundle, write_bundle
 from serving.items.catalogue import Catalogue
 from serving.items.neighbours import Neighbours
 from serving.items.vocabulary import Vocabulary
+from serving.network.eager import EagerRuntime
 from serving.network.model import ModelConfig, StreamRec
-from serving.types import StepForm
+from serving.search.ranker import Ranker
+from serving.types import BundleSettings, StepForm
 
 
 def random_codes(items: int, sizes: tuple[int, ...], seed: int) -> np.ndarray:
@@ -77,3 +79,10 @@ def tiny_bundle(folder: Path, items: int = 60, **options: object) -> Path:
 
     write_bundle(folder, tiny_model(items, **options), model_card="# tiny\n", write_tokenizer=write_tokenizer)  # type: ignore[arg-type]
     return folder
+
+
+def ranker_of(bundle: Bundle) -> Ranker:
+    """Full ranking with a bundle's network in eager torch."""
+    tokens = torch.from_numpy(bundle.catalogue.tokens.astype(np.int64))
+    runtime = EagerRuntime(bundle.network, tokens, bundle.settings.attention)
+    return Ranker.of(runtime, bundle.vocabulary, bundle.settings, bundle.neighbours)

@@ -13,8 +13,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
-from serving.network.model import EncoderAttention
-from serving.types import Merge, StepForm
+from serving.types import EncoderAttention, Merge, StepForm
 from training.data.prepare import SplitKind
 from training.ids.semantic_ids import TokenizeConfig
 

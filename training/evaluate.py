@@ -11,107 +11,40 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from serving.bundle import Bundle, BundleSettings, search_settings
-from serving.items.histories import history_tokens
-from serving.items.neighbours import Neighbours
-from serving.items.rules import RuleBook
-from serving.items.trie import build_trie
-from serving.items.vocabulary import Vocabulary
+from serving.bundle import Bundle
 from serving.network.eager import EagerRuntime
-from serving.network.model import Memory, StreamRec
-from serving.network.runtime import Runtime
-from serving.search.beam import search
-from serving.types import Rules
+from serving.network.model import Memory
+from serving.search.ranker import Ranker
 from training.data.prepare import DataError, Dataset, split_by
 from training.metrics import recall_ndcg
 from training.stages.reasoning import answer, think
 from training.workspace import Workspace
 
-TOP = 10
-# Histories answered at once. A CPU gains nothing from more; a GPU would wait for its next order.
-BATCH = {"cpu": 64, "cuda": 512}
-
-
-@torch.inference_mode()
-def rank_items(
-    network: StreamRec,
-    item_tokens: torch.Tensor,
-    vocabulary: Vocabulary,
-    settings: BundleSettings,
-    histories: Sequence[np.ndarray],
-    *,
-    steps: int,
-    beam: int,
-    dense_weight: float = 0.0,
-    neighbours: Neighbours | None = None,
-    neighbours_weight: float = 0.0,
-    exclude_seen: bool = False,
-    batch_size: int | None = None,
-    runtime: Runtime | None = None,
-) -> np.ndarray:
-    """The best items per history by full ranking under the trie. Shape: (U, 10) int64 rows, -1 where there are fewer.
-
-    exclude_seen keeps every item of the whole history (not only of the part the encoder reads) out of the search.
-    batch_size: the device's own of BATCH unless given. runtime: what runs the network; eager torch unless given.
-    """
-    network.eval()
-    runtime = runtime or EagerRuntime(network, item_tokens, settings.attention)
-    items, device = item_tokens.cpu().numpy(), item_tokens.device
-    trie = build_trie(items, device)
-    rules = RuleBook(trie)
-    ranked = np.full((len(histories), TOP), -1, dtype=np.int64)
-    by_length = np.argsort([min(len(h), settings.max_items) for h in histories], kind="stable")
-    batch = batch_size or BATCH[device.type]
-    for begin in range(0, len(by_length), batch):
-        rows = by_length[begin : begin + batch]
-        chosen = [histories[row] for row in rows]
-        tokens, mask = history_tokens(chosen, items, settings.max_items, settings.suffix_tokens)
-        tokens, mask = tokens.to(device), mask.to(device)
-        memory = runtime.memory(runtime.encode(tokens, mask), mask)
-        prior = None
-        if neighbours is not None and neighbours_weight:
-            known = torch.from_numpy(neighbours.log_scores(chosen, settings.max_items))
-            prior = (neighbours_weight * known).to(device)
-        seen = [Rules(exclude=tuple(history.tolist())) if exclude_seen else Rules() for history in chosen]
-        with rules.blocked(seen) as blocked:
-            beams = search(
-                runtime, trie, search_settings(vocabulary, settings), memory, steps=steps, beam_width=beam,
-                blocked=blocked,
-                dense_weight=torch.full((len(rows),), dense_weight, device=device) if dense_weight else None,
-                prior=prior,
-            )  # fmt: skip
-        found = beams.items[:, :TOP].cpu().numpy()
-        ranked[rows, : found.shape[1]] = found
-    return ranked
-
 
 def measure(
-    network: StreamRec,
-    item_tokens: torch.Tensor,
-    vocabulary: Vocabulary,
-    settings: BundleSettings,
+    ranker: Ranker,
     histories: Sequence[np.ndarray],
     target: np.ndarray,
-    *,
     steps: int,
     beam: int,
-    dense_weight: float = 0.0,
-    neighbours: Neighbours | None = None,
-    neighbours_weight: float = 0.0,
+    *,
     exclude_seen: bool = False,
 ) -> tuple[dict[str, Any], np.ndarray]:
     """A row of a table (`steps`, `users`, recall and NDCG at 5 and 10, `beam`, `seconds`), and ranked items (U, 10)."""
     started = time.perf_counter()
-    ranked = rank_items(network, item_tokens, vocabulary, settings, histories,
-                        steps=steps, beam=beam, dense_weight=dense_weight, neighbours=neighbours,
-                        neighbours_weight=neighbours_weight, exclude_seen=exclude_seen)  # fmt: skip
+    ranked = ranker.rank(histories, steps, beam, exclude_seen=exclude_seen)
+    settings = ranker.settings
     row = {
         "steps": steps,
         "users": len(target),
         **{name: round(value, 5) for name, value in recall_ndcg(ranked, target).items()},
+        "beam": beam,
+        "paths": settings.paths,
+        "dense_weight": settings.dense_weight,
+        "neighbours_weight": settings.neighbours_weight,
+        "dense_candidates": settings.dense_candidates,
+        "excluded": exclude_seen,
     }
-    row |= {"beam": beam, "paths": settings.paths, "dense_weight": dense_weight, "neighbours_weight": neighbours_weight}
-    row |= {"dense_candidates": settings.dense_candidates, "excluded": exclude_seen}
     return row | {"seconds": round(time.perf_counter() - started, 2)}, ranked
 
 
@@ -132,10 +65,10 @@ def validate(work: Workspace, reasons: bool = True) -> dict[str, Any]:
     """
     evaluation = work.config.evaluation
     histories, target = sample_users(work.split.valid_history, work.split.valid_target, evaluation.valid_users)
+    ranker = work.ranker()
     result: dict[str, Any] = {}
     for steps in sorted({0, *evaluation.steps}):
-        row, _ = measure(work.network, work.item_tokens, work.vocabulary, work.settings, histories, target,
-                         steps=steps, beam=evaluation.beam)  # fmt: skip
+        row, _ = measure(ranker, histories, target, steps, evaluation.beam)
         result[f"ndcg@10/l{steps}"] = row["ndcg@10"]
     judged = evaluation.steps if reasons else (0,)
     result["score"] = float(np.mean([result[f"ndcg@10/l{steps}"] for steps in judged]))
@@ -150,22 +83,19 @@ def signs(work: Workspace, histories: Sequence[np.ndarray], target: np.ndarray, 
     entropy/i of the reasoning tokens of step i over users (nats; near 0: collapse), cosine/i of s_i and the target's
     representation (falling: drift), unparsable: the share of greedy outputs without the trie that are no item.
     """
-    network = work.network.eval()
-    memory = work.read(list(histories))
-    settings = search_settings(work.vocabulary, work.settings)
-    runtime = EagerRuntime(network, work.item_tokens, work.settings.attention)
-    trie = build_trie(work.item_tokens_here, work.device)
-    beams = search(runtime, trie, settings, memory, steps=steps, beam_width=1)
+    ranker = work.ranker()
+    batch = ranker.encode(histories)
+    beams = ranker.search(batch, steps, beam=1)
     result = {}
-    lo, hi = settings.reasoning_range
+    lo, hi = work.vocabulary.reasoning_range
     for i in range(beams.reasoning_tokens.shape[-1]):
         share = torch.bincount(beams.reasoning_tokens[:, 0, i] - lo, minlength=hi - lo).float()
         share = share[share > 0] / share.sum()
         result[f"entropy/{i + 1}"] = float(-(share * share.log()).sum())
-    wanted = runtime.item_vectors[torch.from_numpy(target.astype(np.int64))]
+    wanted = ranker.runtime.item_vectors[torch.from_numpy(target.astype(np.int64))]
     for i in range(steps + 1):
         result[f"cosine/{i}"] = float(F.cosine_similarity(beams.states[:, 0, i], wanted, dim=-1).mean())
-    result["unparsable"] = unparsable_share(work, memory, steps)
+    result["unparsable"] = unparsable_share(work, batch.memory, steps)
     return result
 
 
@@ -231,8 +161,8 @@ def evaluate_bundle(
     histories, target = sample_users(histories, target, users or len(target))
     histories, target = [to_row[history] for history in histories], to_row[target]
     tokens = torch.from_numpy(bundle.catalogue.tokens.astype(np.int64))
+    runtime = EagerRuntime(bundle.network, tokens, settings.attention)
+    ranker = Ranker.of(runtime, bundle.vocabulary, settings, bundle.neighbours)
     for number in steps:
-        row, _ = measure(bundle.network, tokens, bundle.vocabulary, settings, histories, target, steps=number,
-                         beam=beam, dense_weight=bundle.dense_weight, neighbours=bundle.neighbours,
-                         neighbours_weight=bundle.neighbours_weight, exclude_seen=exclude_seen)  # fmt: skip
+        row, _ = measure(ranker, histories, target, number, beam, exclude_seen=exclude_seen)
         yield row | {"split": split}

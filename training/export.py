@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from serving.bundle import Bundle, BundleSettings, write_bundle
+from serving.bundle import Bundle, write_bundle
 from serving.errors import BundleError
 from serving.items.catalogue import Catalogue
 from serving.items.histories import history_tokens
+from serving.types import BundleSettings
 from training.data.read import Dataset
 from training.evaluate import measure, sample_users
-from training.ids.quantization import int8_gate
+from training.int8_gate import int8_gate
 from training.metrics import ndcg_per_user, paired_bootstrap
 from training.workspace import Workspace
 
@@ -93,16 +94,14 @@ def choose(work: Workspace) -> Choice:
     """
     evaluation = work.config.evaluation
     histories, target = sample_users(work.split.valid_history, work.split.valid_target, evaluation.choice_users)
+    ranker = work.ranker()
     table: list[dict[str, Any]] = []
     seen: dict[BundleSettings, tuple[dict[str, Any], np.ndarray]] = {}
 
     def ndcg(settings: BundleSettings) -> float:
         if settings not in seen:
-            row, ranked = measure(
-                work.network, work.item_tokens, work.vocabulary, settings, histories, target,
-                steps=settings.default_steps, beam=evaluation.beam, dense_weight=settings.dense_weight,
-                neighbours=work.neighbours, neighbours_weight=settings.neighbours_weight,
-            )  # fmt: skip
+            candidate = replace(ranker, settings=settings)
+            row, ranked = measure(candidate, histories, target, settings.default_steps, evaluation.beam)
             table.append(row)
             seen[settings] = row, ndcg_per_user(ranked, target)
         return seen[settings][0]["ndcg@10"]

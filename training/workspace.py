@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from serving.bundle import BundleSettings
 from serving.items.histories import history_tokens
 from serving.items.neighbours import Neighbours
 from serving.items.vocabulary import END, Vocabulary
+from serving.network.eager import EagerRuntime
 from serving.network.model import Memory, ModelConfig, StreamRec
+from serving.network.runtime import Runtime
+from serving.search.ranker import Ranker
+from serving.types import BundleSettings
 from training.config import ModelSettings, RunConfig
 from training.data.prepare import Split
 from training.stages.examples import Examples, all_prefixes
@@ -58,6 +61,14 @@ class Workspace:
         """How many steps are thought in one training step: one of the run's `lengths`."""
         lengths = self.config.lengths or range(1, self.vocabulary.max_steps + 1)
         return lengths[int(torch.randint(0, len(lengths), (), generator=draws))]
+
+    def runtime(self) -> Runtime:
+        """Eager torch around the network as it is now, for the serving search. Switches the network to eval mode."""
+        return EagerRuntime(self.network.eval(), self.item_tokens, self.settings.attention)
+
+    def ranker(self, runtime: Runtime | None = None) -> Ranker:
+        """Full ranking with the network as it is now, the workspace's settings and its item graph."""
+        return Ranker.of(runtime or self.runtime(), self.vocabulary, self.settings, self.neighbours)
 
     def read(self, histories: list[np.ndarray]) -> Memory:
         """Encodes histories, once for all that the decoder will do with them."""

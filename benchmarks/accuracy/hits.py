@@ -9,16 +9,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from serving.bundle import search_settings
-from serving.items.histories import history_tokens
-from serving.items.trie import build_trie
 from serving.network.eager import EagerRuntime
 from serving.network.model import dense_logits
 from serving.network.onnx import OnnxRuntime
 from serving.network.runtime import Runtime
-from serving.search.beam import search
+from serving.search.ranker import Ranker
 from serving.types import Beams, Merge
-from training.evaluate import BATCH, sample_users
+from training.evaluate import sample_users
 from training.workspace import Workspace
 
 
@@ -101,15 +98,24 @@ class RandomThoughts(EagerRuntime):
         return self.network.step_input(torch.randint_like(token, *self.reasoning_range), state)
 
 
-def runtime_of(work: Workspace, ask: Ask) -> Runtime:
+def ranker_of(work: Workspace, ask: Ask) -> Ranker:
+    """The workspace's ranker with what `ask` changes. The dense score is always computed: weights are tried on it."""
+    settings = replace(
+        work.settings,
+        paths=ask.paths,
+        merge=ask.merge,
+        dense_candidates=ask.union,
+        dense_weight=ask.union_weight if ask.union else 1.0,
+        neighbours_weight=ask.memory,
+    )
     network, tokens, attention = work.network.eval(), work.item_tokens, work.settings.attention
+    runtime: Runtime | None = None
     if ask.int8:
-        return OnnxRuntime(network, tokens, attention, threads=torch.get_num_threads(), int8=True)
-    if ask.draws:
+        runtime = OnnxRuntime(network, tokens, attention, threads=torch.get_num_threads(), int8=True)
+    elif ask.draws:
         runtime = RandomThoughts(network, tokens, attention)
         runtime.reasoning_range = work.vocabulary.reasoning_range
-        return runtime
-    return EagerRuntime(network, tokens, attention)
+    return replace(work.ranker(runtime), settings=settings)
 
 
 @torch.inference_mode()
@@ -117,33 +123,17 @@ def measure(work: Workspace, ask: Ask) -> Hits:
     """Full ranking of a split's users. Seen items are permitted, as published tables do."""
     histories, target = users(work, ask.split)
     weights = (ask.union_weight,) if ask.union else work.config.evaluation.dense_weights
-    settings = replace(work.settings, paths=ask.paths, merge=ask.merge, dense_candidates=ask.union)
-    searching = search_settings(work.vocabulary, settings)
-    runtime = runtime_of(work, ask)
     vectors = work.network.item_vectors(work.item_tokens)
     torch.manual_seed(0)  # for random thoughts
-    device, beam = work.device, work.config.evaluation.beam
-    trie, batch = build_trie(work.item_tokens_here, device), BATCH[device.type]
-    by_length = np.argsort([min(len(h), settings.max_items) for h in histories], kind="stable")
-    searched, parts = ask.union_weight if ask.union else 1.0, []
-    for begin in range(0, len(by_length), batch):
-        rows = by_length[begin : begin + batch]
-        read = [histories[row] for row in rows]
-        tokens, mask = history_tokens(read, work.item_tokens_here, settings.max_items, settings.suffix_tokens)
-        tokens, mask = tokens.to(device), mask.to(device)
-        prior = None
-        if ask.memory:
-            assert work.neighbours is not None
-            prior = ask.memory * torch.from_numpy(work.neighbours.log_scores(read, settings.max_items)).to(device)
-        memory = runtime.memory(runtime.encode(tokens, mask), mask)
-        weight = torch.full((len(rows),), searched, device=device)
-        found = [
-            search(runtime, trie, searching, memory, steps=ask.steps, beam_width=beam, dense_weight=weight, prior=prior)
-            for _ in range(ask.draws or 1)
-        ]
-        wanted = torch.from_numpy(target[rows].astype(np.int64)).to(device)
-        parts.append(_hits(found, searched, weights, wanted, vectors, beam))
-    back = np.argsort(by_length)
+    ranker, beam = ranker_of(work, ask), work.config.evaluation.beam
+    parts, order = [], []
+    for index in ranker.batches(histories):
+        batch = ranker.encode([histories[i] for i in index])
+        found = [ranker.search(batch, ask.steps, beam) for _ in range(ask.draws or 1)]
+        wanted = torch.from_numpy(target[index].astype(np.int64)).to(work.device)
+        parts.append(_hits(found, ranker.settings.dense_weight, weights, wanted, vectors, beam))
+        order.append(index)
+    back = np.argsort(np.concatenate(order))
     whole = [np.concatenate(columns, -1)[..., back] for columns in zip(*parts, strict=True)]
     return Hits(np.array(weights), *whole)
 

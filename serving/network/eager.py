@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from serving.network.model import EncoderAttention, KeysValues, Memory, StreamRec, dense_logits
+from serving.network.model import KeysValues, Memory, StreamRec, dense_logits
+from serving.types import EncoderAttention
 
 
 class EagerRuntime:

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from serving.items.vocabulary import END, FIRST_START, PAD
-from serving.types import StepForm
+from serving.types import EncoderAttention, StepForm
 
-EncoderAttention = Literal["bidirectional", "causal-by-item"]
 KeysValues = list[tuple[torch.Tensor, torch.Tensor]]  # per layer, each (B, heads, positions, d_kv)
 
 

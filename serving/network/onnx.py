@@ -19,7 +19,8 @@ import torch
 
 from serving.network import onnx_graph
 from serving.network.eager import EagerRuntime
-from serving.network.model import EncoderAttention, KeysValues, Memory, StreamRec, float_mask
+from serving.network.model import KeysValues, Memory, StreamRec, float_mask
+from serving.types import EncoderAttention
 
 
 class OnnxRuntime(EagerRuntime):

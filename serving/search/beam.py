@@ -29,11 +29,24 @@ import torch
 
 from serving.items.rules import Blocked
 from serving.items.trie import Trie
+from serving.items.vocabulary import Vocabulary
 from serving.network.model import KeysValues, Memory
 from serving.network.runtime import Runtime
-from serving.types import Beams, Merge, SearchSettings
+from serving.types import Beams, BundleSettings, Merge, SearchSettings
 
 NEG_INF = float("-inf")
+
+
+def search_settings(vocabulary: Vocabulary, settings: BundleSettings) -> SearchSettings:
+    """What the search needs of a bundle, also while there is no bundle yet."""
+    return SearchSettings(
+        start_tokens=tuple(vocabulary.start_tokens),
+        reasoning_range=vocabulary.reasoning_range,
+        temperature=settings.temperature,
+        paths=settings.paths,
+        merge=settings.merge,
+        dense_candidates=settings.dense_candidates,
+    )
 
 
 @dataclass(frozen=True, slots=True)

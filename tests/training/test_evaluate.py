@@ -1,65 +1,29 @@
-"""Evaluation: the serving search against brute force, the signs of failing, and the command's lines."""
+"""Evaluation: rows of a table, the signs of failing, and the command's lines."""
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from serving.reference import score_all_items
-from tests.builders import tiny_bundle, tiny_model
+from tests.builders import ranker_of, tiny_bundle, tiny_model
 from tests.training.small import small_config, small_workspace
 from training.__main__ import main
-from training.evaluate import exists, measure, rank_items, sample_users, signs, unparsable_share, validate
+from training.evaluate import exists, measure, sample_users, signs, unparsable_share, validate
 
 HISTORIES = [np.array(h, dtype=np.int32) for h in ([1, 2, 3], [4], [9, 8, 7, 6, 5, 4, 3, 2], [11, 1])]
 
 
-def ranked(bundle, **options) -> np.ndarray:
-    tokens = torch.from_numpy(bundle.catalogue.tokens.astype(np.int64))
-    return rank_items(bundle.network, tokens, bundle.vocabulary, bundle.settings, HISTORIES, **options)
-
-
-@pytest.mark.parametrize("dense", [0.0, 0.8])
-def test_the_ranking_is_that_of_brute_force(dense):
-    bundle = tiny_model(14, seed=3, suffix_tokens=(1,))
-    found = ranked(bundle, steps=0, beam=64, dense_weight=dense, batch_size=3)
-    for row, history in enumerate(HISTORIES):
-        scores, _ = score_all_items(bundle, tuple(history.tolist()), (), dense)
-        np.testing.assert_allclose(scores[found[row]], np.sort(scores)[::-1][:10], atol=1e-4)
-
-
-def test_nobody_is_ranked_where_nobody_is():
-    bundle = tiny_model(14, seed=3)
-    tokens = torch.from_numpy(bundle.catalogue.tokens.astype(np.int64))
-    found = rank_items(bundle.network, tokens, bundle.vocabulary, bundle.settings, [], steps=0, beam=4)
-    assert found.shape == (0, 10)
-
-
-def test_seen_items_are_excluded_before_the_beam_is_cut():
-    bundle = tiny_model(14, seed=3)
-    found = ranked(bundle, steps=2, beam=64, exclude_seen=True)
-    for row, history in enumerate(HISTORIES):
-        left = set(range(14)) - set(history.tolist())
-        real = found[row][found[row] >= 0]
-        assert len(set(real.tolist())) == len(real) == min(10, len(left))  # the third user has 6 left: the rest is -1
-        assert set(real.tolist()) <= left
-    assert set(ranked(bundle, steps=2, beam=64)[0].tolist()) & {1, 2, 3}
-
-
 def test_a_row_of_a_table_by_hand():
     bundle = tiny_model(14, seed=3)
-    best = ranked(bundle, steps=2, beam=64)
+    ranker = ranker_of(bundle)
+    best = ranker.rank(HISTORIES, 2, 64)
     target = np.array([best[0, 0], best[1, 1], best[2, 7], -2 % 14])
     target[3] = next(item for item in range(14) if item not in best[3])
-    tokens = torch.from_numpy(bundle.catalogue.tokens.astype(np.int64))
-    row, again = measure(
-        bundle.network, tokens, bundle.vocabulary, bundle.settings, HISTORIES, target, steps=2, beam=64
-    )
+    row, again = measure(ranker, HISTORIES, target, 2, 64)
     np.testing.assert_array_equal(again, best)
     assert (row["steps"], row["users"], row["beam"]) == (2, 4, 64) and row["seconds"] >= 0
     # places 1, 2, 8 and none
@@ -195,12 +159,3 @@ def test_the_bundles_dense_weight_is_used(tmp_path, capsys):
     tiny_bundle(tmp_path / "b", 40, dense_weight=0.5)
     assert main(["evaluate", "--bundle", str(tmp_path / "b"), "--data", str(tmp_path / "data"), "--steps", "0"]) == 0
     assert json.loads(capsys.readouterr().out)["dense_weight"] == 0.5
-
-
-def test_settings_of_the_bundle_reach_the_search():
-    bundle = tiny_model(14, seed=3)
-    shorter = replace(bundle.settings, max_items=2)
-    tokens = torch.from_numpy(bundle.catalogue.tokens.astype(np.int64))
-    long = rank_items(bundle.network, tokens, bundle.vocabulary, shorter, HISTORIES, steps=0, beam=64)
-    cut = rank_items(bundle.network, tokens, bundle.vocabulary, shorter, [h[-2:] for h in HISTORIES], steps=0, beam=64)
-    np.testing.assert_array_equal(long, cut)

@@ -6,13 +6,15 @@ The engine serves a bundle with the runtime `onnx-int8` only where `passed` is t
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from serving.network.onnx import OnnxRuntime
-from training.evaluate import TOP, rank_items, sample_users
+from serving.search.ranker import TOP
+from training.evaluate import sample_users
 from training.metrics import ndcg_per_user
 from training.workspace import Workspace
 
@@ -30,16 +32,14 @@ def int8_gate(work: Workspace) -> dict[str, Any]:
     """
     evaluation, settings = work.config.evaluation, work.settings
     histories, target = sample_users(work.split.valid_history, work.split.valid_target, USERS)
-    network, tokens = copy.deepcopy(work.network).cpu().eval(), work.item_tokens.cpu()
-    int8 = OnnxRuntime(network, tokens, settings.attention, threads=torch.get_num_threads(), int8=True)
+    work = replace(work, network=copy.deepcopy(work.network)).on("cpu")
+    runtime = OnnxRuntime(
+        work.network.eval(), work.item_tokens, settings.attention, threads=torch.get_num_threads(), int8=True
+    )
+    rankers = {"fp32": work.ranker(), "int8": work.ranker(runtime)}
     rows: list[dict[str, Any]] = []
     for steps in sorted({0, settings.default_steps, *evaluation.steps}):
-        ranked = {
-            name: rank_items(network, tokens, work.vocabulary, settings, histories, steps=steps, beam=evaluation.beam,
-                             dense_weight=settings.dense_weight, neighbours=work.neighbours,
-                             neighbours_weight=settings.neighbours_weight, runtime=runtime)
-            for name, runtime in (("fp32", None), ("int8", int8))
-        }  # fmt: skip
+        ranked = {name: ranker.rank(histories, steps, evaluation.beam) for name, ranker in rankers.items()}
         ndcg = {name: round(float(ndcg_per_user(items, target, TOP).mean()), 5) for name, items in ranked.items()}
         shared = round(overlap(ranked["int8"], ranked["fp32"]), 4)
         rows.append({"steps": steps, f"overlap@{TOP}": shared, f"ndcg@{TOP}": ndcg})

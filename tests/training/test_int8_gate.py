@@ -7,7 +7,7 @@ import pytest
 
 from serving.network import onnx_graph
 from tests.training.small import small_config, small_workspace
-from training.ids.quantization import LEAST_NDCG, LEAST_OVERLAP, int8_gate, overlap, passes
+from training.int8_gate import LEAST_NDCG, LEAST_OVERLAP, int8_gate, overlap, passes
 
 
 def test_overlap_by_hand():

@@ -1,0 +1,113 @@
+"""Full ranking of many histories with the search that serves: for evaluation, the int8 gate and every experiment.
+
+A `Ranker` holds what stays the same between histories: the runtime, the trie and its rules, the settings, the item
+graph. It knows nothing of data sets, targets or metrics, and nothing of requests: `serving/engine.py` answers those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from serving.items.histories import history_tokens
+from serving.items.neighbours import Neighbours
+from serving.items.rules import Blocked, RuleBook
+from serving.items.trie import Trie, build_trie
+from serving.items.vocabulary import Vocabulary
+from serving.network.model import Memory
+from serving.network.runtime import Runtime
+from serving.search.beam import search, search_settings
+from serving.types import Beams, BundleSettings, Rules
+
+TOP = 10
+# Histories searched together. A CPU gains nothing from more; a GPU would idle between smaller batches.
+BATCH_SIZE = {"cpu": 64, "cuda": 512}
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedBatch:
+    """Histories as the search reads them.
+
+    memory: the cross-attention keys and values. prior: (B, I) float32, what the item graph adds to the items' scores;
+    None where it has no weight.
+    """
+
+    memory: Memory
+    prior: torch.Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ranker:
+    """Ranks all items of a catalogue. Change `settings` with `dataclasses.replace`: trie and rules are kept.
+
+    A runtime caches the items' vectors, so new weights need a new runtime and a new ranker.
+    """
+
+    runtime: Runtime
+    vocabulary: Vocabulary
+    settings: BundleSettings
+    trie: Trie
+    rules: RuleBook
+    item_tokens: np.ndarray  # (I, M), the runtime's on the CPU, where batches are put together
+    neighbours: Neighbours | None = None
+
+    @staticmethod
+    def of(
+        runtime: Runtime, vocabulary: Vocabulary, settings: BundleSettings, neighbours: Neighbours | None = None
+    ) -> Ranker:
+        """A ranker of the runtime's items."""
+        item_tokens = runtime.item_tokens.cpu().numpy()
+        trie = build_trie(item_tokens, runtime.device)
+        return Ranker(runtime, vocabulary, settings, trie, RuleBook(trie), item_tokens, neighbours)
+
+    @torch.inference_mode()
+    def rank(self, histories: Sequence[np.ndarray], steps: int, beam: int, *, exclude_seen: bool = False) -> np.ndarray:
+        """The best ten items per history. Shape: (U, 10) int64 catalogue rows, best first, -1 where there are fewer.
+
+        exclude_seen keeps every item of the whole history (not only of the part that the encoder reads) out of the
+        search.
+        """
+        ranked = np.full((len(histories), TOP), -1, dtype=np.int64)
+        for index in self.batches(histories):
+            chosen = [histories[i] for i in index]
+            seen = [Rules(exclude=tuple(history.tolist())) if exclude_seen else Rules() for history in chosen]
+            with self.rules.blocked(seen) as blocked:
+                beams = self.search(self.encode(chosen), steps, beam, blocked)
+            found = beams.items[:, :TOP].cpu().numpy()
+            ranked[index, : found.shape[1]] = found
+        return ranked
+
+    def batches(self, histories: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+        """Positions of the histories that are searched together: of similar length, to save padding."""
+        lengths = [min(len(history), self.settings.max_items) for history in histories]
+        by_length = np.argsort(lengths, kind="stable")
+        size = BATCH_SIZE[self.runtime.device.type]
+        for begin in range(0, len(by_length), size):
+            yield by_length[begin : begin + size]
+
+    @torch.inference_mode()
+    def encode(self, histories: Sequence[np.ndarray]) -> EncodedBatch:
+        """Encodes histories (catalogue rows, oldest first) as one batch."""
+        settings, runtime = self.settings, self.runtime
+        tokens, mask = history_tokens(histories, self.item_tokens, settings.max_items, settings.suffix_tokens)
+        tokens, mask = tokens.to(runtime.device), mask.to(runtime.device)
+        prior = None
+        if self.neighbours is not None and settings.neighbours_weight:
+            log_scores = torch.from_numpy(self.neighbours.log_scores(histories, settings.max_items))
+            prior = (settings.neighbours_weight * log_scores).to(runtime.device)
+        return EncodedBatch(runtime.memory(runtime.encode(tokens, mask), mask), prior)
+
+    @torch.inference_mode()
+    def search(self, batch: EncodedBatch, steps: int, beam: int, blocked: Blocked | None = None) -> Beams:
+        """The serving search over an encoded batch."""
+        dense_weight = None
+        if self.settings.dense_weight:
+            rows = batch.memory.mask.shape[0]
+            dense_weight = torch.full((rows,), self.settings.dense_weight, device=self.runtime.device)
+        return search(
+            self.runtime, self.trie, search_settings(self.vocabulary, self.settings), batch.memory,
+            steps=steps, beam_width=beam, blocked=blocked, dense_weight=dense_weight, prior=batch.prior,
+        )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The engine owns the device: histories to encoder states, states and requests to answers. Called from one thread."""
+"""The engine owns the device: it encodes histories, and answers requests from encoded histories."""
 
 from __future__ import annotations
 
@@ -18,22 +18,24 @@ from serving.items.nearest import nearest_items
 from serving.items.rules import RuleBook
 from serving.items.trie import build_trie
 from serving.network.eager import EagerRuntime
-from serving.search.beam import find_items, reason
-from serving.search.cuda_graph import RecordedSearch, padded_batch
+from serving.search.beam import decode_items, reason
+from serving.search.cuda_graph import GraphSearch, padded_batch
 from serving.types import Answer, Beams, EncoderState, Request, Rules, RuntimeName, StateDtype, Trace
 
 NEAREST_ITEMS = 5
-# Rules' rows made beforehand for recorded searches, which read fixed buffers: the widest batch that needs no new ones.
-RECORDED_ROWS = 64
+# Rows of rules allocated ahead for CUDA graphs, which read fixed buffers: the widest batch that needs no new ones.
+GRAPH_RULE_ROWS = 64
 
 
 class Engine:
-    """Answers requests with one bundle. Blocking; not thread-safe: one thread calls it.
+    """Answers requests with one bundle. Blocking, and not thread-safe: one thread calls it.
 
-    runtime: what runs the network; `cuda` replays recorded searches on a GPU. ValueError for a name that does not
-    exist, EngineError where there is no GPU, BundleError where the bundle has not passed the gate for int8. threads: of
-    the CPU's arithmetic; torch's are set for the whole process (spinning threads slow each other down). state_dtype:
-    what encoder states are rounded to as they are made, so that a cached one answers like a fresh one.
+    runtime: what runs the network; `cuda` replays captured searches on a GPU. threads: of the CPU's arithmetic; torch's
+    are set for the whole process. state_dtype: encoder states are rounded to it as soon as they are made, so that a
+    cached one answers exactly like a fresh one.
+
+    Raises ValueError for an unknown runtime, EngineError without a GPU for `cuda`, and BundleError if the bundle has
+    not passed the int8 gate for `onnx-int8`.
     """
 
     def __init__(
@@ -49,13 +51,13 @@ class Engine:
         self.runtime = _runtime(runtime, bundle, threads)
         trie = build_trie(bundle.catalogue.tokens) if bundle.trie is None else bundle.trie
         self.trie = trie.to(self.runtime.device)
-        recorded = self.runtime.device.type == "cuda"
-        self.rules = RuleBook(self.trie, bundle.catalogue.members, rows=RECORDED_ROWS if recorded else 1)
-        self.recorded = RecordedSearch(self.runtime, self.trie, bundle.search_settings) if recorded else None
+        on_gpu = self.runtime.device.type == "cuda"
+        self.rules = RuleBook(self.trie, bundle.catalogue.members, rows=GRAPH_RULE_ROWS if on_gpu else 1)
+        self.graphs = GraphSearch(self.runtime, self.trie, bundle.search_settings) if on_gpu else None
 
     @torch.inference_mode()
     def encode(self, histories: Sequence[Sequence[int]]) -> list[EncoderState]:
-        """Reads histories (catalogue rows, oldest first); an empty history is allowed."""
+        """Encodes histories (catalogue rows, oldest first); an empty history is allowed. Raises RequestError."""
         settings = self.bundle.settings
         tokens, mask = history_tokens(
             histories, self.bundle.catalogue.tokens, settings.max_items, settings.suffix_tokens
@@ -66,61 +68,18 @@ class Engine:
 
     @torch.inference_mode()
     def search(self, requests: Sequence[Request], states: Sequence[EncoderState]) -> list[Answer]:
-        """Answers requests that share reasoning_steps, beam_width and paths. `seconds` in an answer are the batch's."""
+        """Answers requests that share reasoning_steps, beam_width and paths. An answer's `seconds` are the batch's."""
         started = time.perf_counter()
-        known = self._neighbour_scores(requests)
-        beams, thought = self._beams(requests, states, known)
+        neighbour_scores = self._neighbour_scores(requests)
+        beams, reasoned_at = self._search(requests, states, neighbour_scores)
         beams = beams.to("cpu")
         if beams.scores.isnan().any():
             raise EngineError("The network's scores are not numbers (NaN); go back to the bundle served before.")
-        answers = [self._answer(beams, i, request, known) for i, request in enumerate(requests)]
-        seconds = {"reason": thought - started, "decode": time.perf_counter() - thought}
+        answers = [self._answer(beams, i, request, neighbour_scores) for i, request in enumerate(requests)]
+        seconds = {"reason": reasoned_at - started, "decode": time.perf_counter() - reasoned_at}
         for answer in answers:
             answer.seconds = dict(seconds)
         return answers
-
-    def _neighbours_weight(self, request: Request) -> float:
-        return self.bundle.neighbours_weight if request.neighbours_weight is None else request.neighbours_weight
-
-    def _neighbour_scores(self, requests: Sequence[Request]) -> np.ndarray | None:
-        """log scores by neighbours, (B, I) float32; None where there are none, or nobody asks for them."""
-        neighbours = self.bundle.neighbours
-        if neighbours is None or not any(self._neighbours_weight(r) or r.explain for r in requests):
-            return None
-        return neighbours.log_scores([request.history for request in requests], self.bundle.max_items)
-
-    def _beams(
-        self, requests: Sequence[Request], states: Sequence[EncoderState], known: np.ndarray | None
-    ) -> tuple[Beams, float]:
-        """The search, and when its reasoning was done; a recorded search is one piece, all of it counts as decode."""
-        first, device = requests[0], self.runtime.device
-        settings = self.bundle.search_settings
-        if first.paths is not None:
-            settings = replace(settings, paths=first.paths)
-        weights = [self.bundle.dense_weight if r.dense_weight is None else r.dense_weight for r in requests]
-        dense = torch.tensor(weights, device=device) if any(weights) or any(r.explain for r in requests) else None
-        prior = None
-        by_neighbours = np.array([[self._neighbours_weight(request)] for request in requests], dtype=np.float32)
-        if known is not None and by_neighbours.any():
-            prior = torch.from_numpy(by_neighbours * known).to(device)
-        hidden, mask = (part.to(device) for part in _pad(states))
-        rules = [request.rules for request in requests]
-        if self.recorded is not None:
-            thought = time.perf_counter()
-            rules += [Rules()] * (padded_batch(len(requests)) - len(requests))
-            with self.rules.blocked(rules) as blocked:
-                return self.recorded.search(
-                    hidden, mask, steps=first.reasoning_steps, beam_width=first.beam_width, paths=settings.paths,
-                    blocked=blocked, dense_weight=dense, prior=prior,
-                ), thought  # fmt: skip
-        memory = self.runtime.memory(hidden, mask)
-        reasoned = reason(self.runtime, settings, memory, first.reasoning_steps)
-        thought = time.perf_counter()
-        with self.rules.blocked(rules) as blocked:
-            beams = find_items(
-                self.runtime, self.trie, settings, memory, reasoned, first.beam_width, blocked, dense, prior
-            )
-        return beams, thought
 
     def warm_up(self) -> None:
         """Runs real shapes once, so that the first request does not pay for allocation and lazy set-up."""
@@ -132,11 +91,65 @@ class Engine:
         for steps in range(self.bundle.max_steps + 1):
             self.search([Request(history, k=10, beam_width=50, reasoning_steps=steps)], state)
 
-    def _answer(self, beams: Beams, i: int, request: Request, known: np.ndarray | None) -> Answer:
+    def _search(
+        self, requests: Sequence[Request], states: Sequence[EncoderState], neighbour_scores: np.ndarray | None
+    ) -> tuple[Beams, float]:
+        """The beams, and when reasoning was done; a graph is a single launch, and all of it counts as decoding."""
+        first, device = requests[0], self.runtime.device
+        settings = self.bundle.search_settings
+        if first.paths is not None:
+            settings = replace(settings, paths=first.paths)
+        dense_weight = self._dense_weight(requests)
+        neighbour_bonus = self._neighbour_bonus(requests, neighbour_scores)
+        hidden, mask = (part.to(device) for part in _pad(states))
+        rules = [request.rules for request in requests]
+        if self.graphs is not None:
+            reasoned_at = time.perf_counter()
+            rules += [Rules()] * (padded_batch(len(requests)) - len(requests))
+            with self.rules.blocked(rules) as blocked:
+                return self.graphs.search(
+                    hidden, mask, steps=first.reasoning_steps, beam_width=first.beam_width, paths=settings.paths,
+                    blocked=blocked, dense_weight=dense_weight, neighbour_bonus=neighbour_bonus,
+                ), reasoned_at  # fmt: skip
+        cross = self.runtime.cross_keys_values(hidden, mask)
+        reasoned = reason(self.runtime, settings, cross, first.reasoning_steps)
+        reasoned_at = time.perf_counter()
+        with self.rules.blocked(rules) as blocked:
+            beams = decode_items(
+                self.runtime, self.trie, settings, cross, reasoned, first.beam_width, blocked, dense_weight,
+                neighbour_bonus,
+            )  # fmt: skip
+        return beams, reasoned_at
+
+    def _dense_weight(self, requests: Sequence[Request]) -> torch.Tensor | None:
+        """Shape: (B,) float32; None if no request needs the dense score."""
+        weights = [self.bundle.dense_weight if r.dense_weight is None else r.dense_weight for r in requests]
+        if not any(weights) and not any(request.explain for request in requests):
+            return None
+        return torch.tensor(weights, device=self.runtime.device)
+
+    def _neighbours_weight(self, request: Request) -> float:
+        return self.bundle.neighbours_weight if request.neighbours_weight is None else request.neighbours_weight
+
+    def _neighbour_scores(self, requests: Sequence[Request]) -> np.ndarray | None:
+        """Log scores by neighbours. Shape: (B, I) float32; None if the bundle has none or no request needs them."""
+        neighbours = self.bundle.neighbours
+        if neighbours is None or not any(self._neighbours_weight(r) or r.explain for r in requests):
+            return None
+        return neighbours.log_scores([request.history for request in requests], self.bundle.max_items)
+
+    def _neighbour_bonus(self, requests: Sequence[Request], scores: np.ndarray | None) -> torch.Tensor | None:
+        """What neighbours add to the items' scores. Shape: (B, I) float32; None if they add nothing."""
+        weights = np.array([[self._neighbours_weight(request)] for request in requests], dtype=np.float32)
+        if scores is None or not weights.any():
+            return None
+        return torch.from_numpy(weights * scores).to(self.runtime.device)
+
+    def _answer(self, beams: Beams, i: int, request: Request, neighbour_scores: np.ndarray | None) -> Answer:
         found = beams.items[i] >= 0
         items = beams.items[i][found][: request.k].tolist()
         scores = beams.scores[i][found][: request.k].tolist()
-        by_neighbours = [] if known is None else known[i, items].tolist()
+        by_neighbours = [] if neighbour_scores is None else neighbour_scores[i, items].tolist()
         return Answer(items, scores, trace=self._trace(beams, i, items, by_neighbours) if request.explain else None)
 
     def _trace(self, beams: Beams, i: int, items: list[int], neighbour_scores: list[float]) -> Trace:
@@ -169,7 +182,7 @@ def _runtime(name: RuntimeName, bundle: Bundle, threads: int) -> EagerRuntime:
     if name == "onnx-int8" and (bundle.int8 or {}).get("passed") is not True:
         known = "has not passed" if bundle.int8 else "was exported without"
         raise BundleError(f"The bundle {bundle.name} {known} the gate for int8; serve it with the runtime onnx.")
-    from serving.network.onnx import OnnxRuntime  # half a second to import, for those alone who choose it
+    from serving.network.onnx import OnnxRuntime  # takes half a second to import, which only its users should pay
 
     return OnnxRuntime(bundle.network, tokens, bundle.settings.attention, threads=threads, int8=name == "onnx-int8")
 

@@ -41,7 +41,7 @@ class Reference:
             [history], bundle.catalogue.tokens, self.settings.max_items, self.settings.suffix_tokens
         )
         t5 = self.network.t5
-        self.memory = t5.memory(t5.encode(tokens, mask, self.settings.attention, len(self.items[0])), mask)
+        self.memory = t5.cross_keys_values(t5.encode(tokens, mask, self.settings.attention, len(self.items[0])), mask)
 
     @torch.no_grad()
     def paths(self) -> list[Path]:

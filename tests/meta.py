@@ -27,6 +27,6 @@ class OffTheDevice(TorchDispatchMode):
         return made
 
 
-def recorded_once(run: Callable[[], Beams]) -> tuple[Callable[[], None], Beams]:
-    """A recorder for `RecordedSearch`: what is recorded runs once, and a replay has nothing to do."""
+def captured_once(run: Callable[[], Beams]) -> tuple[Callable[[], None], Beams]:
+    """A capture for `GraphSearch` that runs the search once; a replay does nothing."""
     return lambda: None, run()

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from serving.bundle import Bundle
 from serving.network.eager import EagerRuntime
-from serving.network.model import Memory
+from serving.network.model import CrossKeysValues
 from serving.search.ranker import Ranker
 from training.data.prepare import DataError, Dataset, split_by
 from training.metrics import recall_ndcg
@@ -95,12 +95,12 @@ def signs(work: Workspace, histories: Sequence[np.ndarray], target: np.ndarray, 
     wanted = ranker.runtime.item_vectors[torch.from_numpy(target.astype(np.int64))]
     for i in range(steps + 1):
         result[f"cosine/{i}"] = float(F.cosine_similarity(beams.states[:, 0, i], wanted, dim=-1).mean())
-    result["unparsable"] = unparsable_share(work, batch.memory, steps)
+    result["unparsable"] = unparsable_share(work, batch.cross, steps)
     return result
 
 
 @torch.no_grad()
-def unparsable_share(work: Workspace, memory: Memory, steps: int) -> float:
+def unparsable_share(work: Workspace, memory: CrossKeysValues, steps: int) -> float:
     """Share of greedy outputs, written without the trie, that are not an item of the catalogue."""
     lo, hi = work.vocabulary.reasoning_range
     network = work.network

@@ -69,7 +69,7 @@ def verify(bundle_folder: Path) -> None:
     inputs = torch.tensor([[bundle.vocabulary.start_tokens[0], *bundle.catalogue.tokens[0, :-1].tolist()]])
     at = torch.arange(inputs.shape[1])
     bias = t5.decoder.position_bias(at, at).masked_fill(at[None, :] > at[:, None], float("-inf"))
-    memory = t5.memory(t5.encode(tokens, mask, "bidirectional", bundle.catalogue.tokens.shape[1]), mask)
+    memory = t5.cross_keys_values(t5.encode(tokens, mask, "bidirectional", bundle.catalogue.tokens.shape[1]), mask)
     ours = t5.logits(t5.decode(t5.shared(inputs), bias.unsqueeze(0), memory, None)[0])
     theirs = T5ForConditionalGeneration.from_pretrained(bundle_folder / "model").eval()
     expected = theirs(input_ids=tokens, attention_mask=mask.long(), decoder_input_ids=inputs).logits

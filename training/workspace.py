@@ -12,7 +12,7 @@ from serving.items.histories import history_tokens
 from serving.items.neighbours import Neighbours
 from serving.items.vocabulary import END, Vocabulary
 from serving.network.eager import EagerRuntime
-from serving.network.model import Memory, ModelConfig, StreamRec
+from serving.network.model import CrossKeysValues, ModelConfig, StreamRec
 from serving.network.runtime import Runtime
 from serving.search.ranker import Ranker
 from serving.types import BundleSettings
@@ -70,12 +70,12 @@ class Workspace:
         """Full ranking with the network as it is now, the workspace's settings and its item graph."""
         return Ranker.of(runtime or self.runtime(), self.vocabulary, self.settings, self.neighbours)
 
-    def read(self, histories: list[np.ndarray]) -> Memory:
+    def read(self, histories: list[np.ndarray]) -> CrossKeysValues:
         """Encodes histories, once for all that the decoder will do with them."""
         tokens, mask = history_tokens(histories, self.item_tokens_here, self.settings.max_items, self.suffix)
         tokens, mask = self.send(tokens), self.send(mask)
         hidden = self.network.t5.encode(tokens, mask, self.settings.attention, self.item_tokens.shape[1])
-        return self.network.t5.memory(hidden, mask)
+        return self.network.t5.cross_keys_values(hidden, mask)
 
 
 def send(here: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -13,7 +13,7 @@ from unittest.mock import patch
 import torch
 
 from serving.items.trie import Trie
-from serving.network.model import Memory
+from serving.network.model import CrossKeysValues
 from serving.network.runtime import Runtime
 from serving.search.beam import search
 from serving.types import SearchSettings
@@ -73,7 +73,7 @@ def breakdown(
         spent: Spent = defaultdict(float)
         hidden = timed(runtime.encode, "encode", spent)(tokens, mask)
         begin = clock()
-        memory: Memory = timed(runtime.memory, "memory", spent)(hidden, mask)
+        memory: CrossKeysValues = timed(runtime.cross_keys_values, "memory", spent)(hidden, mask)
         watched: Any = Timed(runtime, NETWORK, spent)
         constraint: Any = Timed(trie, CONSTRAINT, spent)
         with patch.object(torch.Tensor, "topk", timed(torch.Tensor.topk, "topk", spent)):

@@ -98,7 +98,7 @@ def ours(model: Model, runtime: Runtime, paths: int = 1) -> Contender:
     settings = SearchSettings(tuple(model.vocabulary.start_tokens), model.vocabulary.reasoning_range, paths=paths)
 
     def answer(case: Case) -> Any:
-        memory = runtime.memory(case.hidden, torch.ones(case.tokens.shape, dtype=torch.bool))
+        memory = runtime.cross_keys_values(case.hidden, torch.ones(case.tokens.shape, dtype=torch.bool))
         return search(runtime, model.trie, settings, memory, steps=case.steps, beam_width=case.beams)
 
     def read(beams: Any, case: Case) -> Paths:
@@ -289,7 +289,9 @@ def rescore(model: Model, case: Case, tokens: torch.Tensor, without: int | None 
     """
     t5 = model.network.t5
     batch, count, length = tokens.shape
-    memory = t5.memory(case.hidden.repeat_interleave(count, 0), torch.ones(batch * count, case.tokens.shape[1]).bool())
+    memory = t5.cross_keys_values(
+        case.hidden.repeat_interleave(count, 0), torch.ones(batch * count, case.tokens.shape[1]).bool()
+    )
     start = _start(model, case).repeat_interleave(count, 0)
     inputs = torch.cat([start, tokens.flatten(0, 1)[:, :-1]], 1)
     at = torch.arange(length)

@@ -20,8 +20,9 @@ from serving.items.rules import Blocked, RuleBook
 from serving.items.trie import Trie, build_trie
 from serving.items.vocabulary import Vocabulary
 from serving.network.model import ModelConfig
-from serving.search.beam import best, search
-from serving.search.cuda_graph import RecordedSearch, padded_batch, record_cuda
+from serving.search.beam import search
+from serving.search.cuda_graph import GraphSearch, capture_cuda_graph, padded_batch
+from serving.search.decoder import stable_topk
 from serving.types import Rules, SearchSettings
 
 SEED = 0
@@ -111,7 +112,7 @@ class Subject:
         self.parameters = sum(parameter.numel() for parameter in network.t5.parameters())
         self.here = Model.make(network, torch.from_numpy(tokens.astype(np.int64)), build_trie(tokens), settings)
         self.there = self.here.to(device)
-        self.graph = RecordedSearch(self.there.runtime, self.there.trie, settings, record)
+        self.graph = GraphSearch(self.there.runtime, self.there.trie, settings, record)
         self.rungs = rungs(self.there, record)
         rows = np.random.default_rng(SEED).integers(0, plan.items, (max(plan.batches), HISTORY_ITEMS))
         history = self.there.runtime.item_tokens[torch.from_numpy(rows).to(device)].flatten(1)
@@ -196,7 +197,7 @@ def eager(
     model: Model, book: RuleBook, hidden: torch.Tensor, mask: torch.Tensor, steps: int, beams: int, asked: Asked
 ) -> Paths:
     device = model.runtime.device
-    memory = model.runtime.memory(hidden.to(device), mask.to(device))
+    memory = model.runtime.cross_keys_values(hidden.to(device), mask.to(device))
     settings = replace(model.settings, paths=asked.paths)
     with book.blocked(asked.rules) as blocked:
         return named(search(
@@ -273,11 +274,11 @@ def walk(trie: Trie, log_probs: list[torch.Tensor], blocked: Blocked | None, bea
     for level in range(trie.levels):
         step, child = expand(trie, log_probs[level], blocked, nodes[-1], level)
         candidates = (scores.unsqueeze(-1) + step).flatten(1)
-        flat = best(candidates, child.flatten(1), min(beams, candidates.shape[1]))
+        flat = stable_topk(candidates, child.flatten(1), min(beams, candidates.shape[1]))
         scores = candidates.gather(1, flat)
         nodes.append(child.flatten(1).gather(1, flat).long())
     return nodes[:-1]
 
 
 def launched(run: Callable[[], Any], device: torch.device) -> Callable[[], Any]:
-    return record_cuda(run, None)[0] if device.type == "cuda" else run
+    return capture_cuda_graph(run, None)[0] if device.type == "cuda" else run

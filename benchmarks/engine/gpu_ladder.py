@@ -24,9 +24,10 @@ import torch
 from benchmarks.engine.answers import Paths
 from serving.items.trie import Trie
 from serving.network.eager import EagerRuntime
-from serving.network.model import T5, KeysValues, Memory, StreamRec
-from serving.search.beam import Reasoned, advance, best, find_items, search
-from serving.search.cuda_graph import Record, RecordedSearch
+from serving.network.model import T5, CrossKeysValues, KeysValues, StreamRec
+from serving.search.beam import decode_items, search
+from serving.search.cuda_graph import Capture, GraphSearch
+from serving.search.decoder import ReasoningPaths, decode_step, stable_topk
 from serving.types import Beams, SearchSettings
 
 EXPANDED, SHARED, ANCESTORS, ONE_ROW = "expanded", "shared cross-attention", "ancestors", "one row first"
@@ -66,16 +67,16 @@ class Case:
 Rung = Callable[[Case], Paths]
 
 
-def rungs(model: Model, record: Record | None) -> dict[str, Rung]:
-    """All of them, the slowest first. record: as in `RecordedSearch`."""
+def rungs(model: Model, capture: Capture | None) -> dict[str, Rung]:
+    """All of them, the slowest first. capture: as in `GraphSearch`."""
     half = replace(model, runtime=Bfloat16Runtime(model.runtime))
     return {
         EXPANDED: lambda case: reordering(model, case, expanded=True),
         SHARED: lambda case: reordering(model, case, expanded=False),
         ANCESTORS: lambda case: all_rows(model, case),
         ONE_ROW: lambda case: one_row(model, case),
-        ONE_GRAPH: one_graph(model, record),
-        BFLOAT16: one_graph(half, record),
+        ONE_GRAPH: one_graph(model, capture),
+        BFLOAT16: one_graph(half, capture),
     }
 
 
@@ -83,12 +84,12 @@ def reordering(model: Model, case: Case, expanded: bool) -> Paths:
     """Every beam is a row with a cache of its own. expanded: with cross-attention keys and values of its own, too."""
     runtime, trie, t5, device = model.runtime, model.trie, model.network.t5, case.hidden.device
     batch, beams = len(case.hidden), case.beams
-    memory = runtime.memory(case.hidden, case.mask)
+    memory = runtime.cross_keys_values(case.hidden, case.mask)
     if expanded:
         cross = [
-            (keys.repeat_interleave(beams, 0), values.repeat_interleave(beams, 0)) for keys, values in memory.cross
+            (keys.repeat_interleave(beams, 0), values.repeat_interleave(beams, 0)) for keys, values in memory.layers
         ]
-        memory = Memory(cross, memory.mask.repeat_interleave(beams, 0))
+        memory = CrossKeysValues(cross, memory.mask.repeat_interleave(beams, 0))
     lo, hi = model.settings.reasoning_range
     first_row = beams * torch.arange(batch, device=device)[:, None]
     scores, node = alone(case), torch.zeros(batch, beams, dtype=torch.int64, device=device)
@@ -108,7 +109,7 @@ def reordering(model: Model, case: Case, expanded: bool) -> Paths:
         level = position - case.steps
         step, child = trie.expand(log_probs.view(batch, beams, -1), node, level)
         candidates = (scores.unsqueeze(-1) + step).flatten(1)
-        flat = best(candidates, child.flatten(1), beams)
+        flat = stable_topk(candidates, child.flatten(1), beams)
         scores, parent = candidates.gather(1, flat), flat // child.shape[2]
         node = child.flatten(1).gather(1, flat).long()
         if level + 1 < trie.levels:
@@ -120,11 +121,11 @@ def reordering(model: Model, case: Case, expanded: bool) -> Paths:
 
 
 def decode(
-    t5: T5, x: torch.Tensor, bias: torch.Tensor, memory: Memory, past: KeysValues | None
+    t5: T5, x: torch.Tensor, bias: torch.Tensor, cross: CrossKeysValues, past: KeysValues | None
 ) -> tuple[torch.Tensor, KeysValues]:
     """The decoder over R rows, each with a past of its own: x (R, 1, D), bias (1, H, 1, W), past (R, H, W - 1, d_kv).
 
-    memory: of every row, or of B requests that R / B rows each share.
+    cross: of every row, or of B requests that R / B rows each share.
     """
     blocks: Any = t5.decoder.block
     present: KeysValues = []
@@ -136,8 +137,8 @@ def decode(
             keys, values = torch.cat([past[number][0], keys], 2), torch.cat([past[number][1], values], 2)
         present.append((keys, values))
         x = x + attend.part(normed, keys, values, bias)
-        queries = look.layer_norm(x).view(len(memory.mask), -1, x.shape[-1])
-        x = x + look.part(queries, *memory.cross[number], memory.mask).view(x.shape)
+        queries = look.layer_norm(x).view(len(cross.mask), -1, x.shape[-1])
+        x = x + look.part(queries, *cross.layers[number], cross.mask).view(x.shape)
         x = x + think.part(think.layer_norm(x))
     return t5.decoder.final_layer_norm(x), present
 
@@ -145,11 +146,11 @@ def decode(
 def all_rows(model: Model, case: Case) -> Paths:
     """The search's own rows and ancestors, with a row for every beam from the start token on: they all say the same."""
     runtime, device = model.runtime, case.hidden.device
-    memory = runtime.memory(case.hidden, case.mask)
+    memory = runtime.cross_keys_values(case.hidden, case.mask)
     lo, hi = model.settings.reasoning_range
     shape = len(case.hidden), case.beams
     start = torch.full(shape, model.settings.start_tokens[case.steps], device=device)
-    hidden, logits, rows = advance(runtime, memory, None, runtime.embed(start))
+    hidden, logits, rows = decode_step(runtime, memory, None, runtime.embed(start))
     hidden_sum, states = hidden, [runtime.state(hidden)]
     tokens = torch.zeros(*shape, 0, dtype=torch.int64, device=device)
     log_probs = torch.zeros(*shape, 0, device=device)
@@ -157,20 +158,20 @@ def all_rows(model: Model, case: Case) -> Paths:
         likeliest, token = logits.log_softmax(-1)[..., lo:hi].max(-1)
         tokens = torch.cat([tokens, token.unsqueeze(-1) + lo], -1)
         log_probs = torch.cat([log_probs, likeliest.unsqueeze(-1)], -1)
-        hidden, logits, rows = advance(runtime, memory, rows, runtime.step_input(token + lo, states[-1]))
+        hidden, logits, rows = decode_step(runtime, memory, rows, runtime.step_input(token + lo, states[-1]))
         hidden_sum = hidden_sum + hidden
         states.append(runtime.state(hidden_sum))
-    reasoned = Reasoned(rows, logits, alone(case), torch.stack(states, 2), tokens, log_probs)
-    return named(find_items(runtime, model.trie, model.settings, memory, reasoned, case.beams, None, None))
+    reasoned = ReasoningPaths(rows, logits, alone(case), torch.stack(states, 2), tokens, log_probs)
+    return named(decode_items(runtime, model.trie, model.settings, memory, reasoned, case.beams, None, None))
 
 
 def one_row(model: Model, case: Case) -> Paths:
-    memory = model.runtime.memory(case.hidden, case.mask)
+    memory = model.runtime.cross_keys_values(case.hidden, case.mask)
     return named(search(model.runtime, model.trie, model.settings, memory, steps=case.steps, beam_width=case.beams))
 
 
-def one_graph(model: Model, record: Record | None) -> Rung:
-    searches = RecordedSearch(model.runtime, model.trie, model.settings, record)
+def one_graph(model: Model, capture: Capture | None) -> Rung:
+    searches = GraphSearch(model.runtime, model.trie, model.settings, capture)
 
     def rung(case: Case) -> Paths:
         return named(searches.search(case.hidden, case.mask, steps=case.steps, beam_width=case.beams, paths=1))
@@ -185,14 +186,14 @@ class Bfloat16Runtime(EagerRuntime):
         super().__init__(copy.deepcopy(full.network).bfloat16(), full.item_tokens, full.attention)
         self.output = full.network.t5
 
-    def memory(self, hidden: torch.Tensor, mask: torch.Tensor) -> Memory:
-        memory = super().memory(hidden.bfloat16(), mask)
-        return Memory(memory.cross, memory.mask.bfloat16())
+    def cross_keys_values(self, hidden: torch.Tensor, mask: torch.Tensor) -> CrossKeysValues:
+        cross = super().cross_keys_values(hidden.bfloat16(), mask)
+        return CrossKeysValues(cross.layers, cross.mask.bfloat16())
 
     def step(
-        self, x: torch.Tensor, bias: torch.Tensor, memory: Memory, past: KeysValues | None
+        self, x: torch.Tensor, bias: torch.Tensor, cross: CrossKeysValues, past: KeysValues | None
     ) -> tuple[torch.Tensor, torch.Tensor, KeysValues]:
-        hidden, present = self.network.t5.decode(x, bias, memory, past)
+        hidden, present = self.network.t5.decode(x, bias, cross, past)
         return hidden.float(), self.output.logits(hidden.float()), present
 
     def step_input(self, token: torch.Tensor, state: torch.Tensor) -> torch.Tensor:

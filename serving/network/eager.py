@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from serving.network.model import KeysValues, Memory, StreamRec, dense_logits
+from serving.network.model import CrossKeysValues, KeysValues, StreamRec, dense_logits
 from serving.types import EncoderAttention
 
 
@@ -28,13 +28,13 @@ class EagerRuntime:
     def encode(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         return self.network.t5.encode(tokens, mask, self.attention, self.item_tokens.shape[1])
 
-    def memory(self, hidden: torch.Tensor, mask: torch.Tensor) -> Memory:
-        return self.network.t5.memory(hidden, mask)
+    def cross_keys_values(self, hidden: torch.Tensor, mask: torch.Tensor) -> CrossKeysValues:
+        return self.network.t5.cross_keys_values(hidden, mask)
 
     def step(
-        self, x: torch.Tensor, bias: torch.Tensor, memory: Memory, past: KeysValues | None
+        self, x: torch.Tensor, bias: torch.Tensor, cross: CrossKeysValues, past: KeysValues | None
     ) -> tuple[torch.Tensor, torch.Tensor, KeysValues]:
-        hidden, present = self.network.t5.decode(x, bias, memory, past)
+        hidden, present = self.network.t5.decode(x, bias, cross, past)
         return hidden, self.network.t5.logits(hidden), present
 
     def embed(self, token: torch.Tensor) -> torch.Tensor:

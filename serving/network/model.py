@@ -57,13 +57,13 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class CrossKeysValues:
     """What the decoder sees of B histories: cross-attention keys and values per layer, and which positions are real.
 
     mask: (B, 1, 1, S) float, 0 or -inf.
     """
 
-    cross: KeysValues
+    layers: KeysValues
     mask: torch.Tensor
 
 
@@ -234,13 +234,13 @@ class T5(nn.Module):
             bias = bias.masked_fill(item[None, :] > item[:, None], float("-inf"))
         return bias
 
-    def memory(self, hidden: torch.Tensor, mask: torch.Tensor) -> Memory:
-        """Keys and values of the cross-attention, once per history. Shapes: (B, S, D), (B, S) bool."""
-        cross = [block.layer[1].part.keys_values(hidden) for block in self.decoder.block]
-        return Memory(cross, float_mask(mask))
+    def cross_keys_values(self, hidden: torch.Tensor, mask: torch.Tensor) -> CrossKeysValues:
+        """Keys and values of the cross-attention, once per history. Shapes: hidden (B, S, D), mask (B, S) bool."""
+        layers = [block.layer[1].part.keys_values(hidden) for block in self.decoder.block]
+        return CrossKeysValues(layers, float_mask(mask))
 
     def decode(
-        self, x: torch.Tensor, bias: torch.Tensor, memory: Memory, past: KeysValues | None
+        self, x: torch.Tensor, bias: torch.Tensor, cross: CrossKeysValues, past: KeysValues | None
     ) -> tuple[torch.Tensor, KeysValues]:
         """Runs the decoder over new rows. Shapes: x (B, Q, D), bias -> (B, H, Q, W), W = past and new rows.
 
@@ -250,7 +250,7 @@ class T5(nn.Module):
         x = self.decoder.dropout(x)
         present: KeysValues = []
         for i, block in enumerate(self.decoder.block):
-            x, keys_values = block(x, bias, past[i] if past else None, memory.cross[i], memory.mask)
+            x, keys_values = block(x, bias, past[i] if past else None, cross.layers[i], cross.mask)
             present.append(keys_values)
         return self.decoder.dropout(self.decoder.final_layer_norm(x)), present
 

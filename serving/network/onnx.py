@@ -1,8 +1,8 @@
 """The network's passes by ONNX Runtime, for serving on a CPU: the same answers as eager torch in about half the time.
 
-The encoder and the decoder step are ONNX graphs; the rest (embeddings, position bias, the memory's products, the
-method's heads) is eager torch. There is no CUDA here: on a GPU the search, eager step included, is recorded as one
-graph, which leaves nothing for another runtime to save.
+The encoder and the decoder step are ONNX graphs; the rest (embeddings, position bias, keys and values of the
+cross-attention, the method's heads) is eager torch. There is no CUDA here: on a GPU the search, eager step included, is
+captured as one graph, which leaves nothing for another runtime to save.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 
 from serving.network import onnx_graph
 from serving.network.eager import EagerRuntime
-from serving.network.model import KeysValues, Memory, StreamRec, float_mask
+from serving.network.model import CrossKeysValues, KeysValues, StreamRec, float_mask
 from serving.types import EncoderAttention
 
 
@@ -29,8 +29,9 @@ class OnnxRuntime(EagerRuntime):
     threads: of ONNX Runtime's arithmetic. int8: the decoder step's weights in 8 bits. The encoder stays float32: an
     encoder state is then the same whichever runtime made it, and one cache may hold it for all.
 
-    Nothing is copied: torch, numpy and ONNX Runtime look at the same memory. What the search only hands on, the past
-    and `Memory.cross`, stays a flat list of arrays (keys, values, layer by layer): as tensors it cost 5% of a search.
+    Nothing is copied: torch, numpy and ONNX Runtime share the same buffers. What the search only passes on, the past
+    and `CrossKeysValues.layers`, stays a flat list of arrays (keys, values, layer by layer): making tensors of them
+    cost 5% of a search.
     """
 
     def __init__(
@@ -56,18 +57,18 @@ class OnnxRuntime(EagerRuntime):
         inputs = {"x": self.network.t5.shared(tokens).numpy(), "bias": bias.numpy()}
         return torch.from_numpy(_run(self._encoder, inputs)[0])
 
-    def memory(self, hidden: torch.Tensor, mask: torch.Tensor) -> Memory:
+    def cross_keys_values(self, hidden: torch.Tensor, mask: torch.Tensor) -> CrossKeysValues:
         """Its arrays are views of what `step` wants, (B, S, H * d_kv)."""
-        cross: Any = [(hidden @ w).unflatten(-1, (self._heads, -1)).transpose(1, 2).numpy() for w in self._cross]
-        return Memory(cross, float_mask(mask))
+        layers: Any = [(hidden @ w).unflatten(-1, (self._heads, -1)).transpose(1, 2).numpy() for w in self._cross]
+        return CrossKeysValues(layers, float_mask(mask))
 
     def step(
-        self, x: torch.Tensor, bias: torch.Tensor, memory: Memory, past: KeysValues | None
+        self, x: torch.Tensor, bias: torch.Tensor, cross: CrossKeysValues, past: KeysValues | None
     ) -> tuple[torch.Tensor, torch.Tensor, KeysValues]:
-        cross: Any = memory.cross
-        past = past or [keys_or_values[:, :, :0] for keys_or_values in cross]
-        joined = [view.swapaxes(1, 2).reshape(len(view), view.shape[2], -1) for view in cross]  # views again
-        values = (x.numpy(), bias.numpy(), memory.mask.numpy(), *joined, *past)
+        layers: Any = cross.layers
+        past = past or [keys_or_values[:, :, :0] for keys_or_values in layers]
+        joined = [view.swapaxes(1, 2).reshape(len(view), view.shape[2], -1) for view in layers]  # views again
+        values = (x.numpy(), bias.numpy(), cross.mask.numpy(), *joined, *past)
         *present, hidden, logits = _run(self._step, dict(zip(self._inputs, values, strict=True)))
         return torch.from_numpy(hidden), torch.from_numpy(logits), present
 

@@ -110,7 +110,7 @@ class Graph:
         return self.linear(attended, part.o.weight)
 
     def cross_attention(self, x: str, part: Attention, keys: str, values: str, mask: str) -> str:
-        """Attention over keys and values (B, S, H * d_kv), as the memory leaves them."""
+        """Attention over keys and values (B, S, H * d_kv), as `OnnxRuntime.cross_keys_values` lays them out."""
         query = self.linear(x, part.q.weight)
         attended = self.op(
             "Attention", query, keys, values, mask, scale=1.0, q_num_heads=part.heads, kv_num_heads=part.heads

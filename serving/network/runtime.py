@@ -6,7 +6,7 @@ from typing import Protocol
 
 import torch
 
-from serving.network.model import KeysValues, Memory
+from serving.network.model import CrossKeysValues, KeysValues
 from serving.types import StepForm
 
 
@@ -23,12 +23,12 @@ class Runtime(Protocol):
         """(B, S) int64, (B, S) bool -> (B, S, D)."""
         ...
 
-    def memory(self, hidden: torch.Tensor, mask: torch.Tensor) -> Memory:
+    def cross_keys_values(self, hidden: torch.Tensor, mask: torch.Tensor) -> CrossKeysValues:
         """Cross-attention keys and values, once per history."""
         ...
 
     def step(
-        self, x: torch.Tensor, bias: torch.Tensor, memory: Memory, past: KeysValues | None
+        self, x: torch.Tensor, bias: torch.Tensor, cross: CrossKeysValues, past: KeysValues | None
     ) -> tuple[torch.Tensor, torch.Tensor, KeysValues]:
         """(B, Q, D) -> h (B, Q, D), logits (B, Q, V), and the longer past."""
         ...

@@ -17,7 +17,7 @@ from serving.items.neighbours import Neighbours
 from serving.items.rules import Blocked, RuleBook
 from serving.items.trie import Trie, build_trie
 from serving.items.vocabulary import Vocabulary
-from serving.network.model import Memory
+from serving.network.model import CrossKeysValues
 from serving.network.runtime import Runtime
 from serving.search.beam import search, search_settings
 from serving.types import Beams, BundleSettings, Rules
@@ -31,12 +31,11 @@ BATCH_SIZE = {"cpu": 64, "cuda": 512}
 class EncodedBatch:
     """Histories as the search reads them.
 
-    memory: the cross-attention keys and values. prior: (B, I) float32, what the item graph adds to the items' scores;
-    None where it has no weight.
+    neighbour_bonus: (B, I) float32, what the item graph adds to the items' scores; None where it has no weight.
     """
 
-    memory: Memory
-    prior: torch.Tensor | None
+    cross: CrossKeysValues
+    neighbour_bonus: torch.Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,20 +93,21 @@ class Ranker:
         settings, runtime = self.settings, self.runtime
         tokens, mask = history_tokens(histories, self.item_tokens, settings.max_items, settings.suffix_tokens)
         tokens, mask = tokens.to(runtime.device), mask.to(runtime.device)
-        prior = None
+        neighbour_bonus = None
         if self.neighbours is not None and settings.neighbours_weight:
             log_scores = torch.from_numpy(self.neighbours.log_scores(histories, settings.max_items))
-            prior = (settings.neighbours_weight * log_scores).to(runtime.device)
-        return EncodedBatch(runtime.memory(runtime.encode(tokens, mask), mask), prior)
+            neighbour_bonus = (settings.neighbours_weight * log_scores).to(runtime.device)
+        return EncodedBatch(runtime.cross_keys_values(runtime.encode(tokens, mask), mask), neighbour_bonus)
 
     @torch.inference_mode()
     def search(self, batch: EncodedBatch, steps: int, beam: int, blocked: Blocked | None = None) -> Beams:
         """The serving search over an encoded batch."""
         dense_weight = None
         if self.settings.dense_weight:
-            rows = batch.memory.mask.shape[0]
+            rows = batch.cross.mask.shape[0]
             dense_weight = torch.full((rows,), self.settings.dense_weight, device=self.runtime.device)
         return search(
-            self.runtime, self.trie, search_settings(self.vocabulary, self.settings), batch.memory,
-            steps=steps, beam_width=beam, blocked=blocked, dense_weight=dense_weight, prior=batch.prior,
+            self.runtime, self.trie, search_settings(self.vocabulary, self.settings), batch.cross,
+            steps=steps, beam_width=beam, blocked=blocked, dense_weight=dense_weight,
+            neighbour_bonus=batch.neighbour_bonus,
         )  # fmt: skip

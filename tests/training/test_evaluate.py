@@ -72,7 +72,7 @@ def test_the_share_of_unparsable_outputs_falls_when_every_output_is_an_item():
     assert signs(work, histories, target, 0)["unparsable"] > 0.5  # random weights write codes of any level anywhere
     everything = torch.cartesian_prod(*[torch.arange(work.vocabulary.size)] * 3)
     work.item_tokens = everything  # now whatever it writes is an item
-    memory = work.network.t5.memory(torch.randn(5, 4, 16), torch.ones(5, 4, dtype=torch.bool))
+    memory = work.network.t5.cross_keys_values(torch.randn(5, 4, 16), torch.ones(5, 4, dtype=torch.bool))
     with torch.no_grad():
         assert unparsable_share(work, memory, 2) == 0
 

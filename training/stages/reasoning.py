@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import torch
 
-from serving.network.model import T5, KeysValues, Memory, StreamRec
+from serving.network.model import T5, CrossKeysValues, KeysValues, StreamRec
 from training.stages.ranks import WHOLE, Share
 
 # (step from 1, logits (B, Q, V), state s_{i-1} (B, Q, D)) -> token (B, Q)
@@ -45,7 +45,9 @@ class Thought:
         return len(self.states)
 
 
-def think(network: StreamRec, memory: Memory, start_token: int, steps: int, choose: Choose, paths: int = 1) -> Thought:
+def think(
+    network: StreamRec, memory: CrossKeysValues, start_token: int, steps: int, choose: Choose, paths: int = 1
+) -> Thought:
     """Runs positions 0..l-1 and chooses o_1..o_l. Where the state alone is fed back, the input ignores the token."""
     t5, heads = network.t5, network.heads
     batch, device = memory.mask.shape[0], memory.mask.device
@@ -66,7 +68,7 @@ def think(network: StreamRec, memory: Memory, start_token: int, steps: int, choo
 
 
 def answer(
-    network: StreamRec, memory: Memory, thought: Thought, item: torch.Tensor
+    network: StreamRec, memory: CrossKeysValues, thought: Thought, item: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The item's tokens after the thought, in one pass together with the last position.
 

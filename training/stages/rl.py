@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from serving.items.trie import build_trie
-from serving.network.model import Memory
+from serving.network.model import CrossKeysValues
 from training.config import RlConfig
 from training.stages.examples import batch_at
 from training.stages.losses import advantages, grpo, nll
@@ -93,7 +93,7 @@ class RlStep:
         terms |= {f"reward/{name}": value.mean() for name, value in rollout.rewards.items()}
         return Experience(histories, row, rollout, advantages(reward), reference, terms)
 
-    def anchor(self, memory: Memory, row: torch.Tensor, steps: int) -> torch.Tensor:
+    def anchor(self, memory: CrossKeysValues, row: torch.Tensor, steps: int) -> torch.Tensor:
         """NLL of the targets, without reasoning and after the network's own greedy reasoning of `steps` steps."""
         work, network = self.work, self.work.network
         target = work.item_tokens[row].unsqueeze(1)

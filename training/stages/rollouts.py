@@ -9,7 +9,7 @@ import torch
 from serving.bundle import search_settings
 from serving.items.trie import Trie
 from serving.network.eager import EagerRuntime
-from serving.network.model import Memory, StreamRec, dense_logits
+from serving.network.model import CrossKeysValues, StreamRec, dense_logits
 from serving.search.beam import search
 from training.config import RlConfig
 from training.evaluate import exists
@@ -41,7 +41,7 @@ class Rollout:
 
 @torch.no_grad()
 def sample(
-    work: Workspace, memory: Memory, everyone: torch.Tensor, steps: int, config: RlConfig, share: Share = WHOLE
+    work: Workspace, memory: CrossKeysValues, everyone: torch.Tensor, steps: int, config: RlConfig, share: Share = WHOLE
 ) -> Rollout:
     """Samples `config.group` outputs per history, without the trie, and rewards them.
 
@@ -68,7 +68,7 @@ def sample(
 def beam(
     work: Workspace,
     trie: Trie,
-    memory: Memory,
+    memory: CrossKeysValues,
     everyone: torch.Tensor,
     steps: int,
     config: RlConfig,
@@ -94,14 +94,14 @@ def beam(
     return Rollout(reasoning, item, log_probs, _rewards(work, memory, thought, item, state, everyone, share))
 
 
-def policy_log_probs(work: Workspace, network: StreamRec, memory: Memory, rollout: Rollout) -> torch.Tensor:
+def policy_log_probs(work: Workspace, network: StreamRec, memory: CrossKeysValues, rollout: Rollout) -> torch.Tensor:
     """log P of a rollout's tokens under `network`, with gradient where it has any. Shape: (B, G, l + M)."""
     thought = _along(work, network, memory, rollout.reasoning)
     logits, _ = answer(network, memory, thought, rollout.item)
     return _log_probs(work, thought, logits, rollout.reasoning, rollout.item)
 
 
-def _along(work: Workspace, network: StreamRec, memory: Memory, tokens: torch.Tensor) -> Thought:
+def _along(work: Workspace, network: StreamRec, memory: CrossKeysValues, tokens: torch.Tensor) -> Thought:
     """Thinks given reasoning tokens (B, G, l)."""
     _, group, steps = tokens.shape
     start_token = work.vocabulary.start_tokens[steps]
@@ -127,7 +127,7 @@ def _log_probs(
 
 def _rewards(
     work: Workspace,
-    memory: Memory,
+    memory: CrossKeysValues,
     thought: Thought,
     item: torch.Tensor,
     state: torch.Tensor,

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from serving.network.model import Memory, StreamRec, dense_logits
+from serving.network.model import CrossKeysValues, StreamRec, dense_logits
 from training.config import SftConfig
 from training.stages.examples import batch_at
 from training.stages.losses import (
@@ -127,7 +127,7 @@ class SftStep:
     def log_probs(
         self,
         network: StreamRec,
-        memory: Memory,
+        memory: CrossKeysValues,
         thought: Thought,
         target: torch.Tensor,
         direct: torch.Tensor,

@@ -14,7 +14,7 @@ from benchmarks.engine.answers import Paths, overlap
 from benchmarks.engine.gpu import FULL, SMOKE, Cell, aims, cells, different, work_through
 from benchmarks.engine.gpu_cells import Subject
 from benchmarks.engine.gpu_ladder import ANCESTORS, BFLOAT16, EXPANDED, ONE_GRAPH, ONE_ROW, SHARED, Case, rungs
-from tests.meta import OffTheDevice, recorded_once
+from tests.meta import OffTheDevice, captured_once
 
 CPU = torch.device("cpu")
 RUNGS = [EXPANDED, SHARED, ANCESTORS, ONE_ROW, ONE_GRAPH, BFLOAT16]
@@ -63,7 +63,7 @@ def test_rungs_differ_in_rows_and_copies_alone(subject: Subject, case: Case, mon
     decode, step = gpu_ladder.decode, subject.there.runtime.step
 
     def seen_decode(t5: Any, x: torch.Tensor, bias: Any, memory: Any, past: Any) -> Any:
-        memories.append(len(memory.cross[0][0]))
+        memories.append(len(memory.layers[0][0]))
         rows.append(x.shape[:2])
         return decode(t5, x, bias, memory, past)
 
@@ -99,10 +99,10 @@ def test_bfloat16_rounds_the_network_and_not_the_sums(subject: Subject, case: Ca
 
 @torch.inference_mode()
 def test_every_rung_lives_on_the_device(subject: Subject) -> None:
-    """Without values on the host, and without the host's values: what is recorded can be, and nothing waits."""
+    """Without values on the host, and without the host's values: what is captured can be, and nothing waits."""
     there = subject.there.to(torch.device("meta"))
     hidden, mask = subject.hidden.to("meta"), subject.mask.to("meta")
-    for name, rung in rungs(there, recorded_once).items():
+    for name, rung in rungs(there, captured_once).items():
         with OffTheDevice() as seen:
             found = rung(Case(hidden, mask, STEPS, BEAMS))
         assert seen.found == [] and found.scores.shape == (len(hidden), BEAMS), name

@@ -74,9 +74,9 @@ def test_every_pass_is_eager_torchs(seed, batch, rows, attention):
     tokens, mask = history_tokens(random_histories(rng, 30, batch), bundle.catalogue.tokens, 6, ())
     hidden = eager.encode(tokens, mask)
     close(onnx.encode(tokens, mask)[mask], hidden[mask])
-    expected, memory = eager.memory(hidden, mask), onnx.memory(hidden, mask)
+    expected, memory = eager.cross_keys_values(hidden, mask), onnx.cross_keys_values(hidden, mask)
     close(memory.mask, expected.mask)
-    caches_are_close(memory.cross, expected.cross)
+    caches_are_close(memory.layers, expected.layers)
     past, expected_past, written = None, None, 0
     for count in rows:
         written += count
@@ -147,8 +147,8 @@ def test_int8_is_close_to_float32_and_not_the_same():
     close(onnx.encode(tokens, mask)[mask], hidden[mask])  # a cached state must not say which runtime made it
     torch.manual_seed(0)
     x, bias = torch.randn(2, 5, 64), torch.randn(2, 2, 5, 5)
-    _, expected, _ = eager.step(x, bias, eager.memory(hidden, mask), None)
-    _, logits, _ = onnx.step(x, bias, onnx.memory(hidden, mask), None)
+    _, expected, _ = eager.step(x, bias, eager.cross_keys_values(hidden, mask), None)
+    _, logits, _ = onnx.step(x, bias, onnx.cross_keys_values(hidden, mask), None)
     error = (logits - expected).std() / expected.std()
     assert 1e-4 < error < 0.05
 
@@ -160,7 +160,7 @@ def test_a_row_of_zeros_stays_zero_in_int8():
     hidden, mask = torch.zeros(1, 2, 16), torch.ones(1, 2, dtype=torch.bool)
     x, bias = torch.zeros(1, 3, 16), torch.zeros(1, 2, 3, 3)
     for runtime in (eager, onnx):
-        after, logits, _ = runtime.step(x, bias, runtime.memory(hidden, mask), None)
+        after, logits, _ = runtime.step(x, bias, runtime.cross_keys_values(hidden, mask), None)
         assert not after.any() and not logits.any()
 
 

@@ -184,9 +184,9 @@ def test_paths_are_the_likeliest(monkeypatch: pytest.MonkeyPatch):
     bundle = tiny_model(seed=5, step_form="both", paths=3)
     engine = Engine(bundle)
     state = torch.from_numpy(engine.encode([(4, 8)])[0].hidden.astype(np.float32))[None]
-    memory = engine.runtime.memory(state, torch.ones(state.shape[:2], dtype=torch.bool))
+    cross = engine.runtime.cross_keys_values(state, torch.ones(state.shape[:2], dtype=torch.bool))
     with torch.inference_mode():
-        reasoned = reason(engine.runtime, bundle.search_settings, memory, 2)
+        reasoned = reason(engine.runtime, bundle.search_settings, cross, 2)
     expected: Sequence = Reference(bundle, (4, 8), 2).paths()
     assert [tuple(path) for path in reasoned.tokens[0].tolist()] == [path.tokens for path in expected]
     np.testing.assert_allclose(reasoned.scores[0].numpy(), [path.log_prob for path in expected], atol=TOLERANCE)

@@ -17,12 +17,12 @@ from serving.items.rules import Blocked, RuleBook
 from serving.items.trie import build_trie
 from serving.network.eager import EagerRuntime
 from serving.search.beam import search
-from serving.search.cuda_graph import RecordedSearch
+from serving.search.cuda_graph import GraphSearch
 from serving.types import Rules
 from tests.builders import tiny_model
-from tests.meta import OffTheDevice, recorded_once
+from tests.meta import OffTheDevice, captured_once
 
-# What would make the host wait for the device, give a shape that depends on data, or copy host memory in a recording.
+# What makes the host wait for the device, gives a shape that depends on data, or copies host memory during a capture.
 ON_THE_HOST = {
     "_local_scalar_dense",
     "nonzero",
@@ -67,12 +67,12 @@ class Search(torch.nn.Module):
         self.trie = build_trie(tokens)
 
     def forward(
-        self, hidden: torch.Tensor, mask: torch.Tensor, weight: torch.Tensor, prior: torch.Tensor
+        self, hidden: torch.Tensor, mask: torch.Tensor, weight: torch.Tensor, bonus: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        memory = self.runtime.memory(hidden, mask)
+        cross = self.runtime.cross_keys_values(hidden, mask)
         beams = search(
-            self.runtime, self.trie, self.settings, memory, steps=self.steps, beam_width=10, dense_weight=weight,
-            prior=prior,
+            self.runtime, self.trie, self.settings, cross, steps=self.steps, beam_width=10, dense_weight=weight,
+            neighbour_bonus=bonus,
         )  # fmt: skip
         return beams.items, beams.scores, beams.token_log_probs
 
@@ -110,7 +110,7 @@ def test_the_check_itself_sees_a_decision_on_the_host():
     ],
 )
 @torch.inference_mode()
-def test_what_is_recorded_lives_on_one_device(table_entries, options):
+def test_a_captured_search_stays_on_the_device(table_entries, options):
     """On `meta`, where tensors have shapes and no values: to read one is an error, and the host has nothing to add."""
     bundle = tiny_model(40, **options)
     catalogue, width = bundle.catalogue, 16
@@ -121,13 +121,13 @@ def test_what_is_recorded_lives_on_one_device(table_entries, options):
         parts = [getattr(rules, field.name) for field in fields(Blocked)]
     there = Blocked(*(tree_map(lambda tensor: tensor.to("meta"), part) for part in parts))
     hidden, mask = torch.empty(3, 7, width, device="meta"), torch.empty(3, 7, dtype=torch.bool, device="meta")
-    weights, known = torch.empty(3, device="meta"), torch.empty(3, 40, device="meta")
-    for blocked, weight, prior in ((None, None, None), (there, weights, None), (there, None, known)):
-        recorded = RecordedSearch(runtime, trie.to("meta"), bundle.search_settings, recorded_once)
+    weights, bonuses = torch.empty(3, device="meta"), torch.empty(3, 40, device="meta")
+    for blocked, weight, bonus in ((None, None, None), (there, weights, None), (there, None, bonuses)):
+        graphs = GraphSearch(runtime, trie.to("meta"), bundle.search_settings, captured_once)
         with OffTheDevice() as seen:
-            beams = recorded.search(
+            beams = graphs.search(
                 hidden, mask, steps=2, beam_width=10, paths=bundle.settings.paths, blocked=blocked, dense_weight=weight,
-                prior=prior,
+                neighbour_bonus=bonus,
             )  # fmt: skip
         assert seen.found == [] and beams.items.shape == (3, 10)
 

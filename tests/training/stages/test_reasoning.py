@@ -10,7 +10,7 @@ from serving.bundle import Bundle
 from serving.items.histories import history_tokens
 from serving.items.trie import build_trie
 from serving.network.eager import EagerRuntime
-from serving.network.model import Memory
+from serving.network.model import CrossKeysValues
 from serving.reference import Reference
 from serving.search.beam import reason, search
 from tests.builders import tiny_model
@@ -21,13 +21,13 @@ FORMS = ("token", "state", "both")
 HISTORIES = [(1, 2, 3), (4,), (9, 8, 7, 6, 5, 4, 3, 2)]
 
 
-def read(bundle: Bundle) -> Memory:
+def read(bundle: Bundle) -> CrossKeysValues:
     settings, t5 = bundle.settings, bundle.network.t5
     tokens, mask = history_tokens(HISTORIES, bundle.catalogue.tokens, settings.max_items, settings.suffix_tokens)
-    return t5.memory(t5.encode(tokens, mask, settings.attention, bundle.vocabulary.tokens_per_item), mask)
+    return t5.cross_keys_values(t5.encode(tokens, mask, settings.attention, bundle.vocabulary.tokens_per_item), mask)
 
 
-def follow(bundle: Bundle, memory: Memory, tokens: torch.Tensor) -> Thought:
+def follow(bundle: Bundle, memory: CrossKeysValues, tokens: torch.Tensor) -> Thought:
     """Thinks along given tokens (B, Q, l)."""
     start = bundle.vocabulary.start_tokens[tokens.shape[-1]]
     return think(bundle.network, memory, start, tokens.shape[-1], lambda i, *_: tokens[..., i - 1], tokens.shape[1])

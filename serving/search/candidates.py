@@ -1,0 +1,86 @@
+"""Items that dense score and neighbours favour most: scored by the decoder too, and added to those the beam has found.
+
+The beam sees token probabilities alone; an item with a low-probability prefix and a high dense or neighbour score would
+never be found by it [open].
+"""
+
+from __future__ import annotations
+
+import torch
+
+from serving.items.rules import Blocked
+from serving.items.trie import Trie
+from serving.network.model import CrossKeysValues
+from serving.network.runtime import Runtime
+from serving.search.decoder import NEG_INF, DecodedItems, ReasoningPaths, stable_topk, token_log_softmax
+from serving.types import SearchSettings
+
+
+def item_bonus(
+    dense: torch.Tensor | None, dense_weight: torch.Tensor | None, neighbour_bonus: torch.Tensor | None
+) -> torch.Tensor:
+    """What is added to the score of an item on the likeliest path; one of the two has to be there.
+
+    Shapes: dense (B, P, I), dense_weight (B,), neighbour_bonus (B, I) -> (B, I).
+    """
+    if dense is None or dense_weight is None:
+        assert neighbour_bonus is not None
+        return neighbour_bonus
+    bonus = dense_weight[:, None] * dense[:, 0]
+    return bonus if neighbour_bonus is None else bonus + neighbour_bonus
+
+
+def add_candidates(
+    runtime: Runtime,
+    trie: Trie,
+    settings: SearchSettings,
+    cross: CrossKeysValues,
+    reasoned: ReasoningPaths,
+    found: DecodedItems,
+    blocked: Blocked | None,
+    bonus: torch.Tensor,
+) -> DecodedItems:
+    """Appends the U permitted items with the highest `bonus` (B, I), scored by the decoder on the likeliest path.
+
+    Nothing is added to a request whose bonus is zero for all items: its answer is the beam's, whatever else is in the
+    batch.
+    """
+    has_bonus = (bonus != 0).any(1)
+    if blocked is not None:
+        bonus = bonus.masked_fill(blocked.items(trie), NEG_INF)
+    item = stable_topk(bonus, None, min(settings.dense_candidates, bonus.shape[1]))  # (B, U)
+    leaf, tokens = trie.leaf[item].long(), runtime.item_tokens[item]  # (B, U), (B, U, M)
+    logits = _logits(runtime, cross, reasoned, tokens)
+    token_log_probs = token_log_softmax(logits, settings.temperature).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+    scores = token_log_probs.sum(-1) + reasoned.scores.log_softmax(-1)[:, :1]
+    scores = scores.masked_fill(bonus.gather(1, item) == NEG_INF, NEG_INF)
+    is_duplicate = ((leaf.unsqueeze(2) == found.leaf.unsqueeze(1)) & (found.scores > NEG_INF).unsqueeze(1)).any(2)
+    scores = scores.masked_fill(is_duplicate | ~has_bonus[:, None], NEG_INF)
+    return DecodedItems(
+        torch.cat([found.leaf, leaf], 1),
+        torch.cat([found.scores, scores], 1),
+        torch.cat([found.path, torch.zeros_like(leaf)], 1),
+        torch.cat([found.token_log_probs, token_log_probs], 1),
+    )
+
+
+def _logits(runtime: Runtime, cross: CrossKeysValues, reasoned: ReasoningPaths, tokens: torch.Tensor) -> torch.Tensor:
+    """Logits of every position of items after the likeliest path. Shapes: tokens (B, U, M) -> (B, U, M, V).
+
+    One pass over the tokens of all items: row (u, j) attends to the reasoning and to its own item's tokens up to c_j.
+    """
+    batch, count, levels = tokens.shape
+    cache, logits = reasoned.cache, reasoned.logits[:, :1].unsqueeze(2).expand(-1, count, -1, -1)  # (B, U, 1, V)
+    if levels == 1:
+        return logits
+    row = torch.arange(count * (levels - 1), device=tokens.device)
+    candidate, position = row // (levels - 1), row % (levels - 1)
+    behind = position[:, None] - position
+    distance = torch.cat([cache.distance + 1 + position[:, None], behind.clamp(min=0)], 1)
+    is_prefix = (candidate[:, None] == candidate) & (behind >= 0)
+    own_mask = cache.attention_mask.new_zeros(behind.shape).masked_fill(~is_prefix, NEG_INF)
+    reasoning_mask = cache.attention_mask[:, :1].expand(-1, len(row), -1)
+    attention_mask = torch.cat([reasoning_mask, own_mask.expand(batch, -1, -1)], -1)
+    bias = runtime.relative_bias[:, distance] + attention_mask.unsqueeze(1)
+    _, rest, _ = runtime.step(runtime.embed(tokens[:, :, :-1].flatten(1)), bias, cross, cache.past)
+    return torch.cat([logits, rest.view(batch, count, levels - 1, -1)], 2)

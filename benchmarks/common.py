@@ -1,4 +1,4 @@
-"""What every benchmark shares: full ranking, the record of a run with its machine and commit, and tables."""
+"""What every benchmark shares: the record of a run with its machine and commit, and tables."""
 
 from __future__ import annotations
 
@@ -6,48 +6,17 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-HISTORY_ITEMS = 20
-PLACES = 10
+from serving.files import atomic_write
+
 ROOT = Path(__file__).parents[1]
 MEASURED_CODE = ("app", "training", "serving", "benchmarks/*.py")  # what can change a figure; documents cannot
-
-Score = Callable[[list[np.ndarray]], np.ndarray]  # histories of U users -> (U, I) float scores
-
-
-def top_items(scores: np.ndarray, seed: int = 0) -> np.ndarray:
-    """The ten best items per user. scores: (U, I) float, -inf for what must not come. Returns (U, 10) int64, -1 = none.
-
-    Ties fall in an order drawn from the seed: rows may follow item ids, which give away the target in some data sets.
-    """
-    shuffled = np.random.default_rng(seed).permutation(scores.shape[1])
-    tried = torch.from_numpy(np.ascontiguousarray(scores[:, shuffled]))
-    values, places = tried.topk(min(PLACES, scores.shape[1]), dim=1)
-    ranked = np.full((len(scores), PLACES), -1, np.int64)
-    ranked[:, : places.shape[1]] = np.where(values.numpy() > -np.inf, shuffled[places.numpy()], -1)
-    return ranked
-
-
-def rank(score: Score, histories: list[np.ndarray], exclude_seen: bool, batch: int = 512, seed: int = 0) -> np.ndarray:
-    """Full ranking of all items. The model sees the last 20 items; excluded are all items of the history.
-
-    histories: U arrays of item rows, oldest first. Returns (U, 10) int64, best first, -1 = none.
-    """
-    ranked = []
-    for first in range(0, len(histories), batch):
-        whole = histories[first : first + batch]
-        scores = score([h[-HISTORY_ITEMS:] for h in whole])
-        if exclude_seen:
-            scores[np.repeat(np.arange(len(whole)), [len(h) for h in whole]), np.concatenate(whole)] = -np.inf
-        ranked.append(top_items(scores, seed))
-    return np.concatenate(ranked)
 
 
 def machine() -> dict[str, Any]:
@@ -91,10 +60,9 @@ def record(path: Path, command: str, seeds: Sequence[int], rows: Sequence[Mappin
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     result = {**head, "seeds": list(seeds), **extra, "rows": [dict(row) for row in rows]}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_suffix(".part")
-    half.write_text(json.dumps(result, indent=1) + "\n")
-    half.replace(path)
+    text = json.dumps(result, indent=1) + "\n"
+    with atomic_write(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:

@@ -19,7 +19,7 @@ from serving.types import BundleSettings
 from training.data.read import Dataset
 from training.evaluate import measure, sample_users
 from training.int8_gate import int8_gate
-from training.metrics import ndcg_per_user, paired_bootstrap
+from training.metrics import ndcg, paired_bootstrap, target_ranks
 from training.workspace import Workspace
 
 
@@ -98,16 +98,16 @@ def choose(work: Workspace) -> Choice:
     table: list[dict[str, Any]] = []
     seen: dict[BundleSettings, tuple[dict[str, Any], np.ndarray]] = {}
 
-    def ndcg(settings: BundleSettings) -> float:
+    def mean_ndcg(settings: BundleSettings) -> float:
         if settings not in seen:
             candidate = replace(ranker, settings=settings)
             row, ranked = measure(candidate, histories, target, settings.default_steps, evaluation.beam)
             table.append(row)
-            seen[settings] = row, ndcg_per_user(ranked, target)
+            seen[settings] = row, ndcg(target_ranks(ranked, target))
         return seen[settings][0]["ndcg@10"]
 
     def best_of(candidates: list[BundleSettings], desc: str) -> BundleSettings:
-        return max(tqdm(candidates, desc=desc, unit="setting", mininterval=1.0), key=ndcg)  # the first of equals
+        return max(tqdm(candidates, desc=desc, unit="setting", mininterval=1.0), key=mean_ndcg)  # the first of equals
 
     plain = replace(work.settings, default_steps=0)
     joined = [
@@ -128,7 +128,7 @@ def choose(work: Workspace) -> Choice:
         row, gains = seen[settings]
         gain, low, high = paired_bootstrap(gains, without, seed=0)
         row |= {"gain": round(gain, 5), "gain_low": round(low, 5), "gain_high": round(high, 5)}
-        if low > 0 and row["ndcg@10"] > ndcg(chosen):
+        if low > 0 and row["ndcg@10"] > mean_ndcg(chosen):
             chosen = settings
     return Choice(chosen, table)
 

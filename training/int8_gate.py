@@ -15,7 +15,7 @@ import torch
 from serving.network.onnx import OnnxRuntime
 from serving.search.ranker import TOP
 from training.evaluate import sample_users
-from training.metrics import ndcg_per_user
+from training.metrics import ndcg, target_ranks
 from training.workspace import Workspace
 
 # [open] Of ten items shown, half a one may differ, and 2% of NDCG is what a thousand users can tell from chance.
@@ -40,9 +40,11 @@ def int8_gate(work: Workspace) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     for steps in sorted({0, settings.default_steps, *evaluation.steps}):
         ranked = {name: ranker.rank(histories, steps, evaluation.beam) for name, ranker in rankers.items()}
-        ndcg = {name: round(float(ndcg_per_user(items, target, TOP).mean()), 5) for name, items in ranked.items()}
+        quality = {
+            name: round(float(ndcg(target_ranks(items, target), TOP).mean()), 5) for name, items in ranked.items()
+        }
         shared = round(overlap(ranked["int8"], ranked["fp32"]), 4)
-        rows.append({"steps": steps, f"overlap@{TOP}": shared, f"ndcg@{TOP}": ndcg})
+        rows.append({"steps": steps, f"overlap@{TOP}": shared, f"ndcg@{TOP}": quality})
     return {
         "passed": all(passes(row) for row in rows),
         "users": len(target),

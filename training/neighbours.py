@@ -18,13 +18,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from scipy import sparse
 
+from serving.items.nearest import nearest_items
 from serving.items.neighbours import Neighbours
 from training.config import RunConfig
 from training.data.prepare import Items, Split
 from training.evaluate import sample_users
 from training.ids.embed import collaborative_embedding, embed_text, item_text
+from training.metrics import ndcg
 
 CHUNK = 1024
 
@@ -88,13 +91,13 @@ def fit_neighbours(
     def validation_ndcg(setting: JoinedSetting) -> float:
         return ndcg_of(history_weights(histories, len(items), setting.recency), log.weights(setting), target)
 
-    setting, ndcg = coordinate_search(JoinedSetting(), JOINED_GRID, validation_ndcg)
+    setting, quality = coordinate_search(JoinedSetting(), JOINED_GRID, validation_ndcg)
     kept = largest(log.weights(setting), config.neighbours.keep)
     found = Neighbours(
         kept.indptr.astype(np.int64), kept.indices.astype(np.int32), kept.data.astype(np.float32), setting.recency,
         config.neighbours.floor,
     )  # fmt: skip
-    return found, {"setting": asdict(setting), "valid_ndcg@10": round(ndcg, 5), "entries": len(found.items)}
+    return found, {"setting": asdict(setting), "valid_ndcg@10": round(quality, 5), "entries": len(found.items)}
 
 
 def similarity_embedding(
@@ -176,18 +179,9 @@ def cooccurrence(pairs: Pairs, counts: np.ndarray, setting: Setting) -> sparse.c
 def nearest(embedding: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """The `count` most similar other items of every item, where both are known. Shapes: (I, E) -> (P,), (P,) rows."""
     known = np.flatnonzero(np.linalg.norm(embedding, axis=1) > 0)
-    count = min(count, len(known) - 1)
-    if count < 1:
-        return np.empty(0, np.int64), np.empty(0, np.int64)
-    among = embedding[known]
-    rows, cols = [], []
-    for first in range(0, len(known), CHUNK):
-        similar = among[first : first + CHUNK] @ among.T
-        here = np.arange(len(similar))
-        similar[here, first + here] = -np.inf
-        rows.append(np.repeat(known[first + here], count))
-        cols.append(known[np.argpartition(-similar, count - 1, axis=1)[:, :count]].ravel())
-    return np.concatenate(rows), np.concatenate(cols)
+    vectors = torch.from_numpy(embedding[known])
+    found = nearest_items(vectors, vectors, count, excluded=torch.arange(len(known))).numpy()
+    return np.repeat(known, found.shape[1]), known[found.ravel()]
 
 
 def largest(weights: sparse.csr_matrix, keep: int) -> sparse.csr_matrix:
@@ -219,8 +213,8 @@ def ndcg_of(history: sparse.csr_matrix, weights: sparse.csr_matrix, target: np.n
         wanted = target[first : first + CHUNK]
         row = np.repeat(np.arange(len(wanted)), np.diff(scores.indptr))
         own = np.bincount(row, scores.data * (scores.indices == wanted[row]), minlength=len(wanted))
-        before = np.bincount(row, scores.data >= own[row], minlength=len(wanted))  # itself included: its place
-        total += (1 / np.log2(before[(own > 0) & (before <= 10)] + 1)).sum()
+        rank = np.bincount(row, scores.data >= own[row], minlength=len(wanted)) - 1  # the target itself does not count
+        total += ndcg(np.where(own > 0, rank, np.inf)).sum()
     return float(total) / len(target)
 
 

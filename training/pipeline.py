@@ -130,9 +130,8 @@ def tokenize(
             "codes": torch.from_numpy(ids.codes),
             "embedding": torch.from_numpy(np.ascontiguousarray(embedding, np.float32)),
         }
-        partial = file.with_name(file.name + ".partial")
-        save_file(tensors, partial, {"codebook_sizes": json.dumps(ids.codebook_sizes)})
-        partial.replace(file)
+        with atomic_write(file) as partial:
+            save_file(tensors, partial, {"codebook_sizes": json.dumps(ids.codebook_sizes)})
     with safe_open(file, framework="pt") as stored:
         sizes = tuple(json.loads((stored.metadata() or {})["codebook_sizes"]))
         codes, embedding = stored.get_tensor("codes").numpy(), stored.get_tensor("embedding").numpy()

@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.accuracy import neighbours, sasrec
+from benchmarks.accuracy.full_ranking import HISTORY_ITEMS, Score, rank
 from benchmarks.accuracy.popularity import Popularity
-from benchmarks.common import HISTORY_ITEMS, ROOT, Score, commit, rank, record, table
+from benchmarks.common import ROOT, commit, record, table
 from training.config import RunConfig
 from training.data.prepare import Items, Split, leave_one_out, read_data
 from training.metrics import recall_ndcg

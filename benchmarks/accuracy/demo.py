@@ -16,8 +16,9 @@ from typing import Any
 import torch
 
 from benchmarks.accuracy.baselines import fit
+from benchmarks.accuracy.full_ranking import rank
 from benchmarks.accuracy.sasrec import Setting
-from benchmarks.common import ROOT, commit, rank, record, table
+from benchmarks.common import ROOT, commit, record, table
 from serving.bundle import Bundle
 from training.data.prepare import leave_one_out, read_data
 from training.data.shop import write_demo_shop

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from serving.files import atomic_write
 from serving.network.eager import EagerRuntime
 from serving.network.model import dense_logits
 from serving.network.onnx import OnnxRuntime
@@ -60,11 +61,6 @@ class Hits:
         return self.ranks[self.weights.tolist().index(weight)]
 
 
-def ndcg(rank: np.ndarray, cutoff: int = 10) -> np.ndarray:
-    """1 / log2(rank + 2) within the cutoff, else 0. Shape: (U,) -> (U,) float64."""
-    return np.where(rank < cutoff, 1 / np.log2(rank + 2.0), 0.0)
-
-
 def users(work: Workspace, split: str) -> tuple[list[np.ndarray], np.ndarray]:
     """All test users; of the validation users those that choose settings."""
     if split == "test":
@@ -81,12 +77,8 @@ def kept(folder: Path, ask: Ask) -> Hits | None:
 
 
 def keep(folder: Path, ask: Ask, hits: Hits) -> None:
-    file = folder / "hits" / ask.file
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".part")
-    with partial.open("wb") as stream:
-        np.savez_compressed(stream, **asdict(hits))  # type: ignore[arg-type]
-    partial.replace(file)
+    with atomic_write(folder / "hits" / ask.file) as partial, partial.open("wb") as stream:
+        np.savez_compressed(stream, **asdict(hits))
 
 
 class RandomThoughts(EagerRuntime):

@@ -20,12 +20,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.accuracy import arms, hits
 from benchmarks.accuracy.arms import ARMS, Place
-from benchmarks.accuracy.hits import Ask, Hits, ndcg
+from benchmarks.accuracy.hits import Ask, Hits
 from benchmarks.accuracy.memory import data_of, memory_of, ranks_of
 from serving.network.onnx import OnnxRuntime
 from serving.search.ranker import BATCH_SIZE
 from training.config import RunConfig, read_config
-from training.metrics import paired_bootstrap
+from training.metrics import mean_metrics, ndcg, paired_bootstrap
 from training.pipeline import TRAINED, tokenize
 from training.stages.loop import load_checkpoint, read_meta
 from training.workspace import Workspace
@@ -142,11 +142,9 @@ class Lab:
     def row(self, cell: Cell, against: Cell | None) -> dict[str, Any]:
         """Means over users and seeds; the gain's interval is a bootstrap over users of their mean over seeds."""
         ranks = self.ranks(cell)
-        found = {f"recall@{k}": float((ranks < k).mean()) for k in (5, 10)}
-        found |= {f"ndcg@{k}": float(ndcg(ranks, k).mean()) for k in (5, 10)}
         row = {"model": cell.model, "arm": cell.arm, "split": cell.ask.split, "steps": cell.ask.steps,
                "dense_weight": cell.weight, "memory_weight": cell.ask.memory, "users": ranks.shape[1]}  # fmt: skip
-        row |= {name: round(value, 5) for name, value in found.items()} | cell.more
+        row |= {name: round(value, 5) for name, value in mean_metrics(ranks).items()} | cell.more
         if against is not None:
             row |= {"against": against.model} | self.gain(ndcg(ranks), ndcg(self.ranks(against)))
         if len(self.seeds) > 1:

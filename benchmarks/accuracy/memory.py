@@ -8,12 +8,12 @@ import numpy as np
 
 from benchmarks.accuracy import neighbours
 from benchmarks.accuracy.arms import Place
-from benchmarks.common import HISTORY_ITEMS, PLACES, Score, rank
+from benchmarks.accuracy.full_ranking import HISTORY_ITEMS, Score, rank
 from serving.items.neighbours import Neighbours
 from training.data.prepare import Split, split_by
 from training.data.read import Dataset, read_data
 from training.evaluate import sample_users
-from training.metrics import recall_ndcg
+from training.metrics import recall_ndcg, target_ranks
 from training.neighbours import fit_neighbours
 
 TUNED, MEMORY = "tuned neighbours", "memory alone"
@@ -50,5 +50,4 @@ def ranks_of(place: Place, name: str) -> np.ndarray:
 
 
 def _places(score: Score, split: Split) -> np.ndarray:
-    found = rank(score, split.test_history, exclude_seen=False) == split.test_target[:, None]
-    return np.where(found.any(1), found.argmax(1), PLACES)
+    return target_ranks(rank(score, split.test_history, exclude_seen=False), split.test_target)

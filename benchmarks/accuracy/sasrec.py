@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.common import HISTORY_ITEMS
+from benchmarks.accuracy.full_ranking import HISTORY_ITEMS
 
 
 @dataclass(frozen=True, slots=True)

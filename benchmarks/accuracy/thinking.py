@@ -9,11 +9,12 @@ import numpy as np
 
 from benchmarks.accuracy import hits
 from benchmarks.accuracy.arms import DEPTH, LENGTHS, OWN, SLOW
-from benchmarks.accuracy.hits import Ask, ndcg
+from benchmarks.accuracy.hits import Ask
 from benchmarks.accuracy.lab import Cell, Lab, Rows, answer_ms, at, search_flops, training_flops
 from benchmarks.accuracy.memory import MEMORY, TUNED
 from serving.types import Merge
 from training.evaluate import signs
+from training.metrics import ndcg
 
 PATHS = (1, 2, 4, 8)
 UNION = 30

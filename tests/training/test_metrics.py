@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.metrics import ndcg_per_user, paired_bootstrap, recall_ndcg, target_ranks
+from training.metrics import mean_metrics, ndcg, paired_bootstrap, recall_ndcg, target_ranks
 
 RANKED = np.array(
     [
@@ -32,7 +32,10 @@ def test_by_hand() -> None:
     }
     assert recall_ndcg(RANKED, TARGET) == pytest.approx(expected)
     assert target_ranks(RANKED, TARGET).tolist() == [0, 4, 5, 9, 10]
-    assert ndcg_per_user(RANKED, TARGET)[[0, 3, 4]] == pytest.approx([1, 1 / math.log2(11), 0])
+    assert ndcg(np.array([0, 1, 9, 10])).tolist() == [1, 1 / np.log2(3), 1 / np.log2(11), 0]
+    assert mean_metrics(np.array([[0, 4], [5, 9], [10, 10]])) == pytest.approx(
+        {name: value * 5 / 6 for name, value in expected.items()}
+    )
 
 
 def test_places_beyond_ten_do_not_count() -> None:

@@ -24,6 +24,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from serving.files import atomic_write
 from training.data.read import DataError
 
 AMAZON_2023 = "https://mcauleylab.ucsd.edu/public_datasets/data/amazon_2023/"
@@ -191,7 +192,5 @@ def _original(path: Path) -> Iterator[TextIO]:
 @contextmanager
 def _replacing(path: Path) -> Iterator[TextIO]:
     """A gzipped text file that appears under its name only when complete."""
-    part = path.with_name(path.name + ".part")
-    with gzip.open(part, "wt", encoding="utf-8", newline="") as file:
+    with atomic_write(path) as partial, gzip.open(partial, "wt", encoding="utf-8", newline="") as file:
         yield file
-    os.replace(part, path)

@@ -29,6 +29,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from serving.files import atomic_write
 from training.data.shop_words import BRANDS, FINISHES, KITS, SERIES, TIERS
 
 ROLES = 4  # products per kit
@@ -280,17 +281,15 @@ def write_shop(
             )
 
     path = folder / f"interactions.{format}"
-    part = folder / f"{path.name}.part"
     item_ids = pa.array(shop.item_ids)
     schema = pa.schema([("user_id", pa.string()), ("item_id", pa.string()), ("timestamp", pa.int64())])
     width = max(7, len(str(users - 1)))
-    with _table_writer(part, schema, format) as writer:
+    with atomic_write(path) as partial, _table_writer(partial, schema, format) as writer:
         for user, item, time in shop_events(shop, users, seed, observe):
             names = pa.array([f"u{number:0{width}d}" for number in range(user[0], user[-1] + 1)])
             columns = [names.take(pa.array(user - user[0])), item_ids.take(pa.array(item)), pa.array(time)]
             writer.write_table(pa.table(columns, schema=schema))
             progress(int(user[-1] - user[0]) + 1)
-    part.rename(path)
 
     gain = np.concatenate(gains).mean(axis=0)
     truth = {
@@ -302,7 +301,8 @@ def write_shop(
         "meaning": "expectation, over the last event of users, of the ranking by the generator's exact "
         "p(next item | history, date of the event); no model can expect more",
     }
-    (folder / "truth.json").write_text(json.dumps(truth, indent=2) + "\n", encoding="utf-8")
+    with atomic_write(folder / "truth.json") as partial:
+        partial.write_text(json.dumps(truth, indent=2) + "\n", encoding="utf-8")
     return truth
 
 
@@ -355,8 +355,7 @@ def _table_writer(path: Path, schema: pa.Schema, format: Format) -> Iterator[Any
 
 def _write_items(shop: Shop, path: Path) -> None:
     """One line per item, in the order of the (random) ids, so that the order tells nothing."""
-    part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8") as file:
+    with atomic_write(path) as partial, partial.open("w", encoding="utf-8") as file:
         for item in np.argsort(shop.item_ids):
             department, subcategory, product = shop.nouns[shop.noun[item]]
             brand, tier = BRANDS[department][shop.brand[item]], shop.tier[item]
@@ -374,4 +373,3 @@ def _write_items(shop: Shop, path: Path) -> None:
                 f"Goes with {company}.",
             }
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
-    part.rename(path)

@@ -18,6 +18,7 @@ from sklearn.linear_model import Ridge
 from sklearn.preprocessing import normalize
 from sklearn.utils.extmath import randomized_svd
 
+from serving.files import atomic_write
 from serving.items import tokenizer
 from serving.items.tokenizer import Source, TextLift
 from training.data.prepare import DataError, Items
@@ -83,10 +84,8 @@ def embed_text(texts: Sequence[str], model_name: str, cache: Path | None = None,
         return load_file(path)["embedding"]
     embedding = tokenizer.embed_text(texts, model_name, progress)
     if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        half_written = path.with_suffix(".part")
-        save_file({"embedding": embedding}, half_written)
-        half_written.replace(path)  # a kill while writing leaves no broken cache
+        with atomic_write(path) as partial:  # a kill while writing leaves no broken cache
+            save_file({"embedding": embedding}, partial)
     return embedding
 
 

@@ -77,16 +77,3 @@ def _cached_epoch(examples: Examples, batch_size: int, seed: int, epoch: int) ->
         # the examples are kept with their batches: an id may be given again once its object is gone
         _EPOCH[key] = examples, epoch_batches(examples, batch_size, seed, epoch)
     return _EPOCH[key][1]
-
-
-def nearest_items(embedding: np.ndarray, count: int) -> np.ndarray:
-    """For every item its `count` nearest others by cosine [open: 'similar' in stage 1]. Shape: (I, count) int64."""
-    unit = embedding / np.maximum(np.linalg.norm(embedding, axis=1, keepdims=True), 1e-9)
-    count = min(count, len(unit) - 1)
-    nearest = np.empty((len(unit), count), dtype=np.int64)
-    for begin in range(0, len(unit), 1024):
-        similarity = unit[begin : begin + 1024] @ unit.T
-        rows = np.arange(len(similarity))
-        similarity[rows, begin + rows] = -np.inf
-        nearest[begin : begin + 1024] = np.argpartition(-similarity, count - 1, axis=1)[:, :count]
-    return nearest

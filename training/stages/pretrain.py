@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
+from serving.items.nearest import nearest_items
 from training.config import PretrainConfig
-from training.stages.examples import batch_at, nearest_items
+from training.stages.examples import batch_at
 from training.stages.losses import nll
 from training.stages.ranks import WHOLE, Share, Terms
 from training.stages.reasoning import Thought, answer
@@ -24,7 +26,11 @@ class PretrainStep:
 
     def __init__(self, work: Workspace, config: PretrainConfig) -> None:
         self.work, self.config = work, config
-        self.nearest = nearest_items(work.embedding, config.neighbours) if config.similar_weight else None
+        self.nearest: torch.Tensor | None = None  # (I, neighbours) int64
+        if config.similar_weight:
+            vectors = F.normalize(torch.from_numpy(work.embedding), dim=1)
+            itself = torch.arange(len(vectors))
+            self.nearest = nearest_items(vectors, vectors, config.neighbours, excluded=itself)
 
     def __call__(self, step: int, share: Share = WHOLE) -> tuple[torch.Tensor, Terms]:
         work, config = self.work, self.config
@@ -52,7 +58,7 @@ class PretrainStep:
         """Tokens of items similar to the targets, drawn with the share's generator. Shape: (B, 1, q)."""
         assert self.nearest is not None
         draw = share.rand(len(item), self.nearest.shape[1]).argsort(1)[:, : self.config.similar_items]
-        neighbours = torch.from_numpy(self.nearest[item]).gather(1, draw)
+        neighbours = self.nearest[torch.from_numpy(item)].gather(1, draw)
         return self.work.item_tokens[self.work.send(neighbours)].flatten(1).unsqueeze(1)
 
 

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.accuracy.__main__ import main
 from benchmarks.accuracy.arms import ARMS, Place, inherit, shares, train
-from benchmarks.accuracy.hits import Ask, first_place, kept, ndcg
+from benchmarks.accuracy.hits import Ask, first_place, kept
 from benchmarks.accuracy.lab import Lab, training_flops
 from benchmarks.accuracy.memory import MEMORY, ranks_of
 from benchmarks.accuracy.questions import QUESTIONS
@@ -22,6 +22,7 @@ from benchmarks.accuracy.thinking import MEMORY_WEIGHTS
 from benchmarks.common import ROOT
 from tests.training.small import small_config, small_workspace
 from training.data.shop import write_shop
+from training.metrics import ndcg
 from training.pipeline import RunError
 from training.stages.sft import SftStep
 
@@ -35,10 +36,6 @@ SMALL = """
 
 def place(folder: Path) -> Place:
     return Place(folder / "shop", folder / "work", None, tuple(SMALL))
-
-
-def test_ndcg_by_hand():
-    assert ndcg(np.array([0, 1, 9, 10])).tolist() == [1, 1 / np.log2(3), 1 / np.log2(11), 0]
 
 
 def test_a_target_stands_where_its_best_path_puts_it_and_duplicates_take_no_place():

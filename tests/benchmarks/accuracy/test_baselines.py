@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from benchmarks.accuracy import baselines, neighbours, sasrec
+from benchmarks.accuracy.full_ranking import rank, top_items
 from benchmarks.accuracy.popularity import Popularity
-from benchmarks.common import rank, record, table, top_items
+from benchmarks.common import record, table
 
 REFERENCE_DATA = Path(__file__).parents[4] / "shared" / "data"
 TINY = sasrec.Setting(width=16, dropout=0.0, learning_rate=0.01, batch=8, max_epochs=30, patience=30)

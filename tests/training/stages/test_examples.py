@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.stages.examples import all_prefixes, batch_at, epoch_batches, nearest_items
+from training.stages.examples import all_prefixes, batch_at, epoch_batches
 
 SEQUENCES = [np.array(s, dtype=np.int32) for s in ([5, 6, 7, 8], [9], [1, 2], [])]
 
@@ -66,19 +66,3 @@ def test_new_examples_never_get_the_batches_of_gone_ones():
         examples = all_prefixes([np.arange(size, dtype=np.int32)], max_items=3)
         assert batch_at(examples, 10_000, 0, 0).tolist() != [] and len(batch_at(examples, 10_000, 0, 0)) == size - 1
         del examples  # the next may get its id
-
-
-def test_nearest_items_by_hand():
-    embedding = np.array([[1, 0], [2, 0.1], [0, 5], [0.2, 1], [-3, 0]], dtype=np.float32)
-    nearest = nearest_items(embedding, 1)
-    assert nearest.tolist()[:4] == [[1], [0], [3], [2]]
-    assert nearest_items(embedding, 99).shape == (5, 4)
-
-
-@given(st.integers(0, 1000))
-def test_nearest_items_against_a_full_sort(seed):
-    embedding = np.random.default_rng(seed).standard_normal((12, 4)).astype(np.float32)
-    unit = embedding / np.linalg.norm(embedding, axis=1, keepdims=True)
-    for row, found in enumerate(nearest_items(embedding, 3)):
-        order = [other for other in np.argsort(-(unit @ unit[row])) if other != row]
-        assert sorted(found.tolist()) == sorted(order[:3])

@@ -49,16 +49,22 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def serve(settings: Settings) -> int:
-    if settings.workers == 1:
-        from app.server import serve
+    try:
+        listening = listen(settings.host, settings.port)
+    except OSError as error:
+        wanted = f"{settings.host}, port {settings.port}"
+        print(f"Cannot listen on {wanted} ({error.strerror}); choose another --host or --port.", file=sys.stderr)
+        return 1
+    with listening:
+        if settings.workers > 1:
+            return supervise(settings, listening)
+        from app.server import serve  # imports torch, which the supervisor of several workers does without
 
-        return serve(settings)
-    with listen(settings.host, settings.port) as listening:
-        return supervise(settings, listening)
+        return serve(settings, listening)
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """The socket that all workers accept from. Raises OSError where the address cannot be had."""
+    """The socket that connections are accepted from. Raises OSError where the address cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     return socket.create_server((host, port), family=family, backlog=2048)
 

@@ -1,11 +1,16 @@
-"""Header values that every answer has, and the shape of a request id that callers may send."""
+"""The headers that every answer has, and the id that a request is known by."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+
+from app.ids import fresh_id
+
+Raw = tuple[bytes, bytes]
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
-ALWAYS = [
+ALWAYS: list[Raw] = [
     # Everything a page needs comes from the service itself: no inline code, no other host.
     (
         b"content-security-policy",
@@ -18,5 +23,23 @@ ALWAYS = [
     (b"permissions-policy", b"camera=(), geolocation=(), microphone=()"),
     (b"cross-origin-opener-policy", b"same-origin"),
 ]
-NO_STORE = (b"cache-control", b"no-store")
-HTTPS_ONLY = (b"strict-transport-security", b"max-age=31536000")
+NO_STORE: Raw = (b"cache-control", b"no-store")
+HTTPS_ONLY: Raw = (b"strict-transport-security", b"max-age=31536000")
+
+
+def request_id(headers: Iterable[Raw]) -> str:
+    """The caller's own id where it sent one that is safe to log and to send back, else a new one."""
+    for name, value in headers:
+        if name == b"x-request-id" and REQUEST_ID.fullmatch(sent := value.decode("latin-1")):
+            return sent
+    return fresh_id()
+
+
+def with_standard_headers(own: Iterable[Raw], request_id: str, scheme: str) -> list[Raw]:
+    """An answer's own headers, and those that every answer has."""
+    headers = [*own, (b"x-request-id", request_id.encode()), *ALWAYS]
+    if all(name != NO_STORE[0] for name, _ in own):
+        headers.append(NO_STORE)
+    if scheme == "https":
+        headers.append(HTTPS_ONLY)
+    return headers

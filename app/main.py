@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
 
 from fastapi import FastAPI
-from starlette.types import ASGIApp
 
 from app import errors
+from app.gate import LoadShedder
 from app.lifecycle import EngineLike, Service
 from app.middleware import Cors, Envelope
 from app.quotas import Quotas
@@ -19,16 +18,6 @@ from app.settings import Settings
 from app.slot import WorkerSlot
 from app.traces import Traces
 from serving import __version__
-
-
-class App(FastAPI):
-    """FastAPI from our outermost layer inwards: its own around that do once more what `Envelope` does."""
-
-    def build_middleware_stack(self) -> ASGIApp:
-        layer: Any = super().build_middleware_stack()
-        while not isinstance(layer, Envelope):
-            layer = layer.app
-        return layer
 
 
 def create_app(
@@ -57,7 +46,7 @@ def create_app(
         await quotas.close()
         await asyncio.to_thread(traces.close)
 
-    app = App(
+    app = FastAPI(
         title="streamrec",
         version=__version__,
         description="Recommendations from a sequence model that may reason before it names an item.",
@@ -68,10 +57,11 @@ def create_app(
     )
     app.state.service, app.state.quotas, app.state.slot = service, quotas, slot
     errors.install(app)
+    app.router.routes.append(recommend.ROUTE)  # ahead of FastAPI's own for the same path
     for routes in (recommend, users, items, models, health, page):
         app.include_router(routes.router)
-    app.add_middleware(recommend.Shortcut, service=service)
     if settings.cors_origins:
         app.add_middleware(Cors, origins=settings.cors_origins)
     app.add_middleware(Envelope, metrics=service.metrics, traces=traces, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(LoadShedder, service=service, quotas=quotas)  # the last one added is the outermost
     return app

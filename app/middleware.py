@@ -14,8 +14,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import errors
-from app.headers import ALWAYS, HTTPS_ONLY, NO_STORE, REQUEST_ID
-from app.ids import fresh_id
+from app.headers import request_id, with_standard_headers
 from app.metrics import Metrics
 from app.traces import Traces
 
@@ -37,22 +36,14 @@ class Envelope:
             return
         started, status = time.perf_counter(), 0
         sent = dict(scope["headers"])
-        request_id = sent.get(b"x-request-id", b"").decode("latin-1")
-        if not REQUEST_ID.fullmatch(request_id):
-            request_id = fresh_id()
-        tokens = structlog.contextvars.bind_contextvars(request_id=request_id)
+        own_id = request_id(scope["headers"])
+        tokens = structlog.contextvars.bind_contextvars(request_id=own_id)
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                own = message.get("headers", ())
-                headers = [*own, (b"x-request-id", request_id.encode()), *ALWAYS]
-                if all(name != NO_STORE[0] for name, _ in own):
-                    headers.append(NO_STORE)
-                if scope["scheme"] == "https":
-                    headers.append(HTTPS_ONLY)
-                message["headers"] = headers
+                message["headers"] = with_standard_headers(message.get("headers", ()), own_id, scope["scheme"])
             await send(message)
 
         try:
@@ -74,7 +65,7 @@ class Envelope:
             if self.traces.provider is not None:
                 caller = sent.get(b"traceparent", b"").decode("latin-1")
                 answer = scope.get("state", {}).get("answer")
-                self.traces.record(caller, method, route, status or 499, request_id, seconds, answer)
+                self.traces.record(caller, method, route, status or 499, own_id, seconds, answer)
             structlog.contextvars.reset_contextvars(**tokens)
 
     def _bounded(self, receive: Receive, announced: bytes) -> Receive:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Query
 
 from app.deps import ItemId, ServiceDep
 from app.errors import NotFound, declared
 from app.schemas import Item, ItemsResponse
-from app.security import require_key
+from app.security import KEY_REQUIRED
 from serving.items.catalogue import Catalogue
 
 router = APIRouter(
     prefix="/items",
     tags=["items"],
-    dependencies=[Depends(require_key)],
+    dependencies=KEY_REQUIRED,
     responses=declared(422),
 )
 

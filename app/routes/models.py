@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 
 from app.deps import ServiceDep
 from app.errors import declared
 from app.schemas import Cost, Model, ModelsResponse
-from app.security import require_key
+from app.security import KEY_REQUIRED
 
 router = APIRouter(
     prefix="/models",
     tags=["models"],
-    dependencies=[Depends(require_key)],
+    dependencies=KEY_REQUIRED,
     responses=declared(),
 )
 

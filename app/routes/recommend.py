@@ -14,15 +14,13 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.datastructures import QueryParams
-from starlette.requests import ClientDisconnect
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import errors
 from app.deps import ServiceDep, while_connected
 from app.lifecycle import Service, Steps
 from app.schemas import ANSWER, BatchRequest, BatchResponse, Problem, RecommendRequest, RecommendResponse
-from app.security import bearer, header, require_key
+from app.security import KEY_REQUIRED, require_key
 from serving.errors import RequestError, ServingError
 
 log = logging.getLogger("streamrec.recommend")
@@ -32,7 +30,7 @@ LONGEST = 16
 
 router = APIRouter(
     tags=["recommend"],
-    dependencies=[Depends(require_key)],
+    dependencies=KEY_REQUIRED,
     responses=errors.declared(404, 413, 422, 504),
 )
 
@@ -67,31 +65,18 @@ async def recommend(request: Request, body: RecommendRequest, steps: StepsDep, s
     return _json(answer, service)
 
 
-class Shortcut:
-    """POST /recommend past FastAPI's routing and resolving of dependencies, which cost more than all the rest of HTTP.
-    The route above stays what OpenAPI describes, and does the same."""
-
-    def __init__(self, app: ASGIApp, service: Service) -> None:
-        self.app, self.service = app, service
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] != "/recommend" or scope["method"] != "POST":
-            await self.app(scope, receive, send)
-            return
-        scope["route"] = ROUTE
-        request, keys = Request(scope, receive), self.service.settings.api_keys
-        try:
-            await require_key(request, await header(request) if keys else None, await bearer(request) if keys else None)
-            body = await _received(receive)  # even of whom is refused: a body left unread resets the connection
-            self.service.check_room()  # before anything is parsed: under a flood, refusals are most of the work
-            steps = _steps_in(scope["query_string"])
-            response = await recommend(request, _parsed(scope, body), steps, self.service)
-        except errors.EXPECTED as error:
-            response = await errors.handle(request, error)
-        await response(scope, receive, send)
+async def recommend_directly(request: Request) -> Response:
+    """The same without FastAPI's validation and dependencies, which cost more than all the rest of HTTP. Answers every
+    POST /recommend; the route above is what OpenAPI documents."""
+    request.scope["route"] = ROUTE  # for the metrics' label
+    service: Service = request.app.state.service
+    await require_key(request)
+    body = await request.body()  # even when it is then refused: closing on an unread body would reset the connection
+    service.check_room()  # before anything is parsed: under a flood, refusals are most of the work
+    return await recommend(request, _parsed(request, body), _steps_in(request.scope["query_string"]), service)
 
 
-ROUTE = Route("/recommend", recommend, methods=["POST"])  # for the metrics' label
+ROUTE = Route("/recommend", recommend_directly, methods=["POST"], include_in_schema=False)
 
 
 @lru_cache(64)  # clients ask for the same few things
@@ -99,20 +84,10 @@ def _steps_in(query: bytes) -> Steps:
     return _steps(QueryParams(query).get("reasoning_steps"))
 
 
-async def _received(receive: Receive) -> bytes:
-    body, more = b"", True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        body, more = body + message.get("body", b""), message.get("more_body", False)
-    return body
-
-
-def _parsed(scope: Scope, body: bytes) -> RecommendRequest:
-    if b"json" not in dict(scope["headers"]).get(b"content-type", b""):
+def _parsed(request: Request, body: bytes) -> RecommendRequest:
+    if "json" not in request.headers.get("content-type", ""):
         raise RequestError("Send JSON, with the header Content-Type: application/json.", "body")
-    with suppress(ValidationError):  # what does not fit is said by the slower way, as on every other route
+    with suppress(ValidationError):  # errors are worded by the slower way below, as on every other route
         return RecommendRequest.model_validate_json(body)
     try:
         return RecommendRequest.model_validate(json.loads(body))

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Response
 
 from app.deps import ServiceDep, UserId
 from app.errors import NotFound, declared
 from app.schemas import EventsRequest, EventsResponse, UserResponse
-from app.security import require_key
+from app.security import KEY_REQUIRED
 
 router = APIRouter(
     prefix="/users",
     tags=["users"],
-    dependencies=[Depends(require_key)],
+    dependencies=KEY_REQUIRED,
     responses=declared(413, 422),
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from pathlib import Path
 
@@ -72,3 +73,12 @@ def test_an_unknown_runtime_ends_in_a_sentence(capsys: pytest.CaptureFixture[str
     assert main(["serve", "--runtime", "fast"]) == 2
     message = capsys.readouterr().err
     assert "STREAMREC_RUNTIME" in message and "'onnx-int8'" in message
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_port_that_is_taken_ends_in_a_sentence(workers: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert main(["serve", "--port", port, "--workers", workers]) == 1
+    message = capsys.readouterr().err
+    assert port in message and "--port" in message and "Traceback" not in message

@@ -58,7 +58,7 @@ class Settings(BaseSettings):
     cache_ttl_s: int = Field(default=3600, ge=1, description="seconds a cached encoder state lives, in either tier")
     state_dtype: StateDtype = Field(
         default="float32",
-        description="numbers of encoder states; float16 halves what caches hold and moves scores by up to 0.001",
+        description="numbers of encoder states; float16 halves what caches hold and moves scores by about 0.001",
     )
     redis_url: SecretStr | None = Field(
         default=None, description="Redis for histories and encoder states; unset: in process"

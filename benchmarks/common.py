@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -65,9 +65,12 @@ def record(path: Path, command: str, seeds: Sequence[int], rows: Sequence[Mappin
         partial.write_text(text, encoding="utf-8")
 
 
-def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
-    """A markdown table whose columns are aligned, so that it reads as plain text too. Missing cells stay empty."""
-    cells = [[_cell(row.get(c)) for c in columns] for row in rows]
+def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], tenths: Collection[str] = ()) -> str:
+    """A markdown table whose columns are aligned, so that it reads as plain text too. Missing cells stay empty.
+
+    tenths: columns whose floats have one decimal, such as percentages; elsewhere small floats have four.
+    """
+    cells = [[_cell(row.get(c), tenths=c in tenths) for c in columns] for row in rows]
     widths = [max([len(c), 3, *(len(line[n]) for line in cells)]) for n, c in enumerate(columns)]
     number = [all(_is_number(row.get(c)) for row in rows) for c in columns]
 
@@ -83,13 +86,13 @@ def _is_number(value: Any) -> bool:
     return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, *, tenths: bool = False) -> str:
     if value is None:
         return ""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.4f}" if abs(value) <= 1 else f"{value:.1f}"  # shares and seconds
+        return f"{value:.4f}" if abs(value) <= 1 and not tenths else f"{value:.1f}"  # shares and seconds
     return str(value)
 
 

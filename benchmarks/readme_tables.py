@@ -1,56 +1,133 @@
-"""Fills the tables of the documents from benchmarks/results/*.json, so that no figure in them is typed by hand.
+"""Writes the figures of the documents from benchmarks/results/*.json, so that nobody types one.
 
-There, `<!-- table:NAME COLUMN COLUMN … KEY=VALUE … -->` and `<!-- /table -->` enclose what this writes: the
-rows of results/NAME.json (of several, joined by `+`) with those columns, where every row that has a KEY has that
-VALUE, and a line per file that says how its rows were made. `of=PART` takes the rows of another part of the file.
+Two kinds of comment in a document enclose what this writes.
+
+`<!-- table:NAME COLUMN … KEY=VALUE … -->` to `<!-- /table -->`: rows of results/NAME.json (of several files, joined by
+`+`) with those columns, then a line per file that says how it was made. `COLUMN:LABEL` gives a column another heading
+(underscores stand for spaces), `KEY=VALUE` keeps the rows that have that value or lack the key, `KEY=A|B` allows
+either, and `of=PART` takes the rows of another part of the file.
+
+`<!-- value:NAME COLUMN KEY=VALUE … -->` to `<!-- /value -->`: one figure of the one row that fits, in running text.
+`digits=N` rounds it.
+
+`<!-- settings -->` to `<!-- /settings -->`: the service's settings, from app/settings.py.
+
+Beside what the JSON holds, a row has the columns `data` (its data set) and, where it has a gain with an interval,
+`low_percent`, `high_percent` and `detectable`: see `_derived`.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from app.settings import Settings, variable
 from benchmarks.common import ROOT, table
 
-DOCUMENTS = ("README.md", "benchmarks/README.md", "docs/RESULTS.md")
+PAGES = ROOT / "docs" / "results"
+DOCUMENTS = (
+    "README.md",
+    "benchmarks/README.md",
+    "docs/RESULTS.md",
+    "docs/SETTINGS.md",
+    *sorted(str(path.relative_to(ROOT)) for path in PAGES.glob("*.md")),
+)
 RESULTS = ROOT / "benchmarks" / "results"
-MARKED = re.compile(
+TABLE = re.compile(
     r"(?P<open><!-- table:(?P<name>\S+) (?P<columns>[^>]+?) -->\n).*?(?P<close><!-- /table -->)", re.DOTALL
 )
+VALUE = re.compile(r"(?P<open><!-- value:(?P<name>\S+) (?P<columns>[^>]+?) -->)[^<]*(?P<close><!-- /value -->)")
+SETTINGS = re.compile(r"(?P<open><!-- settings -->\n).*?(?P<close><!-- /settings -->)", re.DOTALL)
 
 
 def fill(text: str, results: Path = RESULTS) -> str:
-    """The text with every marked table written anew. Raises SystemExit where a result or a column does not exist."""
-    return MARKED.sub(lambda found: found["open"] + _body(found, results) + found["close"], text)
+    """The text with every marked table and value written anew. Raises SystemExit where one does not exist."""
+    text = TABLE.sub(lambda found: found["open"] + _table(found, results) + found["close"], text)
+    text = VALUE.sub(lambda found: found["open"] + _value(found, results) + found["close"], text)
+    return SETTINGS.sub(lambda found: found["open"] + _settings() + found["close"], text)
 
 
-def _body(found: re.Match[str], results: Path) -> str:
+def _table(found: re.Match[str], results: Path) -> str:
     runs = [_result(results / f"{name}.json") for name in found["name"].split("+")]
-    words = found["columns"].split()
-    columns = [word for word in words if "=" not in word]
-    wanted = dict(word.split("=", 1) for word in words if "=" in word)
+    columns, wanted = _parse(found["columns"])
     part = wanted.pop("of", "rows")
-    rows = [row for run in runs for row in run[part] if _fits(row, wanted)]
-    unknown = [column for column in columns if not any(column in row for row in rows)]
-    if unknown:
-        raise SystemExit(f"No row of {found['name']} has a column {unknown[0]!r}; correct the marker.")
-    return f"{table(rows, columns)}\n\n{'<br>'.join(_made_by(run) for run in runs)}\n"
+    rows = [row for run in runs for row in _rows(run, part) if _fits(row, wanted)]
+    labels = {}
+    for column in columns:
+        name, _, label = column.partition(":")
+        if not any(name in row for row in rows):
+            raise SystemExit(f"No row of {found['name']} has a column {name!r}; correct the marker.")
+        labels[label.replace("_", " ") or name] = name
+    shown = [{label: row.get(name) for label, name in labels.items()} for row in rows]
+    percentages = {label for label in labels if label.endswith("%")}
+    return f"{table(shown, list(labels), percentages)}\n\n{'<br>'.join(_made_by(run) for run in runs)}\n"
+
+
+def _value(found: re.Match[str], results: Path) -> str:
+    run = _result(results / f"{found['name']}.json")
+    (column,), wanted = _parse(found["columns"])
+    digits, part = wanted.pop("digits", None), wanted.pop("of", "rows")
+    rows = [row for row in _rows(run, part) if column in row and _fits(row, wanted)]
+    if len(rows) != 1:
+        raise SystemExit(
+            f"{len(rows)} rows of {found['name']} fit {found['columns']!r}; correct the marker to fit one."
+        )
+    value = rows[0][column]
+    return f"{value:,.{int(digits)}f}" if digits else str(value)
+
+
+def _settings() -> str:
+    rows = []
+    for name, field in Settings.model_fields.items():
+        default = "" if field.default in (None, ()) or not str(field.default) else f"`{field.default}`"
+        rows.append({"variable": f"`{variable(name)}`", "default": default, "what it sets": field.description})
+    return f"{table(rows, ['variable', 'default', 'what it sets'])}\n"
+
+
+def _parse(columns: str) -> tuple[list[str], dict[str, str]]:
+    words = shlex.split(columns)
+    wanted = dict(word.split("=", 1) for word in words if "=" in word)
+    return [word for word in words if "=" not in word], wanted
 
 
 def _result(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise SystemExit(f"A document wants a table of {path.name}, which does not exist; run its benchmark first.")
-    return json.loads(path.read_text())
+    result: dict[str, Any] = json.loads(path.read_text())
+    return result
 
 
-def _fits(row: dict[str, Any], wanted: dict[str, str]) -> bool:
-    return all(str(row.get(key, value)).lower() == value for key, value in wanted.items())
+def _rows(run: Mapping[str, Any], part: str) -> list[dict[str, Any]]:
+    return [{"data": run.get("data")} | row | _derived(row) for row in run[part]]
 
 
-def _made_by(run: dict[str, Any]) -> str:
+def _derived(row: Mapping[str, Any]) -> dict[str, float]:
+    """Of a gain with a 95% interval, in per cent of the row it is compared with: the interval, and `detectable`.
+
+    detectable: the smallest true difference that a comparison of this precision finds with 80% power, 2.8 standard
+    errors, the standard error being the interval's width / 3.92. It covers the draw of users; the noise of training is
+    not in it, for every row is one seed.
+    """
+    if row.get("gain") is None or not row["ndcg@10"] - row["gain"]:
+        return {}
+    percent = 100 / (row["ndcg@10"] - row["gain"])
+    return {
+        "low_percent": round(row["low"] * percent, 1),
+        "high_percent": round(row["high"] * percent, 1),
+        "detectable": round(2.8 * (row["high"] - row["low"]) / 3.92 * percent, 1),
+    }
+
+
+def _fits(row: Mapping[str, Any], wanted: Mapping[str, str]) -> bool:
+    return all(str(row.get(key, value)).lower() in value.lower().split("|") for key, value in wanted.items())
+
+
+def _made_by(run: Mapping[str, Any]) -> str:
     facts = [f"`{run['command']}`"]
     if run.get("commit"):
         facts.append(f"commit `{run['commit'][:9]}`" + (" with uncommitted changes" if run.get("dirty") else ""))
@@ -67,7 +144,7 @@ def main() -> None:
         before = (ROOT / name).read_text(encoding="utf-8")
         after = fill(before)
         (ROOT / name).write_text(after, encoding="utf-8")
-        print(f"{name}: tables {'changed' if after != before else 'were up to date'}", file=sys.stderr)
+        print(f"{name}: figures {'changed' if after != before else 'were up to date'}", file=sys.stderr)
 
 
 if __name__ == "__main__":

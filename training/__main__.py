@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--bundle", type=Path, required=True)
     command.add_argument("--data", type=Path, required=True)
     command.add_argument("--steps", default="", help="such as 0,2,4; default: every number the bundle knows")
-    command.add_argument("--split", choices=("valid", "test"), default="test")
+    command.add_argument("--split", choices=("valid", "test"), default="valid", help="(%(default)s)")
     command.add_argument("--beam", type=int, default=50)
     command.add_argument("--paths", type=int, help="reasoning paths to keep; default: the bundle's")
     command.add_argument("--users", type=int, default=0, help="how many users, drawn with a fixed seed; 0: all")

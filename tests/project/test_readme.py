@@ -26,6 +26,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```bash\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 COMMANDS = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines() if line.strip()]
 PYTHON = ".venv/bin/python "
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob(".github/*.md")]
 
 # The README's commands are given at full size; these make the same path short enough for a test.
 SMALL = {
@@ -172,27 +173,46 @@ def test_docker_builds_what_exists(command: str) -> None:
     assert (ROOT / context / "Dockerfile").exists()
 
 
-@pytest.mark.parametrize(
-    "document", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/RESULTS.md", "docs/TUNING.md"]
-)
+def headings(path: Path) -> set[str]:
+    """The anchors of a document's headings, as GitHub makes them."""
+    found = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in found}
+
+
+@pytest.mark.parametrize("document", sorted({*DOCUMENTS, *(str(path.relative_to(ROOT)) for path in PAGES)}))
 def test_links_lead_somewhere(document: str) -> None:
     text = (ROOT / document).read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)#\s]+)", text):
-        if not target.startswith(("http://", "https://")):
-            assert ((ROOT / document).parent / target).exists(), f"{document} links to {target}"
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)#?([^)\s]*)\)", text):
+        if target.startswith(("http://", "https://")):
+            continue
+        path = (ROOT / document).parent / target if target else ROOT / document
+        assert path.exists(), f"{document} links to {target}"
+        assert not anchor or anchor in headings(path), f"{document} links to {target}#{anchor}"
+
+
+@pytest.mark.parametrize(("document", "lines"), [("docs/RESULTS.md", 130)])
+def test_what_is_read_first_stays_short(document: str, lines: int) -> None:
+    assert len((ROOT / document).read_text(encoding="utf-8").splitlines()) <= lines
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_tables_are_what_the_results_say(document: str) -> None:
     text = (ROOT / document).read_text(encoding="utf-8")
-    assert fill(text) == text, "`python -m benchmarks.readme_tables` is due"
+    assert fill(text) == text, "run `python -m benchmarks.readme_tables`"
+
+
+def write_result(path: Path, rows: list[dict[str, object]]) -> None:
+    machine = {"cpu": "some CPU", "gpu": None, "threads": 1, "torch": "2.13.0"}
+    run = {"command": "python -m x", "commit": "0123456789abcdef", "seeds": [0], "machine": machine, "rows": rows}
+    path.write_text(json.dumps(run | {"data": path.stem}))
 
 
 def test_a_table_is_filled_from_its_result(tmp_path: Path) -> None:
-    machine = {"cpu": "some CPU", "gpu": None, "threads": 1, "torch": "2.13.0"}
-    rows = [{"model": "popularity", "ndcg@10": 0.0162, "hidden": 1}, {"model": "neighbours", "ndcg@10": 0.0783}]
-    run = {"command": "python -m x", "commit": "0123456789abcdef", "seeds": [0], "machine": machine, "rows": rows}
-    (tmp_path / "small.json").write_text(json.dumps(run))
+    rows: list[dict[str, object]] = [
+        {"model": "popularity", "ndcg@10": 0.0162, "hidden": 1},
+        {"model": "neighbours", "ndcg@10": 0.0783},
+    ]
+    write_result(tmp_path / "small.json", rows)
     text = "before\n<!-- table:small model ndcg@10 -->\nold\n<!-- /table -->\nafter\n"
     filled = fill(text, tmp_path)
     assert "0.0783" in filled
@@ -204,3 +224,30 @@ def test_a_table_is_filled_from_its_result(tmp_path: Path) -> None:
         fill(text.replace("ndcg@10", "recall"), tmp_path)
     with pytest.raises(SystemExit, match=r"other\.json, which does not exist"):
         fill(text.replace("table:small", "table:other"), tmp_path)
+
+
+def test_a_table_joins_files_selects_rows_and_renames_columns(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [{"model": name, "ndcg@10": 0.5} for name in ("l = 4, 4 steps", "pause", "plain")]
+    for name in ("a", "b"):
+        write_result(tmp_path / f"{name}.json", rows)
+    text = '<!-- table:a+b data model:the_model ndcg@10 model="l = 4, 4 steps|pause" -->\n<!-- /table -->\n'
+    lines = [[cell.strip() for cell in line.split("|")[1:3]] for line in fill(text, tmp_path).splitlines()[1:7]]
+    assert lines[0] == ["data", "the model"]
+    assert lines[2:] == [["a", "l = 4, 4 steps"], ["a", "pause"], ["b", "l = 4, 4 steps"], ["b", "pause"]]
+
+
+def test_a_value_in_running_text_is_that_of_the_one_row_that_fits(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [{"server": "ours", "per_s": 1342.46}, {"server": "theirs", "per_s": 26}]
+    write_result(tmp_path / "servers.json", rows)
+    text = "<!-- value:servers per_s server=ours digits=0 -->?<!-- /value --> a second"
+    assert fill(text, tmp_path) == text.replace("?", "1,342")
+    with pytest.raises(SystemExit, match="2 rows of servers fit"):
+        fill(text.replace(" server=ours", ""), tmp_path)
+
+
+def test_the_detectable_difference_is_2_8_standard_errors(tmp_path: Path) -> None:
+    """An interval of 0.01 +- 1.96 standard errors of 0.001, against a row of 0.1: 2.8 of them are 2.8%."""
+    rows: list[dict[str, object]] = [{"ndcg@10": 0.11, "gain": 0.01, "low": 0.01 - 0.00196, "high": 0.01 + 0.00196}]
+    write_result(tmp_path / "a.json", rows)
+    for column, value in [("detectable", "2.8"), ("low_percent", "8.0"), ("high_percent", "12.0")]:
+        assert f">{value}<" in fill(f"<!-- value:a {column} -->?<!-- /value -->", tmp_path)

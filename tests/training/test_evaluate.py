@@ -101,12 +101,13 @@ def test_the_command_prints_a_line_per_number_of_steps(tmp_path, capsys):
     assert main([*command, "--steps", "0,3"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["steps"] for row in rows] == [0, 3]
+    assert {row["split"] for row in rows} == {"valid"}  # test data only where they are named
     contract = {"steps", "users", "recall@5", "recall@10", "ndcg@5", "ndcg@10", "beam", "seconds"}
     assert all(contract <= set(row) and (row["users"], row["beam"]) == (6, 12) for row in rows)
-    assert main([*command, "--users", "2", "--split", "valid", "--exclude-seen"]) == 0
+    assert main([*command, "--users", "2", "--split", "test", "--exclude-seen"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["steps"] for row in rows] == [0, 1, 2, 3, 4]  # all that the bundle knows
-    assert all((row["users"], row["split"], row["excluded"]) == (2, "valid", True) for row in rows)
+    assert all((row["users"], row["split"], row["excluded"]) == (2, "test", True) for row in rows)
 
 
 def test_the_command_finds_items_by_their_id_and_not_by_their_place(tmp_path, capsys):

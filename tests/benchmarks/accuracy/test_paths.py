@@ -20,7 +20,7 @@ def test_every_kind_has_accuracy_and_cost(tmp_path: Path, capsys) -> None:
     assert [(row["steps"], row["paths"]) for row in rows] == kinds
     assert all(row["ms"] > 0 for row in rows) and rows[0]["times_no_steps"] == 1
     capsys.readouterr()
-    assert main(["evaluate", *given, "--steps", "4", "--paths", "8", "--exclude-seen"]) == 0
+    assert main(["evaluate", *given, "--split", "test", "--steps", "4", "--paths", "8", "--exclude-seen"]) == 0
     evaluated = json.loads(capsys.readouterr().out)
     assert rows[-1]["ndcg@10"] == evaluated["ndcg@10"] and rows[-1]["users"] == evaluated["users"] == 60
     assert len({row["ndcg@10"] for row in rows}) > 1

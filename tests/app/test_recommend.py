@@ -13,6 +13,7 @@ from fastapi.testclient import TestClient
 
 from serving.reference import score_all_items
 from serving.types import Answer, Request, Rules
+from tests.answers import assert_same_answer, assert_same_answers
 from tests.app.conftest import ShapedEngine, Start
 from tests.conftest import RedisServer, SlowRoad
 
@@ -29,13 +30,17 @@ def ids(response: Any) -> list[str]:
     return [item["item_id"] for item in response.json()["items"]]
 
 
+def with_ids(answer: Answer) -> list[tuple[str, float]]:
+    """The engine's answer under the item ids of the tiny model."""
+    return [(f"i{row}", score) for row, score in zip(answer.items, answer.scores, strict=True)]
+
+
 @pytest.mark.parametrize("steps", [0, 1, 4])
 def test_the_answer_is_the_engines(client: TestClient, engine: ShapedEngine, steps: int) -> None:
     body = ask(client, steps, history=HISTORY, k=7, beam_width=20).json()
     request = Request((1, 2, 3), 7, 20, steps, Rules(exclude=(1, 2, 3)))
     expected = engine.inner.search([request], engine.inner.encode([request.history]))[0]
-    assert [item["item_id"] for item in body["items"]] == [f"i{row}" for row in expected.items]
-    assert [item["score"] for item in body["items"]] == pytest.approx(expected.scores, abs=1e-4)
+    assert_same_answer(body["items"], with_ids(expected))
     assert (body["source"], body["reasoning_steps"], body["beam_width"], body["cache"]) == ("model", steps, 20, "off")
     assert body["model_version"] == engine.bundle.version and body["items"][0]["title"].startswith("Thing")
     assert set(body["timings_ms"]) == {"queue", "cache", "encode", "reason", "decode", "total"}
@@ -52,7 +57,7 @@ def test_reasoning_paths_are_the_requests_or_the_bundles(client: TestClient, eng
         request = Request((1, 2, 3), 10, 50, 2, Rules(exclude=(1, 2, 3)), paths=paths)
         expected = engine.inner.search([request], engine.inner.encode([request.history]))[0]
         assert answer.json()["reasoning_paths"] == paths
-        assert ids(answer) == [f"i{row}" for row in expected.items]
+        assert_same_answer(answer.json()["items"], with_ids(expected))
     for paths in (0, 17, 1.5, "2"):
         assert ask(client, 2, history=HISTORY, reasoning_paths=paths).json()["field"] == "reasoning_paths"
 
@@ -160,8 +165,8 @@ def test_the_weight_of_the_neighbours_is_the_requests_own(start: Start, engine: 
     assert known[int(heavy["items"][0]["item_id"][1:])] == known.max()
     two = [{"history": HISTORY, "k": 5}, {"history": HISTORY, "k": 5, "neighbours_weight": 50}]
     together = client.post("/recommend/batch?reasoning_steps=0", json={"requests": two}).json()["results"]
-    found = [[item["item_id"] for item in body["items"]] for body in (plain, *together)]
-    assert found[0] == found[1] != found[2]
+    assert_same_answer(together[0]["items"], plain["items"])
+    assert {item["item_id"] for item in together[1]["items"]} != {item["item_id"] for item in plain["items"]}
 
 
 def test_a_weight_for_neighbours_that_the_model_does_not_have_is_422(start: Start, engine: ShapedEngine) -> None:
@@ -177,7 +182,7 @@ def test_a_state_is_cached_per_user_and_only_for_the_same_history(client: TestCl
     encoded = engine.encoded
     again = ask(client, 2, user_id="u", history=HISTORY).json()
     assert (first["cache"], again["cache"]) == ("miss", "memory") and engine.encoded == encoded
-    assert again["items"] == first["items"]
+    assert_same_answer(again["items"], first["items"])
     assert ask(client, 4, user_id="u", history=HISTORY).json()["cache"] == "memory"  # any number of steps
     assert ask(client, 2, user_id="v", history=HISTORY).json()["cache"] == "miss"
     assert ask(client, 2, user_id="u", history=[*HISTORY, "i9"]).json()["cache"] == "miss"
@@ -192,7 +197,7 @@ def test_concurrent_requests_of_one_user_encode_once(client: TestClient, engine:
     assert engine.encoded == encoded + 1
     assert {body["cache"] for body in bodies} <= {"miss", "memory"}
     for body in bodies:
-        assert [item["item_id"] for item in body["items"]] == [item["item_id"] for item in bodies[0]["items"]]
+        assert_same_answer(body["items"], bodies[0]["items"])
     requests = [{"user_id": user, "history": HISTORY} for user in ("x", "y", "x", "x")]
     results = client.post("/recommend/batch", json={"requests": requests}).json()["results"]
     assert [result["cache"] for result in results] == ["miss"] * 4
@@ -213,8 +218,7 @@ def test_a_batch_finds_all_its_states_in_redis(
     again = client.post("/recommend/batch", json={"requests": requests}).json()["results"]
     assert {result["cache"] for result in again} == {"redis"} and slow_road.sent == before + 1
     assert engine.encoded == encoded
-    for found, made in zip(again, first, strict=True):
-        assert [item["item_id"] for item in found["items"]] == [item["item_id"] for item in made["items"]]
+    assert_same_answers([found["items"] for found in again], [made["items"] for made in first])
 
 
 def test_without_tiers_the_cache_is_off(start: Start) -> None:
@@ -305,9 +309,7 @@ def test_concurrent_answers_equal_those_asked_alone(client: TestClient, engine: 
     with ThreadPoolExecutor(12) as pool:
         together = list(pool.map(lambda body: ask(client, 2, **body).json()["items"], bodies))
     assert max(len(batch) for batch in engine.searched) > 1, "nothing shared a batch: this proves nothing"
-    for one, other in zip(alone, together, strict=True):
-        assert [item["item_id"] for item in one] == [item["item_id"] for item in other]
-        assert [item["score"] for item in one] == pytest.approx([item["score"] for item in other], abs=1e-4)
+    assert_same_answers(together, alone)
 
 
 # Batches
@@ -324,7 +326,7 @@ def test_a_batch_gives_each_its_own_answer_or_problem(client: TestClient) -> Non
     response = client.post("/recommend/batch?reasoning_steps=2", json={"requests": requests})
     assert response.status_code == 200
     answer, bad, lost, rubbish, cold = response.json()["results"]
-    assert [item["item_id"] for item in answer["items"]] == ids(ask(client, 2, history=HISTORY, k=3))
+    assert_same_answer(answer["items"], ask(client, 2, history=HISTORY, k=3).json()["items"])
     assert bad["status"] == 422 and bad["field"] == "k"
     assert lost["status"] == 404 and lost["field"] == "catalogue"
     assert rubbish["status"] == 422

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.answers import assert_same_answers
 from tests.e2e.conftest import ServiceProcess, StartService, eventually
 from tests.tools import require_program
 
@@ -42,9 +43,7 @@ def test_concurrent_answers_equal_those_asked_alone(service: ServiceProcess) -> 
         together = list(pool.map(lambda body: service.recommend(**body)["items"], bodies))
     assert service.metric("streamrec_batch_size_sum") - searches == 40
     assert service.metric("streamrec_batch_size_count") - batches < 40, "nothing shared a batch: this proves nothing"
-    for one, other in zip(alone, together, strict=True):
-        assert [item["item_id"] for item in one] == [item["item_id"] for item in other]
-        assert [item["score"] for item in one] == pytest.approx([item["score"] for item in other], abs=1e-4)
+    assert_same_answers(together, alone)
     assert service.metric("streamrec_invalid_items_total") == 0
 
 

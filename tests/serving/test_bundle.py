@@ -21,6 +21,7 @@ from serving.items.catalogue import write_catalogue
 from serving.items.trie import build_trie
 from serving.items.trie_file import write_trie
 from serving.types import Answer, Request, Rules
+from tests.answers import assert_same_answer
 from tests.builders import tiny_bundle, tiny_model
 
 
@@ -263,7 +264,7 @@ def test_a_bundle_from_before_there_were_neighbours_answers_as_ever(copy):
     never = tiny_model(paths=2, merge="max", dense_weight=0.25, suffix_tokens=(1,))
     answers = [Engine(bundle) for bundle in (old, never)]
     found = [engine.search([request], engine.encode([request.history]))[0] for engine in answers]
-    assert (found[0].items, found[0].scores) == (found[1].items, found[1].scores)
+    assert_same_answer(*found)  # not to the last digit: weights from a file lie at other addresses
 
 
 def test_a_weight_without_neighbours_is_refused(copy):
@@ -290,7 +291,7 @@ def test_the_trie_is_the_catalogues_and_may_be_absent(copy):
     (copy / "trie.safetensors").write_bytes(b"not listed, and so not read")
     old = Bundle.load(copy)
     assert old.trie is None
-    assert (answer(old).items, answer(old).scores) == (answer(opened).items, answer(opened).scores)
+    assert_same_answer(answer(old), answer(opened))
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,8 @@ from serving.items.neighbours import Neighbours, read_neighbours, write_neighbou
 from serving.items.trie import Trie, build_trie
 from serving.items.trie_file import read_trie, write_trie
 from serving.items.vocabulary import Vocabulary
-from serving.network.model import ModelConfig, StreamRec
+from serving.network.model import StreamRec
+from serving.network.t5 import ModelConfig
 from serving.search.beam import search_settings
 from serving.types import BundleSettings, SearchSettings
 

@@ -130,7 +130,8 @@ class Reference:
 
     def _state(self, path: Path) -> torch.Tensor:
         """s after a path's last token: MLP_s of the sum of the decoder's outputs so far. Shape: (D,)."""
-        return self.network.heads.state(self._decode(self._inputs(path, ())).sum(1))[0]
+        state: torch.Tensor = self.network.heads.state(self._decode(self._inputs(path, ())).sum(1))[0]
+        return state
 
     def _log_probs(self, path: Path, prefix: Tokens) -> torch.Tensor:
         """log P(next token | reasoning, prefix of an item). Shape: (V,) float64."""

@@ -13,7 +13,8 @@ from serving.items.catalogue import Catalogue
 from serving.items.neighbours import Neighbours
 from serving.items.vocabulary import Vocabulary
 from serving.network.eager import EagerRuntime
-from serving.network.model import ModelConfig, StreamRec
+from serving.network.model import StreamRec
+from serving.network.t5 import ModelConfig
 from serving.search.ranker import Ranker
 from serving.types import BundleSettings, StepForm
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from serving.bundle import Bundle
 from serving.network.eager import EagerRuntime
-from serving.network.model import CrossKeysValues
+from serving.network.t5 import CrossKeysValues
 from serving.search.ranker import Ranker
 from training.data.prepare import DataError, Dataset, split_by
 from training.metrics import recall_ndcg

@@ -12,8 +12,9 @@ from serving.items.histories import history_tokens
 from serving.items.neighbours import Neighbours
 from serving.items.vocabulary import END, Vocabulary
 from serving.network.eager import EagerRuntime
-from serving.network.model import CrossKeysValues, ModelConfig, StreamRec
+from serving.network.model import StreamRec
 from serving.network.runtime import Runtime
+from serving.network.t5 import CrossKeysValues, ModelConfig
 from serving.search.ranker import Ranker
 from serving.types import BundleSettings
 from training.config import ModelSettings, RunConfig

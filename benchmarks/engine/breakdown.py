@@ -13,8 +13,8 @@ from unittest.mock import patch
 import torch
 
 from serving.items.trie import Trie
-from serving.network.model import CrossKeysValues
 from serving.network.runtime import Runtime
+from serving.network.t5 import CrossKeysValues
 from serving.search.beam import search
 from serving.types import SearchSettings
 

@@ -39,7 +39,8 @@ from serving.bundle import Bundle
 from serving.engine import Engine
 from serving.items.catalogue import Catalogue
 from serving.items.vocabulary import Vocabulary
-from serving.network.model import ModelConfig, StreamRec
+from serving.network.model import StreamRec
+from serving.network.t5 import ModelConfig
 from serving.online.cache import StateCache
 from serving.online.redis_link import RedisLink, connect
 from serving.online.tiers import HEADER, MemoryTier, RedisTier

@@ -22,8 +22,9 @@ from benchmarks.engine.answers import Paths
 from benchmarks.engine.sizes import HISTORY_ITEMS, random_network
 from serving.items.trie import Trie, build_trie
 from serving.items.vocabulary import END, PAD, Vocabulary
-from serving.network.model import ModelConfig, StreamRec
+from serving.network.model import StreamRec
 from serving.network.runtime import Runtime
+from serving.network.t5 import ModelConfig
 from serving.search.beam import search
 from serving.types import SearchSettings
 

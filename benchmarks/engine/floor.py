@@ -15,8 +15,8 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from serving.network.model import ModelConfig
 from serving.network.onnx import onnxruntime
+from serving.network.t5 import ModelConfig
 
 
 @dataclass(frozen=True, slots=True)

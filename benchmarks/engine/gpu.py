@@ -33,7 +33,7 @@ from benchmarks.engine.gpu_cells import SEED, Plan, Row, Subject, constraint
 from benchmarks.engine.gpu_ladder import BFLOAT16
 from benchmarks.engine.sizes import ITEMS, SIZES, VOCABULARY
 from serving.items.vocabulary import Vocabulary
-from serving.network.model import ModelConfig
+from serving.network.t5 import ModelConfig
 
 RESULT = ROOT / "benchmarks/results/gpu.json"
 RESERVE = 20.0  # seconds: Python's start before the clock runs, and writing the result

@@ -19,7 +19,7 @@ from benchmarks.engine.sizes import HISTORY_ITEMS, clustered_codes, random_netwo
 from serving.items.rules import Blocked, RuleBook
 from serving.items.trie import Trie, build_trie
 from serving.items.vocabulary import Vocabulary
-from serving.network.model import ModelConfig
+from serving.network.t5 import ModelConfig
 from serving.search.beam import search
 from serving.search.cuda_graph import GraphSearch, capture_cuda_graph, padded_batch
 from serving.search.decoder import stable_topk

@@ -24,7 +24,8 @@ import torch
 from benchmarks.engine.answers import Paths
 from serving.items.trie import Trie
 from serving.network.eager import EagerRuntime
-from serving.network.model import T5, CrossKeysValues, KeysValues, StreamRec
+from serving.network.model import StreamRec
+from serving.network.t5 import T5, CrossKeysValues, KeysValues
 from serving.search.beam import decode_items, search
 from serving.search.cuda_graph import Capture, GraphSearch
 from serving.search.decoder import ReasoningPaths, decode_step, stable_topk

@@ -57,9 +57,9 @@ from benchmarks.engine.peers_plot import draw
 from benchmarks.engine.sizes import ITEMS, SIZES, VOCABULARY, clustered_codes
 from serving.items.vocabulary import END, Vocabulary
 from serving.network.eager import EagerRuntime
-from serving.network.model import ModelConfig
 from serving.network.onnx import OnnxRuntime
 from serving.network.runtime import Runtime
+from serving.network.t5 import ModelConfig
 from serving.types import SearchSettings
 
 RESULT = ROOT / "benchmarks/results/peers.json"

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from serving.items.vocabulary import Vocabulary
-from serving.network.model import ModelConfig, StreamRec
+from serving.network.model import StreamRec
+from serving.network.t5 import ModelConfig
 
 ITEMS = 100_000
 HISTORY_ITEMS = 20

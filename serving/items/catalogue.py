@@ -125,7 +125,8 @@ class Catalogue:
     def popular(self, k: int, rules: Rules) -> list[int]:
         """The k most popular permitted items, most popular first."""
         permitted = self.permitted(rules)
-        return self._by_popularity[permitted[self._by_popularity]][:k].tolist()
+        rows: list[int] = self._by_popularity[permitted[self._by_popularity]][:k].tolist()
+        return rows
 
     def index_titles(self) -> None:
         """Builds what `find_titles` reads, so that the first search does not pay for it."""

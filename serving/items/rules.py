@@ -178,7 +178,7 @@ class RuleBook:
         """The buffers as a batch reads them, which is always the same; to make so many views takes 20 us."""
         view = self._views.get((batch, lists, sets))
         if view is None:
-            *at, set_at = self._set_at[:batch].split(1, 1)
+            *at, set_at = torch.split(self._set_at[:batch], 1, 1)
             view = self._views[batch, lists, sets] = Blocked(
                 self._own[:batch] if lists else self._own[:batch, :0],
                 self._own_at[:batch],
@@ -295,7 +295,8 @@ class RuleBook:
     def _leaves(self, rows: np.ndarray) -> np.ndarray:
         """The nodes of items. Shape: (n,) catalogue rows, repeated or not -> (n',) int32, ascending and distinct."""
         nodes = np.sort(self._leaf.take(rows))  # np.unique takes five times as long
-        return nodes[_borders(nodes)[:-1]] + np.int32(self._first_leaf)
+        distinct: np.ndarray = nodes[_borders(nodes)[:-1]]
+        return distinct + np.int32(self._first_leaf)
 
     def _parents(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The parents of ascending nodes of one level, and how many of them each has. Shapes: (n,) -> (n',), (n',)."""

@@ -102,7 +102,7 @@ class Trie:
             return scores, child.clamp(min=self.level_start[level + 1])
         # Runs are copied whole, two borders and `width` tokens at a time: an index for each costs three times as much.
         width = self.max_children[level]
-        start, end = F.embedding(node, self.first_child.unfold(0, 2, 1)).split(1, -1)
+        start, end = torch.split(F.embedding(node, self.first_child.unfold(0, 2, 1)), 1, -1)
         child = start + torch.arange(width, dtype=torch.int32, device=node.device)
         first_child = start.squeeze(-1)
         token = F.embedding(first_child, self.token.unfold(0, width, 1)).to(torch.int64)

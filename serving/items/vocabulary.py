@@ -40,7 +40,7 @@ class Vocabulary:
     @property
     def level_offsets(self) -> np.ndarray:
         """First id of every level's block. Shape: (M,), int64."""
-        return self.item_offset + np.concatenate([[0], np.cumsum(self.codebook_sizes)[:-1]]).astype(np.int64)
+        return np.cumsum([self.item_offset, *self.codebook_sizes[:-1]], dtype=np.int64)
 
     @property
     def item_range(self) -> tuple[int, int]:
@@ -59,7 +59,8 @@ class Vocabulary:
 
     def tokens_of(self, codes: np.ndarray) -> np.ndarray:
         """Semantic IDs (codes counted from 0 at each level) as vocabulary ids. Shapes: (I, M) -> (I, M), int32."""
-        return (np.asarray(codes, dtype=np.int64) + self.level_offsets).astype(np.int32)
+        tokens: np.ndarray = np.asarray(codes, dtype=np.int64) + self.level_offsets
+        return tokens.astype(np.int32)
 
     def to_json(self) -> dict[str, Any]:
         lo, hi = self.reasoning_range

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from serving.network.model import CrossKeysValues, KeysValues, StreamRec, dense_logits
+from serving.network.model import StreamRec, dense_logits
+from serving.network.t5 import CrossKeysValues, KeysValues
 from serving.types import EncoderAttention
 
 
@@ -38,13 +39,15 @@ class EagerRuntime:
         return hidden, self.network.t5.logits(hidden), present
 
     def embed(self, token: torch.Tensor) -> torch.Tensor:
-        return self.network.t5.shared(token)
+        embedding: torch.Tensor = self.network.t5.shared(token)
+        return embedding
 
     def step_input(self, token: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
         return self.network.step_input(token, state)
 
     def state(self, hidden_sum: torch.Tensor) -> torch.Tensor:
-        return self.network.heads.state(hidden_sum)
+        state: torch.Tensor = self.network.heads.state(hidden_sum)
+        return state
 
     def dense(self, state: torch.Tensor) -> torch.Tensor:
         return dense_logits(state, self.item_vectors).log_softmax(-1)

@@ -1,262 +1,13 @@
-"""The network: a lean T5 whose weights transformers' T5ForConditionalGeneration opens, and the heads of the method.
-
-Leaner than transformers' in what it computes, never in what it means: cross-attention keys and values are made once per
-history, several beams (or positions) are query rows of one user, and attention weights have no dropout of their own.
-Parameter names are T5's, so one state_dict serves both; `tests/serving/network/test_model.py` holds the two equal.
-"""
+"""The network: a T5 and the heads of the method."""
 
 from __future__ import annotations
-
-import math
-from dataclasses import dataclass, fields
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from serving.items.vocabulary import END, FIRST_START, PAD
-from serving.types import EncoderAttention, StepForm
-
-KeysValues = list[tuple[torch.Tensor, torch.Tensor]]  # per layer, each (B, heads, positions, d_kv)
-
-
-@dataclass(frozen=True, slots=True)
-class ModelConfig:
-    """The part of T5's config that varies here. `vocab_size` is V, `d_model` is D, `num_heads` is H."""
-
-    vocab_size: int
-    d_model: int = 128
-    d_kv: int = 32
-    d_ff: int = 512
-    num_layers: int = 3
-    num_decoder_layers: int = 3
-    num_heads: int = 4
-    dropout_rate: float = 0.1
-    relative_attention_num_buckets: int = 32
-    relative_attention_max_distance: int = 128
-    layer_norm_epsilon: float = 1e-6
-
-    def to_transformers(self) -> dict[str, Any]:
-        """What `config.json` holds, so that T5ForConditionalGeneration.from_pretrained opens the folder."""
-        return {name.name: getattr(self, name.name) for name in fields(self)} | {
-            "model_type": "t5",
-            "architectures": ["T5ForConditionalGeneration"],
-            "feed_forward_proj": "relu",
-            "tie_word_embeddings": True,
-            "is_encoder_decoder": True,
-            "pad_token_id": PAD,
-            "eos_token_id": END,
-            "decoder_start_token_id": FIRST_START,
-            "torch_dtype": "float32",
-        }
-
-    @staticmethod
-    def from_transformers(data: dict[str, Any]) -> ModelConfig:
-        return ModelConfig(**{name.name: data[name.name] for name in fields(ModelConfig)})
-
-
-@dataclass(frozen=True, slots=True)
-class CrossKeysValues:
-    """What the decoder sees of B histories: cross-attention keys and values per layer, and which positions are real.
-
-    mask: (B, 1, 1, S) float, 0 or -inf.
-    """
-
-    layers: KeysValues
-    mask: torch.Tensor
-
-
-class LayerNorm(nn.Module):
-    """T5's: scaled by the root mean square, no mean, no bias."""
-
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
-
-
-class Attention(nn.Module):
-    """Multi-head attention without scaling (T5 folds it into the initialisation). Shape: (B, Q, D) -> (B, Q, D)."""
-
-    def __init__(self, config: ModelConfig, relative_bias: bool) -> None:
-        super().__init__()
-        inner = config.num_heads * config.d_kv
-        self.heads, self.d_kv = config.num_heads, config.d_kv
-        self.q = nn.Linear(config.d_model, inner, bias=False)
-        self.k = nn.Linear(config.d_model, inner, bias=False)
-        self.v = nn.Linear(config.d_model, inner, bias=False)
-        self.o = nn.Linear(inner, config.d_model, bias=False)
-        if relative_bias:
-            self.relative_attention_bias = nn.Embedding(config.relative_attention_num_buckets, config.num_heads)
-
-    def split(self, x: torch.Tensor) -> torch.Tensor:
-        return x.unflatten(-1, (self.heads, self.d_kv)).transpose(1, 2)  # (B, H, Q, d_kv)
-
-    def keys_values(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.split(self.k(x)), self.split(self.v(x))
-
-    def forward(self, x: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        scores = self.split(self.q(x)) @ keys.transpose(-1, -2) + bias
-        return self.o((scores.softmax(-1) @ values).transpose(1, 2).flatten(2))
-
-
-class FeedForward(nn.Module):
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.wi = nn.Linear(config.d_model, config.d_ff, bias=False)
-        self.wo = nn.Linear(config.d_ff, config.d_model, bias=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.wo(F.relu(self.wi(x)))
-
-
-class Sublayer(nn.Module):
-    """Pre-norm residual around one part; the part's attribute name is T5's."""
-
-    def __init__(self, config: ModelConfig, name: str, part: nn.Module) -> None:
-        super().__init__()
-        self.add_module(name, part)
-        self.part_name = name
-        self.layer_norm = LayerNorm(config.d_model, config.layer_norm_epsilon)
-        self.dropout = nn.Dropout(config.dropout_rate)
-
-    @property
-    def part(self) -> Any:
-        return getattr(self, self.part_name)
-
-
-class Block(nn.Module):
-    def __init__(self, config: ModelConfig, decoder: bool, first: bool) -> None:
-        super().__init__()
-        self.layer = nn.ModuleList([Sublayer(config, "SelfAttention", Attention(config, relative_bias=first))])
-        if decoder:
-            self.layer.append(Sublayer(config, "EncDecAttention", Attention(config, relative_bias=False)))
-        self.layer.append(Sublayer(config, "DenseReluDense", FeedForward(config)))
-
-    def forward(
-        self,
-        x: torch.Tensor,
-        bias: torch.Tensor,
-        past: tuple[torch.Tensor, torch.Tensor] | None = None,
-        cross: tuple[torch.Tensor, torch.Tensor] | None = None,
-        cross_mask: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
-        """Shapes: x (B, Q, D); bias over past and new positions, broadcastable to (B, H, Q, past + Q)."""
-        attend = self.layer[0]
-        normed = attend.layer_norm(x)
-        keys, values = attend.part.keys_values(normed)
-        if past is not None:
-            keys, values = torch.cat([past[0], keys], 2), torch.cat([past[1], values], 2)
-        x = x + attend.dropout(attend.part(normed, keys, values, bias))
-        if cross is not None:
-            look = self.layer[1]
-            x = x + look.dropout(look.part(look.layer_norm(x), *cross, cross_mask))
-        think = self.layer[-1]
-        x = x + think.dropout(think.part(think.layer_norm(x)))
-        return x, (keys, values)
-
-
-class Stack(nn.Module):
-    """Encoder or decoder."""
-
-    def __init__(self, config: ModelConfig, decoder: bool) -> None:
-        super().__init__()
-        count = config.num_decoder_layers if decoder else config.num_layers
-        self.block = nn.ModuleList([Block(config, decoder, first=i == 0) for i in range(count)])
-        self.final_layer_norm = LayerNorm(config.d_model, config.layer_norm_epsilon)
-        self.dropout = nn.Dropout(config.dropout_rate)
-        self.bidirectional = not decoder
-        self.buckets, self.max_distance = config.relative_attention_num_buckets, config.relative_attention_max_distance
-
-    def position_bias(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        """T5's bucketed relative bias. Shapes: positions (Q,), (W,) int64 -> (H, Q, W)."""
-        relative = key[None, :] - query[:, None]
-        buckets = self.buckets
-        if self.bidirectional:
-            buckets //= 2
-            offset = (relative > 0).long() * buckets
-            distance = relative.abs()
-        else:
-            offset = torch.zeros_like(relative)
-            distance = (-relative).clamp(min=0)
-        exact = buckets // 2
-        ratio = torch.log(distance.clamp(min=1).float() / exact) / math.log(self.max_distance / exact)
-        far = (exact + (ratio * (buckets - exact)).long()).clamp(max=buckets - 1)
-        bucket = offset + torch.where(distance < exact, distance, far)
-        return self.block[0].layer[0].part.relative_attention_bias(bucket).permute(2, 0, 1)
-
-
-class T5(nn.Module):
-    """Encoder-decoder with tied embeddings: logits = <h_t, e_c> / sqrt(D)  [open: tied; T5's scaling]."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.shared = nn.Embedding(config.vocab_size, config.d_model)
-        self.encoder = Stack(config, decoder=False)
-        self.decoder = Stack(config, decoder=True)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """T5's initialisation (its factor is 1)."""
-        config = self.config
-        stds = {"q": (config.d_model * config.d_kv) ** -0.5, "k": config.d_model**-0.5, "v": config.d_model**-0.5,
-                "o": (config.num_heads * config.d_kv) ** -0.5, "wi": config.d_model**-0.5, "wo": config.d_ff**-0.5,
-                "relative_attention_bias": config.d_model**-0.5, "shared": 1.0}  # fmt: skip
-        for name, parameter in self.named_parameters():
-            kind = name.split(".")[-2]
-            if kind in stds:
-                nn.init.normal_(parameter, std=stds[kind])
-
-    def encode(
-        self, tokens: torch.Tensor, mask: torch.Tensor, attention: EncoderAttention, per_item: int
-    ) -> torch.Tensor:
-        """Reads histories. Shapes: tokens (B, S) int64, mask (B, S) bool, real positions -> (B, S, D).
-
-        `causal-by-item`: a token sees its own and earlier items only (`per_item` tokens each, from position 0).
-        """
-        bias = self.encoder_bias(mask, attention, per_item)
-        x = self.encoder.dropout(self.shared(tokens))
-        for block in self.encoder.block:
-            x, _ = block(x, bias)
-        return self.encoder.dropout(self.encoder.final_layer_norm(x))
-
-    def encoder_bias(self, mask: torch.Tensor, attention: EncoderAttention, per_item: int) -> torch.Tensor:
-        """Added to the encoder's attention scores, -inf where it must not look. Shape: mask (B, S) -> (B, H, S, S)."""
-        positions = torch.arange(mask.shape[1], device=mask.device)
-        bias = self.encoder.position_bias(positions, positions) + float_mask(mask)
-        if attention == "causal-by-item":
-            item = positions // per_item
-            bias = bias.masked_fill(item[None, :] > item[:, None], float("-inf"))
-        return bias
-
-    def cross_keys_values(self, hidden: torch.Tensor, mask: torch.Tensor) -> CrossKeysValues:
-        """Keys and values of the cross-attention, once per history. Shapes: hidden (B, S, D), mask (B, S) bool."""
-        layers = [block.layer[1].part.keys_values(hidden) for block in self.decoder.block]
-        return CrossKeysValues(layers, float_mask(mask))
-
-    def decode(
-        self, x: torch.Tensor, bias: torch.Tensor, cross: CrossKeysValues, past: KeysValues | None
-    ) -> tuple[torch.Tensor, KeysValues]:
-        """Runs the decoder over new rows. Shapes: x (B, Q, D), bias -> (B, H, Q, W), W = past and new rows.
-
-        The bias says who sees whom: a row's own prefix carries the relative bias, everything else -inf. New rows may be
-        successive positions of one sequence or beams at one position. Returns h (B, Q, D) and the longer past.
-        """
-        x = self.decoder.dropout(x)
-        present: KeysValues = []
-        for i, block in enumerate(self.decoder.block):
-            x, keys_values = block(x, bias, past[i] if past else None, cross.layers[i], cross.mask)
-            present.append(keys_values)
-        return self.decoder.dropout(self.decoder.final_layer_norm(x)), present
-
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Shape: (..., D) -> (..., V)."""
-        return F.linear(hidden * self.config.d_model**-0.5, self.shared.weight)
+from serving.network.t5 import T5, ModelConfig
+from serving.types import StepForm
 
 
 class Heads(nn.Module):
@@ -265,7 +16,7 @@ class Heads(nn.Module):
     state      s_i = MLP_s(sum_{j<=i} d_j)                 [paper, stage 2]
     residual   r_i = MLP_r(t - s_{i-1})                    [paper, stage 2]
     feedback   input of step i gets W s_{i-1}              [open: continuous thinking, zero at the start]
-    item_bias  v = sum of the item's token embeddings + a free vector   [open: what the dense score compares with]
+    item_free  v = sum of the item's token embeddings + a free vector   [open: what the dense score compares with]
     """
 
     def __init__(self, width: int, items: int) -> None:
@@ -279,7 +30,7 @@ class Heads(nn.Module):
 
 
 class StreamRec(nn.Module):
-    """T5 and heads together, with the two things that every user of them needs: a step's input and the dense score."""
+    """T5 and heads together, with what needs both: the input of a reasoning step and the vectors of items."""
 
     def __init__(self, config: ModelConfig, items: int, step_form: StepForm) -> None:
         super().__init__()
@@ -292,16 +43,19 @@ class StreamRec(nn.Module):
 
         Shapes: token (B, Q) int64, state (B, Q, D) -> (B, Q, D).
         """
-        parts = []
-        if self.step_form in ("token", "both"):
-            parts.append(self.t5.shared(token))
-        if self.step_form in ("state", "both"):
-            parts.append(self.heads.feedback(state))
-        return sum(parts[1:], start=parts[0])
+        step: torch.Tensor
+        if self.step_form == "token":
+            step = self.t5.shared(token)
+        elif self.step_form == "state":
+            step = self.heads.feedback(state)
+        else:
+            step = self.t5.shared(token) + self.heads.feedback(state)
+        return step
 
     def item_vectors(self, item_tokens: torch.Tensor) -> torch.Tensor:
         """v of every item. Shapes: (I, M) int64 -> (I, D)."""
-        return self.t5.shared(item_tokens).sum(1) + self.heads.item_free.weight
+        vectors: torch.Tensor = self.t5.shared(item_tokens).sum(1) + self.heads.item_free.weight
+        return vectors
 
 
 def dense_logits(state: torch.Tensor, item_vectors: torch.Tensor) -> torch.Tensor:
@@ -311,8 +65,3 @@ def dense_logits(state: torch.Tensor, item_vectors: torch.Tensor) -> torch.Tenso
 
 def _mlp(width: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
-
-
-def float_mask(mask: torch.Tensor) -> torch.Tensor:
-    """(A, W) bool -> (A, 1, 1, W) for padding, used as an additive bias of 0 and -inf."""
-    return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, float("-inf"))[:, None, None, :]

@@ -19,7 +19,8 @@ import torch
 
 from serving.network import onnx_graph
 from serving.network.eager import EagerRuntime
-from serving.network.model import CrossKeysValues, KeysValues, StreamRec, float_mask
+from serving.network.model import StreamRec
+from serving.network.t5 import CrossKeysValues, KeysValues, float_mask
 from serving.types import EncoderAttention
 
 
@@ -48,9 +49,10 @@ class OnnxRuntime(EagerRuntime):
         self._encoder = _session(onnx_graph.encoder(t5), threads)
         self._step = _session(onnx_graph.step(t5, int8), threads)
         self._inputs = [value.name for value in self._step.get_inputs()]
-        blocks: Any = t5.decoder.block
-        looks = [block.layer[1].part for block in blocks]
-        self._cross = [project.weight.detach().T.contiguous() for look in looks for project in (look.k, look.v)]
+        attentions = [block.cross_attention.part for block in t5.decoder.blocks]
+        self._cross = [
+            project.weight.detach().T.contiguous() for attention in attentions for project in (attention.k, attention.v)
+        ]
 
     def encode(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         bias = self.network.t5.encoder_bias(mask, self.attention, self.item_tokens.shape[1])

@@ -17,7 +17,7 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from serving.network.model import T5, Attention, FeedForward, LayerNorm, ModelConfig, Stack
+from serving.network.t5 import T5, Attention, FeedForward, LayerNorm, ModelConfig
 
 OPSETS = [helper.make_opsetid("", 23), helper.make_opsetid("com.microsoft", 1)]
 INT8_WEIGHT = 63  # largest weight: 7 bits, so that sums of two products fit 16 bits on processors without VNNI
@@ -67,7 +67,8 @@ class Graph:
     def model(self) -> bytes:
         graph = helper.make_graph(self.nodes, "streamrec", self.inputs, self.outputs, self.constants)
         version = helper.find_min_ir_version_for(OPSETS, ignore_unknown=True)
-        return helper.make_model(graph, opset_imports=OPSETS, ir_version=version).SerializeToString()
+        model: bytes = helper.make_model(graph, opset_imports=OPSETS, ir_version=version).SerializeToString()
+        return model
 
     # The parts of a T5. Shapes as in `serving.network.model`.
 
@@ -124,9 +125,10 @@ def encoder(t5: T5) -> bytes:
     graph = Graph(config)
     x = graph.input("x", "B", "S", config.d_model)
     bias = graph.input("bias", "B", config.num_heads, "S", "S")
-    for attend, think in _layers(t5.encoder):
-        x = graph.op("Add", x, graph.self_attention(graph.norm(x, attend.layer_norm), attend.part, bias))
-        x = graph.op("Add", x, graph.feed_forward(graph.norm(x, think.layer_norm), think.part))
+    for block in t5.encoder.blocks:
+        attention, feed_forward = block.self_attention, block.feed_forward
+        x = graph.op("Add", x, graph.self_attention(graph.norm(x, attention.layer_norm), attention.part, bias))
+        x = graph.op("Add", x, graph.feed_forward(graph.norm(x, feed_forward.layer_norm), feed_forward.part))
     graph.name(graph.norm(x, t5.encoder.final_layer_norm), graph.output("hidden", "B", "S", config.d_model))
     return graph.model()
 
@@ -149,18 +151,14 @@ def step(t5: T5, int8: bool) -> bytes:
     cross = graph.caches(graph.input, "cross_", "B", "S", heads * d_kv)
     past = graph.caches(graph.input, "past_", "B", heads, "W - Q", d_kv)
     present = graph.caches(graph.output, "", "B", heads, "W", d_kv)
-    for i, (attend, look, think) in enumerate(_layers(t5.decoder)):
-        own = graph.self_attention(graph.norm(x, attend.layer_norm), attend.part, bias, past[i], present[i])
-        x = graph.op("Add", x, own)
-        x = graph.op("Add", x, graph.cross_attention(graph.norm(x, look.layer_norm), look.part, *cross[i], mask))
-        x = graph.op("Add", x, graph.feed_forward(graph.norm(x, think.layer_norm), think.part))
+    for i, block in enumerate(t5.decoder.blocks):
+        attention, to_history, feed_forward = block.self_attention, block.cross_attention, block.feed_forward
+        normed = graph.norm(x, attention.layer_norm)
+        x = graph.op("Add", x, graph.self_attention(normed, attention.part, bias, past[i], present[i]))
+        normed = graph.norm(x, to_history.layer_norm)
+        x = graph.op("Add", x, graph.cross_attention(normed, to_history.part, *cross[i], mask))
+        x = graph.op("Add", x, graph.feed_forward(graph.norm(x, feed_forward.layer_norm), feed_forward.part))
     hidden = graph.name(graph.norm(x, t5.decoder.final_layer_norm), graph.output("hidden", "B", "Q", config.d_model))
     logits = graph.linear(hidden, t5.shared.weight * config.d_model**-0.5)
     graph.name(logits, graph.output("logits", "B", "Q", config.vocab_size))
     return graph.model()
-
-
-def _layers(stack: Stack) -> list[Any]:
-    """The sublayers of every block; torch would type each as Tensor | Module."""
-    blocks: Any = stack.block
-    return [block.layer for block in blocks]

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import torch
 
-from serving.network.model import CrossKeysValues, KeysValues
+from serving.network.t5 import CrossKeysValues, KeysValues
 from serving.types import StepForm
 
 

@@ -246,7 +246,7 @@ def _is_done(task: Task, part: Part) -> bool:
         answered = pq.read_metadata(task.part_file(part.number)).num_rows
     except (OSError, pa.ArrowException):
         return False
-    return answered + len(_rejects(task, part)) == part.rows
+    return bool(answered + len(_rejects(task, part)) == part.rows)
 
 
 def _rejects(task: Task, part: Part) -> list[str]:

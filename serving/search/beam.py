@@ -29,8 +29,8 @@ import torch
 from serving.items.rules import Blocked
 from serving.items.trie import Trie
 from serving.items.vocabulary import Vocabulary
-from serving.network.model import CrossKeysValues
 from serving.network.runtime import Runtime
+from serving.network.t5 import CrossKeysValues
 from serving.search.candidates import add_candidates, item_bonus
 from serving.search.decoder import (
     NEG_INF,

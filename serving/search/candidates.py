@@ -10,8 +10,8 @@ import torch
 
 from serving.items.rules import Blocked
 from serving.items.trie import Trie
-from serving.network.model import CrossKeysValues
 from serving.network.runtime import Runtime
+from serving.network.t5 import CrossKeysValues
 from serving.search.decoder import NEG_INF, DecodedItems, ReasoningPaths, stable_topk, token_log_softmax
 from serving.types import SearchSettings
 

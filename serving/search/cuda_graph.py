@@ -161,7 +161,7 @@ def capture_cuda_graph(run: Callable[[], Result], pool: Any) -> tuple[Callable[[
 
     `run` runs twice before, on a stream of its own, to do all lazy set-up, which cannot be captured.
     """
-    warm_up = torch.cuda.Stream()
+    warm_up = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     warm_up.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(warm_up):
         for _ in range(2):

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from serving.network.model import CrossKeysValues, KeysValues
 from serving.network.runtime import Runtime
+from serving.network.t5 import CrossKeysValues, KeysValues
 
 NEG_INF = float("-inf")
 

@@ -17,8 +17,8 @@ from serving.items.neighbours import Neighbours
 from serving.items.rules import Blocked, RuleBook
 from serving.items.trie import Trie, build_trie
 from serving.items.vocabulary import Vocabulary
-from serving.network.model import CrossKeysValues
 from serving.network.runtime import Runtime
+from serving.network.t5 import CrossKeysValues
 from serving.search.beam import search, search_settings
 from serving.types import Beams, BundleSettings, Rules
 

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 
 import torch
 
-from serving.network.model import T5, CrossKeysValues, KeysValues, StreamRec
+from serving.network.model import StreamRec
+from serving.network.t5 import T5, CrossKeysValues, KeysValues
 from training.stages.ranks import WHOLE, Share
 
 # (step from 1, logits (B, Q, V), state s_{i-1} (B, Q, D)) -> token (B, Q)

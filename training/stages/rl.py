@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from serving.items.trie import build_trie
-from serving.network.model import CrossKeysValues
+from serving.network.t5 import CrossKeysValues
 from training.config import RlConfig
 from training.stages.examples import batch_at
 from training.stages.losses import advantages, grpo, nll

@@ -9,7 +9,8 @@ import torch
 from serving.bundle import search_settings
 from serving.items.trie import Trie
 from serving.network.eager import EagerRuntime
-from serving.network.model import CrossKeysValues, StreamRec, dense_logits
+from serving.network.model import StreamRec, dense_logits
+from serving.network.t5 import CrossKeysValues
 from serving.search.beam import search
 from training.config import RlConfig
 from training.evaluate import exists

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from serving.network.model import CrossKeysValues, StreamRec, dense_logits
+from serving.network.model import StreamRec, dense_logits
+from serving.network.t5 import CrossKeysValues
 from training.config import SftConfig
 from training.stages.examples import batch_at
 from training.stages.losses import (

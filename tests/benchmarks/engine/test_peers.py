@@ -30,8 +30,8 @@ from benchmarks.engine.peers_plot import draw
 from benchmarks.engine.sizes import clustered_codes
 from serving.items.vocabulary import END, Vocabulary
 from serving.network.eager import EagerRuntime
-from serving.network.model import ModelConfig
 from serving.network.onnx import OnnxRuntime
+from serving.network.t5 import ModelConfig
 
 VOCABULARY = Vocabulary(max_steps=2, codebook_sizes=(12, 12, 12), reasoning_codes=7)
 CONFIG = ModelConfig(VOCABULARY.size, 16, 8, 32, num_layers=2, num_decoder_layers=2, num_heads=2)

@@ -21,8 +21,8 @@ from serving.engine import Engine
 from serving.errors import BundleError
 from serving.items.histories import history_tokens
 from serving.network.eager import EagerRuntime
-from serving.network.model import KeysValues
 from serving.network.onnx import OnnxRuntime, _run, _session
+from serving.network.t5 import KeysValues
 from serving.reference import score_all_items
 from serving.types import Answer, Request, Rules
 from tests.answers import assert_same_answer

@@ -10,7 +10,7 @@ from serving.bundle import Bundle
 from serving.items.histories import history_tokens
 from serving.items.trie import build_trie
 from serving.network.eager import EagerRuntime
-from serving.network.model import CrossKeysValues
+from serving.network.t5 import CrossKeysValues
 from serving.reference import Reference
 from serving.search.beam import reason, search
 from tests.builders import tiny_model

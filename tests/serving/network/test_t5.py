@@ -19,15 +19,15 @@ def test_transformers_opens_the_bundle_and_agrees(tmp_path):
     decoder = torch.tensor([[2, 10, 11, 17]]).expand(3, -1)
     expected = theirs(input_ids=tokens, attention_mask=mask.long(), decoder_input_ids=decoder).logits
     t5 = bundle.network.t5
-    memory = t5.cross_keys_values(t5.encode(tokens, mask, "bidirectional", 3), mask)
+    cross = t5.cross_keys_values(t5.encode(tokens, mask, "bidirectional", 3), mask)
     at = torch.arange(decoder.shape[1])
     bias = t5.decoder.position_bias(at, at).masked_fill(at[None, :] > at[:, None], float("-inf"))
-    hidden, _ = t5.decode(t5.shared(decoder), bias.unsqueeze(0), memory, None)
+    hidden, _ = t5.decode(t5.shared(decoder), bias.unsqueeze(0), cross, None)
     torch.testing.assert_close(t5.logits(hidden), expected, atol=2e-5, rtol=1e-4)
 
 
 @torch.no_grad()
-def test_long_distances_fall_into_the_buckets_of_transformers(tmp_path):
+def test_position_buckets_are_those_of_transformers_at_any_distance(tmp_path):
     bundle = Bundle.load(tiny_bundle(tmp_path / "b"))
     theirs = T5ForConditionalGeneration.from_pretrained(tmp_path / "b/model").eval()
     at = torch.arange(200)

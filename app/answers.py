@@ -1,29 +1,84 @@
-"""From the engine's rows to what a client reads: items with names, what scores are made of."""
+"""Between what clients read and write and what the recommender takes and returns."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from app.schemas import Explanation, ItemExplanation, NamedItem, ReasoningStep, RecommendedItem
+from app.ids import fresh_id
+from app.schemas import (
+    Explanation,
+    ItemExplanation,
+    NamedItem,
+    ReasoningStep,
+    RecommendedItem,
+    RecommendRequest,
+    RecommendResponse,
+    Timings,
+)
 from serving.bundle import Bundle
 from serving.items.catalogue import Catalogue
-from serving.types import Answer, Request, Trace
+from serving.online.recommender import Query, Recommendation, Recommender, Steps
+from serving.types import Trace
 
 
-def named(catalogue: Catalogue, rows: Sequence[int], scores: Sequence[float]) -> list[RecommendedItem]:
+async def recommend(recommender: Recommender, body: RecommendRequest, steps: Steps) -> RecommendResponse:
+    """The answer to one request. Raises serving's errors."""
+    query = to_query(body, steps)
+    return to_response(recommender.bundle, query, await recommender.recommend(query))
+
+
+def to_query(body: RecommendRequest, steps: Steps) -> Query:
+    return Query(
+        history=body.history or (),
+        user_id=body.user_id,
+        k=body.k,
+        beam_width=body.beam_width,
+        steps=steps,
+        paths=body.reasoning_paths,
+        exclude_seen=body.exclude_seen,
+        allow=body.allow,
+        deny=body.deny,
+        categories=body.categories,
+        catalogue=body.catalogue,
+        dense_weight=body.dense_weight,
+        neighbours_weight=body.neighbours_weight,
+        timeout=None if body.timeout_ms is None else body.timeout_ms / 1000,
+        explain=body.explain,
+    )
+
+
+def to_response(bundle: Bundle, query: Query, found: Recommendation) -> RecommendResponse:
+    by_model = found.source == "model"
+    return RecommendResponse(
+        recommendation_id=fresh_id(),
+        user_id=query.user_id,
+        model_version=bundle.version,
+        source=found.source,
+        reasoning_steps=found.plan.steps,
+        reasoning_paths=(query.paths or bundle.settings.paths) if by_model else 0,
+        beam_width=found.plan.beam_width,
+        cache=found.cache,
+        items=to_items(bundle.catalogue, found.items, found.scores),
+        unknown_items=found.unknown_items,
+        timings_ms=Timings(**{stage: round(1000 * seconds, 3) for stage, seconds in found.seconds.items()}),
+        explanation=to_explanation(bundle, query, found, found.trace) if found.trace else None,
+    )
+
+
+def to_items(catalogue: Catalogue, indices: Sequence[int], scores: Sequence[float]) -> list[RecommendedItem]:
     ids, titles, categories = catalogue.item_ids, catalogue.titles, catalogue.categories
     return [
-        RecommendedItem(ids[row], score, titles[row], categories[row]) for row, score in zip(rows, scores, strict=True)
+        RecommendedItem(ids[index], score, titles[index], categories[index])
+        for index, score in zip(indices, scores, strict=True)
     ]
 
 
-def explained(bundle: Bundle, request: Request, answer: Answer) -> Explanation:
-    """Step by step what the state came near to, and of every item what its score is made of."""
-    trace, catalogue = answer.trace, bundle.catalogue
-    assert isinstance(trace, Trace)
+def to_explanation(bundle: Bundle, query: Query, found: Recommendation, trace: Trace) -> Explanation:
+    """Per step the items nearest to the model's state; per item the parts of its score."""
+    catalogue = bundle.catalogue
 
     def step(number: int, nearest: list[int]) -> ReasoningStep:
-        items = [NamedItem(item_id=catalogue.item_ids[row], title=catalogue.titles[row]) for row in nearest]
+        items = [NamedItem(item_id=catalogue.item_ids[index], title=catalogue.titles[index]) for index in nearest]
         has_token = 0 < number <= len(trace.reasoning_tokens)
         return ReasoningStep(
             step=number,
@@ -32,21 +87,21 @@ def explained(bundle: Bundle, request: Request, answer: Answer) -> Explanation:
             nearest_items=items,
         )
 
-    near: Sequence[float | None] = trace.neighbour_scores or [None] * len(answer.items)
-    near_weight = request.neighbours_weight
-    items = zip(answer.items, trace.token_log_probs, trace.dense_scores, near, trace.similarity, strict=True)
+    neighbour_scores: Sequence[float | None] = trace.neighbour_scores or [None] * len(found.items)
+    neighbours_weight = query.neighbours_weight
+    items = zip(found.items, trace.token_log_probs, trace.dense_scores, neighbour_scores, trace.similarity, strict=True)
     return Explanation(
         steps=[step(number, nearest) for number, nearest in enumerate(trace.nearest_items)],
         items=[
             ItemExplanation(
-                item_id=catalogue.item_ids[row],
+                item_id=catalogue.item_ids[index],
                 token_log_probabilities=tokens,
                 dense_score=dense,
-                neighbour_score=by_neighbours,
+                neighbour_score=neighbour_score,
                 similarity=similarity,
             )
-            for row, tokens, dense, by_neighbours, similarity in items
+            for index, tokens, dense, neighbour_score, similarity in items
         ],
-        dense_weight=bundle.dense_weight if request.dense_weight is None else request.dense_weight,
-        neighbours_weight=bundle.neighbours_weight if near_weight is None else near_weight,
+        dense_weight=bundle.dense_weight if query.dense_weight is None else query.dense_weight,
+        neighbours_weight=bundle.neighbours_weight if neighbours_weight is None else neighbours_weight,
     )

@@ -18,6 +18,7 @@ from serving.errors import (
     DeadlineExceeded,
     Draining,
     EngineDead,
+    NotReady,
     Overloaded,
     RequestError,
     ServingError,
@@ -26,10 +27,6 @@ from serving.errors import (
 from serving.online.users import StoreUnavailable
 
 RETRY_AFTER = 1  # seconds, where nothing better is known
-
-
-class NotReady(ServingError):
-    """The model is still being loaded or warmed up."""
 
 
 class NotFound(ServingError):

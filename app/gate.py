@@ -19,8 +19,7 @@ from app.headers import request_id, with_standard_headers
 from app.lifecycle import Service
 from app.quotas import Quotas
 from app.security import client_of
-from serving.errors import Overloaded
-from serving.online.batcher import NO_ROOM
+from serving.errors import Overloaded, ServingError
 
 PATH = "/recommend"
 
@@ -57,8 +56,13 @@ class LoadShedder:
         further in: whether the client is over its quota comes first, and takes counting."""
         if self.service.settings.quota:
             return self.quotas.refusal(client_of(scope, bool(self.service.settings.api_keys)))
-        wait = self.service.full_for()
-        return None if wait is None else Overloaded(NO_ROOM, wait)
+        try:
+            self.service.admission.decide()
+        except Overloaded as error:
+            return error
+        except ServingError:  # not ready, draining or dead: the route says which
+            return None
+        return None
 
     def _is_simple(self, scope: Scope) -> bool:
         headers = Headers(scope=scope)

@@ -17,6 +17,7 @@ from prometheus_client import (
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from app.slot import METRICS_FOLDER
+from serving.online.recommender import Observer
 
 SECONDS = (
     0.001,
@@ -44,7 +45,7 @@ STAGES = ("queue", "cache", "encode", "reason", "decode", "serialise")
 disable_created_metrics()  # a second time series for each, that nobody asks for
 
 
-class Metrics:
+class Metrics(Observer):
     """One set per service, in its own registry. Several workers keep theirs in files, and each can show the sum."""
 
     def __init__(self) -> None:
@@ -98,6 +99,25 @@ class Metrics:
         # What every request asks for, without labels' lock and strings.
         self.stages = {stage: self.stage_seconds.labels(stage) for stage in STAGES}
         self.answers, self.rejections = cache(self.request_seconds.labels), cache(self.rejected.labels)
+
+    # What the recommender reports (serving.online.recommender.Observer)
+
+    def batch_ran(self, searches: int, beam_rows: int, seconds: dict[str, float]) -> None:
+        self.batch_size.observe(searches)
+        self.beam_rows.observe(beam_rows)
+        for stage in ("encode", "reason", "decode"):
+            self.stages[stage].observe(seconds.get(stage, 0.0))
+
+    def answered(self, steps: int, seconds: dict[str, float]) -> None:
+        self.reasoning_steps.observe(steps)
+        for stage in ("cache", "queue"):
+            self.stages[stage].observe(seconds[stage])
+
+    def fell_back(self, reason: str) -> None:
+        self.fallback.labels(reason).inc()
+
+    def dropped_invalid_items(self, count: int) -> None:
+        self.invalid_items.inc(count)
 
     def text(self) -> bytes:
         """What Prometheus reads. Of several workers: sums over all of them, those that have died included."""

@@ -6,6 +6,7 @@ ServingError
 │   └── UnknownCatalogue a named subset that does not exist
 ├── Overloaded           no room in the queue; `retry_after` seconds
 ├── DeadlineExceeded     the time budget cannot be met
+├── NotReady             the model is still being loaded or warmed up
 ├── Draining             the service is shutting down
 ├── EngineDead           the engine's thread has stopped
 ├── EngineError          the runtime or the device cannot do what was asked of it
@@ -47,6 +48,10 @@ class Overloaded(ServingError):
 
 class DeadlineExceeded(ServingError):
     """The request's time budget cannot be met, or has passed."""
+
+
+class NotReady(ServingError):
+    """The model is still being loaded or warmed up."""
 
 
 class Draining(ServingError):

@@ -37,7 +37,7 @@ async def list_models(service: ServiceDep) -> ModelsResponse:
                 categories=sorted(bundle.catalogue.category_names),
                 catalogues=sorted(bundle.catalogue.subsets),
                 accuracy=bundle.accuracy,
-                cost=[Cost(**row) for row in service.planner.table()],
+                cost=[Cost(**row) for row in service.costs.table()],
             )
         ]
     )

@@ -16,12 +16,13 @@ from pydantic import ValidationError
 from starlette.datastructures import QueryParams
 from starlette.routing import Route
 
-from app import errors
+from app import answers, errors
 from app.deps import ServiceDep, while_connected
-from app.lifecycle import Service, Steps
+from app.lifecycle import Service
 from app.schemas import ANSWER, BatchRequest, BatchResponse, Problem, RecommendRequest, RecommendResponse
 from app.security import KEY_REQUIRED, require_key
 from serving.errors import RequestError, ServingError
+from serving.online.recommender import Steps
 
 log = logging.getLogger("streamrec.recommend")
 
@@ -58,7 +59,7 @@ StepsDep = Annotated[Any, Depends(reasoning_steps)]
 @router.post("/recommend", response_model=RecommendResponse)
 async def recommend(request: Request, body: RecommendRequest, steps: StepsDep, service: ServiceDep) -> Response:
     """The best items for one user, found by reasoning for a number of steps first."""
-    answer = await while_connected(request, service.recommend(body, steps))
+    answer = await while_connected(request, answers.recommend(service.recommender, body, steps))
     if answer is None:
         return Response(status_code=499)  # nobody reads this
     request.state.answer = answer  # for the trace
@@ -72,7 +73,7 @@ async def recommend_directly(request: Request) -> Response:
     service: Service = request.app.state.service
     await require_key(request)
     body = await request.body()  # even when it is then refused: closing on an unread body would reset the connection
-    service.check_room()  # before anything is parsed: under a flood, refusals are most of the work
+    service.admission.decide()  # before anything is parsed: under a flood, refusals are most of the work
     return await recommend(request, _parsed(request, body), _steps_in(request.scope["query_string"]), service)
 
 
@@ -116,7 +117,7 @@ async def _awaited(work: asyncio.Future[list[RecommendResponse | Problem]]) -> l
 
 async def _one(service: Service, raw: Any, steps: Steps) -> RecommendResponse | Problem:
     try:
-        return await service.recommend(RecommendRequest.model_validate(raw), steps)
+        return await answers.recommend(service.recommender, RecommendRequest.model_validate(raw), steps)
     except (ServingError, ValidationError) as error:
         details = errors.problem(error)
     except Exception as error:

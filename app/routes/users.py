@@ -34,7 +34,7 @@ async def append_events(user_id: UserId, body: EventsRequest, service: ServiceDe
 @router.get("/{user_id:anything}", response_model=UserResponse, responses=declared(404))
 async def read_user(user_id: UserId, service: ServiceDep) -> UserResponse:
     """Everything that is kept of a user."""
-    items, cached = await service.users.get(user_id), await service.held(user_id)
+    items, cached = await service.users.get(user_id), await service.recommender.held(user_id)
     if not items and not cached:
         raise NotFound("Nothing is kept of this user.")
     return UserResponse(user_id=user_id, items=items, cached=cached)
@@ -46,5 +46,5 @@ async def erase_user(user_id: UserId, service: ServiceDep) -> Response:
 
     After a 503 something may be left: ask again.
     """
-    await service.erase(user_id)
+    await service.recommender.erase(user_id)
     return Response(status_code=204)

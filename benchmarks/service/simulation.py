@@ -1,9 +1,9 @@
-"""A service in simulated time (simpy): arrivals, caches, queues and batches of any number of replicas, and what users
-would have seen. Service times come in as `Costs`; the queue's rules are those of serving/online/batcher.py and
-app/lifecycle.py, and its estimates those of the real `Planner`.
+"""A service in simulated time (simpy): arrivals, caches, queues and batches of any number of replicas, and what their
+users would see. Service times come in as `Costs`; what enters, waits and shares a batch is decided by the service's own
+`Admission`, run on the simulation's clock.
 
-Left out: what event loop and engine thread take from each other beyond what the measured times hold, and anything
-outside of the pods.
+Left out: what event loop and engine thread take from each other beyond what the measured times hold, and everything
+outside the pods.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ from typing import Any
 import simpy
 
 from benchmarks.service.traffic import BUDGET_MS, Ask, Traffic
-from serving.online.planner import TYPICAL, Planner
+from serving.errors import DeadlineExceeded, Overloaded
+from serving.online.admission import Admission, Demand, Job
+from serving.online.costs import CostTable
 
 MAX_STEPS, K = 4, 10
 DEFAULT_BUDGET = 10.0  # seconds, of requests that name none
-
-Key = tuple[int, int]  # steps, beam width: what may share a batch
-
 
 Series = Sequence[tuple[float, float]]  # (second of the measurement, value), in order of time
 
@@ -82,14 +81,11 @@ class Setting:
 
 
 @dataclass(slots=True, eq=False)
-class _Job:
-    ask: Ask
-    since: float
-    deadline: float
+class _Visit:
+    """A request that was let in: its outcome is the event's value, whether it was answered."""
+
     missed: bool
     done: simpy.Event
-    key: Key = (0, 0)
-    late: bool = False
 
 
 @dataclass(slots=True)
@@ -142,7 +138,7 @@ def simulate(costs: Costs, setting: Setting) -> Outcome:
 
 
 class Replica:
-    """One process of the service: memory cache, planner, queue, and the one thread that owns the device."""
+    """One process of the service: in-process cache, admission, and the one thread that owns the device."""
 
     def __init__(
         self,
@@ -155,40 +151,48 @@ class Replica:
     ) -> None:
         self.env, self.costs, self.setting, self.outcome = env, costs, setting, outcome
         self.noise, self.overhead = Replay(costs.noise, rng), Replay(costs.overhead, rng)
-        self.memory: OrderedDict[int, int] = OrderedDict()  # user -> version of the history that was encoded
+        self.in_process: OrderedDict[int, int] = OrderedDict()  # user -> version of the history that was encoded
         self.redis = redis
-        self.planner = Planner(clock=lambda: env.now)
-        self.groups: dict[Key, list[_Job]] = {}
-        self.free_at = self.busy = 0.0
-        self.running = False
+        self.busy = 0.0
+        self.table = CostTable(clock=lambda: env.now)
+        self.admission: Admission[_Visit] = Admission(
+            self.table,
+            max_batch=setting.max_batch,
+            max_rows=setting.max_rows,
+            max_wait=setting.max_wait,
+            clock=lambda: env.now,
+        )
         self.wake = env.event()
         for steps in range(MAX_STEPS + 1):  # as the service does before it is ready
             for power in range(setting.max_batch.bit_length()):
                 rows = setting.beam_width * 2**power
-                self.planner.observe(steps, rows, costs.typical(steps, rows))
+                self.table.observe(steps, rows, costs.typical(steps, rows))
         env.process(self._engine())
 
-    # A request
+    # A request, in the order of serving.online.recommender
 
     def request(self, ask: Ask, counted: bool) -> Any:
         env, started = self.env, self.env.now
         self.outcome.sent += counted
-        budget = BUDGET_MS / 1000 if ask.steps == "auto" else DEFAULT_BUDGET
-        found = self._look_up(ask)
-        if counted:
-            self.outcome.cache[found] += 1
-        if self.setting.redis_seconds is not None and found != "memory":
-            yield env.timeout(self.setting.redis_seconds)
-        key = self._plan(ask.steps, started + budget - env.now)
-        if key is None or not self._admits(key):
+        demand = self._demand(ask, started)
+        try:
+            self.admission.decide()
+            self.admission.decide(demand)
+            found = self._look_up(ask)
+            if counted:
+                self.outcome.cache[found] += 1
+            if self.setting.redis_seconds is not None and found != "memory":
+                yield env.timeout(self.setting.redis_seconds)
+            plan = self.admission.decide(demand)
+        except (Overloaded, DeadlineExceeded):
             self.outcome.rejected += counted
             return
-        job = _Job(ask, env.now, started + budget, found == "miss", env.event(), key)
-        self.groups.setdefault(key, []).append(job)
+        assert plan is not None
+        visit = _Visit(found == "miss", env.event())
+        self.admission.enter(visit, plan, demand.deadline)
         if not self.wake.triggered:
             self.wake.succeed()
-        yield job.done
-        if job.late:
+        if not (yield visit.done):
             self.outcome.rejected += counted
             return
         self._keep(ask)
@@ -196,101 +200,49 @@ class Replica:
         if counted:
             self.outcome.seconds.append(env.now - started)
 
+    def _demand(self, ask: Ask, now: float) -> Demand:
+        if isinstance(ask.steps, int):
+            return Demand(ask.steps, self.setting.beam_width, now + DEFAULT_BUDGET)
+        return Demand(MAX_STEPS, self.setting.beam_width, now + BUDGET_MS / 1000, flexible=True, min_beam_width=K)
+
     def _look_up(self, ask: Ask) -> str:
-        if self.memory.get(ask.user) == ask.version:
-            self.memory.move_to_end(ask.user)
+        if self.in_process.get(ask.user) == ask.version:
+            self.in_process.move_to_end(ask.user)
             return "memory"
         return "redis" if self.redis.get(ask.user) == ask.version else "miss"
 
     def _keep(self, ask: Ask) -> None:
-        self.memory[ask.user] = ask.version
-        self.memory.move_to_end(ask.user)
-        if len(self.memory) > self.setting.memory_users:
-            self.memory.popitem(last=False)
+        self.in_process[ask.user] = ask.version
+        self.in_process.move_to_end(ask.user)
+        if len(self.in_process) > self.setting.memory_users:
+            self.in_process.popitem(last=False)
         if self.setting.redis_seconds is not None:
             self.redis[ask.user] = ask.version
 
-    def _plan(self, steps: int | str, left: float) -> Key | None:
-        beam = self.setting.beam_width
-        if isinstance(steps, str):
-            beams = sorted({beam, max(K, beam // 2), K}, reverse=True)
-            return self.planner.choose(left, self._ahead, MAX_STEPS, beams)
-        wait, beside = self._ahead(steps, beam)
-        fits = wait + self.planner.estimate(steps, beside + beam, TYPICAL) <= left
-        return (steps, beam) if fits else None
-
-    # The queue, as serving/online/batcher.py has it
-
-    def _admits(self, key: Key) -> bool:
-        if not self.groups:
-            return True
-        alike = len(self.groups.get(key, ()))
-        more = self._group_seconds(key, alike + 1) - self._group_seconds(key, alike)
-        return self._wait() + more <= self.setting.max_wait
-
-    def _ahead(self, steps: int, beam_width: int) -> tuple[float, int]:
-        key = (steps, beam_width)
-        alike = len(self.groups.get(key, ()))
-        mates = alike % self._most(key)
-        earlier = self._group_seconds(key, alike - mates) - self._group_seconds(key, alike)
-        return max(0.0, self._wait() + earlier), mates * beam_width
-
-    def _wait(self) -> float:
-        running = max(0.0, self.free_at - self.env.now) if self.running else 0.0
-        return running + sum(self._group_seconds(key, len(jobs)) for key, jobs in self.groups.items())
-
-    def _group_seconds(self, key: Key, jobs: int) -> float:
-        most = self._most(key)
-        full, rest = divmod(jobs, most)
-        seconds = full * self._estimate(key, most) if full else 0.0
-        return seconds + (self._estimate(key, rest) if rest else 0.0)
-
-    def _estimate(self, key: Key, jobs: int) -> float:
-        return self.planner.estimate(key[0], jobs * key[1], TYPICAL)
-
-    def _most(self, key: Key) -> int:
-        return max(1, min(self.setting.max_batch, self.setting.max_rows // key[1]))
-
-    def _take(self) -> list[_Job]:
-        """The next batch, of the key whose oldest job has waited longest; what would be late is dropped before."""
-        while self.groups:
-            key = min(self.groups, key=lambda one: self.groups[one][0].since)
-            waiting, most = self.groups.pop(key), self._most(key)
-            end = self.env.now + self._estimate(key, min(most, len(waiting)))
-            batch: list[_Job] = []
-            while waiting and len(batch) < most:
-                job = waiting.pop(0)
-                job.late = job.deadline <= end
-                if job.late:
-                    job.done.succeed()
-                else:
-                    batch.append(job)
-            if waiting:
-                self.groups[key] = waiting
-            self.free_at = end
-            if batch:
-                return batch
-        return []
+    # The engine's thread, as serving.online.batcher has it
 
     def _engine(self) -> Any:
         while True:
-            batch = self._take()
+            batch, dropped = self.admission.take()
+            for job in dropped:
+                job.payload.done.succeed(False)
             if not batch:
                 self.wake = self.env.event()
                 yield self.wake
                 continue
-            steps, rows = batch[0].key[0], batch[0].key[1] * len(batch)
-            seconds = self._service_time(steps, rows, sum(job.missed for job in batch))
-            self.running = True
+            seconds = self._service_time(batch)
             yield self.env.timeout(seconds)
-            self.running = False
             self.busy += seconds
-            self.planner.observe(steps, rows, seconds)
+            plan = batch[0].plan
+            self.table.observe(plan.steps, plan.beam_width * len(batch), seconds)
+            self.admission.finish()
             self.outcome.batches.append(len(batch))
             for job in batch:
-                job.done.succeed()
+                job.payload.done.succeed(True)
 
-    def _service_time(self, steps: int, rows: int, misses: int) -> float:
+    def _service_time(self, batch: Sequence[Job[_Visit]]) -> float:
+        plan, misses = batch[0].plan, sum(job.payload.missed for job in batch)
         base, each = self.costs.encode
         encode = base + each * misses if misses else 0.0
-        return (encode + self.costs.typical(steps, rows)) * self.noise.now(self.env.now)
+        typical = self.costs.typical(plan.steps, plan.beam_width * len(batch))
+        return (encode + typical) * self.noise.now(self.env.now)

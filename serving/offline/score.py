@@ -26,7 +26,9 @@ from serving.engine import Engine
 from serving.errors import ScoreError
 from serving.files import atomic_write, locked_folder
 from serving.offline.input import Part, Reject, User, open_histories
-from serving.types import Answer, Request, Rules, RuntimeName
+from serving.online.admission import Plan
+from serving.online.recommender import Query, recommend_batch
+from serving.types import RuntimeName
 
 SCHEMA = pa.schema([
     ("user_id", pa.string()),
@@ -157,32 +159,19 @@ class Scorer:
             return alone
 
     def search(self, batch: Sequence[User]) -> list[dict[str, Any]]:
-        """Known items only count, as in the service; without any the answer is what everybody likes."""
-        known = [self._known(user) for user in batch]
-        rules = [Rules(exclude=tuple(set(rows))) if self.task.exclude_seen else Rules() for rows in known]
-        longest = self.engine.bundle.max_items
-        asked = [i for i, rows in enumerate(known) if rows]
-        requests = [
-            Request(tuple(known[i][-longest:]), self.task.k, self.task.beam, self.steps, rules[i]) for i in asked
-        ]
-        found = self.engine.search(requests, self.engine.encode([r.history for r in requests])) if asked else []
-        by_model = dict(zip(asked, found, strict=True))
+        """As in the service, only known items count; without any the answer is the most popular items."""
+        task = self.task
+        queries = [Query(history=user.history, k=task.k, exclude_seen=task.exclude_seen) for user in batch]
+        found = recommend_batch(self.engine, queries, Plan(self.steps, task.beam))
         return [
-            self._row(user, by_model.get(i) or self._popular(rules[i]), "model" if i in by_model else "popularity")
-            for i, user in enumerate(batch)
+            {
+                "user_id": user.user_id,
+                "items": [self.catalogue.item_ids[index] for index in recommendation.items],
+                "scores": recommendation.scores,
+                "source": recommendation.source,
+            }
+            for user, recommendation in zip(batch, found, strict=True)
         ]
-
-    def _known(self, user: User) -> list[int]:
-        rows = (self.catalogue.row(item_id) for item_id in user.history)
-        return [row for row in rows if row is not None]
-
-    def _popular(self, rules: Rules) -> Answer:
-        rows = self.catalogue.popular(self.task.k, rules)
-        return Answer(rows, [float(self.catalogue.popularity[row]) for row in rows])
-
-    def _row(self, user: User, answer: Answer, source: str) -> dict[str, Any]:
-        items = [self.catalogue.item_ids[row] for row in answer.items]
-        return {"user_id": user.user_id, "items": items, "scores": answer.scores, "source": source}
 
 
 class Progress:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,6 +17,7 @@ from uvicorn.server import ServerState
 
 from app.lifecycle import Service
 from serving.errors import Overloaded
+from serving.online.admission import QUEUE_FULL, Demand
 from tests.app.conftest import Start
 
 BODY = b'{"history": ["i1"]}'
@@ -74,12 +76,18 @@ def service(client: TestClient) -> Service:
 @pytest.fixture
 def full(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """The queue is full, and will be for 2.3 s."""
+    fill(service, monkeypatch)
 
-    def check_room() -> None:
-        raise Overloaded(INSIDE, 2.3)
 
-    monkeypatch.setattr(service.batcher, "full_for", lambda: 2.3)
-    monkeypatch.setattr(service.batcher, "check_room", check_room)
+def fill(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the queue full, with one message for the gate and another for whoever asks further in."""
+
+    def decide(demand: Demand | None = None) -> None:
+        service.admission.check_open()
+        caller = sys._getframe(1).f_globals["__name__"]
+        raise Overloaded(QUEUE_FULL if caller == "app.gate" else INSIDE, 2.3)
+
+    monkeypatch.setattr(service.admission, "decide", decide)
 
 
 def talk(client: TestClient, *pieces: bytes, count: int = 1, peer: str = "192.0.2.9") -> list[Answer]:
@@ -194,7 +202,7 @@ def test_a_client_over_its_quota_is_refused_at_the_gate_until_there_is_room(
         await take(name, cost)
 
     monkeypatch.setattr(quotas, "take", counting)
-    monkeypatch.setattr(client.app.state.service.batcher, "full_for", lambda: 2.3)  # type: ignore[attr-defined]
+    fill(client.app.state.service, monkeypatch)  # type: ignore[attr-defined]
     mine = post(X_API_Key="one")
     answers = [talk(client, mine)[0] for _ in range(4)]
     # With a quota, a full queue is refused inside, after counting; so is the first request over the quota.

@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 
 from app.lifecycle import Service
 from app.main import create_app
-from serving.online.planner import WINDOW, Planner
+from serving.online.costs import WINDOW, CostTable
 from tests.app.conftest import ShapedEngine, Start, settings
 from tests.app.test_recommend import HISTORY, ask
 
@@ -108,7 +108,7 @@ def test_an_unexpected_error_is_a_500_that_tells_nothing_and_spoils_nothing(
 def test_a_full_queue_is_503_with_retry_after(start: Start, engine: ShapedEngine) -> None:
     client = start(max_queue_ms=100)
     service: Service = client.app.state.service  # type: ignore[attr-defined]
-    slow(service.planner, seconds=0.08)
+    slow(service.costs, seconds=0.08)
     gate = Gate()
     engine.before = gate  # type: ignore[assignment]
     with ThreadPoolExecutor(4) as pool:
@@ -133,7 +133,7 @@ def test_a_full_server_refuses_without_reading_and_without_a_line_each(
     caplog.set_level(logging.INFO, "streamrec")
     client = start(max_queue_ms=2500)
     service: Service = client.app.state.service  # type: ignore[attr-defined]
-    slow(service.planner, seconds=2)
+    slow(service.costs, seconds=2)
     gate = Gate()
     engine.before = gate  # type: ignore[assignment]
     with ThreadPoolExecutor(2) as pool:
@@ -167,18 +167,18 @@ def test_a_budget_that_passes_in_the_queue_is_504_in_time(client: TestClient, ga
     assert 'streamrec_rejected_total{reason="deadline_exceeded"} 1.0' in client.get("/metrics").text
 
 
-def slow(planner: Planner, seconds: float, steps: Iterable[int] = range(5), rows: Iterable[int] | None = None) -> None:
-    """Makes the planner believe that searches take so long."""
+def slow(costs: CostTable, seconds: float, steps: Iterable[int] = range(5), rows: Iterable[int] | None = None) -> None:
+    """Makes the cost table believe that searches take so long."""
     for each in steps:
-        for measured in rows or [entry["beam_rows"] for entry in planner.table()]:
+        for measured in rows or [entry["beam_rows"] for entry in costs.table()]:
             for _ in range(WINDOW):
-                planner.observe(each, measured, seconds)
+                costs.observe(each, measured, seconds)
 
 
 def test_auto_takes_the_most_steps_that_fit(client: TestClient) -> None:
-    planner = client.app.state.service.planner  # type: ignore[attr-defined]
-    slow(planner, 0.001)
-    slow(planner, 0.2, steps=(3, 4))
+    costs = client.app.state.service.costs  # type: ignore[attr-defined]
+    slow(costs, 0.001)
+    slow(costs, 0.2, steps=(3, 4))
     # what is measured says 3 and 4 take 200 ms; the search itself is fast
     assert ask(client, "auto", history=HISTORY, timeout_ms=150).json()["reasoning_steps"] == 2
     assert ask(client, "auto", history=HISTORY, timeout_ms=5000).json()["reasoning_steps"] == 4
@@ -188,16 +188,16 @@ def test_auto_takes_the_most_steps_that_fit(client: TestClient) -> None:
 
 
 def test_auto_narrows_the_beam_when_no_number_of_steps_fits(client: TestClient) -> None:
-    planner = client.app.state.service.planner  # type: ignore[attr-defined]
-    slow(planner, 0.5)
-    slow(planner, 0.001, steps=(0, 1), rows=(25,))
+    costs = client.app.state.service.costs  # type: ignore[attr-defined]
+    slow(costs, 0.5)
+    slow(costs, 0.001, steps=(0, 1), rows=(25,))
     answer = ask(client, "auto", history=HISTORY, timeout_ms=150).json()
     assert (answer["reasoning_steps"], answer["beam_width"]) == (1, 25) and len(answer["items"]) == 10
     assert ask(client, "auto", history=HISTORY, timeout_ms=150, k=30).status_code == 504  # no beam narrower than k
 
 
 def test_a_budget_that_nothing_fits_is_504_early(client: TestClient, engine: ShapedEngine) -> None:
-    slow(client.app.state.service.planner, 0.5)  # type: ignore[attr-defined]
+    slow(client.app.state.service.costs, 0.5)  # type: ignore[attr-defined]
     searched = len(engine.searched)
     started = time.monotonic()
     for asked in ("auto", None, 4):
@@ -208,8 +208,8 @@ def test_a_budget_that_nothing_fits_is_504_early(client: TestClient, engine: Sha
 def test_a_budget_that_only_the_queue_uses_up_is_503_early(client: TestClient, engine: ShapedEngine) -> None:
     """It would fit an idle engine, so trying again makes sense."""
     service: Service = client.app.state.service  # type: ignore[attr-defined]
-    slow(service.planner, 0.2)
-    slow(service.planner, 0.1, steps=(0, 1))
+    slow(service.costs, 0.2)
+    slow(service.costs, 0.1, steps=(0, 1))
     gate = Gate()
     engine.before = gate  # type: ignore[assignment]
     with ThreadPoolExecutor(2) as pool:

@@ -28,7 +28,7 @@ def test_the_chosen_runtime_runs_the_network(tmp_path: Path) -> None:
     with TestClient(app) as client:
         assert ready.wait(60)
         service: Service = app.state.service
-        assert isinstance(service._engine.runtime, OnnxRuntime)  # type: ignore[union-attr]
+        assert isinstance(service.recommender.engine.runtime, OnnxRuntime)  # type: ignore[union-attr]
         answer = client.post("/recommend?reasoning_steps=2", json={"history": ["i1", "i2"], "k": 5}).json()
         assert answer["source"] == "model" and len(answer["items"]) == 5
 

@@ -1,23 +1,17 @@
-"""The simulation: right where theory knows the answer, the batcher's own in every decision, true to what it is told."""
+"""The simulation: right where theory knows the answer, and true to the costs it is given."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import random
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
-import simpy
 
 from benchmarks.service.capacity import fit, loaded, predict, saved, simulated
 from benchmarks.service.redis_memory import users_seen
-from benchmarks.service.simulation import Costs, Outcome, Replica, Setting, _Job, simulate
-from benchmarks.service.traffic import Ask, zipf
-from serving.errors import Overloaded
-from serving.online.batcher import Batcher, Job
+from benchmarks.service.simulation import Costs, Setting, simulate
+from benchmarks.service.traffic import zipf
 
 FLAT = [(0.0, 1.0), (1.0, 1.0)]
 
@@ -69,57 +63,6 @@ def test_replicas_share_the_load_and_redis_their_states() -> None:
     assert spread.row()["cached"] < affine.row()["cached"] - 0.05
     assert redis.row()["cached"] == pytest.approx(affine.row()["cached"], abs=0.03)
     assert redis.cache["redis"] > 0
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_every_decision_is_the_batchers_own(seed: int) -> None:
-    """The same jobs, given to the real batcher and to the simulated: who is admitted, and who shares which batch."""
-    rng = random.Random(seed)
-    setting = Setting(rate=1, seconds=1, max_batch=rng.choice([1, 3, 16]), max_rows=rng.choice([60, 400]), max_wait=0.3)
-    asked = [(rng.randrange(3), rng.choice([10, 50])) for _ in range(40)]
-
-    def cost(steps: int, rows: int) -> float:
-        return 0.005 + 0.002 * steps + 0.0002 * rows
-
-    env = simpy.Environment()
-    replica = Replica(env, costs(0.01), setting, {}, Outcome(), rng)
-    replica._estimate = lambda key, jobs: cost(key[0], jobs * key[1])  # type: ignore[method-assign]
-    simulated_jobs = []
-    for number, key in enumerate(asked):
-        if replica._admits(key):
-            ask = Ask(number, 1, (0,), key[0], "none")
-            replica.groups.setdefault(key, []).append(_Job(ask, number * 1e-9, 1e9, False, env.event(), key))
-            simulated_jobs.append(number)
-    simulated_batches = []
-    while batch := replica._take():
-        simulated_batches.append([job.ask.user for job in batch])
-
-    real_batches: list[list[int]] = []
-
-    def run(numbers: Sequence[int]) -> list[int]:
-        real_batches.append(list(numbers))
-        return list(numbers)
-
-    async def real() -> list[int]:
-        batcher: Batcher[int, int] = Batcher(
-            run, lambda key, rows: cost(key, rows),
-            max_batch=setting.max_batch, max_rows=setting.max_rows, max_wait=setting.max_wait, clock=lambda: 0.0,
-        )  # fmt: skip
-        admitted, tasks = [], []
-        for number, (steps, rows) in enumerate(asked):
-            with contextlib.suppress(Overloaded):
-                batcher.admit(steps, rows)
-                tasks.append(asyncio.create_task(batcher.submit(Job(number, steps, rows))))
-                admitted.append(number)
-                await asyncio.sleep(0)
-        while batcher.step():
-            pass
-        await asyncio.gather(*tasks)
-        return admitted
-
-    assert simulated_jobs == asyncio.run(real())
-    assert simulated_batches == real_batches
-    assert 0 < len(simulated_jobs) < len(asked) or len(simulated_batches) < len(simulated_jobs)
 
 
 def test_costs_are_found_again_in_the_answers_they_made() -> None:

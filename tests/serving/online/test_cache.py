@@ -4,34 +4,35 @@ made once for all who want them, and erased in every process."""
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import numpy as np
 import pytest
-from tests.serving.test_tiers import HISTORY, memory, state
 
 from serving.online.cache import Lookup, StateCache
-from serving.online.redis_link import RedisDown, RedisLink, connect
+from serving.online.redis_link import RedisDown, connect
 from serving.online.tiers import SLOTS, MemoryTier, RedisTier
 from tests.conftest import RedisServer, SlowRoad
+from tests.serving.online.links import FAILURES, PAUSE, Clock, CountedLink
+from tests.serving.online.test_tiers import HISTORY, memory, state
+from tests.waiting import eventually_async as eventually
 
-LIMIT = 0.8  # seconds: far above a healthy answer even on a busy machine
+LIMIT = 20.0  # seconds: far above a healthy answer, even on a busy machine
 MAX_VALUE = 1 << 16
 
 
 class Rig:
-    """A cache over a Redis, and the count of its accesses."""
+    """A cache over a Redis, the count of its accesses, and the clock of its breakers."""
 
-    def __init__(self, url: str | None, tier: MemoryTier | None, limit: float = LIMIT, pause: float = 0.3) -> None:
+    def __init__(self, url: str | None, tier: MemoryTier | None) -> None:
         self.counts: Counter[tuple[str, str]] = Counter()
         self.client = connect(url) if url else None
+        self.clock = Clock()
         redis = None
         if self.client:
-            fast, patient = (RedisLink(self.client, seconds, pause=pause) for seconds in (limit, 2 * LIMIT))
-            redis = RedisTier(fast, patient, 60, MAX_VALUE)
+            self.fast, patient = (CountedLink(self.client, LIMIT, clock=self.clock) for _ in range(2))
+            redis = RedisTier(self.fast, patient, 60, MAX_VALUE)
         self.cache = StateCache(tier, redis, lambda tier, result: self.counts.update([(tier, result)]))
 
     async def __aenter__(self) -> StateCache:
@@ -51,16 +52,6 @@ class Rig:
                 await scenario(cache)
 
         asyncio.run(main())
-
-
-async def eventually(check: Callable[[], Any], seconds: float = 8.0) -> None:
-    deadline = time.monotonic() + seconds
-    while True:
-        found = check()
-        if await found if asyncio.iscoroutine(found) else found:
-            return
-        assert time.monotonic() < deadline, "it did not come to pass"
-        await asyncio.sleep(0.01)
 
 
 def keep(cache: StateCache, lookup: Lookup, seed: int = 0, **shape: int) -> None:
@@ -261,9 +252,7 @@ def test_a_full_redis_takes_nothing_and_still_gives(redis_server: RedisServer) -
         await stored(cache, user="early")
         redis_server.fill()
         for _ in range(5):
-            started = time.monotonic()
             await stored(cache, user="late")
-            assert time.monotonic() - started < LIMIT
             assert await source(cache, user="late") == "miss"
         assert await source(cache, user="early") == "redis"
         await cache.erase("early")
@@ -277,83 +266,84 @@ def test_a_full_redis_takes_nothing_and_still_gives(redis_server: RedisServer) -
 
 
 def test_a_dead_redis_is_a_miss_soon_not_even_asked_and_used_again_when_it_is_back(redis_server: RedisServer) -> None:
-    rig = Rig(redis_server.url, None, pause=0.3)
+    rig = Rig(redis_server.url, None)
 
     async def scenario(cache: StateCache) -> None:
         await stored(cache)
         redis_server.kill()
-        started = time.monotonic()
+        before = rig.fast.sent
         for _ in range(50):
             assert await source(cache) == "miss"
-        assert time.monotonic() - started < 4 * LIMIT
+        assert rig.fast.sent == before + FAILURES
         redis_server.start()
+        assert await source(cache) == "miss" and rig.fast.sent == before + FAILURES  # the pause is not over
 
         async def hit() -> bool:
+            rig.clock.now += PAUSE
             await stored(cache)
             return await source(cache) == "redis"
 
-        await eventually(hit, seconds=5)
+        await eventually(hit)
 
     rig.run(scenario)
     assert rig.counts["redis", "error"] >= 50
 
 
 def test_a_stalled_redis_costs_its_limit_then_nothing_and_is_used_again(redis_server: RedisServer) -> None:
-    limit = 0.05
+    rig = Rig(redis_server.url, None)
 
     async def scenario(cache: StateCache) -> None:
         await stored(cache)
+        before, rig.fast.limit = rig.fast.sent, 0.05
         redis_server.freeze()
         try:
-            seconds = []
-            for _ in range(100):
-                started = time.monotonic()
-                assert await source(cache) == "miss"
-                seconds.append(time.monotonic() - started)
+            assert [await source(cache) for _ in range(100)] == ["miss"] * 100
         finally:
             redis_server.thaw()
-        assert all(taken < limit + 0.1 for taken in seconds[:3])
-        assert sum(seconds[3:]) < limit, "the breaker makes it free"
+        assert rig.fast.sent == before + FAILURES, "the breaker makes the others free"
+        rig.fast.limit = LIMIT
 
         async def hit() -> bool:
+            rig.clock.now += PAUSE
             return await source(cache) == "redis"
 
-        await eventually(hit, seconds=5)
+        await eventually(hit)
 
-    Rig(redis_server.url, None, limit=limit, pause=1.0).run(scenario)
+    rig.run(scenario)
 
 
 def test_a_slow_redis_costs_its_limit_then_nothing_and_is_used_again(
     redis_server: RedisServer, slow_road: SlowRoad
 ) -> None:
-    limit = 0.05
+    rig = Rig(slow_road.url, None)
 
     async def scenario(cache: StateCache) -> None:
         await stored(cache)
         slow_road.delay = 0.01
         assert await source(cache) == "redis"  # slow, but not too slow
-        slow_road.delay = 0.2
-        seconds = []
-        for _ in range(100):
-            started = time.monotonic()
-            assert await source(cache) == "miss"
-            seconds.append(time.monotonic() - started)
-        assert all(taken < limit + 0.1 for taken in seconds[:3])
-        assert sum(seconds[3:]) < limit
-        slow_road.delay = 0.0
+        before, rig.fast.limit = rig.fast.sent, 0.05
+        slow_road.open.clear()
+        assert [await source(cache) for _ in range(100)] == ["miss"] * 100
+        assert rig.fast.sent == before + FAILURES
+        slow_road.open.set()
+        rig.fast.limit = LIMIT
 
         async def hit() -> bool:
+            rig.clock.now += PAUSE
             return await source(cache) == "redis"
 
-        await eventually(hit, seconds=5)
+        await eventually(hit)
 
-    Rig(slow_road.url, None, limit=limit, pause=1.0).run(scenario)
+    rig.run(scenario)
 
 
 def test_writing_to_a_stalled_redis_is_bounded(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serving.online.cache.MAX_PENDING_WRITES", 20)
 
+    rig = Rig(redis_server.url, None)
+
     async def scenario(cache: StateCache) -> None:
+        rig.fast.limit = 0.02
         redis_server.freeze()
         try:
             for i in range(200):
@@ -362,7 +352,7 @@ def test_writing_to_a_stalled_redis_is_bounded(redis_server: RedisServer, monkey
         finally:
             redis_server.thaw()
 
-    Rig(redis_server.url, None, limit=0.02, pause=60).run(scenario)
+    rig.run(scenario)
 
 
 # Erasing
@@ -430,7 +420,7 @@ def test_an_erasure_reaches_the_memory_of_every_process(redis_server: RedisServe
                 async def gone(cache: StateCache = cache) -> bool:
                     return await cache.held("u") == []
 
-                await eventually(gone, seconds=2)
+                await eventually(gone)
                 assert await source(cache, user="other") == "memory"
 
     asyncio.run(scenario())
@@ -453,14 +443,15 @@ def test_a_write_that_lands_behind_an_erasure_elsewhere_is_undone(
 ) -> None:
     async def scenario() -> None:
         async with Rig(redis_server.url, None) as a, Rig(slow_road.url, memory()) as b:
-            lookup = await b.get("u", "v1", HISTORY)
-            slow_road.delay = 0.2
+            lookup, before = await b.get("u", "v1", HISTORY), slow_road.sent
+            slow_road.open.clear()
             keep(b, lookup)
-            await asyncio.sleep(0.05)
-            await a.erase("u")  # is through before the write
+            await eventually(lambda: slow_road.sent > before)  # the write is under way
+            await a.erase("u")
+            assert redis_server.calls("set") == 0
+            slow_road.open.set()
+            await eventually(lambda: redis_server.calls("set") == 1)
             with redis_server.client() as client:
-                assert client.keys("*") == []
-                await eventually(lambda: client.keys("*") != [])  # there it is
                 await eventually(lambda: client.keys("*") == [])
             assert await b.held("u") == []
 
@@ -480,7 +471,7 @@ def test_a_process_that_may_have_missed_an_erasure_forgets_everybody(redis_serve
         async def gone() -> bool:
             return await cache.held("u") == []
 
-        await eventually(gone, seconds=5)
+        await eventually(gone)
         await stored(cache)
         assert await source(cache) == "memory"
         heard = cache.erasures
@@ -505,38 +496,54 @@ def test_rubbish_on_the_channel_is_no_obstacle(redis_server: RedisServer) -> Non
         async def gone() -> bool:
             return await cache.held("u") == []
 
-        await eventually(gone, seconds=2)
+        await eventually(gone)
 
     rig = Rig(redis_server.url, memory())
     rig.run(scenario)
     assert rig.counts["memory", "cleared"] == 0
 
 
-def test_a_broken_channel_is_told_of_once(redis_server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
-    def told() -> list[str]:
-        return [record.message for record in caplog.records if record.name == "streamrec.cache"]
+@pytest.fixture
+def connected(monkeypatch: pytest.MonkeyPatch) -> list[RedisTier]:
+    """Grows whenever a process connects to the channel of erasures, which it does without much delay here."""
+    tiers: list[RedisTier] = []
+    erased = RedisTier.erased
 
+    def counted(self: RedisTier) -> AsyncIterator[str | None]:
+        tiers.append(self)
+        return erased(self)
+
+    monkeypatch.setattr(RedisTier, "erased", counted)
+    monkeypatch.setattr("serving.online.cache.RECONNECT", 0.1)
+    return tiers
+
+
+def test_a_broken_channel_is_logged_once(
+    redis_server: RedisServer, caplog: pytest.LogCaptureFixture, connected: list[RedisTier]
+) -> None:
     async def scenario(cache: StateCache) -> None:
         redis_server.kill()
-        await eventually(told)
-        await asyncio.sleep(1.5)  # it has tried again
-        assert ["not heard of" in message for message in told()] == [True]
+        await eventually(lambda: len(connected) > 3)  # it has tried again
+        messages = [record.message for record in caplog.records if record.name == "streamrec.cache"]
+        assert ["not heard of" in message for message in messages] == [True]
 
     with caplog.at_level("WARNING", "streamrec.cache"):
         Rig(redis_server.url, memory()).run(scenario)
 
 
-def test_a_channel_that_falls_silent_is_noticed(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serving.online.tiers.HEARTBEAT", 0.3)
-    monkeypatch.setattr("serving.online.cache.RECONNECT", 0.1)
+def test_a_channel_that_falls_silent_is_noticed(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch, connected: list[RedisTier]
+) -> None:
+    monkeypatch.setattr("serving.online.tiers.HEARTBEAT", 0.5)
     rig = Rig(redis_server.url, memory())
 
     async def scenario(cache: StateCache) -> None:
         await stored(cache)
-        await asyncio.sleep(1.5)
-        assert await source(cache) == "memory", "silence without news is no fault"
+        before = redis_server.calls("ping")
+        await eventually(lambda: redis_server.calls("ping") > before + 1)
+        assert await source(cache) == "memory" and len(connected) == 1, "silence without news is no fault"
         redis_server.freeze()
-        await asyncio.sleep(1.5)
+        await eventually(lambda: len(connected) > 1)
         redis_server.thaw()
         await eventually(lambda: rig.counts["memory", "cleared"] == 1)
 

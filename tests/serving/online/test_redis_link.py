@@ -12,12 +12,15 @@ from redis.exceptions import ResponseError
 
 from serving.online.redis_link import TOGETHER, RedisDown, RedisLink, connect
 from tests.conftest import RedisServer, SlowRoad
+from tests.waiting import DEADLINE, eventually, eventually_async
 
 
-def run(url: str, scenario: Callable[[RedisLink], Awaitable[None]], limit: float = 2.0, pause: float = 2.0) -> None:
+def run(
+    url: str, scenario: Callable[[RedisLink], Awaitable[None]], limit: float = DEADLINE, pause: float = 2.0
+) -> None:
     async def main() -> None:
         client = connect(url)
-        await RedisLink(client, 2.0).call(lambda c: c.ping())  # a connection is there
+        await RedisLink(client, DEADLINE).call(lambda c: c.ping())  # a connection is there
         try:
             await scenario(RedisLink(client, limit, pause=pause))
         finally:
@@ -28,13 +31,28 @@ def run(url: str, scenario: Callable[[RedisLink], Awaitable[None]], limit: float
 
 def test_a_late_event_loop_is_not_taken_for_a_slow_redis(redis_server: RedisServer) -> None:
     async def scenario(link: RedisLink) -> None:
+        before, started = redis_server.calls("ping"), time.monotonic()
         call = asyncio.ensure_future(link.call(lambda c: c.ping()))
         for _ in range(3):
             await asyncio.sleep(0)  # the command is on its way
-        time.sleep(0.1)  # the loop is held up for longer than the limit
+        # The loop is held up for longer than the limit, and until the reply is there.
+        eventually(lambda: redis_server.calls("ping") > before and time.monotonic() - started > 2 * link.limit)
+        assert redis_server.calls("ping") == before + 1  # one round trip later its reply has been sent
         assert await call
 
     run(redis_server.url, scenario, limit=0.02)
+
+
+def test_a_redis_that_does_not_answer_costs_the_limit_and_not_the_clients_own(redis_server: RedisServer) -> None:
+    async def scenario(link: RedisLink) -> None:
+        redis_server.freeze()
+        try:
+            with pytest.raises(RedisDown, match="no answer in time"):
+                await link.ask("PING")
+        finally:
+            redis_server.thaw()
+
+    run(redis_server.url, scenario, limit=0.05)
 
 
 def test_the_breaker_lets_one_call_try_after_its_pause() -> None:
@@ -60,18 +78,24 @@ def test_the_breaker_lets_one_call_try_after_its_pause() -> None:
 def test_a_call_whose_caller_has_left_fails_in_silence() -> None:
     reported: list[object] = []
 
-    async def fail(client: object) -> None:
-        await asyncio.sleep(0.01)
-        raise ConnectionError
-
     async def scenario() -> None:
+        sent, left, failing = (asyncio.Event() for _ in range(3))
+
+        async def fail(client: object) -> None:
+            sent.set()
+            await left.wait()
+            failing.set()
+            raise ConnectionError
+
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: reported.append(context))
-        caller = asyncio.ensure_future(RedisLink(None, 1.0).call(fail))  # type: ignore[arg-type]
-        for _ in range(3):
-            await asyncio.sleep(0)  # the command is on its way
+        caller = asyncio.ensure_future(RedisLink(None, DEADLINE).call(fail))  # type: ignore[arg-type]
+        await sent.wait()
         caller.cancel()
-        await asyncio.sleep(0.05)
-        gc.collect()  # a task says what nobody asked for when it is collected
+        await asyncio.wait({caller})
+        left.set()
+        await failing.wait()
+        await asyncio.sleep(0)  # its task is done
+        gc.collect()  # a task reports an exception that nobody has seen when it is collected
 
     asyncio.run(scenario())
     assert reported == []
@@ -90,20 +114,24 @@ def test_what_is_asked_at_once_shares_a_round_trip(redis_server: RedisServer, sl
         assert slow_road.sent == before + 1
         good, wrong = await asyncio.gather(link.ask("GET", "k3"), link.ask("GET", "list"), return_exceptions=True)
         assert good == b"3" and isinstance(wrong, ResponseError)  # a neighbour's error is not ours
-        slow_road.delay = 0.1
-        started = time.monotonic()
-        replies = await asyncio.gather(*(link.ask("GET", f"k{i % TOGETHER}") for i in range(4 * TOGETHER)))
-        assert len(replies) == 4 * TOGETHER and time.monotonic() - started < 1.0  # in turns it would be 6.4 s
+        slow_road.open.clear()
+        before = slow_road.sent
+        asked = [asyncio.ensure_future(link.ask("GET", f"k{i % TOGETHER}")) for i in range(4 * TOGETHER)]
+        await eventually_async(lambda: slow_road.sent >= before + 4)  # none waits for the reply to another
+        slow_road.open.set()
+        assert await asyncio.gather(*asked) == 4 * [str(i).encode() for i in range(TOGETHER)]
 
     run(slow_road.url, scenario)
 
 
 def test_whoever_gives_up_leaves_the_others_their_replies(slow_road: SlowRoad) -> None:
     async def scenario(link: RedisLink) -> None:
-        slow_road.delay = 0.05
+        slow_road.open.clear()
+        before = slow_road.sent
         hasty, patient = (asyncio.ensure_future(link.ask("ECHO", word)) for word in ("a", "b"))
-        await asyncio.sleep(0.01)
+        await eventually_async(lambda: slow_road.sent > before)
         hasty.cancel()
+        slow_road.open.set()
         assert await patient == b"b"
 
     run(slow_road.url, scenario)
@@ -113,19 +141,19 @@ def test_too_much_at_once_is_not_taken_for_a_dead_redis(redis_server: RedisServe
     """A call too large for the limit costs the limit, but does not shut the others out while they are answered."""
 
     async def scenario(link: RedisLink) -> None:
-        slow = [asyncio.ensure_future(link.call(lambda c: c.blpop("nothing", timeout=0.6))) for _ in range(5)]
-        await asyncio.sleep(0.05)
+        slow = [asyncio.ensure_future(link.call(lambda c: c.blpop("nothing", timeout=0.9))) for _ in range(5)]
+        await eventually_async(lambda: redis_server.blocked_clients() == 5)
         assert await link.ask("PING")
         failures = await asyncio.gather(*slow, return_exceptions=True)
         assert {type(failure) for failure in failures} == {RedisDown}
         assert await link.ask("PING")
 
-    run(redis_server.url, scenario, limit=0.2, pause=60)
+    run(redis_server.url, scenario, limit=0.6, pause=DEADLINE)
 
 
 def test_more_calls_than_connections_wait_instead_of_failing(redis_server: RedisServer) -> None:
     async def scenario(link: RedisLink) -> None:
-        replies = await asyncio.gather(*(link.call(lambda c: c.ping()) for _ in range(300)))
+        replies = await asyncio.gather(*(link.call(lambda c: c.ping()) for _ in range(100)))
         assert all(replies)
 
-    run(redis_server.url, scenario, limit=10.0)
+    run(redis_server.url, scenario, limit=DEADLINE)

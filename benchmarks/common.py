@@ -1,11 +1,14 @@
-"""What every benchmark shares: the record of a run with its machine and commit, and tables."""
+"""What all benchmarks share: the parser, the record of a run with its machine and commit, and tables."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
+import shlex
 import subprocess
+import time
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +23,7 @@ MEASURED_CODE = ("app", "training", "serving", "benchmarks/*.py")  # what can ch
 
 
 def machine() -> dict[str, Any]:
-    """The hardware and the versions a figure depends on."""
+    """The hardware and the versions that a figure depends on."""
     cpu = platform.processor()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -37,7 +40,7 @@ def machine() -> dict[str, Any]:
 
 
 def commit() -> dict[str, Any]:
-    """The commit that ran, and whether tracked code of what is measured differed from it."""
+    """The commit that runs, and whether the measured code has uncommitted changes."""
     try:
         return {
             "commit": _git("rev-parse", "HEAD"),
@@ -50,8 +53,8 @@ def commit() -> dict[str, Any]:
 def record(path: Path, command: str, seeds: Sequence[int], rows: Sequence[Mapping[str, Any]], **extra: Any) -> None:
     """Writes one run as JSON: command, commit, machine, created (UTC), seeds, whatever is in extra, rows.
 
-    Give `minutes` in extra, and from a long run `**commit()` taken at its start: the checkout may move on meanwhile.
-    The file appears whole or not at all, so a killed run leaves no half a result.
+    From a long run give `**commit()` taken at its start, for the checkout may move on meanwhile; `Run` does so.
+    The file appears whole or not at all, so a killed run leaves no partial result.
     """
     head = {
         "command": command,
@@ -63,6 +66,43 @@ def record(path: Path, command: str, seeds: Sequence[int], rows: Sequence[Mappin
     text = json.dumps(result, indent=1) + "\n"
     with atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+class Run:
+    """One run of a benchmark: notes the commit, the time and the machine's load when it starts, and writes the result."""
+
+    def __init__(self, parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+        self.command = spelled_out(parser.prog, options)
+        self._facts = {**commit(), "load_average_at_start": round(os.getloadavg()[0], 2)}
+        self._began = time.perf_counter()
+
+    def record(self, path: Path, seeds: Sequence[int], rows: Sequence[Mapping[str, Any]], **extra: Any) -> None:
+        minutes = round((time.perf_counter() - self._began) / 60, 1)
+        record(path, self.command, seeds, rows, minutes=minutes, **extra, **self._facts)
+
+
+def spelled_out(command: str, options: argparse.Namespace) -> str:
+    """The command with all its options, so that it makes the same result after a default has changed.
+
+    `--out` and options that are not set are left out: they change no figure.
+    """
+    words = command.split()
+    for name, value in vars(options).items():
+        if name == "out" or value is None or value is False:
+            continue
+        words.append(f"--{name.replace('_', '-')}")
+        if isinstance(value, list | tuple):
+            words.append(",".join(f"{part:g}" if isinstance(part, float) else str(part) for part in value))
+        elif value is not True:
+            words.append(f"{value:g}" if isinstance(value, float) else str(value))
+    return shlex.join(words)
+
+
+def argument_parser(module: str, description: str | None) -> argparse.ArgumentParser:
+    """The parser of `python -m MODULE`, which prints the module's docstring as it is written."""
+    return argparse.ArgumentParser(
+        prog=f"python -m {module}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], tenths: Collection[str] = ()) -> str:

@@ -1,7 +1,7 @@
-"""The contenders of `constraint.py`: five ways to know which token may follow which prefix, over the same catalogue.
+"""The contenders of `constraint.py`: five ways to find which tokens may follow a prefix, over the same catalogue.
 
-All answer the same question for a beam of prefixes, from the log-probabilities of the next token: the scores of what
-may follow. A prefix is numbered by its path, as digits of base `CODES`, unless a contender has something better.
+For a beam of prefixes and the log-probabilities of the next token, each returns the scores of the tokens that may
+follow. A prefix is its path as a number in base `CODES`, unless a contender has something better.
 """
 
 from __future__ import annotations
@@ -17,27 +17,28 @@ from serving.items.rules import Blocked
 from serving.items.trie import build_trie
 
 CODES, LEVELS = 256, 4
-FIRST_TOKEN = 8  # the vocabulary's first ids are no items
+FIRST_TOKEN = 8  # the vocabulary's first ids are not item tokens
 VOCABULARY = FIRST_TOKEN + CODES * LEVELS
 NEG_INF = float("-inf")
 
 
 def clustered_codes(items: int, seed: int) -> np.ndarray:
-    """Distinct semantic IDs as residual quantizers make them: among a prefix's codes few are common and many are rare.
+    """Distinct semantic IDs, distributed as residual quantizers do: after a prefix few codes are common, many are rare.
 
     Shape: (items, LEVELS) int32, 0 <= code < CODES. The n-th common code of a prefix is drawn in proportion to
     n ** -0.8, and which code that is differs from prefix to prefix.
     """
     rng = np.random.default_rng(seed)
     weight = np.arange(1, CODES + 1) ** -0.8
-    place = np.searchsorted(np.cumsum(weight / weight.sum()), (np.arange(2**16) + 0.5) / 2**16).astype(np.int64)
+    ranks = np.searchsorted(np.cumsum(weight / weight.sum()), (np.arange(2**16) + 0.5) / 2**16).astype(np.int64)
     found = np.empty(0, np.int64)
     while len(found) < items:
         count = int(1.3 * (items - len(found))) + 1000
         path = np.zeros(count, np.int64)
         for _ in range(LEVELS):
             mixed = (path + 1) * 0x9E3779B1 % 2**31
-            path = path * CODES + (place[rng.integers(0, 2**16, count, np.uint16)] * (mixed | 1) + (mixed >> 8)) % CODES
+            rank = ranks[rng.integers(0, 2**16, count, np.uint16)]
+            path = path * CODES + (rank * (mixed | 1) + (mixed >> 8)) % CODES
         found = np.sort(np.concatenate([found, path]))
         found = found[np.diff(found, prepend=-1) > 0]
     paths = rng.permutation(found)[:items]
@@ -46,7 +47,8 @@ def clustered_codes(items: int, seed: int) -> np.ndarray:
 
 def path_numbers(codes: np.ndarray) -> np.ndarray:
     """Paths as numbers. Shape: (..., j) -> (...) int64."""
-    return codes.astype(np.int64) @ CODES ** np.arange(codes.shape[-1] - 1, -1, -1)
+    numbers: np.ndarray = codes.astype(np.int64) @ CODES ** np.arange(codes.shape[-1] - 1, -1, -1)
+    return numbers
 
 
 def level_of(log_probs: torch.Tensor, level: int) -> torch.Tensor:
@@ -56,7 +58,7 @@ def level_of(log_probs: torch.Tensor, level: int) -> torch.Tensor:
 
 
 class Contender(Protocol):
-    """`nbytes`: of the structure it looks things up in."""
+    """`nbytes`: size of the structure that it searches."""
 
     name: str
     note: str
@@ -67,7 +69,7 @@ class Contender(Protocol):
         ...
 
     def expand(self, log_probs: torch.Tensor, beam: Any, level: int) -> tuple[torch.Tensor, Any]:
-        """(B, Q, V) -> scores (B, Q, C), -inf for what may not follow, and whatever `follow` needs of it."""
+        """(B, Q, V) -> scores (B, Q, C), -inf for tokens that may not follow, and the context that `follow` needs."""
         ...
 
     def follow(self, beam: Any, context: Any, row: torch.Tensor, choice: torch.Tensor) -> Any:
@@ -80,7 +82,7 @@ class Contender(Protocol):
 
 
 class Ours:
-    """`serving.items.trie`, and `serving.items.rules` where `blocked` is set."""
+    """`serving.items.trie`, with `serving.items.rules` where `blocked` is set."""
 
     name, note = "ours", "finds the items' rows, takes rules"
 
@@ -107,7 +109,7 @@ class Ours:
 
 
 class Numbered:
-    """What the contenders share whose beam is the paths' own numbers."""
+    """Base of the contenders whose beam holds the paths' numbers."""
 
     name, note, nbytes = "", "", 0
 
@@ -122,7 +124,7 @@ class Numbered:
 
 
 class Unconstrained(Numbered):
-    """No constraint: what the top-k alone costs. Its answers are no items."""
+    """No constraint: what the top-k alone costs. Its answers are not items."""
 
     name, note = "no constraint", "answers are not items"
 
@@ -131,15 +133,15 @@ class Unconstrained(Numbered):
 
 
 class DenseMask(Numbered):
-    """A byte for every path that could be, at every level: CODES + CODES^2 + ... bytes, however few items there are."""
+    """A byte for every possible path of every level: CODES + CODES^2 + ... bytes, however few items there are."""
 
-    name, note = "dense mask", "256 times as large with one level more"
+    name, note = "dense mask", "256 times as large with one more level"
     GIB = sum(CODES**level for level in range(1, LEVELS + 1)) / 2**30
 
     def __init__(self, codes: np.ndarray) -> None:
         self._masks = []
         for level in range(LEVELS):
-            mask = np.zeros(CODES ** (level + 1), dtype=bool)  # takes no memory where nothing is written
+            mask = np.zeros(CODES ** (level + 1), dtype=bool)  # pages that are never written take no memory
             mask[path_numbers(codes[:, : level + 1])] = True
             self._masks.append(torch.from_numpy(mask).view(-1, CODES))
             self.nbytes += mask.nbytes
@@ -159,14 +161,14 @@ class BinarySearch(Numbered):
         self.nbytes = self._sorted.nbytes
 
     def expand(self, log_probs: torch.Tensor, beam: torch.Tensor, level: int) -> tuple[torch.Tensor, None]:
-        below = CODES ** (LEVELS - 1 - level)  # paths below one code
+        below = CODES ** (LEVELS - 1 - level)  # paths that continue one code
         bounds = (beam.unsqueeze(-1) * CODES + torch.arange(CODES + 1)) * below
-        place = torch.searchsorted(self._sorted, bounds)
-        return torch.where(place.diff() > 0, level_of(log_probs, level), NEG_INF), None
+        index = torch.searchsorted(self._sorted, bounds)
+        return torch.where(index.diff() > 0, level_of(log_probs, level), NEG_INF), None
 
 
 class HashSet(Numbered):
-    """A Python set of the prefixes of each level, asked about every code of every row."""
+    """A Python set of the prefixes of each level, queried for every code of every row."""
 
     name, note = "hash set", "Python's"
 
@@ -184,13 +186,13 @@ class HashSet(Numbered):
 
 
 class DictTrie:
-    """Dicts in dicts, code by code: what `prefix_allowed_tokens_fn` is usually given. A beam holds nodes and paths."""
+    """Nested dicts, one level per code: the usual `prefix_allowed_tokens_fn`. A beam holds nodes and paths."""
 
     name, note = "dict trie", "Python's"
 
     def __init__(self, codes: np.ndarray) -> None:
         self._root: dict[int, Any] = {}
-        gc.disable()  # or it looks through millions of dicts again and again
+        gc.disable()  # else it scans millions of dicts again and again
         for part in np.array_split(codes, 1 + len(codes) // 100_000):
             for a, b, c, d in part.tolist():
                 self._root.setdefault(a, {}).setdefault(b, {}).setdefault(c, {})[d] = None

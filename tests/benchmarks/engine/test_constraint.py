@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.engine.constraint import Walk, agree, samples
+from benchmarks.engine.constraint import plot
 from benchmarks.engine.constraint_contenders import BinarySearch, DictTrie, HashSet, Ours, clustered_codes, path_numbers
+from benchmarks.engine.constraint_walk import Walk, agree, samples
 from serving.items.rules import RuleBook
 from serving.types import Rules
 
@@ -39,20 +40,12 @@ def test_a_contender_that_finds_other_items_is_not_timed() -> None:
 
 
 def test_every_part_has_its_rows(tmp_path: Path) -> None:
-    out, plot = tmp_path / "constraint.json", tmp_path / "constraint.svg"
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.engine.constraint",
-        "--items",
-        "1.2e4,3e4",
-        "--rounds",
-        "2",
-        "--limit-gib",
-        "1",
-    ]
-    subprocess.run([*command, "--out", str(out), "--plot", str(plot)], cwd=ROOT, check=True, timeout=200)
-    rows = json.loads(out.read_text())["rows"]
+    out = tmp_path / "constraint.json"
+    command = "-m benchmarks.engine.constraint --items 1.2e4,3e4 --rounds 2 --limit-gib 1".split()
+    subprocess.run([sys.executable, *command, "--out", str(out)], cwd=ROOT, check=True, timeout=200)
+    result = json.loads(out.read_text())
+    assert result["command"] == "python -m benchmarks.engine.constraint --items 12000,30000 --rounds 2 --limit-gib 1"
+    rows = result["rows"]
     by_part = {
         part: [row for row in rows if row["part"] == part] for part in ("step", "flat", "rules", "build", "memory")
     }
@@ -66,4 +59,5 @@ def test_every_part_has_its_rows(tmp_path: Path) -> None:
         assert row["arrays_mib"] == pytest.approx(4 * counted / 2**20, abs=0.1)
         assert row["open_private_mib"] < row["arrays_mib"] + 8
     assert all(by_part.values()) and {row["basis"][:7] for row in by_part["memory"]} == {"measure", "formula"}
-    assert plot.read_text().startswith("<?xml")
+    plot(result, tmp_path / "constraint.svg")
+    assert "binary search" in (tmp_path / "constraint.svg").read_text()

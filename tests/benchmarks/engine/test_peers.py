@@ -1,32 +1,26 @@
-"""The peers' benchmark on tiny models: contenders answer as they claim to, and the floor is the search's products."""
+"""The comparison with peers on tiny models: contenders give the answers they should, the floor counts all products."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.engine import peers
+from benchmarks.engine import peers_measure as measured
 from benchmarks.engine.answers import Paths, overlap, same_answers
-from benchmarks.engine.contenders import (
-    Case,
-    Model,
+from benchmarks.engine.contenders import Case, Contender, Model, make_case, make_model, ours, rescore
+from benchmarks.engine.contenders_ctranslate2 import translate
+from benchmarks.engine.contenders_transformers import (
     TrieMask,
-    generate_greedy_thought,
+    generate_greedy_reasoning,
     generate_with_function,
     generate_with_mask,
-    make_case,
-    make_model,
-    ours,
-    rescore,
-    translate,
 )
 from benchmarks.engine.floor import Product, in_onnx, in_order, in_torch, products_of_search
-from benchmarks.engine.peers_plot import draw
+from benchmarks.engine.peers import bars, plot
 from benchmarks.engine.sizes import clustered_codes
 from serving.items.vocabulary import END, Vocabulary
 from serving.network.eager import EagerRuntime
@@ -48,7 +42,7 @@ def eager(model: Model) -> EagerRuntime:
     return EagerRuntime(model.network, model.item_tokens, "bidirectional")
 
 
-def ask(contender, case: Case) -> Paths:
+def answer(contender: Contender, case: Case) -> Paths:
     with torch.inference_mode():
         return contender.read(contender.answer(case), case)
 
@@ -56,34 +50,36 @@ def ask(contender, case: Case) -> Paths:
 @pytest.mark.parametrize("batch", [1, 3])
 def test_without_reasoning_every_constrained_contender_finds_what_ours_finds(model, batch):
     case = make_case(model, 0, batch, BEAMS, seed=3)
-    expected = ask(ours(model, eager(model)), case)
+    expected = answer(ours(model, eager(model)), case)
     torch.testing.assert_close(rescore(model, case, expected.tokens), expected.scores, atol=TOLERANCE, rtol=0)
     onnx = OnnxRuntime(model.network, model.item_tokens, "bidirectional")
     for contender in (generate_with_function(model), generate_with_mask(model), ours(model, onnx)):
-        assert same_answers(ask(contender, case), expected, TOLERANCE)
+        assert same_answers(answer(contender, case), expected, TOLERANCE)
 
 
 def test_greedy_reasoning_by_generate_is_our_single_path(model):
     case = make_case(model, 2, 2, BEAMS, seed=4)
-    assert same_answers(ask(generate_greedy_thought(model), case), ask(ours(model, eager(model)), case), TOLERANCE)
+    assert same_answers(
+        answer(generate_greedy_reasoning(model), case), answer(ours(model, eager(model)), case), TOLERANCE
+    )
 
 
 def test_generate_spends_its_beams_on_reasoning_too(model):
     case = make_case(model, 2, 2, BEAMS, seed=5)
-    found = ask(generate_with_function(model), case)
+    found = answer(generate_with_function(model), case)
     lo, hi = VOCABULARY.reasoning_range
     items = {tuple(item) for item in model.item_tokens.tolist()}
     assert found.tokens.shape == (2, BEAMS, 2 + 3)
     for path in found.tokens.flatten(0, 1).tolist():
         assert all(lo <= token < hi for token in path[:2]) and tuple(path[2:]) in items
     torch.testing.assert_close(rescore(model, case, found.tokens), found.scores, atol=TOLERANCE, rtol=0)
-    assert same_answers(ask(generate_with_mask(model), case), found, TOLERANCE)
+    assert same_answers(answer(generate_with_mask(model), case), found, TOLERANCE)
 
 
 @pytest.mark.parametrize("steps", [0, 2])
 def test_ctranslate2_runs_the_same_network_over_every_token(model, steps):
     case = make_case(model, steps, 2, BEAMS, seed=6)
-    found = ask(translate(model), case)
+    found = answer(translate(model), case)
     assert found.tokens.shape == (2, BEAMS, steps + 3)
     expected = rescore(model, case, found.tokens, without=END)
     torch.testing.assert_close(expected, found.scores, atol=TOLERANCE, rtol=0)
@@ -163,33 +159,32 @@ def test_the_floor_is_what_the_search_multiplies(model, steps, paths):
     in_order(in_onnx(passes))()
 
 
-def test_every_table_and_bar_has_its_rows(model, tmp_path):
-    rows = peers.measure(
+def test_every_table_and_bar_has_its_rows(tmp_path):
+    rows = measured.measure(
         "tiny", CONFIG, VOCABULARY, 300, ((1, BEAMS), (2, BEAMS)), (0, 2), (1, 2), (1, BEAMS), seconds=0
     )
     latency = [row for row in rows if row["table"] == "latency"]
-    everyone = {*peers.RUNTIMES, peers.FUNCTION, peers.MASK, peers.TRANSLATE, *peers.FLOORS}
+    all_names = {*measured.RUNTIMES, measured.FUNCTION, measured.MASK, measured.TRANSLATE, *measured.FLOORS}
     for batch in (1, 2):
-        for steps, names in ((0, everyone), (2, everyone | {peers.GREEDY})):
-            here = {row["contender"]: row for row in latency if (row["batch"], row["steps"]) == (batch, steps)}
-            assert set(here) == names
-            assert all(row["ms"] > 0 and row["runs"] >= 3 for row in here.values())
-            assert here[peers.MASK]["check"] == ("rescored" if steps else "same")
-            assert here[peers.ONNX]["check"] == "same" and 0 <= float(here[peers.INT8]["check"]) <= 1
+        for steps, names in ((0, all_names), (2, all_names | {measured.GREEDY})):
+            case = {row["contender"]: row for row in latency if (row["batch"], row["steps"]) == (batch, steps)}
+            assert set(case) == names
+            assert all(row["ms"] > 0 and row["runs"] >= 3 for row in case.values())
+            assert case[measured.MASK]["check"] == ("rescored" if steps else "same")
+            assert case[measured.ONNX]["check"] == "same" and 0 <= float(case[measured.INT8]["check"]) <= 1
     assert [(row["steps"], row["paths"]) for row in rows if row["table"] == "paths"] == [(0, 1), (2, 1), (2, 2)]
     assert len([row for row in rows if row["table"] == "breakdown"]) == 4
 
-    found = peers.bars(rows, (1, BEAMS))
-    assert [bar["holds"] for bar in found if bar["bar"] == "searches whose answers differ"] == [True]
-    assert len(found) == 1 + 2 + 4 + 2  # answers; generate, floor and paths
-    next(row for row in latency if row["contender"] == peers.ONNX)["check"] = "differs"
-    assert [bar["holds"] for bar in peers.bars(rows, (1, BEAMS)) if bar["bar"] == "searches whose answers differ"] == [
-        False
-    ]
+    def answers_agree() -> list[bool]:
+        found = bars(rows, (1, BEAMS))
+        assert len(found) == 1 + 2 + 4 + 2  # answers; generate, floor and paths
+        return [bar["holds"] for bar in found if bar["bar"] == "searches whose answers differ"]
 
-    draw(json.loads(json.dumps(rows)), tmp_path / "a.svg", beams=BEAMS)
-    draw(rows, tmp_path / "b.svg", beams=BEAMS)
-    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    assert answers_agree() == [True]
+    next(row for row in latency if row["contender"] == measured.ONNX)["check"] = "differs"
+    assert answers_agree() == [False]
+    plot({"rows": rows}, tmp_path / "peers.svg", (1, BEAMS))
+    assert measured.FUNCTION in (tmp_path / "peers.svg").read_text()
 
 
 def test_a_bar_fails_just_beyond_its_limit():
@@ -198,9 +193,9 @@ def test_a_bar_fails_just_beyond_its_limit():
         return {"table": "latency", "size": "s", "contender": contender, "ms": ms, "check": "same", **shape}
 
     def holds(generate: float, onnx: float, floor: float) -> list[bool]:
-        times = {peers.FUNCTION: generate, peers.EAGER: 12.0, peers.ONNX: onnx}
-        times |= dict.fromkeys(peers.FLOORS, floor)
-        return [bar["holds"] for bar in peers.bars([row(*pair) for pair in times.items()], (1, 50))]
+        times = {measured.FUNCTION: generate, measured.EAGER: 12.0, measured.ONNX: onnx}
+        times |= dict.fromkeys(measured.FLOORS, floor)
+        return [bar["holds"] for bar in bars([row(*pair) for pair in times.items()], (1, 50))]
 
     assert holds(generate=100, onnx=10, floor=7.2) == [True, True, True]
     assert holds(generate=99, onnx=10, floor=7.1) == [True, False, False]

@@ -69,7 +69,7 @@ def record(path: Path, command: str, seeds: Sequence[int], rows: Sequence[Mappin
 
 
 class Run:
-    """One run of a benchmark: notes the commit, the time and the machine's load when it starts, and writes the result."""
+    """One run of a benchmark: keeps the commit, time and load of the machine at its start, and writes the result."""
 
     def __init__(self, parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
         self.command = spelled_out(parser.prog, options)

@@ -1,4 +1,4 @@
-"""What a search found, in common terms, and when two answers are the same."""
+"""The answers of all contenders in one form, and whether two of them are the same."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 
 @dataclass(frozen=True)
 class Paths:
-    """What a contender found, best first. Shapes: tokens (B, K, T) int64; scores (B, K) float32.
+    """A contender's answers, best first. Shapes: tokens (B, K, T) int64; scores (B, K) float32.
 
-    T is whatever names an answer: its M tokens, L more of them where reasoning was searched too, or the item's row.
+    T identifies an answer: its M tokens, after L reasoning tokens where these were searched too, or the item's row.
     """
 
     tokens: torch.Tensor
@@ -20,7 +20,7 @@ class Paths:
 
 
 def same_answers(found: Paths, expected: Paths, tolerance: float) -> bool:
-    """Same scores in order and same items, where items as good as the last one, within the tolerance, may differ."""
+    """Whether scores and items are the same. Items that tie with the last one, within the tolerance, may differ."""
     if found.tokens.shape != expected.tokens.shape or not _close(found.scores, expected.scores, tolerance):
         return False
     for b in range(len(expected.tokens)):
@@ -37,7 +37,7 @@ def same_answers(found: Paths, expected: Paths, tolerance: float) -> bool:
 
 
 def overlap(found: Paths, expected: Paths, count: int = 10) -> float:
-    """The share of the best `count` items that are the same."""
+    """The share of the best `count` items that both found."""
     shares = [
         len({*map(tuple, one[:count].tolist())} & {*map(tuple, two[:count].tolist())}) / min(count, len(two))
         for one, two in zip(found.tokens, expected.tokens, strict=True)

@@ -1,4 +1,4 @@
-"""Where the time of one search goes: the network's passes, the constraint, top-k, and the rest."""
+"""Where the time of one search goes: the network's passes, the constraint, the top-k, and the rest."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from serving.types import SearchSettings
 
 NETWORK = {"step": "step", "embed": "step", "step_input": "step", "state": "step"}  # method of a runtime -> part
 CONSTRAINT = {"expand": "constraint"}
-PARTS = ("encode", "memory", "step", "constraint", "topk", "rest")
+PARTS = ("encode", "cross_keys_values", "step", "constraint", "topk", "rest")
 
 Spent = defaultdict[str, float]  # seconds by part
 
 
 def clock() -> float:
-    """Seconds that the process has computed, all threads together: neighbours on the machine hardly count."""
+    """CPU seconds of the process, all threads together, which other work on the machine hardly affects."""
     return time.process_time()
 
 
 class Timed:
-    """Stands for another object and adds the time of some of its methods to `spent`, by part."""
+    """A proxy of another object that adds the time of some of its methods to `spent`, by part."""
 
     def __init__(self, target: Any, parts: Mapping[str, str], spent: Spent) -> None:
         self._target = target
@@ -63,7 +63,7 @@ def breakdown(
     beams: int,
     rounds: int,
 ) -> dict[str, float]:
-    """Milliseconds by part, medians over `rounds` searches; `encode` comes before the search and is no part of it.
+    """Milliseconds by part, medians over `rounds` searches. `encode` precedes the search and is not part of it.
 
     Shape: tokens (B, S) int64.
     """
@@ -73,11 +73,11 @@ def breakdown(
         spent: Spent = defaultdict(float)
         hidden = timed(runtime.encode, "encode", spent)(tokens, mask)
         begin = clock()
-        memory: CrossKeysValues = timed(runtime.cross_keys_values, "memory", spent)(hidden, mask)
-        watched: Any = Timed(runtime, NETWORK, spent)
+        cross: CrossKeysValues = timed(runtime.cross_keys_values, "cross_keys_values", spent)(hidden, mask)
+        network: Any = Timed(runtime, NETWORK, spent)
         constraint: Any = Timed(trie, CONSTRAINT, spent)
         with patch.object(torch.Tensor, "topk", timed(torch.Tensor.topk, "topk", spent)):
-            search(watched, constraint, settings, memory, steps=steps, beam_width=beams)
+            search(network, constraint, settings, cross, steps=steps, beam_width=beams)
         whole = clock() - begin
         spent["rest"] = whole - sum(spent[part] for part in PARTS if part != "encode")
         seen.append(spent)

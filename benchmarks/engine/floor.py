@@ -1,7 +1,7 @@
-"""The arithmetic floor of a search: its matrix products and nothing else, run as fast as a CPU library here can.
+"""The arithmetic floor of a search: its matrix products and nothing else, run as fast as a CPU library can.
 
-What a search costs beyond this is everything that is not a matrix product: norms, softmax, the constraint, top-k,
-bookkeeping, calls. Every layer has weights of its own, as in the network: what does not fit the caches is read again.
+The rest of a search's cost is all that is not a matrix product: norms, softmax, the constraint, top-k, bookkeeping,
+calls. Every layer has its own weights, as in the network, so that weights beyond the CPU's caches are read from memory.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Literal
 
 import numpy as np
 import onnx
+import onnxruntime
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from serving.network.onnx import onnxruntime
 from serving.network.t5 import ModelConfig
 
 
@@ -37,9 +37,9 @@ class Product:
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """The products of one call of the network: one of `kind` memory, step or state."""
+    """The products of one call of the network."""
 
-    kind: Literal["memory", "step", "state"]
+    kind: Literal["cross_keys_values", "step", "state"]
     products: tuple[Product, ...]
 
     @property
@@ -48,9 +48,9 @@ class Pass:
 
 
 def rows_per_position(levels: int, steps: int, paths: int, beams: int) -> list[int]:
-    """Decoder rows of one request, position by position, in a catalogue wide enough to fill every beam.
+    """Decoder rows of one request, by position, where the catalogue is large enough to fill every beam.
 
-    One row reads the start token, P the reasoning tokens, K every item token but the last.
+    One row reads the start token, P rows read the reasoning tokens, K rows every item token but the last.
     """
     return [1] + [paths] * steps + [beams] * (levels - 1)
 
@@ -60,11 +60,11 @@ def products_of_search(
 ) -> list[Pass]:
     """The passes of one search from encoder states of `history` positions each.
 
-    As in the search, a row's query meets the keys of all W rows written so far; a mask picks its own prefix.
+    As in the search, a row's query meets the keys of all W rows written so far; a mask selects those of its own prefix.
     """
     width, inner, layers = config.d_model, config.num_heads * config.d_kv, config.num_decoder_layers
     keys_values = Product("cross keys and values", 2 * layers, batch * history, width, inner)
-    passes, written = [Pass("memory", (keys_values,))], 0
+    passes, written = [Pass("cross_keys_values", (keys_values,))], 0
     for position, count in enumerate(rows_per_position(levels, steps, paths, beams)):
         written += count
         rows, pairs = batch * count, batch * config.num_heads
@@ -95,7 +95,7 @@ Run = Callable[[], None]
 
 
 def in_torch(passes: list[Pass], seed: int = 0) -> list[Run]:
-    """One function per pass: torch.mm and torch.bmm into outputs that exist already, weights as they are read."""
+    """One function per pass: torch.mm and torch.bmm into preallocated outputs."""
     torch.manual_seed(seed)
     weights: dict[str, list[torch.Tensor]] = {}
 
@@ -122,7 +122,7 @@ def in_torch(passes: list[Pass], seed: int = 0) -> list[Run]:
 
 
 def in_order(runs: list[Run]) -> Run:
-    """All of them, one after the other."""
+    """Runs all of them, one after the other."""
 
     def run() -> None:
         for one in runs:
@@ -180,7 +180,7 @@ def _session(products: tuple[Product, ...], draw: Callable[..., np.ndarray]) -> 
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    # Products of two inputs are alike in all layers here; merged as common expressions, they would run only once.
+    # Products of two inputs are the same in all layers here: merged as common subexpressions, they would run just once.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 

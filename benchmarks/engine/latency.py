@@ -1,13 +1,13 @@
-"""What reasoning steps cost: time of one search by ONNX Runtime on one core, by steps and beam, ratios of one run.
+"""What reasoning steps cost: one search by ONNX Runtime on one core, by number of steps and beam width.
 
     python -m benchmarks.engine.latency --bundle bundles/demo
 
-Contenders take turns, so that a noisy moment of the machine hits all of them. `ratio` is to no steps at the same beam.
+Cases take turns, so that a noisy moment of the machine affects all of them. `ratio` compares with no steps at the same
+beam width and batch; between machines compare ratios, not times.
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from itertools import product
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.common import ROOT, commit, record, table
+from benchmarks.common import ROOT, Run, argument_parser, table
 from serving.bundle import Bundle
 from serving.engine import Engine
 from serving.types import Request, Rules
@@ -27,27 +27,20 @@ COLUMNS = ["steps", "beam", "batch", "median_ms", "p95_ms", "ratio"]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.engine.latency", description=__doc__)
+    parser = argument_parser("benchmarks.engine.latency", __doc__)
     parser.add_argument("--bundle", type=Path, default=Path("bundles/demo"))
     parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/latency.json")
     options = parser.parse_args()
-    code, started = commit(), time.perf_counter()
-    rows = measure(Engine(Bundle.load(options.bundle), runtime="onnx"), options.rounds)
+    run, bundle = Run(parser, options), Bundle.load(options.bundle)
+    rows = measure(Engine(bundle, runtime="onnx"), options.rounds)
     print(table(rows, COLUMNS))
-    record(
-        ROOT / "benchmarks/results/latency.json",
-        f"python -m benchmarks.engine.latency --bundle {options.bundle} --rounds {options.rounds}",
-        [0],
-        rows,
-        minutes=round((time.perf_counter() - started) / 60, 1),
-        bundle=options.bundle.name,
-        parameters=sum(p.numel() for p in Bundle.load(options.bundle).network.t5.parameters()),
-        **code,
-    )
+    parameters = sum(parameter.numel() for parameter in bundle.network.t5.parameters())
+    run.record(options.out, [0], rows, bundle=bundle.name, parameters=parameters)
 
 
 def measure(engine: Engine, rounds: int) -> list[dict[str, Any]]:
-    """Times search alone (the history is encoded before), seen items excluded, one request and eight together."""
+    """Times the search alone, from encoded histories, seen items excluded, for one request and a batch of eight."""
     items, rng = len(engine.bundle.catalogue), np.random.default_rng(0)
     histories = [tuple(rng.integers(0, items, 10).tolist()) for _ in range(8)]
     states = engine.encode(histories)

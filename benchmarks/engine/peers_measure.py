@@ -120,7 +120,7 @@ def in_turns(
 ) -> tuple[dict[K, list[float]], dict[K, list[float]]]:
     """CPU and wall-clock seconds of at least `least` runs of each, after one to warm up.
 
-    A turn lasts an eightieth of `seconds` and at least one run, so that fast ones run with warm caches, as in a service.
+    A turn lasts an eightieth of `seconds` and at least one run: fast contenders run with warm caches, as in a service.
     """
     cpu: dict[K, list[float]] = {name: [] for name in runs}
     wall: dict[K, list[float]] = {name: [] for name in runs}
@@ -165,7 +165,7 @@ def parts_of_time(model: Model, runtime: Runtime, case: Case, library: str, roun
     """Milliseconds by part. `step_products`: the step's matrix products alone, by the runtime's library."""
     settings = SearchSettings(tuple(model.vocabulary.start_tokens), model.vocabulary.reasoning_range)
     parts = breakdown(runtime, model.trie, settings, case.tokens, steps=case.steps, beams=case.beams, rounds=rounds)
-    passes = [one for one in _products(model, case) if one.kind != "memory"]
+    passes = [one for one in _products(model, case) if one.kind != "cross_keys_values"]
     cpu, _ = in_turns({library: in_order(FLOORS[library](passes))}, seconds=0, least=rounds)
     products = statistics.median(cpu[library]) * 1000
     step = parts.pop("step")

@@ -1,26 +1,26 @@
-"""What offline scoring costs beyond the engine: users a second, as ratios within one run.
+"""What offline scoring costs on top of the engine: users a second, and ratios within one run.
 
     python -m benchmarks.engine.scoring --bundle bundles/demo
 
-Three contenders take turns over the same users: the bare engine on requests made beforehand, in batches as they come
-and in batches by length, and `serving.offline.score` from file to file. `ratio` is to the bare engine on batches by
-length.
+Three contenders take turns over the same users: the engine alone on prepared requests, in batches in the order of the
+file and in batches by history length, and `serving.offline.score` from file to file. `ratio` compares with the engine
+alone on batches by length.
 """
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from benchmarks.common import ROOT, commit, record, table
+from benchmarks.common import ROOT, Run, argument_parser, table
 from serving.bundle import Bundle
 from serving.engine import Engine
 from serving.offline.input import Part
@@ -31,30 +31,22 @@ COLUMNS = ["contender", "users", "batch", "steps", "seconds", "users_per_second"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.engine.scoring", description=__doc__)
+    parser = argument_parser("benchmarks.engine.scoring", __doc__)
     parser.add_argument("--bundle", type=Path, default=Path("bundles/demo"))
     parser.add_argument("--users", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/scoring.json")
     options = parser.parse_args()
-    code, started = commit(), time.perf_counter()
+    run = Run(parser, options)
     with tempfile.TemporaryDirectory() as folder:
         engine = Engine(Bundle.load(options.bundle), runtime=Task.runtime)
         rows = measure(engine, options.users, options.rounds, Path(folder))
     print(table(rows, COLUMNS))
-    record(
-        ROOT / "benchmarks/results/scoring.json",
-        f"python -m benchmarks.engine.scoring --bundle {options.bundle} --users {options.users} "
-        f"--rounds {options.rounds}",
-        [0],
-        rows,
-        minutes=round((time.perf_counter() - started) / 60, 1),
-        bundle=options.bundle.name,
-        **code,
-    )
+    run.record(options.out, [0], rows, bundle=options.bundle.name)
 
 
-def measure(engine: Engine, users: int, rounds: int, folder: Path) -> list[dict]:
-    """The fastest round of each contender counts: on a shared machine the others measure its other work too."""
+def measure(engine: Engine, users: int, rounds: int, folder: Path) -> list[dict[str, Any]]:
+    """The fastest round of each contender counts: on a shared machine the others include its other work."""
     catalogue, rng = engine.bundle.catalogue, np.random.default_rng(0)
     histories = [rng.integers(0, len(catalogue), rng.integers(1, 31)).tolist() for _ in range(users)]
     names = [[catalogue.item_ids[row] for row in history] for history in histories]
@@ -75,7 +67,7 @@ def measure(engine: Engine, users: int, rounds: int, folder: Path) -> list[dict]
             engine.search(batch, engine.encode([request.history for request in batch]))
 
     contenders: dict[str, Callable[[], object]] = {
-        "engine, batches as they come": lambda: bare(requests),
+        "engine, batches in order of the file": lambda: bare(requests),
         "engine, batches by length": lambda: bare(sorted(requests, key=lambda request: len(request.history))),
         "serving.offline.score": lambda: score(task, whole),
     }

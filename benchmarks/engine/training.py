@@ -1,18 +1,17 @@
-"""How fast one process trains: ours against a plain transformers loop, same T5, same data; examples a second, in turns.
+"""How fast one process trains, compared with a plain transformers loop: same T5, same data, examples a second.
 
     OMP_NUM_THREADS=1 python -m benchmarks.engine.training
     python -m benchmarks.engine.training --device cuda --users 10000 --batch 1024
 
-The plain loop is what one writes first: T5ForConditionalGeneration, a shuffled DataLoader that pads to the longest of
-the batch, one call per sequence, AdamW; on a GPU bfloat16 by autocast, as ours. Ours is
-`training.stages.loop.run_stage`, checkpoints and all. Two tasks: `plain` trains the next item (a TIGER), `stage 1`
-also items similar to it, which for the plain loop is a second call that reads the history again. A round is an epoch,
-the fastest counts; `ratio` is to the plain loop on the same task.
+The plain loop is the obvious one: T5ForConditionalGeneration, a shuffled DataLoader that pads to the longest history of
+the batch, one call per sequence, AdamW; on a GPU bfloat16 by autocast, as in ours. Ours is
+`training.stages.loop.run_stage`, checkpoints included. There are two tasks: `plain` trains the next item (as TIGER),
+`stage 1` also items similar to it, which takes the plain loop a second call that reads the history again. Contenders
+take turns; a round is an epoch, and the fastest counts. `ratio` compares with the plain loop on the same task.
 """
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,7 +24,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import T5Config, T5ForConditionalGeneration
 
-from benchmarks.common import ROOT, commit, record, table
+from benchmarks.common import ROOT, Run, argument_parser, table
 from serving.items.histories import history_tokens
 from training.config import PretrainConfig, RunConfig
 from training.data.prepare import read_data, split_by
@@ -41,35 +40,33 @@ TASKS = {"plain": 0.0, "stage 1": 0.5}  # task -> weight of the similar items
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.engine.training", description=__doc__)
+    parser = argument_parser("benchmarks.engine.training", __doc__)
     parser.add_argument("--users", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=PretrainConfig().batch_size)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--out", type=Path, help="JSON file (benchmarks/results/training.json, on a GPU training-cuda)")
     options = parser.parse_args()
-    code, started, on_cpu = commit(), time.perf_counter(), options.device == "cpu"
+    run = Run(parser, options)
     with tempfile.TemporaryDirectory() as folder:
         work = workspace(Path(folder), options.users, options.device)
         rows = [row for task in TASKS for row in measure(work, task, options.rounds, Path(folder), options.batch)]
     print(table(rows, COLUMNS))
     model = work.config.model
-    record(
-        ROOT / f"benchmarks/results/training{'' if on_cpu else '-cuda'}.json",
-        f"python -m benchmarks.engine.training --users {options.users} --rounds {options.rounds} "
-        f"--batch {options.batch}" + ("" if on_cpu else f" --device {options.device}"),
+    name = "training" if options.device == "cpu" else "training-cuda"
+    run.record(
+        options.out or ROOT / f"benchmarks/results/{name}.json",
         [0],
         rows,
-        minutes=round((time.perf_counter() - started) / 60, 1),
         batch_size=options.batch,
         precision=work.config.precision,
         parameters=sum(p.numel() for p in work.network.t5.parameters()),
         model={"d_model": model.d_model, "layers": model.layers, "max_items": model.max_items},
-        **code,
     )
 
 
 def workspace(folder: Path, users: int, device: str = "cpu") -> Workspace:
-    """The default model on a shop of the project's generator, with random semantic IDs of three tokens."""
+    """The default model on a generated shop, with random semantic IDs of three tokens."""
     config = RunConfig(precision="float32" if device == "cpu" else "bfloat16")
     write_shop(folder / "shop", users=users, items=500, seed=0)
     data = read_data(folder / "shop")
@@ -119,7 +116,7 @@ def theirs(work: Workspace, config: PretrainConfig) -> None:
     model: Any = transformers_twin(work)
     model.to(work.device)
     optimiser = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-    step = PretrainStep(work, config)  # for the similar items alone
+    step = PretrainStep(work, config)  # draws the similar items
 
     def collate(index: list[int]) -> dict[str, Any]:
         rows = np.asarray(index)
@@ -140,7 +137,7 @@ def theirs(work: Workspace, config: PretrainConfig) -> None:
 
 
 def transformers_twin(work: Workspace) -> T5ForConditionalGeneration:
-    """transformers' T5 with the weights of ours."""
+    """transformers' T5 with our weights."""
     model = T5ForConditionalGeneration(T5Config(**work.network.t5.config.to_transformers()))
     missing, unexpected = model.load_state_dict(work.network.t5.state_dict(), strict=False)
     assert not unexpected and all("embed_tokens" in name or "lm_head" in name for name in missing)  # they are tied
@@ -154,7 +151,7 @@ def transformers_loss(
     step: PretrainStep,
     batch: dict[str, Any],
 ) -> torch.Tensor:
-    """The loss of stage 1: NLL of the item, and of similar items and the item; one call of the model for each."""
+    """The loss of stage 1, one call of the model per term: NLL of the item, and of similar items before the item."""
     inputs = {name: batch[name].to(work.device) for name in ("input_ids", "attention_mask")}
     target = work.item_tokens[batch["item"]]
     sequences = [(config.plain_weight, target)]

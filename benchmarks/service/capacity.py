@@ -99,7 +99,7 @@ def measure(
         for one in found["answers"][str(at)]
     ]
     costs = fit(measured)
-    sent = {row["asked_per_s"]: row for row in found["rows"]}
+    sent = {row["offered_per_s"]: row for row in found["rows"]}
     return costs, [check(costs, sent[rate], found["answers"][str(rate)], seconds * rounds) for rate in rates]
 
 

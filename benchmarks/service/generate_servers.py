@@ -1,15 +1,15 @@
-"""What people would build today: transformers' `generate` over a bundle, behind FastAPI or behind LitServe.
+"""What one would build today: transformers' `generate` over a bundle, behind FastAPI or behind LitServe.
 
     python -m benchmarks.service.generate_servers fastapi --bundle bundles/demo --port 8001
     python -m benchmarks.service.generate_servers litserve --bundle bundles/demo --port 8001
 
 Both take POST /recommend {"history", "k"} and answer {"items": [{"item_id", "score"}]}, best first: a beam of 50
-without reasoning, kept to the catalogue by `prefix_allowed_tokens_fn` over a dict of prefixes. FastAPI answers one
-request at a time in its threadpool; LitServe puts those that wait into batches. Nothing of `serving` is used: a bundle
-needs no code of ours.
+without reasoning, restricted to the catalogue by `prefix_allowed_tokens_fn` over a dict of prefixes. FastAPI answers
+one request at a time in its thread pool; LitServe batches waiting requests. Neither uses code of this project: a bundle
+can be opened without it.
 """
 
-# No `from __future__ import annotations`: LitServe makes schemas of what is annotated here.
+# No `from __future__ import annotations`: LitServe derives schemas from the annotations here.
 
 import argparse
 import json
@@ -27,18 +27,20 @@ from pydantic import BaseModel
 from transformers import T5ForConditionalGeneration
 
 BEAMS = 50
-BATCH, BATCH_TIMEOUT = 16, 0.005  # seconds; as many as the service lets share a batch
+BATCH, BATCH_TIMEOUT = 16, 0.005  # seconds; the service's own largest batch
 
 Items = list[dict[str, Any]]
 
 
 class Generator:
-    """A bundle's model by transformers alone: a key-value cache, no gradients, as many threads as torch is given."""
+    """A bundle's model run by transformers alone: a key-value cache, no gradients, torch's number of threads."""
 
     def __init__(self, bundle: Path) -> None:
         manifest = json.loads((bundle / "bundle.json").read_text())
         if manifest["score"]["temperature"] != 1 or manifest["encoder"]["attention"] != "bidirectional":
-            raise SystemExit("transformers' generate knows neither temperatures in a beam search nor other encoders.")
+            raise SystemExit(
+                "This bundle needs a temperature or an encoder attention that transformers' generate lacks."
+            )
         self.model = T5ForConditionalGeneration.from_pretrained(bundle / "model").eval()
         self.length: int = manifest["tokens_per_item"]
         self.max_items, self.suffix = manifest["history"]["max_items"], manifest["history"]["suffix_tokens"]
@@ -104,14 +106,14 @@ def fastapi_app(generator: Generator) -> FastAPI:
 
     @app.post("/recommend")
     def recommend(body: Body) -> Recommended:
-        with one_at_a_time:  # threads that compute at once only slow each other down
+        with one_at_a_time:  # threads that compute at the same time only slow each other down
             return Recommended(items=generator.recommend([body.history], body.k)[0])
 
     return app
 
 
 class Batched(litserve.LitAPI):
-    """LitServe calls these in a process of its own, with the bodies of a batch."""
+    """LitServe calls these methods in a process of its own, with the bodies of a batch."""
 
     def __init__(self, bundle: Path, **options: Any) -> None:
         super().__init__(**options)

@@ -1,23 +1,25 @@
-"""What HTTP costs beyond the engine: the same searches in batches, by the engine alone and through the service.
+"""What HTTP costs on top of the engine: the same searches, in batches, by the engine alone and through the service.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.service.http_cost --bundle bundles/demo
+    OMP_NUM_THREADS=1 python -m benchmarks.service.http_cost
 
-Both are kept to the same core, with one thread of arithmetic; the sender of the requests sits on the others. They take
-short turns, so that a noisy moment hits both. `share` is what the service keeps of the engine's throughput, the middle
-one of all rounds. `cpu_share` is the same by seconds of CPU per request instead of by the clock, so that what others do
-on the machine counts less. The cost of a request hardly knows the model, so its share does: asked are the small one of
-the bundle and one of 5M parameters with random weights.
+Engine and service run on the same core with one thread of arithmetic, the sender on the others. They take short turns,
+so that a noisy moment affects both. `share` is the service's throughput relative to the engine's, the median over
+rounds; `cpu_share` compares CPU time per request instead, which other work on the machine affects less. HTTP costs
+about the same for every model, so its share depends on the model: there are two, the bundle's and a random one of 5M
+parameters.
+
+The service runs at its default log level and writes a line per request (`log_lines`); a second one, at level `warning`,
+shows what these lines cost. `holds` is judged at the default level.
 """
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from itertools import cycle, product
+from contextlib import ExitStack, contextmanager
+from itertools import cycle
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -25,73 +27,66 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import ROOT, commit, record, table
-from benchmarks.engine.cache import random_bundle, size
+from benchmarks.common import ROOT, Run, argument_parser, table
+from benchmarks.engine.sizes import random_bundle, size
 from benchmarks.service.processes import Server, pinned, running_service, split_cores
-from benchmarks.service.sender import send
+from benchmarks.service.sender import rate_of, send
 from serving.bundle import Bundle, write_bundle
 from serving.engine import Engine
 from serving.types import Request, Rules
 
-RESULT = ROOT / "benchmarks/results/http_cost.json"
-BAR = 0.85
 COLUMNS = [
-    "model", "runtime", "steps", "beam", "engine_per_s", "http_per_s", "share", "engine_cpu_ms", "http_cpu_ms",
-    "cpu_share", "holds",
+    "model", "steps", "log_level", "engine_per_s", "http_per_s", "share", "share_lowest", "share_highest",
+    "engine_cpu_ms", "http_cpu_ms", "cpu_share", "log_lines", "at_least", "holds",
 ]  # fmt: skip
-BATCH, CLIENTS = 16, 48  # clients enough for the next two batches to wait while one runs
+AT_LEAST = {"bundle": 0.80, "random": 0.90}  # of the engine's throughput
+LOG_LEVELS: dict[str, list[str]] = {"default": [], "warning": ["--log-level", "warning"]}
+BATCH, CLIENTS = 16, 48  # enough clients for the next two batches to wait while one runs
 BEAM, HISTORY = 50, 10
+ENGINE_ONLY = "--engine-only"  # how this module is started for the process that runs the engine
 
-Turn = tuple[float, float, float, float]  # requests a second and CPU seconds a request: of the engine, of the service
+Row = dict[str, Any]
+Turn = tuple[float, float, float, float]  # requests a second and CPU seconds per request: of the engine, of the service
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.service.http_cost",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argument_parser("benchmarks.service.http_cost", __doc__)
     parser.add_argument("--bundle", type=Path, default=Path("bundles/demo"))
-    parser.add_argument("--runtimes", default="onnx")
-    parser.add_argument("--steps", default="0,4")
-    parser.add_argument("--cores", default="0", help="of engine and service; the sender takes the rest")
+    parser.add_argument("--runtime", default="onnx")
+    parser.add_argument("--steps", type=numbers, default=[0, 4], help="reasoning steps (0,4)")
+    parser.add_argument("--cores", default="0", help="of engine and service; the sender gets the others (%(default)s)")
     parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--seconds", type=float, default=1, help="of a turn")
-    parser.add_argument("--engine-only", help=argparse.SUPPRESS)  # the process of one contender
-    given = parser.parse_args()
-    if given.engine_only:
-        return engine_only(given.bundle, given.engine_only, given.seconds)
-    code, began = commit(), time.perf_counter()
-    cores, rest = split_cores(given.cores)
-    rows = []
+    parser.add_argument("--seconds", type=float, default=1, help="length of a turn (%(default)s)")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/http_cost.json")
+    options = parser.parse_args()
+    run, rows = Run(parser, options), list[Row]()
+    cores, rest = split_cores(options.cores)
     with TemporaryDirectory() as folder:
-        bundles = (given.bundle, written(random_bundle(), Path(folder) / "random"))
-        for bundle, runtime in product(bundles, given.runtimes.split(",")):
-            options = ["--runtime", runtime, "--max-queue-ms", "10000"]  # room for all clients, whatever the model
-            service = running_service(bundle, options, cores)
-            with engine(bundle, runtime, given.seconds, cores) as alone, service as server:
-                for steps in map(int, given.steps.split(",")):
-                    turns = in_turns(bundle, steps, alone, server, rest, given.rounds, given.seconds)
-                    rows.append({"model": name(bundle), "runtime": runtime, "steps": steps, "beam": BEAM} | told(turns))
-                    print(table(rows[-1:], COLUMNS), flush=True)
+        bundles = {"bundle": options.bundle, "random": write_random(random_bundle(), Path(folder) / "random")}
+        for kind, bundle in bundles.items():
+            with ExitStack() as stack:
+                alone = stack.enter_context(engine(bundle, options.runtime, options.seconds, cores))
+                services = {
+                    level: stack.enter_context(service(bundle, options.runtime, arguments, cores))
+                    for level, arguments in LOG_LEVELS.items()
+                }
+                for steps in options.steps:
+                    found = in_turns(bundle, steps, alone, services, rest, options.rounds, options.seconds)
+                    for level, (turns, log_lines) in found.items():
+                        row = {"model": name(bundle), "steps": steps, "log_level": level, "log_lines": log_lines}
+                        rows.append(row | summarise(turns, AT_LEAST[kind] if level == "default" else None))
+                        print(table(rows[-1:], COLUMNS), flush=True)
     print("\n" + table(rows, COLUMNS))
-    record(
-        RESULT,
-        f"python -m benchmarks.service.http_cost --bundle {given.bundle} --runtimes {given.runtimes} "
-        f"--steps {given.steps} --cores {given.cores} --rounds {given.rounds} --seconds {given.seconds:g}",
-        [0],
-        rows,
-        minutes=round((time.perf_counter() - began) / 60, 1),
-        bar=BAR,
-        batch=BATCH,
-        clients=CLIENTS,
-        **code,
-    )
-    return 0 if all(row["holds"] for row in rows) else 1
+    run.record(options.out, [0], rows, beam=BEAM, batch=BATCH, clients=CLIENTS)
+    return 0 if all(row.get("holds", True) for row in rows) else 1
 
 
-def written(bundle: Bundle, folder: Path) -> Path:
-    """The bundle in a folder, without a tokenizer."""
+def numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def write_random(bundle: Bundle, folder: Path) -> Path:
+    """Writes a bundle that has no tokenizer."""
     write_bundle(folder, bundle, model_card="", write_tokenizer=lambda _: None)
     return folder
 
@@ -101,48 +96,62 @@ def name(folder: Path) -> str:
     return f"{bundle.name}, {size(bundle)}"
 
 
+@contextmanager
+def service(bundle: Path, runtime: str, options: Sequence[str], cores: set[int]) -> Iterator[Server]:
+    """A queue with room for all clients, whatever the model."""
+    with running_service(bundle, ["--runtime", runtime, "--max-queue-ms", "10000", *options], cores) as server:
+        yield server
+
+
 def in_turns(
     bundle: Path,
     steps: int,
     alone: subprocess.Popen[str],
-    server: Server,
+    services: dict[str, Server],
     cores: set[int] | None,
     rounds: int,
     seconds: float,
-) -> list[Turn]:
-    """Engine and service, one after the other, `rounds` times."""
+) -> dict[str, tuple[list[Turn], float]]:
+    """Engine and services, one after the other, `rounds` times. By service: its turns, and log lines per request."""
     assert alone.stdin and alone.stdout
     path = f"/recommend?reasoning_steps={steps}"
-    asked = [{"path": path, "body": {"history": ids, "beam_width": BEAM}} for ids in histories_of_ids(bundle)]
-    send(server.address, asked, cores, clients=CLIENTS, seconds=1)  # warms up
-    turns = []
+    bodies = [{"path": path, "body": {"history": ids, "beam_width": BEAM}} for ids in histories_of_ids(bundle)]
+    turns: dict[str, list[Turn]] = {level: [] for level in services}
+    for server in services.values():
+        send(server.address, bodies, cores, clients=CLIENTS, seconds=1)  # warms up
+    requests, lines = dict.fromkeys(services, 0), {level: -server.log_lines() for level, server in services.items()}
     for _ in range(rounds):
         alone.stdin.write(f"{steps}\n")
         alone.stdin.flush()
         engine_rate, engine_cpu = map(float, alone.stdout.readline().split())
-        before = server.cpu_seconds()
-        sent = send(server.address, asked, cores, clients=CLIENTS, seconds=seconds)
-        cpu = (server.cpu_seconds() - before) / len(sent)
-        if any(row.status != 200 for row in sent):
-            raise SystemExit("The service refused requests; let it wait longer, or ask with fewer clients.")
-        turns.append((engine_rate, engine_cpu, len(sent) / max(row.due + row.seconds for row in sent), cpu))
-    return turns
+        for level, server in services.items():
+            before = server.cpu_seconds()
+            sent = send(server.address, bodies, cores, clients=CLIENTS, seconds=seconds)
+            cpu = (server.cpu_seconds() - before) / len(sent)
+            if any(row.status != 200 for row in sent):
+                raise SystemExit("The service refused requests; run with a longer queue or fewer clients.")
+            turns[level].append((engine_rate, engine_cpu, rate_of(sent), cpu))
+            requests[level] += len(sent)
+    for level, server in services.items():
+        lines[level] += server.log_lines()
+    return {level: (turns[level], round(lines[level] / requests[level], 2)) for level in services}
 
 
-def told(turns: Sequence[Turn]) -> dict[str, Any]:
-    """The middle of all turns, and whether the bar holds by the clock."""
+def summarise(turns: Sequence[Turn], at_least: float | None) -> Row:
+    """Medians over turns, and whether the share of the throughput is high enough."""
     engine_rate, engine_cpu, http_rate, http_cpu = (median(values) for values in zip(*turns, strict=True))
-    share = median(http / engine for engine, _, http, _ in turns)
-    cpu_share = median(engine / http for _, engine, _, http in turns)
-    return {
+    shares = [http / engine for engine, _, http, _ in turns]
+    row: Row = {
         "engine_per_s": round(engine_rate, 1),
         "http_per_s": round(http_rate, 1),
-        "share": round(share, 3),
+        "share": round(median(shares), 3),
+        "share_lowest": round(min(shares), 3),
+        "share_highest": round(max(shares), 3),
         "engine_cpu_ms": round(1000 * engine_cpu, 3),
         "http_cpu_ms": round(1000 * http_cpu, 3),
-        "cpu_share": round(cpu_share, 3),
-        "holds": share >= BAR,
+        "cpu_share": round(median(engine / http for _, engine, _, http in turns), 3),
     }
+    return row if at_least is None else row | {"at_least": at_least, "holds": median(shares) >= at_least}
 
 
 def histories(items: int, count: int = 512) -> list[tuple[int, ...]]:
@@ -160,9 +169,9 @@ def histories_of_ids(bundle: Path) -> list[list[str]]:
 
 @contextmanager
 def engine(bundle: Path, runtime: str, seconds: float, cores: set[int]) -> Iterator[subprocess.Popen[str]]:
-    """A process with the engine alone: a number of steps on a line in, requests and CPU seconds on a line out."""
-    command = [sys.executable, "-m", "benchmarks.service.http_cost", "--bundle", str(bundle), "--engine-only", runtime]
-    command += ["--seconds", str(seconds)]
+    """A process with the engine alone: reads a number of steps, answers with requests a second and CPU seconds per
+    request, a line each."""
+    command = [sys.executable, "-m", "benchmarks.service.http_cost", ENGINE_ONLY, str(bundle), runtime, str(seconds)]
     process = subprocess.Popen(
         pinned(command, cores), cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -173,24 +182,26 @@ def engine(bundle: Path, runtime: str, seconds: float, cores: set[int]) -> Itera
         process.wait()
 
 
-def engine_only(bundle: Path, runtime: str, seconds: float) -> int:
-    """Encodes and searches full batches for so long, whenever a line asks for it."""
+def engine_only(bundle: Path, runtime: str, seconds: float) -> None:
+    """For every line of standard input: encodes and searches full batches for so many seconds."""
     loaded = Engine(Bundle.load(bundle), runtime=runtime)  # type: ignore[arg-type]
     rows = histories(len(loaded.bundle.catalogue))
     for line in sys.stdin:
         requests = [Request(history, 10, BEAM, int(line), Rules(exclude=history)) for history in rows]
         batches = cycle(requests[first : first + BATCH] for first in range(0, len(requests), BATCH))
-        run(loaded, next(batches))  # warms up
+        answer(loaded, next(batches))  # warms up
         done, began, cpu = 0, time.perf_counter(), time.process_time()
         while (passed := time.perf_counter() - began) < seconds or not done:
-            done += run(loaded, next(batches))
+            done += answer(loaded, next(batches))
         print(done / passed, (time.process_time() - cpu) / done, flush=True)
-    return 0
 
 
-def run(loaded: Engine, batch: Sequence[Request]) -> int:
+def answer(loaded: Engine, batch: Sequence[Request]) -> int:
     return len(loaded.search(batch, loaded.encode([request.history for request in batch])))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    if sys.argv[1:2] == [ENGINE_ONLY]:
+        engine_only(Path(sys.argv[2]), sys.argv[3], float(sys.argv[4]))
+    else:
+        sys.exit(main())

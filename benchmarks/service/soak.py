@@ -2,15 +2,14 @@
 
     python -m benchmarks.service.soak --minutes 10
 
-A started service over a real Redis is asked for recommendations of all kinds, batches, events, erasures, pages and
-nonsense; clients hang up, bursts exceed the queue, and now and then Redis stalls or drops every connection. Caches are
-bounded low enough to be full after the first minutes. The last quarter of the run is held against the second: memory by
-its median, what is counted by its least, for what is under way comes and goes. Exit status 1 says that something grew.
+A service with a real Redis gets recommendation requests of all kinds, batches, events, erasures, page views and
+malformed requests; clients hang up, bursts exceed the queue, and now and then Redis stalls or drops every connection.
+Caches are small enough to be full after the first minutes. The last quarter of the run is compared with the second:
+memory by its median, counts by their minimum, for requests in flight come and go. Exit status 1: something grew.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import random
 import statistics
@@ -24,11 +23,12 @@ from typing import Any
 import httpx
 from redis.asyncio import Redis
 
-from benchmarks.common import ROOT, commit, record, table
-from benchmarks.engine.cache import redis_server
+from benchmarks.common import ROOT, Run, argument_parser, table
+from benchmarks.plots import TEAL, drawing
+from benchmarks.redis_server import redis_server
 from benchmarks.service.processes import running_service
 
-# What /metrics says of the process: name here -> metric, how a quarter is told, how much more at the end is no growth.
+# Name here -> metric of the process, summary of a quarter of the run, and the largest increase that is no growth.
 WATCHED: dict[str, tuple[str, Callable[[list[float]], float], float]] = {
     "rss_mb": ("process_resident_memory_bytes", statistics.median, 8.0),
     "open_files": ("process_open_fds", min, 3.0),
@@ -40,50 +40,34 @@ CLIENTS = 4
 USERS = 5_000
 SAMPLE_EVERY = 2.0  # seconds
 STALL_EVERY = 40.0  # seconds between two faults of Redis
-RESULT = "benchmarks/results/soak.json"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.service.soak",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argument_parser("benchmarks.service.soak", __doc__)
     parser.add_argument("--bundle", type=Path, default=Path("bundles/demo"))
     parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--out", type=Path, default=Path(RESULT), help="JSON; the plot lies beside it as SVG")
-    given = parser.parse_args()
-    code = commit()
-    with redis_server() as redis, running_service(given.bundle, [*OPTIONS, "--redis-url", redis]) as server:
-        samples, answers = asyncio.run(soak(server.address, redis, 60 * given.minutes))
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/soak.json")
+    options = parser.parse_args()
+    run = Run(parser, options)
+    with redis_server() as redis, running_service(options.bundle, [*OPTIONS, "--redis-url", redis]) as server:
+        samples, answers = asyncio.run(soak(server.address, redis, 60 * options.minutes))
     rows = growth(samples)
     print(table(rows, ["what", "second_quarter", "last_quarter", "growth", "allowed", "grew"]))
     print("\n" + table([{"status": status, "answers": count} for status, count in answers], ["status", "answers"]))
-    out = ROOT / given.out
-    record(
-        out,
-        f"python -m benchmarks.service.soak --bundle {given.bundle} --minutes {given.minutes:g}",
-        [0],
-        rows,
-        minutes=given.minutes,
-        answers=dict(answers),
-        curve=samples,
-        **code,
-    )
-    plot(samples, out.with_suffix(".svg"))
+    run.record(options.out, [0], rows, answers=dict(answers), curve=samples)
     return 1 if any(row["grew"] for row in rows) or any(status == "500" for status, _ in answers) else 0
 
 
 async def soak(address: str, redis: str, seconds: float) -> tuple[list[dict[str, float]], list[tuple[str, int]]]:
-    """Runs the load. Returns the samples, and how often each status was answered (`gone`: the client hung up)."""
+    """Runs the load. Returns the samples, and the number of answers by status (`gone`: the client hung up)."""
     answers: Counter[str] = Counter()
     until = time.monotonic() + seconds
-    # What a burst opened is closed again, or else the open files tell of the client's pool.
+    # Connections opened by a burst are closed again, else open files would count the client's pool.
     limits = httpx.Limits(max_connections=100, max_keepalive_connections=10)
     async with httpx.AsyncClient(base_url=address, timeout=30, limits=limits) as http:
         items = [item["item_id"] for item in (await http.get("/items", params={"limit": 100})).json()["items"]]
         watching = asyncio.create_task(watch(http, until))
-        faults = asyncio.create_task(spoil(redis, until))
+        faults = asyncio.create_task(disturb(redis, until))
         await asyncio.gather(*(visit(http, items, answers, random.Random(n), until) for n in range(CLIENTS)))
         await faults
         return await watching, sorted(answers.items())
@@ -96,14 +80,14 @@ async def watch(http: httpx.AsyncClient, until: float) -> list[dict[str, float]]
         values = {line.split(" ")[0]: float(line.split(" ")[1]) for line in lines if line[0] != "#"}
         sample = {name: values[metric] for name, (metric, _, _) in WATCHED.items()}
         sample["rss_mb"] = round(sample["rss_mb"] / 2**20, 2)
-        asked = sum(value for name, value in values.items() if name.startswith("streamrec_request_seconds_count"))
-        samples.append({"seconds": round(time.monotonic() - started, 1), **sample, "requests": asked})
+        requests = sum(value for name, value in values.items() if name.startswith("streamrec_request_seconds_count"))
+        samples.append({"seconds": round(time.monotonic() - started, 1), **sample, "requests": requests})
         await asyncio.sleep(SAMPLE_EVERY)
     return samples
 
 
-async def spoil(redis: str, until: float) -> None:
-    """Redis stalls for two seconds, then, next time, drops every connection."""
+async def disturb(redis: str, until: float) -> None:
+    """Makes Redis stall for two seconds and drop every connection, by turns."""
     turn = 0
     while time.monotonic() + STALL_EVERY < until:
         await asyncio.sleep(STALL_EVERY)
@@ -115,7 +99,7 @@ async def spoil(redis: str, until: float) -> None:
 async def visit(
     http: httpx.AsyncClient, items: list[str], answers: Counter[str], rng: random.Random, until: float
 ) -> None:
-    """One client: a kind of request after the other, drawn by weight."""
+    """One client: one request after the other, of kinds drawn by weight."""
     names, weights = list(KINDS), [weight for _, weight in KINDS.values()]
     while time.monotonic() < until:
         (kind,) = rng.choices(names, weights)
@@ -149,11 +133,11 @@ async def batch(http: httpx.AsyncClient, items: list[str], rng: random.Random) -
     return [await http.post("/recommend/batch", json={"requests": requests})]
 
 
-async def life(http: httpx.AsyncClient, items: list[str], rng: random.Random) -> list[httpx.Response]:
+async def user_data(http: httpx.AsyncClient, items: list[str], rng: random.Random) -> list[httpx.Response]:
     user = f"soak-{rng.randrange(USERS)}"
     events = [await http.post(f"/users/{user}/events", json={"items": rng.choices(items, k=5)})]
-    asked = [await http.post("/recommend", json={"user_id": user}), await http.get(f"/users/{user}")]
-    return events + asked + ([await http.delete(f"/users/{user}")] if rng.random() < 0.5 else [])
+    reads = [await http.post("/recommend", json={"user_id": user}), await http.get(f"/users/{user}")]
+    return events + reads + ([await http.delete(f"/users/{user}")] if rng.random() < 0.5 else [])
 
 
 async def browse(http: httpx.AsyncClient, items: list[str], rng: random.Random) -> list[httpx.Response]:
@@ -169,7 +153,7 @@ async def browse(http: httpx.AsyncClient, items: list[str], rng: random.Random) 
     return [await http.get(rng.choice(paths))]
 
 
-async def nonsense(http: httpx.AsyncClient, items: list[str], rng: random.Random) -> list[httpx.Response]:
+async def malformed(http: httpx.AsyncClient, items: list[str], rng: random.Random) -> list[httpx.Response]:
     content = rng.choice([b"{", b"[]", b'{"k": 0}', b'{"history": ["' + b"x" * 300 + b'"]}', b" " * 200_001])
     headers = {"Content-Type": "application/json", "X-Request-ID": str(rng.random())}
     return [
@@ -184,28 +168,28 @@ async def hang_up(http: httpx.AsyncClient, items: list[str], rng: random.Random)
 
 
 async def burst(http: httpx.AsyncClient, items: list[str], rng: random.Random) -> list[httpx.Response]:
-    asked = (http.post("/recommend", json=body(items, rng, beam_width=100, timeout_ms=500)) for _ in range(40))
-    return list(await asyncio.gather(*asked))
+    requests = (http.post("/recommend", json=body(items, rng, beam_width=100, timeout_ms=500)) for _ in range(40))
+    return list(await asyncio.gather(*requests))
 
 
 KINDS: dict[str, tuple[Callable[[httpx.AsyncClient, list[str], random.Random], Responses], float]] = {
     "recommend": (recommend, 60),
     "batch": (batch, 4),
-    "life": (life, 10),
+    "user data": (user_data, 10),
     "browse": (browse, 10),
-    "nonsense": (nonsense, 8),
+    "malformed": (malformed, 8),
     "hang_up": (hang_up, 7),
     "burst": (burst, 1),
 }
 
 
 def growth(samples: list[dict[str, float]]) -> list[dict[str, Any]]:
-    """What is watched, in the second and in the last quarter of the run."""
+    """The watched quantities in the second and in the last quarter of the run."""
     quarter = len(samples) // 4
     rows = []
-    for name, (_, told, allowed) in WATCHED.items():
-        before = told([sample[name] for sample in samples[quarter : 2 * quarter]])
-        after = told([sample[name] for sample in samples[-quarter:]])
+    for name, (_, summary, allowed) in WATCHED.items():
+        before = summary([sample[name] for sample in samples[quarter : 2 * quarter]])
+        after = summary([sample[name] for sample in samples[-quarter:]])
         rows.append(
             {
                 "what": name,
@@ -219,24 +203,18 @@ def growth(samples: list[dict[str, float]]) -> list[dict[str, Any]]:
     return rows
 
 
-def plot(samples: list[dict[str, float]], path: Path) -> None:
-    """The curves, one below the other. The file is the same for the same samples."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
+def plot(result: dict[str, Any], path: Path) -> None:
+    """The curves, one below the other."""
+    samples = result["curve"]
     labels = {"rss_mb": "memory, MB", "open_files": "open files", "tasks": "tasks", "threads": "threads"}
     minutes = [sample["seconds"] / 60 for sample in samples]
-    with rc_context({"svg.hashsalt": "soak", "font.size": 9, "svg.fonttype": "path"}):
-        figure = Figure(figsize=(8, 6), layout="constrained")
+    with drawing(path, 8, 6) as figure:
         for axes, (name, label) in zip(figure.subplots(len(labels), 1, sharex=True), labels.items(), strict=True):
             values = [sample[name] for sample in samples]
-            axes.plot(minutes, values, color="#0f766e", linewidth=1.2)
+            axes.plot(minutes, values, color=TEAL, linewidth=1.2)
             axes.set(ylabel=label, ylim=(0, 1.15 * max(values)))
             axes.grid(alpha=0.3)
-            axes.spines[["top", "right"]].set_visible(False)
         axes.set_xlabel(f"minutes; {samples[-1]['requests']:,.0f} requests in all")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, metadata={"Date": None})
 
 
 if __name__ == "__main__":

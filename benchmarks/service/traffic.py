@@ -1,7 +1,8 @@
-"""The traffic of a shop, as an endless draw: who asks, with which history, steps and rules. It is sent or simulated.
+"""The traffic of a shop, drawn at random without end: users with their histories, steps and rules. Sent or simulated.
 
-Users ask by Zipf's law: the user of rank r in proportion to 1 / r**skew. A user's history grows while they look around,
-so that a state cached for it is no longer theirs; who only reloads is answered from the cache. Knows no clock.
+Users follow Zipf's law: the user of rank r makes requests in proportion to 1 / r**skew. Where a user has looked at
+another item since the last request, the history has grown and the encoder state cached for it no longer fits; a
+repeated request is answered from the cache. There is no clock in here.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-GROWS = 0.6  # share of visits since whose last one the user has looked at another item
-LONGEST = 50  # items after which a user starts anew, as one who comes back after months
-BATCH = 4096  # draws made at once: numpy's cost is per call
+GROWS = 0.6  # share of requests before which the user has looked at another item
+LONGEST = 50  # items, after which a user starts a new history
+BATCH = 4096  # draws per call of numpy
 
-# What is asked for, and how often. A request with a time budget leaves the steps to the service.
+# Share of each kind of request. `auto` leaves the number of steps to the service, within a time budget.
 STEPS: dict[int | str, float] = {0: 0.4, 2: 0.3, 4: 0.2, "auto": 0.1}
 BUDGET_MS = 250.0
 RULES = {"none": 0.7, "category": 0.1, "deny": 0.1, "allow": 0.1}
@@ -23,11 +24,11 @@ RULES = {"none": 0.7, "category": 0.1, "deny": 0.1, "allow": 0.1}
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One request. `version` numbers the user's history: a cached state serves the version it was made from."""
+    """One request. `version` numbers the states of the user's history: a cached encoder state fits one version."""
 
     user: int
     version: int
-    history: tuple[int, ...]  # places in a list of items, oldest first
+    history: tuple[int, ...]  # indices into a list of items, oldest first
     steps: int | str
     rule: str
 
@@ -66,14 +67,14 @@ class Traffic:
 
 
 def zipf(users: int, skew: float) -> np.ndarray:
-    """The share of the requests that each user makes, the busiest first. Shape: (users,), sum 1."""
+    """Each user's share of the requests, the busiest first. Shape: (users,), sum 1."""
     weights = np.arange(1, users + 1, dtype=np.float64) ** -skew
     return weights / weights.sum()
 
 
 def body(ask: Ask, items: list[str], categories: list[str]) -> tuple[dict[str, str], dict[str, Any]]:
-    """The request as HTTP takes it: its query and its JSON. `items`, `categories`: names to draw from."""
-    sent: dict[str, Any] = {"user_id": f"load-{ask.user}", "history": [items[place] for place in ask.history]}
+    """The query and the JSON body of an HTTP request. `items`, `categories`: names to choose from."""
+    sent: dict[str, Any] = {"user_id": f"load-{ask.user}", "history": [items[index] for index in ask.history]}
     match ask.rule:
         case "category" if categories:
             sent["categories"] = [categories[ask.user % len(categories)]]
@@ -88,7 +89,7 @@ def body(ask: Ask, items: list[str], categories: list[str]) -> tuple[dict[str, s
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A stretch of time with one mean rate of arrivals. `judged`: whether its p99 and errors decide the run."""
+    """A time with one mean rate of arrivals. `judged`: whether its p99 and errors decide if the run passes."""
 
     name: str
     seconds: float
@@ -97,19 +98,19 @@ class Phase:
 
 
 def profile(rate: int, seconds: float) -> list[Phase]:
-    """Up in five steps, steady, a spike of three times as much, and what comes after it."""
+    """A ramp of five steps, a steady phase, a spike of three times its rate, and the time after the spike."""
     ramp = [Phase(f"ramp {step}", seconds / 2, max(1, rate * step // 6)) for step in range(1, 6)]
     return [*ramp, Phase("steady", 2 * seconds, rate, True), Phase("spike", seconds / 2, 3 * rate),
             Phase("after", seconds, rate)]  # fmt: skip
 
 
 def turns(rates: list[int], rounds: int, seconds: float) -> list[Phase]:
-    """The rates one after the other, again and again: a noisy moment of the machine hits them all."""
+    """The rates one after the other, `rounds` times, so that a noisy moment of the machine affects all of them."""
     return [Phase(str(rate), seconds, rate, True) for _ in range(rounds) for rate in rates]
 
 
 def phase_at(phases: list[Phase], seconds: float) -> Phase | None:
-    """The phase so many seconds after the start; None once all are over."""
+    """The phase at that many seconds after the start; None after the last."""
     for phase in phases:
         if seconds < phase.seconds:
             return phase

@@ -7,7 +7,8 @@ import asyncio
 import numpy as np
 import pytest
 
-from benchmarks.engine.cache import COLUMNS, figures, find, float16_error, keep, measure, redis_server
+from benchmarks.engine.cache import COLUMNS, figures, find, float16_error, keep, measure
+from benchmarks.redis_server import redis_server
 from serving.engine import Engine
 from serving.online.cache import StateCache
 from serving.online.tiers import MemoryTier

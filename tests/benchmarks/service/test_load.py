@@ -1,4 +1,4 @@
-"""The load generator: open, whatever the service does; its verdict; its traffic. Against a server of the test's own."""
+"""The load generator against a test server: an open loop whatever the server does, its verdict, and its traffic."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ class Handler(BaseHTTPRequestHandler):
         self._reply(200, models if self.path == "/models" else {"items": [{"item_id": name} for name in ITEMS]})
 
     def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         time.sleep(self.server.delay)
-        good = set(asked) <= {"user_id", "history", "categories", "deny", "allow", "timeout_ms"} and asked["history"]
+        good = set(body) <= {"user_id", "history", "categories", "deny", "allow", "timeout_ms"} and body["history"]
         status = self.server.status if good else 422
         self._reply(status, ANSWER if status == 200 else {"type": "urn:streamrec:problem:overloaded"})
 
@@ -90,7 +90,7 @@ def flat(server: Server, rate: int, seconds: float) -> tuple[dict[str, float], l
 
 
 def test_a_slow_service_is_sent_no_less(start: StartServer) -> None:
-    """Were the loop closed, sources that wait two seconds for each answer could send a third of this at most."""
+    """In a closed loop, sources that wait two seconds for each answer could send a third of this at most."""
     row, failed = flat(start(delay=2.0), rate=40, seconds=4)
     assert row["sent"] == pytest.approx(160, abs=4 * 160**0.5), "within four standard deviations of Poisson"
     assert row["p50_ms"] > 2000
@@ -120,7 +120,7 @@ def test_a_service_that_does_not_answer_fails(start: StartServer, status: int, k
 
 
 def test_the_page_starts_the_same_load(start: StartServer) -> None:
-    """Locust with its page, told to begin by the page's own form: requests arrive, and the page counts them."""
+    """Locust with its page, started by the page's own form: requests arrive, and the page counts them."""
     port = free_port()
     command = [sys.executable, "-m", "locust", "-f", "benchmarks/service/locustfile.py", "--host", start().address]
     command += ["--web-host", "127.0.0.1", "--web-port", str(port), "--loglevel", "ERROR"]
@@ -144,7 +144,7 @@ def until(check: Callable[[], bool], seconds: float = 30) -> None:
         with contextlib.suppress(httpx.TransportError):
             if check():
                 return
-        assert time.monotonic() < deadline, "it did not come to pass"
+        assert time.monotonic() < deadline, "the condition was not met in time"
         time.sleep(0.1)
 
 
@@ -159,7 +159,7 @@ def test_phases_follow_each_other() -> None:
     assert all(phase.rate >= 1 for phase in profile(1, 10))
 
 
-def test_users_ask_by_zipfs_law() -> None:
+def test_users_follow_zipfs_law() -> None:
     traffic, counts = Traffic(50, 100, skew=1.0, seed=3), np.zeros(50)
     for _ in range(20_000):
         counts[traffic.next().user] += 1
@@ -196,8 +196,6 @@ def test_every_request_is_one_the_service_takes() -> None:
 
 def test_the_plot_is_drawn(tmp_path: Path) -> None:
     row = {"p50_ms": 5.0, "p95_ms": 8.0, "p99_ms": 9.0, "rejected": 0.0, "failed": 0.0}
-    plot([row | {"sent_per_s": load} for load in (5.0, 10.0)], 250, tmp_path / "load.svg")
-    text = (tmp_path / "load.svg").read_text()
-    assert "requests sent a second" in text
-    plot([row | {"sent_per_s": load} for load in (5.0, 10.0)], 250, tmp_path / "again.svg")
-    assert (tmp_path / "again.svg").read_text() == text
+    rows = [row | {"sent_per_s": load} for load in (5.0, 10.0)]
+    plot({"rows": rows, "limits": {"p99_ms": 250}}, tmp_path / "load.svg")
+    assert "requests sent a second" in (tmp_path / "load.svg").read_text()

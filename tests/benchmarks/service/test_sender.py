@@ -1,4 +1,4 @@
-"""The sender notes what a server did, whatever that is: answers, refusals, connections that it drops."""
+"""The sender records whatever a server does: answers, refusals, dropped connections."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.service.sender import Pool, Sent, closed_loop, encoded, open_loop, quantile, send
+from benchmarks.service.sender import Pool, Sent, closed_loop, encoded, latency, open_loop, send
 
 BODY = json.dumps({"items": [], "timings_ms": {"queue": 12.5}})
 ANSWER = f"HTTP/1.1 200 OK\r\nContent-Length: {len(BODY)}\r\n\r\n{BODY}".encode()
@@ -20,18 +20,18 @@ Handler = Callable[[int, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[
 
 
 def against(handler: Handler, work: Callable[[Pool], Coroutine[Any, Any, list[Sent]]]) -> list[Sent]:
-    """Runs the sender's work against a server that treats its n-th request by `handler`."""
-    asked = 0
+    """Runs the sender's work against a server that handles its n-th request with `handler`."""
+    requests = 0
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal asked
+        nonlocal requests
         try:
             while not writer.is_closing():
                 head = await reader.readuntil(b"\r\n\r\n")
                 length = next(line for line in head.split(b"\r\n") if line.lower().startswith(b"content-length"))
                 await reader.readexactly(int(length.split(b":")[1]))
-                asked += 1
-                await handler(asked, reader, writer)
+                requests += 1
+                await handler(requests, reader, writer)
         except asyncio.IncompleteReadError:
             writer.close()
 
@@ -53,7 +53,7 @@ async def some_are_refused(number: int, _: asyncio.StreamReader, writer: asyncio
     writer.write(answer[30:])  # answers arrive in pieces
 
 
-def test_an_open_loop_sends_at_its_rate_and_notes_every_answer() -> None:
+def test_an_open_loop_sends_at_its_rate_and_records_every_answer() -> None:
     sent = against(some_are_refused, lambda pool: open_loop(pool, REQUESTS, rate=200, seconds=1, seed=1))
     assert len(sent) == pytest.approx(200, abs=5 * 200**0.5)
     assert all(0.01 <= row.seconds < 1 and 0 <= row.lag < row.seconds for row in sent)
@@ -86,7 +86,7 @@ def test_dropped_connections_are_not_used_again() -> None:
     sent = against(drop, lambda pool: open_loop(pool, REQUESTS, rate=50, seconds=1))
     assert {row.status for row in sent} == {0, 200}
     assert sum(row.status == 200 for row in sent) == answered
-    # One that leaves in the very moment in which its connection is closed reaches nobody.
+    # A request that is sent just when its connection is closed is neither answered nor dropped.
     assert len(sent) - answered - dropped <= 3
 
 
@@ -106,20 +106,20 @@ def test_a_closed_loop_waits_for_its_answers() -> None:
     assert {row.status for row in sent} == {200}
 
 
-def test_nobody_there_is_said() -> None:
+def test_a_missing_service_is_reported() -> None:
     with pytest.raises(SystemExit, match="start it first"):
         asyncio.run(closed_loop(Pool("127.0.0.1", 9), REQUESTS, clients=1, seconds=0.1))
 
 
-def test_a_sender_of_its_own_brings_its_rows_back() -> None:
+def test_a_sender_in_its_own_process_returns_its_rows() -> None:
     async def work(pool: Pool) -> list[Sent]:
-        asked = [{"path": "/recommend", "body": {}}]
-        return await asyncio.to_thread(send, f"http://{pool.host}:{pool.port}", asked, rate=50, seconds=0.5)
+        bodies = [{"path": "/recommend", "body": {}}]
+        return await asyncio.to_thread(send, f"http://{pool.host}:{pool.port}", bodies, rate=50, seconds=0.5)
 
     sent = against(some_are_refused, work)
     assert len(sent) > 5 and {row.status for row in sent} == {200, 503}
 
 
-def test_who_is_not_answered_counts_in_quantiles() -> None:
+def test_requests_without_an_answer_count_in_quantiles() -> None:
     rows = [Sent(0, 0, seconds, 200) for seconds in (0.3, 0.1, 0.2)] + [Sent(0, 0, 0.001, 503)]
-    assert [quantile(rows, share) for share in (0.25, 0.5, 0.75, 0.99)] == [0.1, 0.2, 0.3, math.inf]
+    assert [latency(rows, share) for share in (0.25, 0.5, 0.75, 0.99)] == [0.1, 0.2, 0.3, math.inf]

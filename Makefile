@@ -18,10 +18,12 @@ export OMP_NUM_THREADS ?= 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test coverage lint format bench load demo lock clean
+.PHONY: help install serve test coverage lint format bench load demo lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 14
+
+install: .venv/dev.stamp ## install what training and tests need into .venv
 
 serve: .venv/serving.stamp ## start the service with the demo bundle on 127.0.0.1:8000 (BUNDLE=, HOST=, PORT=)
 	@exec $(PYTHON) -m app serve --bundle $(BUNDLE) --host $(HOST) --port $(PORT)

@@ -40,6 +40,7 @@ def plan(folder: Path, target: str) -> str:
         ("bench", "dev.lock", "-m benchmarks"),
         ("load", "dev.lock", "-m benchmarks.service.load --bundle bundles/demo --rate 20"),
         ("demo", "dev.lock", "-m training demo"),
+        ("install", "dev.lock", "touch .venv/dev.stamp"),
         ("coverage", "dev.lock", "--cov"),
         ("format", "dev.lock", "-m ruff format"),
         ("lint", "dev.lock", "-m ruff format --check"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -190,7 +191,17 @@ def test_links_lead_somewhere(document: str) -> None:
         assert not anchor or anchor in headings(path), f"{document} links to {target}#{anchor}"
 
 
-@pytest.mark.parametrize(("document", "lines"), [("docs/RESULTS.md", 130)])
+@pytest.mark.parametrize("document", sorted({*DOCUMENTS, *(str(path.relative_to(ROOT)) for path in PAGES)}))
+def test_files_and_modules_that_a_document_names_exist(document: str) -> None:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    text = re.sub(r"<sub>.*?</sub>", "", text)  # the commands of records, as they were called at their commit
+    for path in re.findall(r"`((?:app|benchmarks|docs|helm|requirements|serving|tests|training)/[\w./-]+)`", text):
+        assert (ROOT / path).exists(), f"{document} names {path}"
+    for module in re.findall(r"-m ((?:app|benchmarks|serving|training)[\w.]*)", text):
+        assert importlib.util.find_spec(module), f"{document} names the module {module}"
+
+
+@pytest.mark.parametrize(("document", "lines"), [("README.md", 150), ("docs/RESULTS.md", 130)])
 def test_what_is_read_first_stays_short(document: str, lines: int) -> None:
     assert len((ROOT / document).read_text(encoding="utf-8").splitlines()) <= lines
 

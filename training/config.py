@@ -1,239 +1,263 @@
-"""Every setting of training, one dataclass a stage, each default stated once; a YAML file and `--set` override them.
+"""Every setting of training, one model a stage, each default and each choice stated once.
 
-The defaults are the repaired recipe; the paper's literal one is `training/literal.yaml`.
+The defaults are the repaired recipe; the paper's literal one is `training/literal.yaml`. A YAML file and `--set`
+override them. What the settings do is known by the modules that read them; here they are only checked.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import difflib
 import json
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Self
 
 import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
+from serving.items.tokenizer import PACKAGED, Source
 from serving.types import EncoderAttention, Merge, StepForm
 from training.data.prepare import SplitKind
-from training.ids.semantic_ids import TokenizeConfig
 
 
 class ConfigError(ValueError):
     """A setting that does not exist or does not fit; the message names it."""
 
 
-@dataclass(frozen=True, slots=True)
-class ModelSettings:
-    """The network's size and the form of its reasoning. reasoning_codes 0: reasoning tokens are item codes [paper]."""
-
-    d_model: int = 128
-    d_kv: int = 32
-    d_ff: int = 512
-    layers: int = 3
-    heads: int = 4
-    dropout: float = 0.1
-    max_items: int = 20
-    end_token: bool = True
-    attention: EncoderAttention = "bidirectional"
-    max_steps: int = 4
-    reasoning_codes: int = 32
-    step_form: StepForm = "both"
-    paths: int = 1
-    merge: Merge = "logsumexp"
-    temperature: float = 1.0
+def _read_number(value: Any) -> Any:
+    """YAML reads 1e-3, which has no point, as text."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
-@dataclass(frozen=True, slots=True)
-class StageConfig:
-    """What every stage has. lr follows a linear warm-up and a cosine down to a tenth. eval_every 0: at the end only.
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Number = Annotated[float, BeforeValidator(_read_number)]
+Weight = Annotated[Number, Field(ge=0)]
+Fraction = Annotated[Number, Field(ge=0, lt=1)]
+Lengths = Annotated[tuple[Count, ...], Field(strict=False)]
+Weights = Annotated[tuple[Weight, ...], Field(strict=False, min_length=1)]
+Counts = Annotated[tuple[Count, ...], Field(strict=False, min_length=1)]
 
-    batch_size: of a step, on all processes together. accumulate: in how many parts it is computed, to save memory.
-    label_smoothing: of the target's tokens, not of reasoning labels.
+
+class Settings(BaseModel):
+    """Frozen; an unknown key, a value of another type and NaN are errors. Lists become tuples."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class RqVaeConfig(Settings):
+    """levels (M) codebooks of `codes` codes, each `latent` wide."""
+
+    levels: Positive = 3
+    codes: Positive = 256
+    latent: Positive = 32
+    pca: Positive = 128  # axes kept, at most
+    whiten: bool = False  # every axis counts the same; else as its variance
+    hidden: Positive = 256
+    steps: Positive = 1200
+    warmup_steps: Count = 200  # a plain autoencoder, so that k-means finds something to start from
+    batch: Positive = 1024
+    lr: Number = 1e-3
+    commitment: Weight = 0.25
+    decay: Fraction = 0.95  # of the moving averages, per step
+    dead_below: Weight = 0.2  # members per step, as a share of an even spread, below which a code is restarted
+    restart_every: Positive = 50  # steps
+
+
+class TokenizeConfig(Settings):
+    """How semantic IDs are made. `random` takes its shape (levels, codes) from `rqvae`.
+
+    source: what an item's embedding is made from; items without any text fall back to `collaborative`, and the report
+    says so. text_weight: the share of text in the inner product of `both`.
     """
 
-    steps: int = 3000
-    batch_size: int = 256
-    accumulate: int = 1
-    lr: float = 1e-3
-    weight_decay: float = 0.05
-    warmup: int = 100
-    clip_norm: float = 1.0
-    label_smoothing: float = 0.0
-    eval_every: int = 500
-    checkpoint_every: int = 100
-
-    def __post_init__(self) -> None:
-        if min(self.batch_size, self.accumulate, self.checkpoint_every) < 1 or min(self.steps, self.eval_every) < 0:
-            raise ConfigError(
-                "batch_size, accumulate and checkpoint_every of a stage must be at least 1, "
-                "steps and eval_every at least 0."
-            )
-        if not 0 <= self.label_smoothing < 1:
-            raise ConfigError("label_smoothing of a stage must be at least 0 and below 1.")
+    kind: Literal["rqvae", "random", "given"] = "rqvae"
+    source: Source = "both"
+    embedder: str = PACKAGED
+    text_weight: Annotated[Number, Field(ge=0, le=1)] = 0.5
+    collaborative_dim: Positive = 128
+    rqvae: RqVaeConfig = RqVaeConfig()
 
 
-@dataclass(frozen=True, slots=True)
+class ModelSettings(Settings):
+    """The network's size and the form of its reasoning. reasoning_codes 0: reasoning tokens are item codes [paper]."""
+
+    d_model: Positive = 128
+    d_kv: Positive = 32
+    d_ff: Positive = 512
+    layers: Positive = 3
+    heads: Positive = 4
+    dropout: Fraction = 0.1
+    max_items: Positive = 20
+    end_token: bool = True
+    attention: EncoderAttention = "bidirectional"
+    max_steps: Count = 4
+    reasoning_codes: Count = 32
+    step_form: StepForm = "both"
+    paths: Positive = 1
+    merge: Merge = "logsumexp"
+    temperature: Annotated[Number, Field(gt=0)] = 1.0
+
+
+class StageConfig(Settings):
+    """What every stage has. lr follows a linear warm-up and a cosine down to a tenth. eval_every 0: at the end only.
+
+    batch_size: of a step, on all processes together. accumulate: in how many micro-batches it is computed, to save
+    memory. label_smoothing: of the target's tokens, not of reasoning labels.
+    """
+
+    steps: Count = 3000
+    batch_size: Positive = 256
+    accumulate: Positive = 1
+    lr: Number = 1e-3
+    weight_decay: Weight = 0.05
+    warmup: Count = 100
+    clip_norm: Number = 1.0
+    label_smoothing: Fraction = 0.0
+    eval_every: Count = 500
+    checkpoint_every: Positive = 100
+
+
 class PretrainConfig(StageConfig):
     """Stage 1. similar_weight 0 trains a plain TIGER.
 
     similar_items: items put before the target, drawn among its nearest `neighbours`.
     """
 
-    plain_weight: float = 1.0
-    similar_weight: float = 0.5
-    similar_items: int = 1
-    neighbours: int = 10
+    plain_weight: Weight = 1.0
+    similar_weight: Weight = 0.5
+    similar_items: Positive = 1
+    neighbours: Positive = 10
 
 
-@dataclass(frozen=True, slots=True)
 class SftConfig(StageConfig):
     """Stage 2. A weight of 0 turns a loss off.
 
     distillation_weight: of the KL that teaches the answer without steps what the answer after them says.
     inputs: `label` feeds the labels to the decoder [paper], `own` its own tokens.
-    target: t of t - s_{i-1}, what residual labels are made from [open]: `item` the sum of the target's token embeddings
-    and its free vector, `tokens` that sum alone, `content` the item's own embedding under a fixed projection.
-    label_refresh: residual labels by the current weights, or `once`, by those that the stage started from [open].
     """
 
-    steps: int = 1200
-    lr: float = 5e-4
-    eval_every: int = 300
-    plain_weight: float = 1.0
-    answer_weight: float = 1.0
-    reasoning_weight: float = 0.2
-    state_weight: float = 0.3
-    quantization_weight: float = 0.1
-    preference_weight: float = 0.0
-    distillation_weight: float = 0.0
+    steps: Count = 1200
+    lr: Number = 5e-4
+    eval_every: Count = 300
+    plain_weight: Weight = 1.0
+    answer_weight: Weight = 1.0
+    reasoning_weight: Weight = 0.2
+    state_weight: Weight = 0.3
+    quantization_weight: Weight = 0.1
+    preference_weight: Weight = 0.0
+    distillation_weight: Weight = 0.0
     state_loss: Literal["contrastive", "full_softmax"] = "full_softmax"
     labels: Literal["residual", "random", "pause"] = "residual"
     inputs: Literal["label", "own"] = "own"
-    target: Literal["item", "tokens", "content"] = "item"
-    label_refresh: Literal["every step", "once"] = "every step"
     balanced: bool = True
-    contrastive_temperature: float = 0.07
-    preference_beta: float = 0.1
+    contrastive_temperature: Annotated[Number, Field(gt=0)] = 0.07
+    preference_beta: Weight = 0.1
 
 
-@dataclass(frozen=True, slots=True)
 class RlConfig(StageConfig):
     """Stage 3. Every `updates` steps sample `batch_size` users with `group` rollouts each, and learn from them.
 
-    rollouts: `sample` draws thoughts and tokens, `beam` takes the best items of the constrained search after one greedy
-    thought [open].
     anchor_weight: of the NLL of the target, for l = 0 and one l > 0.
     """
 
-    steps: int = 200
-    batch_size: int = 64
-    lr: float = 3e-5
-    weight_decay: float = 0.0
-    warmup: int = 20
-    eval_every: int = 50
-    checkpoint_every: int = 20
-    updates: int = 2
-    group: int = 8
-    rollouts: Literal["sample", "beam"] = "sample"
-    clip: float = 0.2
-    kl_weight: float = 1e-3
-    anchor_weight: float = 1.0
-    policy_weight: float = 0.1
-    format_reward: float = 1.0
-    match_reward: float = 1.0
-    similarity_reward: float = 1.0
-    likelihood_reward: float = 1.0
-    rank_reward: float = 1.0
+    steps: Count = 200
+    batch_size: Positive = 64
+    lr: Number = 3e-5
+    weight_decay: Weight = 0.0
+    warmup: Count = 20
+    eval_every: Count = 50
+    checkpoint_every: Positive = 20
+    updates: Positive = 2
+    group: Positive = 8
+    clip: Weight = 0.2
+    kl_weight: Weight = 1e-3
+    anchor_weight: Weight = 1.0
+    policy_weight: Weight = 0.1
+    format_reward: Number = 1.0
+    match_reward: Number = 1.0
+    similarity_reward: Number = 1.0
+    likelihood_reward: Number = 1.0
+    rank_reward: Number = 1.0
 
-    def __post_init__(self) -> None:
-        StageConfig.__post_init__(self)
-        if self.updates < 1 or self.checkpoint_every % self.updates:
-            raise ConfigError("rl.updates must be at least 1 and divide rl.checkpoint_every, so that a run can resume.")
+    @model_validator(mode="after")
+    def _checkpoints_between_rollouts(self) -> Self:
+        if self.checkpoint_every % self.updates:
+            raise ValueError("rl.updates must divide rl.checkpoint_every, so that a run can resume.")
+        return self
 
 
-@dataclass(frozen=True, slots=True)
-class NeighboursConfig:
-    """The memory of the log and the texts (training/neighbours.py). enabled: whether a run fits one.
+class NeighboursConfig(Settings):
+    """The item graph, from the log and the texts (training/neighbours.py). enabled: whether a run fits one.
 
     keep: weights per item. floor: what a share of nothing counts as, in the logarithm.
     """
 
     enabled: bool = False
-    keep: int = 200
-    floor: float = 1e-4
-
-    def __post_init__(self) -> None:
-        if self.keep < 1 or not 0 < self.floor <= 1:
-            raise ConfigError("neighbours.keep must be at least 1, and neighbours.floor above 0 and at most 1.")
+    keep: Positive = 200
+    floor: Annotated[Number, Field(gt=0, le=1)] = 1e-4
 
 
-@dataclass(frozen=True, slots=True)
-class EvalConfig:
+class EvalConfig(Settings):
     """steps: which l are measured. valid_users: how many decide while training; the final choice takes choice_users.
 
     neighbours_weights, dense_candidates, dense_weights: what the final choice tries, the first two together and without
     the dense score.
     """
 
-    steps: tuple[int, ...] = (0, 2, 4)
-    beam: int = 20
-    valid_users: int = 1000
-    choice_users: int = 4000
-    dense_weights: tuple[float, ...] = (0.0, 0.25, 0.5, 1.0)
-    neighbours_weights: tuple[float, ...] = (0.0,)
-    dense_candidates: tuple[int, ...] = (0,)
-
-    def __post_init__(self) -> None:
-        for name in ("dense_weights", "neighbours_weights", "dense_candidates"):
-            if min(getattr(self, name), default=-1) < 0:
-                raise ConfigError(f"evaluation.{name} must list at least one number, none below 0.")
+    steps: Counts = (0, 2, 4)
+    beam: Positive = 20
+    valid_users: Positive = 1000
+    choice_users: Positive = 4000
+    dense_weights: Weights = (0.0, 0.25, 0.5, 1.0)
+    neighbours_weights: Weights = (0.0,)
+    dense_candidates: Counts = (0,)
 
 
-@dataclass(frozen=True, slots=True)
-class RunConfig:
+class RunConfig(Settings):
     """One run, from interactions to bundle. name: the bundle's; empty: the data folder's. licence: of the data.
 
     given_ids: for tokenizer.kind `given`, the file's name in the data folder's semantic_ids (without .json.gz).
-    lengths: the numbers of steps that stages 2 and 3 draw from; empty: 1..model.max_steps; [0]: nothing is thought.
+    lengths: the numbers of steps that stages 2 and 3 draw from; empty: 1..model.max_steps; [0]: no reasoning.
     precision: of the stages' arithmetic; weights and optimiser are float32 in any case.
     """
 
     name: str = ""
     seed: int = 0
     given_ids: str = ""
-    lengths: tuple[int, ...] = ()
+    lengths: Lengths = ()
     split: SplitKind = "leave-one-out"
     precision: Literal["float32", "bfloat16"] = "float32"
     licence: str = "unknown; ask the data's owner"
-    tokenizer: TokenizeConfig = field(default_factory=TokenizeConfig)
-    model: ModelSettings = field(default_factory=ModelSettings)
-    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
-    sft: SftConfig = field(default_factory=SftConfig)
-    rl: RlConfig = field(default_factory=RlConfig)
-    neighbours: NeighboursConfig = field(default_factory=NeighboursConfig)
-    evaluation: EvalConfig = field(default_factory=EvalConfig)
+    tokenizer: TokenizeConfig = TokenizeConfig()
+    model: ModelSettings = ModelSettings()
+    pretrain: PretrainConfig = PretrainConfig()
+    sft: SftConfig = SftConfig()
+    rl: RlConfig = RlConfig()
+    neighbours: NeighboursConfig = NeighboursConfig()
+    evaluation: EvalConfig = EvalConfig()
 
-    def __post_init__(self) -> None:
-        known = range(self.model.max_steps + 1)
-        if not self.evaluation.steps or not all(steps in known for steps in self.evaluation.steps):
-            raise ConfigError(
-                f"evaluation.steps must list numbers in 0..{self.model.max_steps}, the range of model.max_steps, "
-                f"not {list(self.evaluation.steps)}."
-            )
-        if not all(steps in known for steps in self.lengths):
-            raise ConfigError(
-                f"lengths must list numbers in 0..{self.model.max_steps}, the range of model.max_steps, "
-                f"not {list(self.lengths)}."
-            )
+    @model_validator(mode="after")
+    def _stages_agree(self) -> Self:
+        for name, lengths in (("evaluation.steps", self.evaluation.steps), ("lengths", self.lengths)):
+            if max(lengths, default=0) > self.model.max_steps:
+                raise ValueError(
+                    f"{name} must list numbers in 0..{self.model.max_steps}, the range of model.max_steps, "
+                    f"not {list(lengths)}."
+                )
         if any(self.evaluation.neighbours_weights) and not self.neighbours.enabled:
-            raise ConfigError("evaluation.neighbours_weights above 0 need neighbours.enabled=true.")
+            raise ValueError("evaluation.neighbours_weights above 0 need neighbours.enabled=true.")
         if not self.model.max_steps and (self.sft.steps or self.rl.steps):
-            raise ConfigError(
+            raise ValueError(
                 "With model.max_steps=0 there is no reasoning to train; set sft.steps=0 and rl.steps=0 too."
             )
+        return self
 
     def to_json(self) -> dict[str, Any]:
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        return self.model_dump(mode="json")
 
 
 def load_config(path: Path | None, overrides: list[str]) -> RunConfig:
@@ -264,36 +288,66 @@ def load_config(path: Path | None, overrides: list[str]) -> RunConfig:
 
 def read_config(data: Any) -> RunConfig:
     """Settings from plain values, defaults where there are none. Raises ConfigError naming the wrong key."""
-    return _fill(RunConfig, data, "")
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(_sentence(error.errors()[0])) from error
 
 
-def _fill(kind: type, data: Any, where: str) -> Any:
-    if not isinstance(data, dict):
-        raise ConfigError(f"{where.rstrip('.') or 'The configuration'} must hold keys and values.")
-    hints = get_type_hints(kind)
-    names = [item.name for item in dataclasses.fields(kind)]
-    for key in data:
-        if key not in names:
-            raise ConfigError(f"There is no setting {where}{key}; known here: {', '.join(names)}.")
-    return kind(**{key: _convert(hints[key], value, where + key) for key, value in data.items()})
+# Settings that left the code because they gained nothing, with the value that stayed.
+RETIRED = {("sft", "target"): "item", ("sft", "label_refresh"): "every step", ("rl", "rollouts"): "sample"}
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return _fill(hint, value, where + ".")  # type: ignore[arg-type]
-    if get_origin(hint) is Literal:
-        if value not in get_args(hint):
-            raise ConfigError(f"{where} must be one of {', '.join(map(str, get_args(hint)))}, not {value!r}.")
-        return value
-    if get_origin(hint) is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise ConfigError(f"{where} must be a list, not {value!r}.")
-        return tuple(_convert(get_args(hint)[0], entry, where) for entry in value)
-    if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
-        try:
-            return float(value)  # YAML reads 1e-3 as a string
-        except ValueError:
-            pass
-    elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
-        return value
-    raise ConfigError(f"{where} must be of type {hint.__name__}, not {value!r}.")
+def read_stored_config(data: dict[str, Any]) -> RunConfig:
+    """The settings of an earlier run. Those it did not know yet have their defaults; retired ones must have had the
+    value that stayed. Raises ConfigError otherwise.
+    """
+    data = json.loads(json.dumps(data))
+    for (section, name), kept in RETIRED.items():
+        if name in data.get(section, {}) and (value := data[section].pop(name)) != kept:
+            raise ConfigError(f"{section}.{name}={value} is no longer supported, only {kept}.")
+    return read_config(data)
+
+
+EXPECTED = {
+    "bool_type": "true or false",
+    "dict_type": "keys and values",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "int_type": "a whole number",
+    "model_type": "keys and values",
+    "string_type": "text",
+    "too_short": "a list of at least one number",
+    "tuple_type": "a list",
+}
+LIMITS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+
+
+def _sentence(error: ErrorDetails) -> str:
+    """What is wrong with one setting, by its full name, and what would be right."""
+    path = [str(part) for part in error["loc"] if isinstance(part, str)]
+    where, value, context = ".".join(path) or "The configuration", error["input"], error.get("ctx", {})
+    if error["type"] == "value_error":  # of a validator above, which names its settings
+        return str(context["error"])
+    if error["type"] == "extra_forbidden":
+        return _unknown(path)
+    if any(isinstance(part, int) for part in error["loc"]):
+        where = f"Every entry of {where}"
+    limit = next((f"{words} {context[name]:g}" for name, words in LIMITS.items() if name in context), None)
+    choices = str(context.get("expected", "")).replace(" or ", ", ").replace("'", "")
+    one_of = f"one of {choices}" if error["type"] == "literal_error" else None
+    expected = limit or one_of or EXPECTED.get(error["type"])
+    if expected is None:
+        return f"{where}: {error['msg']}, not {value!r}."
+    return f"{where} must be {expected}, not {value!r}."
+
+
+def _unknown(path: list[str]) -> str:
+    section: Any = RunConfig
+    for name in path[:-1]:
+        section = section.model_fields[name].annotation
+    known, parents = list(section.model_fields), path[:-1]
+    nearest = difflib.get_close_matches(path[-1], known, 1)
+    if nearest:
+        return f"There is no setting {'.'.join(path)}; did you mean {'.'.join([*parents, *nearest])}?"
+    return f"There is no setting {'.'.join(path)}; known here: {', '.join(known)}."

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 from contextlib import ExitStack, closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from tqdm import tqdm
 
 from serving.files import atomic_write, locked_folder
 from serving.items.tokenizer import save_tokenizer
-from training.config import ConfigError, RunConfig, read_config
+from training.config import ConfigError, RunConfig, read_stored_config
 from training.data.prepare import (
     Dataset,
     Split,
@@ -66,7 +65,7 @@ def run(
     """
     folder = work_folder or bundle_folder.with_name(bundle_folder.name + ".work")
     folder.mkdir(parents=True, exist_ok=True)
-    config = replace(config, name=config.name or data_folder.resolve().name)
+    config = config.model_copy(update={"name": config.name or data_folder.resolve().name})
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     with ExitStack() as stack:
         ranks = stack.enter_context(join_ranks(device))
@@ -121,9 +120,7 @@ def tokenize(
                 bar.update(0)
 
             ids = build_semantic_ids(data.items, split.train, tokenizer, config.seed, given, folder / "cache", progress)
-        source = tokenizer.source if data.items.has_text else "collaborative"
-        embedding = item_embedding(data.items, split.train, source, tokenizer.embedder, tokenizer.text_weight,
-                                   tokenizer.collaborative_dim, config.seed, folder / "cache").matrix  # fmt: skip
+        embedding = item_embedding(data.items, split.train, tokenizer, config.seed, folder / "cache").matrix
         save_tokenizer(folder / "tokenizer", ids.codec, tokenizer.embedder, ids.report)
         print("Semantic IDs:", json.dumps(ids.report))
         tensors = {
@@ -163,14 +160,16 @@ def _same_run(folder: Path, wanted: dict[str, Any]) -> None:
     file = folder / "run.json"
     if file.exists():
         found = json.loads(file.read_text())
+        start_afresh = "choose another --out or remove that folder."
         try:
-            found["config"] = read_config(found["config"]).to_json()  # settings it did not know yet have their defaults
-        except ConfigError:
-            found = None
-        if found != wanted:
+            found["config"] = read_stored_config(found["config"]).to_json()
+        except ConfigError as error:
+            reason = str(error).rstrip(".")
             raise RunError(
-                f"{folder} belongs to a run with other data or settings; choose another --out or remove that folder."
-            )
+                f"{folder} belongs to a run with settings of another version ({reason}); {start_afresh}"
+            ) from error
+        if found != wanted:
+            raise RunError(f"{folder} belongs to a run with other data or settings; {start_afresh}")
     else:
         _write_json(file, wanted)
 

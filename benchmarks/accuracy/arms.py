@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +18,7 @@ from typing import Any, Literal
 from safetensors import SafetensorError
 
 from benchmarks.common import commit, machine
-from training.config import RunConfig, load_config, read_config
+from training.config import ConfigError, RunConfig, load_config, read_stored_config
 from training.pipeline import run
 from training.stages.loop import read_meta
 
@@ -84,9 +85,6 @@ ARMS: dict[str, Arm] = {
     "similar items, then stage 2": trained_for(DEPTH, "pretrain.similar_weight=0.5"),
     "distilled": trained_for(DEPTH, "sft.distillation_weight=1"),
     # stage 2 with an open choice made otherwise
-    "target: tokens": trained_for(DEPTH, "sft.target=tokens"),
-    "target: content": trained_for(DEPTH, "sft.target=content"),
-    "labels once": trained_for(DEPTH, "sft.label_refresh=once"),
     "shared codes": trained_for(DEPTH, "model.reasoning_codes=0"),  # on a stage 1 of its own: the vocabulary differs
     "more reasoning weight": trained_for(DEPTH, "sft.reasoning_weight=1"),
     # stage 3
@@ -95,7 +93,6 @@ ARMS: dict[str, Arm] = {
     **{f"rl, no {name}": rewarded(f"rl.{name}_reward=0") for name in REWARDS},
     "rl, no labels": rewarded("sft.reasoning_weight=0", "sft.quantization_weight=0"),
     "rl, group of 16": rewarded("rl.group=16"),
-    "rl, beam rollouts": rewarded("rl.rollouts=beam"),
     "rl, rate of 3e-5": rewarded("rl.lr=3e-5"),
 }
 
@@ -140,7 +137,7 @@ def train(place: Place, arm: str, seed: int, more: tuple[str, ...] = ()) -> None
 
 
 def _settings_of(folder: Path) -> RunConfig:
-    return read_config(json.loads((folder / "run.json").read_text())["config"])
+    return read_stored_config(json.loads((folder / "run.json").read_text())["config"])
 
 
 def inherit(folder: Path, config: RunConfig, until: Stage) -> None:
@@ -149,12 +146,17 @@ def inherit(folder: Path, config: RunConfig, until: Stage) -> None:
     if caches and not (folder / "cache").exists():  # reading the items' text takes minutes
         shutil.copytree(caches[0], folder / "cache")
     others = [path.parent for path in sorted(folder.parent.glob("*/run.json")) if path.parent != folder]
-    known = {other: _settings_of(other) for other in others}
+    known = {}
+    for other in others:
+        with suppress(ConfigError):  # of a version whose settings are no longer supported
+            known[other] = _settings_of(other)
     for stage in STAGES[: STAGES.index(until) + 1]:
         if (folder / f"{stage}.latest.safetensors").exists():
             continue
         ancestors = [
-            other for other in others if shares(known[other], config, stage) and finished(other, stage, config)
+            other
+            for other, settings in known.items()
+            if shares(settings, config, stage) and finished(other, stage, config)
         ]
         if not ancestors:
             return

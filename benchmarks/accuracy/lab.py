@@ -24,7 +24,7 @@ from benchmarks.accuracy.hits import Ask, Hits
 from benchmarks.accuracy.memory import data_of, memory_of, ranks_of
 from serving.network.onnx import OnnxRuntime
 from serving.search.ranker import BATCH_SIZE
-from training.config import RunConfig, read_config
+from training.config import RunConfig, read_stored_config
 from training.metrics import mean_metrics, ndcg, paired_bootstrap
 from training.pipeline import TRAINED, tokenize
 from training.stages.loop import load_checkpoint, read_meta
@@ -190,7 +190,7 @@ class Lab:
 def _load(place: Place, arm: str, seed: int, folder: Any) -> Workspace:
     """An arm with the weights that its last stage liked best."""
     data, split = data_of(place)
-    config = read_config(json.loads((folder / "run.json").read_text())["config"])
+    config = read_stored_config(json.loads((folder / "run.json").read_text())["config"])
     work = tokenize(data, split, place.data, folder, config, place.device)
     load_checkpoint(folder / f"{ARMS[arm].until}.best.safetensors", work.network, None)
     work.network.eval()

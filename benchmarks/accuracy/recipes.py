@@ -9,8 +9,8 @@ from benchmarks.accuracy.lab import Lab, Rows, at
 
 LOSSES = ("no labels", "no quantization", "no state loss", "no direct answer")
 RECIPE = ("in-batch contrast", "preference", "labels as input")
-CHOICES = ("target: tokens", "target: content", "labels once", "shared codes", "more reasoning weight")
-RL_CHOICES = ("rl, group of 16", "rl, beam rollouts", "rl, rate of 3e-5")
+CHOICES = ("shared codes", "more reasoning weight")
+RL_CHOICES = ("rl, group of 16", "rl, rate of 3e-5")
 
 
 def losses(lab: Lab) -> Rows:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
+from pathlib import Path
 
 import pytest
 
-from training.config import ConfigError, RunConfig, load_config
+from training.config import ConfigError, RunConfig, load_config, read_stored_config
 
 
 def test_nothing_given_is_the_defaults():
@@ -19,7 +19,7 @@ def test_overrides_win_over_the_file_and_the_file_over_the_defaults(tmp_path):
     config = load_config(file, ["sft.steps=20", "tokenizer.rqvae.levels=4", "model.step_form=token", "rl.lr=3e-5"])
     assert (config.seed, config.sft.steps, config.sft.lr, config.evaluation.steps) == (7, 20, 1e-4, (0, 1))
     assert (config.tokenizer.rqvae.levels, config.model.step_form, config.rl.lr) == (4, "token", 3e-5)
-    untouched = dataclasses.replace(config.sft, steps=RunConfig().sft.steps, lr=RunConfig().sft.lr)
+    untouched = config.sft.model_copy(update={"steps": RunConfig().sft.steps, "lr": RunConfig().sft.lr})
     assert untouched == RunConfig().sft
 
 
@@ -32,20 +32,22 @@ def test_every_setting_survives_json():
     config = load_config(None, ["evaluation.dense_weights=[0,0.5]"])
     stored = config.to_json()
     assert stored["evaluation"]["dense_weights"] == [0.0, 0.5]
-    assert set(stored) == {field.name for field in dataclasses.fields(RunConfig)}
+    assert set(stored) == set(RunConfig.model_fields)
 
 
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("sft.stepz=3", ["sft.stepz", "steps"]),
-        ("nonsense=3", ["nonsense"]),
-        ("tokenizer.rqvae.level=3", ["tokenizer.rqvae.level", "levels"]),
-        ("sft.steps=many", ["sft.steps", "int", "many"]),
-        ("sft.steps=1.5", ["sft.steps", "int"]),
-        ("sft.steps=true", ["sft.steps", "int"]),
-        ("sft.lr=fast", ["sft.lr", "float", "fast"]),
-        ("sft.balanced=1", ["sft.balanced", "bool"]),
+        ("sft.stepz=3", ["sft.stepz", "did you mean sft.steps?"]),
+        ("nonsense=3", ["nonsense", "known here", "tokenizer"]),
+        ("tokenizer.rqvae.level=3", ["tokenizer.rqvae.level;", "did you mean tokenizer.rqvae.levels?"]),
+        ("sft.steps=many", ["sft.steps", "a whole number", "many"]),
+        ("sft.steps=1.5", ["sft.steps", "a whole number", "1.5"]),
+        ("sft.steps=true", ["sft.steps", "a whole number", "True"]),
+        ("sft.lr=fast", ["sft.lr", "a number", "fast"]),
+        ("sft.lr=.nan", ["sft.lr", "a finite number"]),
+        ("sft.balanced=1", ["sft.balanced", "true or false"]),
+        ("name=3", ["name", "text", "3"]),
         ("sft.inputs=guess", ["sft.inputs", "label, own", "guess"]),
         ("evaluation.steps=4", ["evaluation.steps", "list"]),
         ("evaluation.steps=[0,two]", ["evaluation.steps", "two"]),
@@ -55,7 +57,10 @@ def test_every_setting_survives_json():
         ("model.max_steps=0", ["evaluation.steps", "model.max_steps"]),
         ("sft=3", ["sft", "keys and values"]),
         ("sft.steps", ["sft.steps", "key=value"]),
-        ("sft.checkpoint_every=0", ["checkpoint_every"]),
+        ("sft.checkpoint_every=0", ["sft.checkpoint_every must be at least 1, not 0."]),
+        ("model.dropout=1", ["model.dropout must be below 1, not 1."]),
+        ("evaluation.dense_weights=[0,-1]", ["evaluation.dense_weights", "at least 0", "-1"]),
+        ("rl.updates=3", ["rl.updates", "rl.checkpoint_every"]),
         ("rl.batch_size=0", ["batch_size"]),
         ("sft.steps=[1", ["YAML"]),
         ("tokenizer.rqvae.codes=0", ["codes"]),
@@ -91,3 +96,20 @@ def test_without_reasoning_only_stage_1_may_train():
     with pytest.raises(ConfigError, match="sft.steps=0"):
         load_config(None, plain)
     assert load_config(None, [*plain, "sft.steps=0", "rl.steps=0"]).model.max_steps == 0
+
+
+def test_a_stored_config_from_before_a_setting_came_or_went_is_read_as_it_was_meant():
+    stored = load_config(None, ["seed=3"]).to_json()
+    stored["sft"] |= {"target": "item", "label_refresh": "every step"}  # settings of an earlier version
+    stored["rl"]["rollouts"] = "sample"
+    del stored["sft"]["distillation_weight"]
+    assert read_stored_config(stored) == load_config(None, ["seed=3"])
+    assert "target" in stored["sft"]  # what was given is left alone
+    with pytest.raises(ConfigError, match=r"sft\.target=content is no longer supported, only item"):
+        read_stored_config(stored | {"sft": {"target": "content"}})
+
+
+def test_the_recipes_of_the_project_are_valid():
+    root = Path(__file__).parents[2]
+    for folder in ("training", "benchmarks"):
+        assert [load_config(path, []) for path in sorted((root / folder).glob("*.yaml"))]

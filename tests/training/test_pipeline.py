@@ -138,6 +138,19 @@ def test_other_settings_or_other_data_do_not_go_into_a_used_folder(made, capsys)
     assert "other data or settings" in message
 
 
+def test_a_folder_of_an_earlier_version_goes_on_or_says_to_start_afresh(made, tmp_path, capsys):
+    assert main(command("prepare", made / "shop", tmp_path / "b")) == 0
+    file = tmp_path / "b.work/run.json"
+    run = json.loads(file.read_text())
+    run["config"]["sft"]["target"] = "item"
+    file.write_text(json.dumps(run))
+    assert main(command("prepare", made / "shop", tmp_path / "b")) == 0
+    run["config"]["sft"]["target"] = "content"
+    file.write_text(json.dumps(run))
+    message = fails(capsys, *command("prepare", made / "shop", tmp_path / "b"))
+    assert "sft.target=content is no longer supported" in message and "--out" in message
+
+
 def test_two_trainings_do_not_share_a_folder(made, tmp_path, capsys):
     work = tmp_path / "b.work"
     work.mkdir()

@@ -21,6 +21,7 @@ from sklearn.utils.extmath import randomized_svd
 from serving.files import atomic_write
 from serving.items import tokenizer
 from serving.items.tokenizer import Source, TextLift
+from training.config import TokenizeConfig
 from training.data.prepare import DataError, Items
 
 
@@ -36,32 +37,32 @@ class ItemEmbedding:
 def item_embedding(
     items: Items,
     train_sequences: Sequence[np.ndarray],
-    source: Source,
-    embedder_name: str = tokenizer.PACKAGED,
-    text_weight: float = 0.5,
-    collaborative_dim: int = 128,
+    config: TokenizeConfig,
     seed: int = 0,
     cache: Path | None = None,
     progress: bool = False,
 ) -> ItemEmbedding:
     """The embedding that semantic IDs are made from.
 
-    "both": text and collaborative side by side, text_weight the share of text in their inner product. An item
-    that no training history holds gets the collaborative half that its text suggests, just as a new item will
-    when it is served. Raises DataError where text is asked for and the items have none.
+    "both": text and collaborative side by side, text_weight the share of text in their inner product; collaborative
+    alone if no item has text. An item that no training history holds gets the collaborative half that its text
+    suggests, as a new item will when it is served. Raises DataError for "text" if the items have none.
     """
+    source, dim = config.source, config.collaborative_dim
+    if source == "both" and not items.has_text:
+        source = "collaborative"
     if source == "collaborative":
-        return ItemEmbedding(collaborative_embedding(train_sequences, len(items), collaborative_dim, seed), source)
+        return ItemEmbedding(collaborative_embedding(train_sequences, len(items), dim, seed), source)
     if not any(texts := item_text(items)):
         raise DataError(f'tokenizer source "{source}" needs item text; add titles to the items or use "collaborative"')
-    text = embed_text(texts, embedder_name, cache, progress)
+    text = embed_text(texts, config.embedder, cache, progress)
     if source == "text":
         return ItemEmbedding(text, source)
-    behaviour = collaborative_embedding(train_sequences, len(items), collaborative_dim, seed)
+    behaviour = collaborative_embedding(train_sequences, len(items), dim, seed)
     seen = np.isin(np.arange(len(items)), np.concatenate(list(train_sequences)))
     ridge = Ridge(alpha=1.0).fit(text[seen], behaviour[seen])
     weight = torch.from_numpy(ridge.coef_.T.astype(np.float32).copy())
-    lift = TextLift(weight, torch.from_numpy(ridge.intercept_.astype(np.float32)), text_weight)
+    lift = TextLift(weight, torch.from_numpy(ridge.intercept_.astype(np.float32)), config.text_weight)
     behaviour[~seen] = lift.predict(torch.from_numpy(text[~seen])).numpy()
     return ItemEmbedding(lift.join(torch.from_numpy(text), torch.from_numpy(behaviour)).numpy(), source, lift)
 

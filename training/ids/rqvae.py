@@ -20,33 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from serving.items.tokenizer import Codec, nearest
+from training.config import RqVaeConfig
 from training.ids.embed import ItemEmbedding
 
 Progress = Callable[[int, int], None]  # (steps done, steps in all)
-
-
-@dataclass(frozen=True, slots=True)
-class RqVaeConfig:
-    """levels (M) codebooks of `codes` codes, each `latent` wide."""
-
-    levels: int = 3
-    codes: int = 256
-    latent: int = 32
-    pca: int = 128  # axes kept, at most
-    whiten: bool = False  # every axis counts the same; else as its variance
-    hidden: int = 256
-    steps: int = 1200
-    warmup_steps: int = 200  # a plain autoencoder, so that k-means finds something to start from
-    batch: int = 1024
-    lr: float = 1e-3
-    commitment: float = 0.25
-    decay: float = 0.95  # of the moving averages, per step
-    dead_below: float = 0.2  # members per step, as a share of an even spread, under which a code is restarted
-    restart_every: int = 50  # steps
-
-    def __post_init__(self) -> None:
-        if min(self.levels, self.codes, self.latent, self.pca, self.hidden, self.steps, self.batch) < 1:
-            raise ValueError("levels, codes, latent, pca, hidden, steps and batch of the RQ-VAE must be at least 1")
 
 
 @dataclass(slots=True)

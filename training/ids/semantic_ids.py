@@ -7,30 +7,19 @@ appearance, and a model would read the future from them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from serving.items.tokenizer import PACKAGED, Codec, Source
+from serving.items.tokenizer import Codec
+from training.config import RqVaeConfig, TokenizeConfig
 from training.data.prepare import DataError, Items
 from training.ids.embed import ItemEmbedding, item_embedding
-from training.ids.rqvae import Progress, RqVaeConfig, train_rqvae
-
-
-@dataclass(frozen=True, slots=True)
-class TokenizeConfig:
-    """How semantic IDs are made. "random" takes its shape (levels, codes) from `rqvae`."""
-
-    kind: Literal["rqvae", "random", "given"] = "rqvae"
-    source: Source = "both"  # items without any text fall back to "collaborative"; the report says so
-    embedder: str = PACKAGED
-    text_weight: float = 0.5
-    collaborative_dim: int = 128
-    rqvae: RqVaeConfig = field(default_factory=RqVaeConfig)
+from training.ids.rqvae import Progress, train_rqvae
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +48,7 @@ def build_semantic_ids(
         if given is None:
             raise DataError('tokenizer kind "given" needs a file of semantic IDs; name one in the data folder')
         return given_ids(given, seed)
-    source: Source = config.source if config.source != "both" or items.has_text else "collaborative"
-    embedding = item_embedding(
-        items, train_sequences, source, config.embedder, config.text_weight, config.collaborative_dim,
-        seed, cache, progress=progress is not None,
-    )  # fmt: skip
+    embedding = item_embedding(items, train_sequences, config, seed, cache, progress=progress is not None)
     return rqvae_ids(embedding, config.rqvae, seed, progress)
 
 

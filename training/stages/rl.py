@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from serving.items.trie import build_trie
 from serving.network.t5 import CrossKeysValues
 from training.config import RlConfig
 from training.stages.examples import batch_at
@@ -21,7 +20,7 @@ from training.stages.losses import advantages, grpo, nll
 from training.stages.pretrain import start
 from training.stages.ranks import WHOLE, Share, Terms
 from training.stages.reasoning import answer, think
-from training.stages.rollouts import Rollout, beam, policy_log_probs, sample
+from training.stages.rollouts import Rollout, policy_log_probs, sample
 from training.workspace import Workspace
 
 
@@ -52,7 +51,6 @@ class RlStep:
         self.reference = copy.deepcopy(work.network).eval().requires_grad_(False)
         names = ("format", "match", "similarity", "likelihood", "rank")
         self.weights = {name: getattr(config, f"{name}_reward") for name in names}
-        self.trie = build_trie(work.item_tokens_here, work.device) if config.rollouts == "beam" else None
         self.experience: dict[int, Experience] = {}  # of each part of the batch
 
     def __call__(self, step: int, share: Share = WHOLE) -> tuple[torch.Tensor, Terms]:
@@ -82,10 +80,7 @@ class RlStep:
         histories, row = work.examples.histories(share.own(piece)), share.own(everyone)
         steps = work.draw_steps(share.draws)
         memory = work.read(histories)
-        if self.trie is None:
-            rollout = sample(work, memory, everyone, steps, config, share)
-        else:
-            rollout = beam(work, self.trie, memory, everyone, steps, config, share)
+        rollout = sample(work, memory, everyone, steps, config, share)
         reward = torch.stack([weight * rollout.rewards[name] for name, weight in self.weights.items()]).sum(0)
         before = work.with_network(self.reference).read(histories)
         reference = policy_log_probs(work, self.reference, before, rollout)

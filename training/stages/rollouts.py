@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
-from serving.bundle import search_settings
-from serving.items.trie import Trie
-from serving.network.eager import EagerRuntime
 from serving.network.model import StreamRec, dense_logits
 from serving.network.t5 import CrossKeysValues
-from serving.search.beam import search
 from training.config import RlConfig
 from training.evaluate import exists
 from training.stages import rewards
@@ -61,36 +57,6 @@ def sample(
         logits, state = answer(network, memory, thought, item)
         item[..., level] = draw(logits[:, :, level] / temperature, share)
     reasoning = torch.stack(thought.tokens, -1) if steps else item[..., :0]
-    log_probs = _log_probs(work, thought, logits, reasoning, item)
-    return Rollout(reasoning, item, log_probs, _rewards(work, memory, thought, item, state, everyone, share))
-
-
-@torch.no_grad()
-def beam(
-    work: Workspace,
-    trie: Trie,
-    memory: CrossKeysValues,
-    everyone: torch.Tensor,
-    steps: int,
-    config: RlConfig,
-    share: Share = WHOLE,
-) -> Rollout:
-    """The `config.group` best items of the constrained search (all, if there are fewer), likeliest first, after the
-    network's own greedy thought. That thought is the whole group's, so advantages cancel out on its tokens: rewards say
-    nothing of which to choose, only of the items' tokens [open].
-
-    everyone: as for `sample`. trie: of the workspace's items.
-    """
-    share = share if share.batch else share.of(len(everyone))
-    runtime = EagerRuntime(work.network, work.item_tokens, work.settings.attention)
-    settings = replace(search_settings(work.vocabulary, work.settings), paths=1)
-    found = search(runtime, trie, settings, memory, steps=steps, beam_width=config.group)
-    item, thought_of = work.item_tokens[found.items], found.reasoning_tokens
-    if work.network.step_form == "state":  # which has no tokens; any stand for them
-        thought_of = item.new_full((len(item), 1, steps), work.vocabulary.reasoning_range[0])
-    reasoning = thought_of.expand(-1, item.shape[1], -1)
-    thought = _along(work, work.network, memory, reasoning)
-    logits, state = answer(work.network, memory, thought, item)
     log_probs = _log_probs(work, thought, logits, reasoning, item)
     return Rollout(reasoning, item, log_probs, _rewards(work, memory, thought, item, state, everyone, share))
 

@@ -9,10 +9,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 
 import torch
-from torch import nn
 
 from serving.network.model import StreamRec, dense_logits
 from serving.network.t5 import CrossKeysValues
@@ -34,16 +32,15 @@ from training.workspace import Workspace
 
 
 class SftStep:
-    """Makes the loss of a step. `reference` is the network that stage 1 left, frozen: the preference loss compares with
-    it, and labels that are made once are made by it. A step is made before a stage goes on from its checkpoint, so that
-    a resumed run has the same one.
+    """Computes the loss of a step. `reference`: the network as stage 1 left it, frozen, for the preference loss. It is
+    copied before the stage loads its own checkpoint, so a resumed run has the same one.
     """
 
     def __init__(self, work: Workspace, config: SftConfig) -> None:
         self.work, self.config = work, config
-        frozen = config.preference_weight or config.label_refresh == "once"
-        self.reference = copy.deepcopy(work.network).eval().requires_grad_(False) if frozen else None
-        self.content = content_vectors(work) if config.target == "content" else None
+        self.reference: StreamRec | None = None
+        if config.preference_weight:
+            self.reference = copy.deepcopy(work.network).eval().requires_grad_(False)
 
     def __call__(self, step: int, share: Share = WHOLE) -> tuple[torch.Tensor, Terms]:
         work, config, network = self.work, self.config, self.work.network
@@ -72,8 +69,7 @@ class SftStep:
         if config.plain_weight:
             add("nll_plain", config.plain_weight, nll(direct_logits, target, temperature, config.label_smoothing))
         if steps:
-            known = self.first_labels(histories, row, steps, share)
-            labelled = Labeller(work, config, self.representation(network, row), share, known)
+            labelled = Labeller(work, config, vectors[row].detach(), share)
             thought = think(network, memory, work.vocabulary.start_tokens[steps], steps, labelled.choose)
             logits, state = answer(network, memory, thought, target)
             states += [*thought.states, state]
@@ -97,25 +93,6 @@ class SftStep:
             each = [self.state_loss(s[:, 0], vectors, everyone, place) for s in states]
             add("state", config.state_weight, torch.stack(each).mean())
         return share.mean(total, terms)
-
-    @torch.no_grad()
-    def representation(self, network: StreamRec, row: torch.Tensor) -> torch.Tensor:
-        """t of the target items `row` (b,), as the setting `target` has it. Shape: (b, D)."""
-        if self.content is not None:
-            return self.content[row]
-        tokens = network.t5.shared(self.work.item_tokens[row]).sum(1)
-        return tokens + network.heads.item_free(row) if self.config.target == "item" else tokens
-
-    @torch.no_grad()
-    def first_labels(self, histories: list, row: torch.Tensor, steps: int, share: Share) -> Sequence[torch.Tensor]:
-        """o_1..o_l, each (b,), as the reference makes them in thoughts of its own; none where labels are refreshed."""
-        if self.config.label_refresh == "every step":
-            return ()
-        assert self.reference is not None
-        work = self.work.with_network(self.reference)
-        labelled = Labeller(work, self.config, self.representation(self.reference, row), share)
-        think(self.reference, work.read(histories), work.vocabulary.start_tokens[steps], steps, labelled.choose)
-        return labelled.labels
 
     def state_loss(
         self, state: torch.Tensor, vectors: torch.Tensor, everyone: torch.Tensor, place: torch.Tensor
@@ -159,19 +136,12 @@ class SftStep:
 class Labeller:
     """Chooses the reasoning tokens while the decoder thinks, and keeps labels and residuals for the losses.
 
-    target: t, the target's representation, (B, D), no gradient [open: which; see SftConfig.target]. known: residual
-    labels o_1..o_l, each (B,), where they are not to be made here. A fed-back state alone needs no labels.
+    target: t, the target's representation, (B, D), no gradient [open: the sum of its token embeddings and its free
+    vector]. A fed-back state alone needs no labels.
     """
 
-    def __init__(
-        self,
-        work: Workspace,
-        config: SftConfig,
-        target: torch.Tensor,
-        share: Share = WHOLE,
-        known: Sequence[torch.Tensor] = (),
-    ) -> None:
-        self.work, self.config, self.target, self.share, self.known = work, config, target, share, known
+    def __init__(self, work: Workspace, config: SftConfig, target: torch.Tensor, share: Share = WHOLE) -> None:
+        self.work, self.config, self.target, self.share = work, config, target, share
         self.labels: list[torch.Tensor] = []
         self.residuals: list[torch.Tensor] = []
 
@@ -184,7 +154,6 @@ class Labeller:
         if self.config.labels == "residual":
             balanced = self.config.balanced
             label, residual = residual_label(network, self.target, state[:, 0], (lo, hi), balanced, self.share)
-            label = self.known[step - 1] if self.known else label
             self.residuals.append(residual)
         elif self.config.labels == "random":  # control: as many latent tokens that mean nothing
             label = self.work.send((lo + self.share.rand(len(own)) * (hi - lo)).long())
@@ -193,16 +162,3 @@ class Labeller:
         self.labels.append(label)
         given = self.config.inputs == "label" or self.config.labels == "pause"
         return label.unsqueeze(1) if given else own
-
-
-@torch.no_grad()
-def content_vectors(work: Workspace) -> torch.Tensor:
-    """The items' own embeddings under a random orthogonal map that the seed fixes, scaled to the mean length that the
-    sums of the items' token embeddings have as the stage begins [open]. Shape: (I, D).
-    """
-    embedding = torch.from_numpy(work.embedding)
-    onto = torch.empty(embedding.shape[1], work.config.model.d_model)
-    nn.init.orthogonal_(onto, generator=torch.Generator().manual_seed(work.config.seed))
-    projected = (embedding @ onto).to(work.device)
-    tokens = work.network.t5.shared(work.item_tokens).sum(1)
-    return projected * (tokens.norm(dim=-1).mean() / projected.norm(dim=-1).mean())

@@ -68,15 +68,17 @@ def test_arms_share_the_stages_in_which_they_do_not_differ(tmp_path):
 def test_runs_older_than_a_setting_are_inherited_as_if_they_had_its_default(tmp_path):
     here = place(tmp_path)
     old, config = here.folder("l = 4", 0), here.settings("l = 4", 0).to_json()
-    del config["sft"]["target"], config["sft"]["label_refresh"], config["rl"]["rollouts"]
+    del config["sft"]["distillation_weight"], config["sft"]["labels"], config["rl"]["group"]
     (old / "tokenizer").mkdir(parents=True)
     (old / "run.json").write_text(json.dumps({"config": config}))
+    retired = here.work / "seed-0/target-content/run.json"  # of a version that knew another setting
+    retired.parent.mkdir()
+    retired.write_text(json.dumps({"config": config | {"sft": {"target": "content"}}}))
     save_file({"codes": torch.zeros(1)}, old / "semantic_ids.safetensors")
     for stage in ("pretrain", "sft"):
         for kind in ("best", "latest"):
             save_file({}, old / f"{stage}.{kind}.safetensors", {"meta": json.dumps({"step": 3})})
-    expected = {"rl, beam rollouts": {"pretrain", "sft"}, "target: content": {"pretrain"}, "labels once": {"pretrain"},
-                "shared codes": set[str]()}  # fmt: skip
+    expected = {"rl, group of 16": {"pretrain", "sft"}, "distilled": {"pretrain"}, "shared codes": set[str]()}
     for arm, stages in expected.items():
         folder = here.folder(arm, 0)
         folder.mkdir()

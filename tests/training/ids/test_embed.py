@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from serving.items import tokenizer
+from training.config import TokenizeConfig
 from training.data.prepare import DataError, Items
 from training.ids import embed
 from training.ids.embed import collaborative_embedding, embed_text, item_embedding, item_text
@@ -81,7 +82,7 @@ def test_texts_hold_no_ids() -> None:
 
 def test_unseen_items_get_the_company_their_text_suggests(read: list[str]) -> None:
     titles: list[str | None] = [*["stapler", "coffee"] * 6, "stapler", "coffee"]
-    built = item_embedding(make_items(titles), two_shops(), "both", text_weight=0.25, collaborative_dim=4)
+    built = item_embedding(make_items(titles), two_shops(), TokenizeConfig(text_weight=0.25, collaborative_dim=4))
     assert built.matrix.shape == (14, len(WORDS) + 4)
     np.testing.assert_allclose(np.linalg.norm(built.matrix, axis=1), 1, atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(built.matrix[:, : len(WORDS)], axis=1), 0.5, atol=1e-5)
@@ -102,4 +103,4 @@ def test_text_is_read_once(read: list[str], tmp_path: Path) -> None:
 
 def test_text_without_text_is_refused(read: list[str]) -> None:
     with pytest.raises(DataError, match="collaborative"):
-        item_embedding(make_items([None] * 12), two_shops(), "text")
+        item_embedding(make_items([None] * 12), two_shops(), TokenizeConfig(source="text"))

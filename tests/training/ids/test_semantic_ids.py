@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 
 from serving.items.tokenizer import PACKAGED, encode_text, load_tokenizer, save_tokenizer
 from tests.tools import require_module
+from training.config import RqVaeConfig, TokenizeConfig
 from training.data.prepare import DataError, Items
 from training.ids.embed import ItemEmbedding, item_embedding, item_text
-from training.ids.rqvae import RqVaeConfig
 from training.ids.semantic_ids import (
-    TokenizeConfig,
     build_semantic_ids,
     given_ids,
     move_colliding,
@@ -156,7 +155,7 @@ def test_the_folder_alone_gives_a_text_the_codes_it_had_in_training(source: str,
     things, colours = ["stapler", "fountain pen", "coffee machine", "desk lamp"], ["red", "blue", "green"]
     items = make_items([f"{colour} {thing}" for thing in things for colour in colours])
     seen, unseen = np.arange(8), np.arange(8, 12)
-    embedding = item_embedding(items, histories(len(seen)), source, collaborative_dim=4)  # type: ignore[arg-type]
+    embedding = item_embedding(items, histories(len(seen)), TokenizeConfig(source=source, collaborative_dim=4))  # type: ignore[arg-type]
     ids = rqvae_ids(embedding, TINY)
     assert ids.codec is not None
     in_training = ids.codec.encode(embedding.matrix)

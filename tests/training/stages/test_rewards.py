@@ -8,13 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from serving.items.trie import build_trie
 from tests.training.small import overfit, small_config, small_workspace
 from training.stages import rewards
-from training.stages.losses import token_log_probs
-from training.stages.reasoning import answer, think
 from training.stages.rl import RlStep
-from training.stages.rollouts import beam, policy_log_probs, sample
+from training.stages.rollouts import policy_log_probs, sample
 
 NAMES = ("format", "match", "similarity", "likelihood", "rank")
 
@@ -83,57 +80,6 @@ def test_a_rollout_knows_the_probabilities_it_was_drawn_with(form, steps):
     torch.testing.assert_close(again.detach(), rollout.log_probs)
     assert set(rollout.rewards) == set(NAMES)
     assert all(value.shape == (4, 5) for value in rollout.rewards.values())
-
-
-@pytest.mark.parametrize("form", ["token", "state", "both"])
-@pytest.mark.parametrize("group", [8, 40])
-def test_rollouts_by_beam_are_the_best_items_after_the_networks_own_thought(form, group):
-    config = small_config(f"model.step_form={form}", "model.temperature=0.7", "model.paths=3", f"rl.group={group}",
-                          "rl.rollouts=beam")  # fmt: skip
-    work = small_workspace(config)
-    work.network.eval()
-    memory = work.read([work.split.train[i] for i in range(4)])
-    rollout = beam(work, build_trie(work.item_tokens_here), memory, torch.arange(4), 2, config.rl)
-    lo, hi = work.vocabulary.reasoning_range
-    thought = think(work.network, memory, work.vocabulary.start_tokens[2], 2,
-                    lambda _, logits, __: logits[..., lo:hi].argmax(-1) + lo)  # fmt: skip
-    if form != "state":
-        assert torch.equal(rollout.reasoning, torch.stack(thought.tokens, -1).expand_as(rollout.reasoning))
-    # every item scored after that thought, one by one
-    scores = []
-    for tokens in work.item_tokens:
-        item = tokens.expand(4, 1, -1)
-        scores.append(token_log_probs(answer(work.network, memory, thought, item)[0], item, 0.7).sum(-1))
-    every = torch.cat(scores, 1).detach()  # (4, 30)
-    row = (rollout.item.unsqueeze(2) == work.item_tokens).all(-1).long().argmax(-1)
-    assert torch.equal(work.item_tokens[row], rollout.item)
-    assert all(len(set(one)) == len(one) == min(group, 30) for one in row.tolist())
-    torch.testing.assert_close(rollout.log_probs[..., -3:].sum(-1), every.gather(1, row))
-    if group == 40:  # as wide a beam finds what brute force does
-        torch.testing.assert_close(every.gather(1, row), every.sort(descending=True).values)
-    else:  # and a narrower one nearly: the mean of its items is far above all items' mean
-        assert (every.gather(1, row).mean(1) > every.mean(1) + every.std(1) / 2).all()
-    torch.testing.assert_close(policy_log_probs(work, work.network, memory, rollout).detach(), rollout.log_probs)
-    assert all(value.shape == row.shape for value in rollout.rewards.values())
-    assert (rollout.rewards["format"] == 0).all()
-
-
-def test_stage_3_by_beam_makes_the_target_rise_in_the_beam():
-    weights = [f"rl.{name}_reward={int(name == 'match')}" for name in NAMES]
-    config = small_config(*weights, "rl.rollouts=beam", "rl.batch_size=16", "rl.group=30", "rl.anchor_weight=0",
-                          "rl.policy_weight=1", "rl.kl_weight=0", "model.step_form=token")  # fmt: skip
-    work = small_workspace(config)
-    step = RlStep(work, config.rl)
-
-    def place() -> float:
-        """The mean place of the target among the group's items, which are all items, likeliest first."""
-        assert step.experience[0].rollout.item.shape[1] == 30
-        return float((step.experience[0].rollout.rewards["match"] == 1).float().argmax(1).float().mean())
-
-    overfit(step, work.network, "policy", updates=1)
-    before = place()
-    overfit(step, work.network, "policy", updates=30)
-    assert place() < before / 2
 
 
 def test_rollouts_are_drawn_with_the_temperature_they_are_scored_with():

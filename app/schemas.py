@@ -5,11 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, WithJsonSchema, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StringConstraints,
+    TypeAdapter,
+    WithJsonSchema,
+    model_validator,
+)
 
 MAX_ID = 256
 MAX_ITEMS = 10_000
 MAX_PATHS = 16
+EXAMPLE: dict[str, JsonValue] = {"history": [], "k": 5}  # works as it is, whatever the catalogue
 
 Id = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID)]
 Items = Annotated[list[Id], Field(max_length=MAX_ITEMS)]
@@ -21,6 +31,8 @@ class Body(BaseModel):
 
 class RecommendRequest(Body):
     """Who asks, what they did, and what may be recommended."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
 
     user_id: Id | None = Field(None, description="without it nothing is cached, and no known history is used")
     history: Items | None = Field(None, description="item ids, oldest first; left out or empty: the known history")
@@ -143,6 +155,8 @@ class Problem(BaseModel):
 
 class BatchRequest(Body):
     """Checked one by one, so that a request that does not fit spoils none of its neighbours."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"requests": [EXAMPLE]}]})
 
     requests: Annotated[
         list[Any],

@@ -250,7 +250,7 @@ def test_a_phone_shows_everything_without_scrolling_sideways(
 ) -> None:
     visit = Visit(browser, service.address, viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
     page = visit.open(path)
-    expect(page.locator("#columns article, #routes section").nth(1)).to_be_visible()
+    expect(page.locator("#columns article, .opblock").nth(1)).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     small = (
         "[...document.querySelectorAll('input, select')].filter((e) => parseFloat(getComputedStyle(e).fontSize) < 16)"
@@ -293,12 +293,14 @@ def luminance(colour: list[int]) -> float:
 def test_the_api_can_be_read_and_tried(visit: Visit, service: ServiceProcess) -> None:
     page = visit.open("/docs")
     paths = service.http.get("/openapi.json").json()["paths"]
-    expect(page.locator("#routes section")).to_have_count(sum(len(methods) for methods in paths.values()))
-    section = page.locator("#recommend_recommend_post")
-    section.get_by_text("Try it").click()
-    section.get_by_role("textbox", name="reasoning_steps").fill("1")
-    section.get_by_role("button", name="Send POST /recommend").click()
-    expect(section.locator("form pre")).to_contain_text('"popularity"')
-    section.get_by_role("textbox", name="Body").fill('{"k": 0}')
-    section.get_by_role("button", name="Send POST /recommend").click()
-    expect(section.locator("form pre")).to_contain_text("422")
+    expect(page.locator(".opblock")).to_have_count(sum(len(methods) for methods in paths.values()))
+    section = page.locator("#operations-recommend-recommend_recommend_post")
+    section.locator(".opblock-summary").click()
+    section.get_by_role("button", name="Try it out").click()
+    section.get_by_placeholder("reasoning_steps").fill("1")
+    section.get_by_role("button", name="Execute").click()
+    answer = section.locator(".live-responses-table .response").first
+    expect(answer).to_contain_text('"popularity"')
+    section.locator("textarea").first.fill('{"k": 0}')
+    section.get_by_role("button", name="Execute").click()
+    expect(answer).to_contain_text("422")

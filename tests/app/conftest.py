@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -15,11 +15,25 @@ from app.settings import Settings
 from serving.engine import Engine
 from serving.types import Answer, EncoderState, Request
 from tests.builders import tiny_model
+from tests.waiting import DEADLINE, eventually
 
 
 def settings(**values: Any) -> Settings:
-    """Defaults and what the test sets; nothing from this machine's environment. Small batches: fewer are measured."""
-    return Settings.model_validate(Settings.model_construct().model_dump() | {"max_batch": 4} | values)
+    """Defaults and what the test sets; nothing from this machine's environment. Small batches: fewer are measured.
+    No request is late unless its test says so, however slow the machine."""
+    quiet = {"max_batch": 4, "default_timeout_ms": 600_000}
+    return Settings.model_validate(Settings.model_construct().model_dump() | quiet | values)
+
+
+class Gate:
+    """Holds every search until it is opened."""
+
+    def __init__(self) -> None:
+        self.reached, self.opened = threading.Event(), threading.Event()
+
+    def __call__(self) -> None:
+        self.reached.set()
+        assert self.opened.wait(DEADLINE)
 
 
 class ShapedEngine:
@@ -79,10 +93,7 @@ def shared(real_engine: Engine) -> Iterator[TestClient]:
 
 def ready(client: TestClient) -> TestClient:
     """The client, once its service is ready."""
-    deadline = time.monotonic() + 20
-    while client.get("/readyz").status_code != 200:
-        assert time.monotonic() < deadline, client.get("/readyz").json()
-        time.sleep(0.005)
+    eventually(lambda: client.get("/readyz").status_code == 200)
     return client
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,19 +13,9 @@ from fastapi.testclient import TestClient
 from app.lifecycle import Service
 from app.main import create_app
 from serving.online.costs import WINDOW, CostTable
-from tests.app.conftest import ShapedEngine, Start, settings
+from tests.app.conftest import Gate, ShapedEngine, Start, settings
 from tests.app.test_recommend import HISTORY, ask
-
-
-class Gate:
-    """Holds every search until it is opened."""
-
-    def __init__(self) -> None:
-        self.reached, self.opened = threading.Event(), threading.Event()
-
-    def __call__(self) -> None:
-        self.reached.set()
-        assert self.opened.wait(20)
+from tests.waiting import DEADLINE, eventually, eventually_async
 
 
 @pytest.fixture
@@ -40,7 +29,7 @@ def test_alive_but_not_ready_while_warming(start: Start, engine: ShapedEngine) -
     gate = Gate()
     engine.before = gate  # type: ignore[assignment]
     client = start(wait=False)
-    assert gate.reached.wait(10)
+    assert gate.reached.wait(DEADLINE)
     assert client.get("/livez").status_code == 200
     ready = client.get("/readyz")
     assert ready.status_code == 503 and ready.json()["reason"] == "warming"
@@ -54,7 +43,7 @@ def test_alive_but_not_ready_while_warming(start: Start, engine: ShapedEngine) -
 def test_draining_is_not_ready_finishes_what_runs_and_takes_nothing_new(client: TestClient, gate: Gate) -> None:
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(ask, client, history=HISTORY)
-        assert gate.reached.wait(10)
+        assert gate.reached.wait(DEADLINE)
         client.app.state.service.begin_drain()  # type: ignore[attr-defined]
         assert client.get("/readyz").status_code == 503 and client.get("/readyz").json()["reason"] == "draining"
         assert client.get("/livez").status_code == 200
@@ -86,7 +75,7 @@ def test_a_bundle_that_cannot_be_opened_is_told_and_not_ready(tmp_path) -> None:
         told.set()
 
     with TestClient(create_app(settings(bundle=tmp_path), on_failure=on_failure)) as client:
-        assert told.wait(20)
+        assert told.wait(DEADLINE)
         assert "bundle.json" in str(failures[0])
         assert client.get("/readyz").status_code == 503
 
@@ -106,17 +95,16 @@ def test_an_unexpected_error_is_a_500_that_tells_nothing_and_spoils_nothing(
 
 
 def test_a_full_queue_is_503_with_retry_after(start: Start, engine: ShapedEngine) -> None:
-    client = start(max_queue_ms=100)
+    client = start(max_queue_ms=100_000)
     service: Service = client.app.state.service  # type: ignore[attr-defined]
-    slow(service.costs, seconds=0.08)
+    slow(service.costs, seconds=80)
     gate = Gate()
     engine.before = gate  # type: ignore[assignment]
     with ThreadPoolExecutor(4) as pool:
         running = pool.submit(ask, client, 2, history=HISTORY)
-        assert gate.reached.wait(10)
+        assert gate.reached.wait(DEADLINE)
         waiting = pool.submit(ask, client, 2, history=HISTORY, beam_width=100)
-        while service.batcher.depth < 1:
-            time.sleep(0.002)
+        eventually(lambda: service.batcher.depth == 1)
         encoded = engine.encoded
         refused = ask(client, 2, user_id="u", history=HISTORY)
         assert refused.status_code == 503 and int(refused.headers["retry-after"]) >= 1
@@ -131,22 +119,21 @@ def test_a_full_server_refuses_without_reading_and_without_a_line_each(
     start: Start, engine: ShapedEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "streamrec")
-    client = start(max_queue_ms=2500)
+    client = start(max_queue_ms=250_000)
     service: Service = client.app.state.service  # type: ignore[attr-defined]
-    slow(service.costs, seconds=2)
+    slow(service.costs, seconds=200)
     gate = Gate()
     engine.before = gate  # type: ignore[assignment]
     with ThreadPoolExecutor(2) as pool:
         calls = [pool.submit(ask, client, 2, history=HISTORY)]
-        assert gate.reached.wait(10)
+        assert gate.reached.wait(DEADLINE)
         calls.append(pool.submit(ask, client, 2, history=HISTORY))
-        while service.batcher.depth < 1:
-            time.sleep(0.002)
+        eventually(lambda: service.batcher.depth == 1)
         unread = {"content": b"{", "headers": {"Content-Type": "application/json"}}
         assert client.post("/recommend", **unread).status_code == 422  # type: ignore[arg-type]
         assert ask(client, 2, history=HISTORY).status_code == 503
         refused = client.post("/recommend", **unread)  # type: ignore[arg-type]
-        assert refused.status_code == 503 and 3 <= int(refused.headers["retry-after"]) <= 4  # 2 s run, 2 s wait
+        assert refused.status_code == 503 and 300 <= int(refused.headers["retry-after"]) <= 400  # 200 s run, 200 s wait
         assert refused.json()["retry_after"] == int(refused.headers["retry-after"]) and refused.headers["x-request-id"]
         gate.opened.set()
         assert [call.result().status_code for call in calls] == [200, 200]
@@ -158,10 +145,9 @@ def test_a_full_server_refuses_without_reading_and_without_a_line_each(
 def test_a_budget_that_passes_in_the_queue_is_504_in_time(client: TestClient, gate: Gate) -> None:
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(ask, client, 2, history=HISTORY)
-        assert gate.reached.wait(10)
-        started = time.monotonic()
-        late = ask(client, 0, history=HISTORY, timeout_ms=300)
-        assert late.status_code == 504 and time.monotonic() - started < 3
+        assert gate.reached.wait(DEADLINE)
+        slow(client.app.state.service.costs, 0.001)  # type: ignore[attr-defined]
+        assert ask(client, 0, history=HISTORY, timeout_ms=300).status_code == 504  # while the gate is still shut
         gate.opened.set()
         assert running.result().status_code == 200
     assert 'streamrec_rejected_total{reason="deadline_exceeded"} 1.0' in client.get("/metrics").text
@@ -178,48 +164,48 @@ def slow(costs: CostTable, seconds: float, steps: Iterable[int] = range(5), rows
 def test_auto_takes_the_most_steps_that_fit(client: TestClient) -> None:
     costs = client.app.state.service.costs  # type: ignore[attr-defined]
     slow(costs, 0.001)
-    slow(costs, 0.2, steps=(3, 4))
-    # what is measured says 3 and 4 take 200 ms; the search itself is fast
-    assert ask(client, "auto", history=HISTORY, timeout_ms=150).json()["reasoning_steps"] == 2
-    assert ask(client, "auto", history=HISTORY, timeout_ms=5000).json()["reasoning_steps"] == 4
+    slow(costs, 100, steps=(3, 4))
+    # what is measured says 3 and 4 take 100 s; the search itself is fast
+    assert ask(client, "auto", history=HISTORY, timeout_ms=50_000).json()["reasoning_steps"] == 2
+    assert ask(client, "auto", history=HISTORY, timeout_ms=500_000).json()["reasoning_steps"] == 4
     assert ask(client, "auto", history=HISTORY).json()["reasoning_steps"] == 4
-    assert ask(client, history=HISTORY, timeout_ms=5000).json()["reasoning_steps"] == 2  # the bundle's default at most
+    assert (
+        ask(client, history=HISTORY, timeout_ms=500_000).json()["reasoning_steps"] == 2
+    )  # the bundle's default at most
     assert ask(client, history=HISTORY).json()["reasoning_steps"] == 2
 
 
 def test_auto_narrows_the_beam_when_no_number_of_steps_fits(client: TestClient) -> None:
     costs = client.app.state.service.costs  # type: ignore[attr-defined]
-    slow(costs, 0.5)
+    slow(costs, 500)
     slow(costs, 0.001, steps=(0, 1), rows=(25,))
-    answer = ask(client, "auto", history=HISTORY, timeout_ms=150).json()
+    answer = ask(client, "auto", history=HISTORY, timeout_ms=150_000).json()
     assert (answer["reasoning_steps"], answer["beam_width"]) == (1, 25) and len(answer["items"]) == 10
-    assert ask(client, "auto", history=HISTORY, timeout_ms=150, k=30).status_code == 504  # no beam narrower than k
+    assert ask(client, "auto", history=HISTORY, timeout_ms=150_000, k=30).status_code == 504  # no beam narrower than k
 
 
 def test_a_budget_that_nothing_fits_is_504_early(client: TestClient, engine: ShapedEngine) -> None:
-    slow(client.app.state.service.costs, 0.5)  # type: ignore[attr-defined]
+    slow(client.app.state.service.costs, 500)  # type: ignore[attr-defined]
     searched = len(engine.searched)
-    started = time.monotonic()
     for asked in ("auto", None, 4):
-        assert ask(client, asked, history=HISTORY, timeout_ms=400).status_code == 504
-    assert time.monotonic() - started < 0.4 and len(engine.searched) == searched
+        assert ask(client, asked, history=HISTORY, timeout_ms=400_000).status_code == 504  # early: it does not wait
+    assert len(engine.searched) == searched
 
 
 def test_a_budget_that_only_the_queue_uses_up_is_503_early(client: TestClient, engine: ShapedEngine) -> None:
     """It would fit an idle engine, so trying again makes sense."""
     service: Service = client.app.state.service  # type: ignore[attr-defined]
-    slow(service.costs, 0.2)
-    slow(service.costs, 0.1, steps=(0, 1))
+    slow(service.costs, 200)
+    slow(service.costs, 100, steps=(0, 1))
     gate = Gate()
     engine.before = gate  # type: ignore[assignment]
     with ThreadPoolExecutor(2) as pool:
         running = pool.submit(ask, client, 4, history=HISTORY)
-        assert gate.reached.wait(10)
+        assert gate.reached.wait(DEADLINE)
         waiting = pool.submit(ask, client, 4, history=HISTORY)
-        while service.batcher.depth < 1:
-            time.sleep(0.002)
+        eventually(lambda: service.batcher.depth == 1)
         for asked in ("auto", 1):
-            refused = ask(client, asked, history=HISTORY, timeout_ms=150)
+            refused = ask(client, asked, history=HISTORY, timeout_ms=150_000)
             assert refused.status_code == 503 and int(refused.headers["retry-after"]) >= 1
         gate.opened.set()
         assert running.result().status_code == waiting.result().status_code == 200
@@ -240,7 +226,7 @@ def test_a_client_that_goes_away_costs_no_search(client: TestClient, engine: Sha
     service = client.app.state.service  # type: ignore[attr-defined]
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(ask, client, 2, history=HISTORY)
-        assert gate.reached.wait(10)
+        assert gate.reached.wait(DEADLINE)
         assert client.portal is not None
         outcome = client.portal.call(_leave_early, client.app, service)
         assert outcome == (1, 0)
@@ -271,8 +257,7 @@ async def _leave_early(app, service):  # type: ignore[no-untyped-def]
         "server": ("test", 80), "client": ("test", 1), "root_path": "",
     }  # fmt: skip
     call = asyncio.ensure_future(app(scope, receive, send))
-    while not service.batcher.depth:
-        await asyncio.sleep(0.002)
+    await eventually_async(lambda: service.batcher.depth)
     before = service.batcher.depth
     gone.set()
     await call

@@ -5,11 +5,11 @@ from __future__ import annotations
 import io
 import json
 import logging
-import time
 
 import pytest
 
 from app.logs import Together, formatter
+from tests.waiting import eventually
 
 
 class Stream(io.StringIO):
@@ -43,9 +43,7 @@ def told(stream: Stream) -> list[str]:
 
 
 def wait_for(stream: Stream, lines: int) -> None:
-    until = time.monotonic() + 10
-    while len(told(stream)) < lines and time.monotonic() < until:
-        time.sleep(0.01)
+    eventually(lambda: len(told(stream)) >= lines)
 
 
 def test_lines_of_a_moment_are_written_together_and_by_themselves(log: logging.Logger, stream: Stream) -> None:
@@ -77,10 +75,7 @@ def test_a_stream_that_fails_ends_nothing(log: logging.Logger, stream: Stream) -
     assert stream.writes == 1
     stream.writes = 0
     log.info("lost")
-    until = time.monotonic() + 10
-    while not stream.writes and time.monotonic() < until:
-        time.sleep(0.01)
-    assert stream.writes
+    eventually(lambda: stream.writes)
     stream.broken = False
     log.info("heard")
     wait_for(stream, 1)

@@ -15,6 +15,7 @@ from serving.types import Answer
 from tests.app.conftest import ShapedEngine, Start
 from tests.app.test_recommend import HISTORY, ask
 from tests.conftest import RedisServer
+from tests.waiting import DEADLINE, eventually
 
 Sample = tuple[str, dict[str, str]]
 
@@ -80,16 +81,15 @@ def test_the_queue_is_as_deep_as_what_waits(client: TestClient, engine: ShapedEn
 
     def hold() -> None:
         reached.set()
-        assert opened.wait(20)
+        assert opened.wait(DEADLINE)
 
     assert read(client, "streamrec_queue_depth") == 0
     engine.before = hold
     with ThreadPoolExecutor(4) as pool:
         asked = [pool.submit(ask, client, 2, history=HISTORY)]
-        assert reached.wait(10)
+        assert reached.wait(DEADLINE)
         asked += [pool.submit(ask, client, 2, history=HISTORY) for _ in range(3)]
-        while client.app.state.service.batcher.depth < 3:  # type: ignore[attr-defined]
-            assert not all(each.done() for each in asked)
+        eventually(lambda: client.app.state.service.batcher.depth == 3)  # type: ignore[attr-defined]
         assert read(client, "streamrec_queue_depth") == 3
         opened.set()
         assert {each.result().status_code for each in asked} == {200}

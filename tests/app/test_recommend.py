@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -14,8 +13,9 @@ from fastapi.testclient import TestClient
 from serving.reference import score_all_items
 from serving.types import Answer, Request, Rules
 from tests.answers import assert_same_answer, assert_same_answers
-from tests.app.conftest import ShapedEngine, Start
+from tests.app.conftest import Gate, ShapedEngine, Start
 from tests.conftest import RedisServer, SlowRoad
+from tests.waiting import DEADLINE, eventually
 
 HISTORY = ["i1", "i2", "i3"]
 
@@ -191,9 +191,13 @@ def test_a_state_is_cached_per_user_and_only_for_the_same_history(client: TestCl
 
 def test_concurrent_requests_of_one_user_encode_once(client: TestClient, engine: ShapedEngine) -> None:
     encoded = engine.encoded
-    engine.before = lambda: time.sleep(0.02)  # so that they meet
+    engine.before = gate = Gate()  # so that they meet
     with ThreadPoolExecutor(12) as pool:
-        bodies = list(pool.map(lambda _: ask(client, 2, user_id="u", history=HISTORY).json(), range(12)))
+        asked = [pool.submit(ask, client, 2, user_id="u", history=HISTORY) for _ in range(12)]
+        assert gate.reached.wait(DEADLINE)
+        eventually(lambda: client.app.state.service.batcher.depth > 4)  # type: ignore[attr-defined]
+        gate.opened.set()
+        bodies = [each.result().json() for each in asked]
     assert engine.encoded == encoded + 1
     assert {body["cache"] for body in bodies} <= {"miss", "memory"}
     for body in bodies:
@@ -210,11 +214,9 @@ def test_a_batch_finds_all_its_states_in_redis(
     client = start(redis_url=slow_road.url, redis_timeout_ms=2000, redis_store_timeout_ms=2000, memory_cache_users=0)
     requests = [{"user_id": f"u{i}", "history": [f"i{i}", "i3"]} for i in range(16)]
     first = client.post("/recommend/batch", json={"requests": requests}).json()["results"]
-    until, encoded = time.monotonic() + 10, engine.encoded
     with redis_server.client() as redis:
-        while len(redis.keys("*")) < 16:
-            assert time.monotonic() < until
-    before = slow_road.sent
+        eventually(lambda: len(redis.keys("*")) == 16)
+    before, encoded = slow_road.sent, engine.encoded
     again = client.post("/recommend/batch", json={"requests": requests}).json()["results"]
     assert {result["cache"] for result in again} == {"redis"} and slow_road.sent == before + 1
     assert engine.encoded == encoded
@@ -306,8 +308,13 @@ def test_concurrent_answers_equal_those_asked_alone(client: TestClient, engine: 
     ]
     alone = [ask(client, 2, **body).json()["items"] for body in bodies]
     engine.searched.clear()
+    engine.before = gate = Gate()
     with ThreadPoolExecutor(12) as pool:
-        together = list(pool.map(lambda body: ask(client, 2, **body).json()["items"], bodies))
+        asked = [pool.submit(ask, client, 2, **body) for body in bodies]
+        assert gate.reached.wait(DEADLINE)
+        eventually(lambda: client.app.state.service.batcher.depth > 4)  # type: ignore[attr-defined]
+        gate.opened.set()
+        together = [each.result().json()["items"] for each in asked]
     assert max(len(batch) for batch in engine.searched) > 1, "nothing shared a batch: this proves nothing"
     assert_same_answers(together, alone)
 

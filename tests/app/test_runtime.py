@@ -20,13 +20,14 @@ from tests.answers import assert_same_answer
 from tests.app.conftest import settings
 from tests.builders import tiny_bundle
 from tests.conftest import RedisServer
+from tests.waiting import DEADLINE
 
 
 def test_the_chosen_runtime_runs_the_network(tmp_path: Path) -> None:
     ready = threading.Event()
     app = create_app(settings(bundle=tiny_bundle(tmp_path / "b"), runtime="onnx"), on_ready=lambda _: ready.set())
     with TestClient(app) as client:
-        assert ready.wait(60)
+        assert ready.wait(DEADLINE)
         service: Service = app.state.service
         assert isinstance(service.recommender.engine.runtime, OnnxRuntime)  # type: ignore[union-attr]
         answer = client.post("/recommend?reasoning_steps=2", json={"history": ["i1", "i2"], "k": 5}).json()
@@ -46,7 +47,7 @@ def test_an_answer_is_the_same_from_a_fresh_state_and_from_either_tier(
             redis_url=redis_server.url, redis_timeout_ms=2000,
         )  # fmt: skip
         with TestClient(create_app(chosen, on_ready=lambda _, ready=ready: ready.set())) as client:
-            assert ready.wait(60)
+            assert ready.wait(DEADLINE)
             found += [client.post("/recommend?reasoning_steps=2", json=asked).json() for _ in range(2)]
         with redis_server.client() as redis:
             (key,) = redis.keys("streamrec:states:*")
@@ -66,7 +67,7 @@ def test_int8_without_its_gate_keeps_the_service_from_starting(tmp_path: Path) -
 
     chosen = settings(bundle=tiny_bundle(tmp_path / "b"), runtime="onnx-int8")
     with TestClient(create_app(chosen, on_failure=on_failure)) as client:
-        assert told.wait(60)
+        assert told.wait(DEADLINE)
         assert isinstance(failures[0], BundleError) and "int8" in str(failures[0])
         assert client.get("/readyz").status_code == 503
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from typing import Any
 
 import pytest
@@ -14,7 +13,8 @@ from pydantic import ValidationError
 from app import security
 from tests.app.conftest import Start, settings
 from tests.app.test_recommend import HISTORY, ask
-from tests.conftest import RedisServer
+from tests.conftest import RedisServer, SlowRoad
+from tests.waiting import eventually
 
 
 def digest(key: str) -> str:
@@ -80,14 +80,14 @@ def test_a_key_that_is_no_ascii_is_refused_and_not_a_fault(start: Start) -> None
 
 
 def test_a_client_over_its_quota_is_429_and_others_are_not(start: Start) -> None:
-    client = start(api_keys=f"{digest('one')},{digest('two')}", quota="3/minute")
+    client = start(api_keys=f"{digest('one')},{digest('two')}", quota="3/hour")
     body = {"history": HISTORY}
     statuses = [client.post("/recommend", json=body, headers=sending("one")).status_code for _ in range(5)]
     assert statuses == [200, 200, 200, 429, 429]
     refused = client.get("/items", headers=sending("one"))
     assert refused.headers["content-type"] == "application/problem+json"
-    assert refused.json()["type"].endswith("over-quota") and "3 per 1 minute" in refused.json()["detail"]
-    assert 1 <= int(refused.headers["retry-after"]) <= 60 and refused.json()["retry_after"] >= 1
+    assert refused.json()["type"].endswith("over-quota") and "3 per 1 hour" in refused.json()["detail"]
+    assert 1 <= int(refused.headers["retry-after"]) <= 3600 and refused.json()["retry_after"] >= 1
     assert client.post("/recommend", json=body, headers=sending("two")).status_code == 200
     assert client.get("/models", headers=sending("wrong")).status_code == 403  # and counts for nobody
     assert client.get("/readyz").status_code == client.get("/").status_code == 200
@@ -95,7 +95,7 @@ def test_a_client_over_its_quota_is_429_and_others_are_not(start: Start) -> None
 
 
 def test_a_batch_counts_as_many_as_it_holds(start: Start) -> None:
-    client = start(quota="10/minute")
+    client = start(quota="10/hour")
     batch = {"requests": [{"history": HISTORY}] * 8}
     assert client.post("/recommend/batch", json=batch).status_code == 200
     assert client.post("/recommend/batch", json=batch).status_code == 429
@@ -103,37 +103,33 @@ def test_a_batch_counts_as_many_as_it_holds(start: Start) -> None:
 
 
 def test_a_quota_comes_back(start: Start) -> None:
-    client = start(quota="2/second;100/minute")
+    client = start(quota="2/3 second;100/hour")
     assert [client.get("/models").status_code for _ in range(3)] == [200, 200, 429]
-    deadline = time.monotonic() + 5
-    while client.get("/models").status_code != 200:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    eventually(lambda: client.get("/models").status_code == 200)
 
 
 def test_replicas_share_a_quota_in_redis_and_no_key_can_be_read_there(start: Start, redis_server: RedisServer) -> None:
-    shared = {"redis_url": redis_server.url, "redis_timeout_ms": 500, "api_keys": digest("one"), "quota": "4/minute"}
+    shared = {"redis_url": redis_server.url, "redis_timeout_ms": 500, "api_keys": digest("one"), "quota": "4/hour"}
     first, second = start(**shared), start(**shared)
     statuses = [client.get("/models", headers=sending("one")).status_code for client in (first, second) * 3]
     assert statuses == [200] * 4 + [429] * 2
     with redis_server.client() as redis:
         keys = b" ".join(redis.keys("*"))
         assert b"streamrec:quota" in keys and b"one" not in keys and digest("one").encode() not in keys
-        assert all(0 < redis.ttl(key) <= 120 for key in redis.keys("*"))
+        assert all(0 < redis.ttl(key) <= 7200 for key in redis.keys("*"))
 
 
-def test_a_redis_outage_costs_its_limit_and_quotas_go_on_in_process(start: Start, redis_server: RedisServer) -> None:
-    client = start(redis_url=redis_server.url, redis_timeout_ms=50, quota="30/minute")
+def test_a_redis_outage_costs_three_waits_and_quotas_go_on_in_process(
+    start: Start, redis_server: RedisServer, slow_road: SlowRoad
+) -> None:
+    client = start(redis_url=slow_road.url, redis_timeout_ms=500, quota="30/hour")
     assert client.get("/models").status_code == 200
-    redis_server.freeze()
-    try:
-        started = time.monotonic()
-        statuses = [client.get("/models").status_code for _ in range(31)]
-        seconds = time.monotonic() - started
-    finally:
-        redis_server.thaw()
+    before = slow_road.sent
+    slow_road.open.clear()
+    statuses = [client.get("/models").status_code for _ in range(31)]
     assert statuses == [200] * 30 + [429]  # a count of its own, from the outage on
-    assert seconds < 1.5, "three waits of 50 ms, and the breaker; not 31 of them"
+    assert slow_road.sent - before < 15, "after three failures it asks every two seconds at most, not 31 times"
+    slow_road.open.set()
     redis_server.kill()
     assert client.get("/models").status_code == 429
 
@@ -142,7 +138,7 @@ def test_a_full_redis_refuses_nobody(start: Start, redis_server: RedisServer) ->
     with redis_server.client() as redis:
         redis.config_set("maxmemory", 1)
         redis.config_set("maxmemory-policy", "noeviction")
-    client = start(redis_url=redis_server.url, redis_timeout_ms=500, quota="5/minute")
+    client = start(redis_url=redis_server.url, redis_timeout_ms=500, quota="5/hour")
     assert [client.get("/models").status_code for _ in range(6)] == [200] * 5 + [429]
 
 

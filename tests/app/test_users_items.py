@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -13,6 +12,7 @@ from tests.answers import assert_same_answer
 from tests.app.conftest import ShapedEngine, Start
 from tests.app.test_recommend import ask, ids
 from tests.conftest import RedisServer
+from tests.waiting import DEADLINE, eventually
 
 
 def test_a_known_history_answers_like_a_sent_one(client: TestClient) -> None:
@@ -56,9 +56,7 @@ def test_an_erasure_reaches_the_memory_of_other_replicas(start: Start, redis_ser
         ask(replica, user_id="u1")
     assert "memory" in other.get("/users/u1").json()["cached"]
     assert one.delete("/users/u1").status_code == 204
-    until = time.monotonic() + 5
-    while other.get("/users/u1").status_code != 404:
-        assert time.monotonic() < until, other.get("/users/u1").text
+    eventually(lambda: other.get("/users/u1").status_code == 404)
     with redis_server.client() as redis:
         assert redis.keys("*") == []
 
@@ -72,12 +70,12 @@ def test_erasing_while_an_answer_is_computed_leaves_nothing(
 
     def hold() -> None:
         computing.set()
-        go_on.wait(20)
+        go_on.wait(DEADLINE)
 
     engine.before = hold
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(ask, client, user_id="u1")
-        assert computing.wait(20)
+        assert computing.wait(DEADLINE)
         assert client.delete("/users/u1").status_code == 204
         go_on.set()
         assert answer.result().json()["cache"] == "miss"

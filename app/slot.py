@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from serving.files import atomic_write
+
 METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # the environment variable through which workers share their metrics
 
 
@@ -24,10 +26,8 @@ class WorkerSlot:
     is_replacement: bool = False
 
     def report_state(self, state: str) -> None:
-        path = self.folder / f"worker-{self.number}"
-        part = path.with_suffix(".part")
-        part.write_text(state)
-        part.replace(path)
+        with atomic_write(self.folder / f"worker-{self.number}") as partial:
+            partial.write_text(state)
 
     def states(self) -> list[str]:
         return [(self.folder / f"worker-{number}").read_text() for number in range(self.count)]

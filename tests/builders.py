@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from serving.bundle import Bundle, write_bundle
+from serving.bundle import Bundle
+from serving.bundle_writer import write_bundle
 from serving.items.catalogue import Catalogue
 from serving.items.neighbours import Neighbours
 from serving.items.vocabulary import Vocabulary

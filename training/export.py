@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from serving.bundle import Bundle, write_bundle
+from serving.bundle import Bundle
+from serving.bundle_writer import write_bundle
 from serving.errors import BundleError
 from serving.items.catalogue import Catalogue
 from serving.items.histories import history_tokens

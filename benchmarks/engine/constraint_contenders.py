@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from serving.items.rules import Blocked
+from serving.items.blocked import Blocked
 from serving.items.trie import build_trie
 
 CODES, LEVELS = 256, 4

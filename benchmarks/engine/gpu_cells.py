@@ -16,7 +16,8 @@ from benchmarks.engine import constraint_contenders
 from benchmarks.engine.answers import Paths, overlap, same_answers
 from benchmarks.engine.gpu_ladder import BFLOAT16, ONE_ROW, Case, Model, named, run_again, rungs
 from benchmarks.engine.sizes import HISTORY_ITEMS, clustered_codes, random_network
-from serving.items.rules import Blocked, RuleBook
+from serving.items.blocked import Blocked
+from serving.items.rules import RuleBook
 from serving.items.trie import Trie, build_trie
 from serving.items.vocabulary import Vocabulary
 from serving.network.t5 import ModelConfig

@@ -31,7 +31,8 @@ from benchmarks.common import ROOT, Run, argument_parser, table
 from benchmarks.engine.sizes import random_bundle, size
 from benchmarks.service.processes import Server, pinned, running_service, split_cores
 from benchmarks.service.sender import rate_of, send
-from serving.bundle import Bundle, write_bundle
+from serving.bundle import Bundle
+from serving.bundle_writer import write_bundle
 from serving.engine import Engine
 from serving.types import Request, Rules
 

@@ -1,9 +1,9 @@
-"""The items that exist, as a trie of flat arrays: breadth-first node ids, so that children are a contiguous range.
+"""The items' token paths as a trie of flat arrays: breadth-first node ids, so that children are a contiguous range.
 
-Node 0 is the root. The nodes of a level follow each other in the order of their token paths, so a lower id is a
-smaller path, and a leaf's place among the leaves is the place of its item in token order. A level whose children fit
-a small table has one (a row per node, a column per code); elsewhere children are read as runs of ids. Both give the
-same answer: the table is twice as fast, the runs take no memory of their own.
+Node 0 is the root. The nodes of a level are numbered in the order of their token paths: a lower id is a smaller path,
+and leaves are in the order of their items' tokens. A level whose children fit a small table has one (a row per node, a
+column per code); elsewhere children are read as runs of ids. Both give the same answer: the table is twice as fast, the
+runs take no memory of their own.
 """
 
 from __future__ import annotations
@@ -18,32 +18,32 @@ import torch.nn.functional as F
 from serving.errors import BundleError
 
 NEG_INF_BITS = -0x800000  # of a float32, read as an int32
-# Entries a table may have: the first three levels of 256 codes, at most 64 MiB. In a large catalogue these are nearly
-# full; a fourth would be 256 times as large for nodes that have two or three children each.
+# Entries that a table may have: the first three levels of 256 codes, at most 64 MiB. In a large catalogue these are
+# nearly full; a fourth would be 256 times as large for nodes that have two or three children each.
 TABLE_ENTRIES = 256**3
 ARRAYS = ("token", "parent", "first_child", "item", "leaf")
 
 
-class Part(NamedTuple):
-    """What B searches see of a level's children, prepared beforehand; to read it costs no more than to read them all.
+class LevelMask(NamedTuple):
+    """The children of a level that B searches may reach, prepared beforehand: as cheap to read as all of them.
 
-    A level with a table: bits (n, tokens[j] / 8) uint8, eight columns a byte, 1 where a child is hidden or not there;
-    or (n, tokens[j]) float, -inf there and 0 elsewhere.
-    Runs: bits (n, C) int8, the run from any node on, -1 where it is hidden.
-    at (B, 1) int64: what leads from a node, or from the first of a run, to its row of bits.
-    unpacked (256, 8) float: a byte's bits as 0 and -inf.
+    bits, for a level with a table: (n, tokens[j]) float, -inf where a child is hidden or missing and 0 elsewhere; or
+        (n, tokens[j] / 8) uint8, eight columns a byte, 1 there. For runs: (n, C) int8, the run from any node on, -1
+        where a child is hidden.
+    offset: (B, 1) int64, what leads from a node, or from the first of a run, to its row of bits.
+    byte_masks: (256, 8) float, see `byte_masks`.
     """
 
     bits: torch.Tensor
-    at: torch.Tensor
-    unpacked: torch.Tensor
+    offset: torch.Tensor
+    byte_masks: torch.Tensor
 
-    def of_table(self, node: torch.Tensor, tokens: int) -> torch.Tensor:
-        """0, or -inf for what is closed. Shape: (B, Q) -> (B, Q, C) float."""
-        bits = F.embedding(node + self.at, self.bits)
+    def read_table(self, node: torch.Tensor, tokens: int) -> torch.Tensor:
+        """0, or -inf for hidden and missing children. Shape: (B, Q) -> (B, Q, C) float."""
+        bits = F.embedding(node + self.offset, self.bits)
         if bits.dtype == torch.float32:
             return bits
-        return F.embedding(bits.int(), self.unpacked).flatten(-2)[..., :tokens]
+        return F.embedding(bits.int(), self.byte_masks).flatten(-2)[..., :tokens]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,30 +86,30 @@ class Trie:
         return self.level_start[level + 1] - self.level_start[level]
 
     def expand(
-        self, log_probs: torch.Tensor, node: torch.Tensor, level: int, part: Part | None = None
+        self, log_probs: torch.Tensor, node: torch.Tensor, level: int, mask: LevelMask | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Children of nodes of one level, in token order, and the log-probabilities of the tokens that lead to them.
 
         Shapes: log_probs (B, Q, V) float, node (B, Q) integer -> scores (B, Q, C) float, -inf where there is no child;
         child (B, Q, C) int32, any node of the next level there. C is a constant of the level.
-        part: what the searches see of the level, if not all of it.
+        mask: hides children; None if the searches may reach all of them.
         """
         if self.tables[level].numel():
             child = F.embedding(node - self.level_start[level], self.tables[level])
             first = self.first_token[level]
-            closed = _closed(child) if part is None else part.of_table(node, self.tokens[level])
-            scores = log_probs[..., first : first + self.tokens[level]] + closed
+            hidden = _mask_negative(child) if mask is None else mask.read_table(node, self.tokens[level])
+            scores = log_probs[..., first : first + self.tokens[level]] + hidden
             return scores, child.clamp(min=self.level_start[level + 1])
-        # Runs are copied whole, two borders and `width` tokens at a time: an index for each costs three times as much.
+        # Runs are copied whole, two bounds and `width` tokens at a time: an index for each takes three times as long.
         width = self.max_children[level]
         start, end = torch.split(F.embedding(node, self.first_child.unfold(0, 2, 1)), 1, -1)
         child = start + torch.arange(width, dtype=torch.int32, device=node.device)
         first_child = start.squeeze(-1)
         token = F.embedding(first_child, self.token.unfold(0, width, 1)).to(torch.int64)
-        place = end - 1 - child
-        if part is not None:
-            place |= F.embedding(first_child + part.at, part.bits)
-        scores = log_probs.gather(-1, token) + _closed(place)
+        left = end - 1 - child  # negative behind the last child
+        if mask is not None:
+            left |= F.embedding(first_child + mask.offset, mask.bits)
+        scores = log_probs.gather(-1, token) + _mask_negative(left)
         return scores, child.clamp(max=self.level_start[level + 2] - 1)
 
     def arrays(self) -> dict[str, torch.Tensor]:
@@ -182,19 +182,19 @@ def build_trie(tokens: np.ndarray, device: torch.device | str = "cpu", *, table_
 
 
 def minus_inf(bits: torch.Tensor) -> torch.Tensor:
-    """-inf where an int8 is -1, 0 where it is 0: to add this takes a third of the time of masked_fill."""
+    """-inf where an int8 is -1, 0 where it is 0: adding this takes a third of the time of masked_fill."""
     return (bits.int() & NEG_INF_BITS).view(torch.float32)
 
 
-def unpacked_bytes() -> torch.Tensor:
-    """A byte's bits as 0 and -inf, the lowest first. Shape: (256, 8) float."""
+def byte_masks() -> torch.Tensor:
+    """The bits of every byte as 0 and -inf, the lowest first. Shape: (256, 8) float."""
     bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], 1, bitorder="little")
     return minus_inf(-torch.from_numpy(bits.view(np.int8)))
 
 
-def _closed(place: torch.Tensor) -> torch.Tensor:
-    """-inf where an int32 is negative, else 0. To add it takes a third of the time of a choice by torch.where."""
-    return ((place >> 31) & NEG_INF_BITS).view(torch.float32)
+def _mask_negative(values: torch.Tensor) -> torch.Tensor:
+    """-inf where an int32 is negative, else 0. Adding this takes a third of the time of torch.where."""
+    return ((values >> 31) & NEG_INF_BITS).view(torch.float32)
 
 
 def _token_order(tokens: np.ndarray, first_token: np.ndarray, spans: np.ndarray) -> np.ndarray:

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import torch
 
-from serving.items.rules import Blocked
+from serving.items.blocked import Blocked
 from serving.items.trie import Trie
 from serving.items.vocabulary import Vocabulary
 from serving.network.runtime import Runtime

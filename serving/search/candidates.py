@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from serving.items.rules import Blocked
+from serving.items.blocked import Blocked
 from serving.items.trie import Trie
 from serving.network.runtime import Runtime
 from serving.network.t5 import CrossKeysValues

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 
 from serving.errors import EngineError
-from serving.items.rules import Blocked
+from serving.items.blocked import Blocked
 from serving.items.trie import Trie
 from serving.network.runtime import Runtime
 from serving.search.beam import search

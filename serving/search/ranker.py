@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from serving.items.blocked import Blocked
 from serving.items.histories import history_tokens
 from serving.items.neighbours import Neighbours
-from serving.items.rules import Blocked, RuleBook
+from serving.items.rules import RuleBook
 from serving.items.trie import Trie, build_trie
 from serving.items.vocabulary import Vocabulary
 from serving.network.runtime import Runtime

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from serving.bundle import Bundle, sealed
+from serving.bundle import Bundle
 from serving.errors import BundleError
+from serving.manifest import sealed
 from tests.e2e.conftest import StartService
 
 

@@ -14,12 +14,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from serving.bundle import SEAL, Bundle, sealed, write_bundle
+from serving.bundle import Bundle
+from serving.bundle_writer import write_bundle
 from serving.engine import Engine
 from serving.errors import BundleError
 from serving.items.catalogue import write_catalogue
 from serving.items.trie import build_trie
 from serving.items.trie_file import write_trie
+from serving.manifest import SEAL, sealed
 from serving.types import Answer, Request, Rules
 from tests.answers import assert_same_answer
 from tests.builders import tiny_bundle, tiny_model

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch.utils._pytree import tree_leaves
 
 from serving.errors import RequestError, UnknownCatalogue
+from serving.items.blocked import Blocked
 from serving.items.catalogue import Catalogue
-from serving.items.rules import Blocked, RuleBook
+from serving.items.rules import RuleBook
 from serving.items.trie import TABLE_ENTRIES, Trie, build_trie
 from serving.types import Rules
 from tests.builders import random_codes
@@ -95,7 +96,7 @@ def test_blocks_what_the_definition_blocks(seed, items, levels, batches, sets, e
     trie = build_trie(catalogue.tokens, table_entries=entries)
     rng = np.random.default_rng(seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("serving.items.rules.TABLE_BYTES", table_bytes)
+        patch.setattr("serving.items.prepared_sets.TABLE_BYTES", table_bytes)
         book = RuleBook(trie, catalogue.members, set_bytes=sets * 2 * trie.nodes)
     for batch in batches:
         rules = [random_rules(rng, catalogue) for _ in range(batch)]
@@ -141,7 +142,7 @@ def test_buffers_stay_where_they_are():
     for rules in ([Rules(deny=(1,))], [Rules(catalogue="most"), Rules(categories=("a",))], [Rules(allow=(1,))] * 4):
         with book.blocked(rules) as blocked:
             assert blocked is not None
-            parts = (blocked.own, blocked.inverted, blocked.sets, blocked.set_at, *tree_leaves(blocked.parts))
+            parts = (blocked.own, blocked.inverted, blocked.sets, blocked.set_offset, *tree_leaves(blocked.level_masks))
             places.add(tuple(part.untyped_storage().data_ptr() for part in parts))
     assert len(places) == 1
 

@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from serving.bundle import Bundle
-from serving.items.rules import Blocked, RuleBook
+from serving.items.blocked import Blocked
+from serving.items.rules import RuleBook
 from serving.items.trie import build_trie
 from serving.network.eager import EagerRuntime
 from serving.search.beam import search

@@ -1,0 +1,61 @@
+"""The trie read upwards, on the host: from items to their leaves and to the nodes above them. Arrays of numpy only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from serving.items.trie import Trie
+
+
+class Ancestry:
+    """Walks from leaves to the root. Sets of nodes are ascending and distinct, so that a step costs one comparison."""
+
+    def __init__(self, trie: Trie) -> None:
+        self.levels, self.level_start, self.first_token = trie.levels, trie.level_start, trie.first_token
+        self.first_leaf = trie.level_start[trie.levels]
+        self.parent, self.leaf, self.token = (array.cpu().numpy() for array in (trie.parent, trie.leaf, trie.token))
+
+    def leaves(self, rows: np.ndarray) -> np.ndarray:
+        """The nodes of items. Shape: (n,) catalogue rows, repeated or not -> (n',) int32, ascending and distinct."""
+        nodes = np.sort(self.leaf.take(rows))  # np.unique takes five times as long
+        distinct: np.ndarray = nodes[run_starts(nodes)[:-1]]
+        return distinct + np.int32(self.first_leaf)
+
+    def parents(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The parents of ascending nodes of one level, and how many of them each has. Shapes: (n,) -> (n',), (n',)."""
+        parent = self.parent.take(nodes)  # half the time of indexing with brackets
+        starts = np.flatnonzero(run_starts(parent))
+        return parent.take(starts[:-1]), starts[1:] - starts[:-1]
+
+    def with_ancestors(self, nodes: np.ndarray) -> Iterator[np.ndarray]:
+        """Leaves and all nodes above them, level by level."""
+        yield nodes
+        for _ in range(self.levels):
+            nodes, _ = self.parents(nodes)
+            yield nodes
+
+    def with_emptied(self, nodes: np.ndarray, open_children: np.ndarray) -> Iterator[np.ndarray]:
+        """Blocked leaves and the nodes above them that have no open child left, level by level.
+
+        open_children: (number of inner nodes,) counts from which the blocked nodes are not yet subtracted.
+        """
+        yield nodes
+        for _ in range(self.levels):
+            if not len(nodes):
+                return
+            parents, blocked = self.parents(nodes)
+            nodes = parents.compress(blocked == open_children.take(parents))
+            yield nodes
+
+    def table_cells(self, nodes: np.ndarray, level: int) -> tuple[np.ndarray, np.ndarray]:
+        """Where the trie's table of `level` has these nodes of the next level: row and column. Shape: (n,) each."""
+        return self.parent.take(nodes) - self.level_start[level], self.token.take(nodes) - self.first_token[level]
+
+
+def run_starts(values: np.ndarray) -> np.ndarray:
+    """Where runs of equal values begin, and the end. Shape: (n,) -> (n + 1,) bool."""
+    starts = np.ones(len(values) + 1, dtype=bool)
+    np.not_equal(values[1:], values[:-1], out=starts[1:-1])
+    return starts

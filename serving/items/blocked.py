@@ -1,0 +1,67 @@
+"""Which nodes of the trie a batch of searches may not reach, as tensors on the search's device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from serving.items.trie import LevelMask, Trie, minus_inf
+
+
+@dataclass(frozen=True, slots=True)
+class Blocked:
+    """What a batch of searches may not reach. The tensors are views of buffers that a `RuleBook` updates in place.
+
+    Bits are int8, 0 or -1. A row has one per node and W more, so that a run of W, the most children of any node, can be
+    read from any node. Offsets (B, 1) int64 say where a request's row begins in the flattened buffer.
+
+    own: (B, N + W) bits, the nodes that a request's own lists block; or, where the bit in `inverted` (B, 1) is -1, all
+        nodes that it permits. (B, 0) if no request has lists.
+    sets: (R, N + W) bits, the nodes that a prepared set blocks; the first row blocks none, and is the only one if no
+        request has a set.
+    level_masks: for every level, what the sets leave of it; None if that has to be read node by node.
+    """
+
+    own: torch.Tensor
+    own_offset: torch.Tensor
+    inverted: torch.Tensor
+    sets: torch.Tensor
+    set_offset: torch.Tensor
+    level_masks: tuple[LevelMask | None, ...]
+
+    @property
+    def reads(self) -> tuple[bool, bool]:
+        """Whether any request has lists of its own, and whether any has a prepared set."""
+        return self.own.shape[1] > 0, self.sets.shape[0] > 1
+
+    def expand(
+        self, trie: Trie, log_probs: torch.Tensor, node: torch.Tensor, level: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `Trie.expand`, with -inf also where no permitted item is at or below a child."""
+        lists, sets = self.reads
+        mask = self.level_masks[level] if sets else None
+        scores, child = trie.expand(log_probs, node, level, mask)
+        if lists:
+            bits = _read(self.own, self.own_offset, child, trie.tables[level])
+            scores = scores + minus_inf(bits ^ self.inverted.unsqueeze(-1))
+        if sets and mask is None:
+            scores = scores + minus_inf(_read(self.sets, self.set_offset, child, trie.tables[level]))
+        return scores, child
+
+    def items(self, trie: Trie) -> torch.Tensor:
+        """Which items are not permitted. Shape: (B, I) bool by catalogue row."""
+        node = trie.leaf.to(torch.int64) + trie.level_start[trie.levels]
+        bits = self.sets.view(-1)[node + self.set_offset]
+        if self.reads[0]:
+            bits |= self.own[:, node] ^ self.inverted
+        return bits.bool()
+
+
+def _read(rows: torch.Tensor, offset: torch.Tensor, child: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """The bits of children, which are runs if there is no table. Shape: (n, N + W), (B, 1), (B, Q, C) -> (B, Q, C)."""
+    if not table.numel():
+        return F.embedding(child[..., 0] + offset, rows.view(-1).unfold(0, child.shape[-1], 1))
+    index = child + offset.unsqueeze(-1)
+    return rows.view(-1).index_select(0, index.view(-1)).view(child.shape)

@@ -1,0 +1,139 @@
+"""A bundle's manifest, `bundle.json`: its layout, a sha256 per file of the bundle, and one of the manifest itself."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from serving.errors import BundleError
+from serving.items.neighbours import Neighbours
+from serving.items.vocabulary import Vocabulary
+from serving.types import BundleSettings
+
+FORMAT = 1
+MANIFEST = "bundle.json"
+SEAL = "manifest_sha256"  # the manifest's hash of itself; older bundles have none
+UNSEALED = "0" * 64
+GET_ANOTHER = "Get a fresh copy of the bundle, or export it again."
+REQUIRED_FILES = {"model/config.json", "model/model.safetensors", "heads.safetensors", "catalogue.parquet"}
+CHOICES = {
+    "step_form": ("token", "state", "both"),
+    "merge": ("logsumexp", "max"),
+    "attention": ("bidirectional", "causal-by-item"),
+}
+
+
+def settings_to_json(vocabulary: Vocabulary, settings: BundleSettings, neighbours: Neighbours | None) -> dict[str, Any]:
+    """The sections of a manifest that say how the bundle answers."""
+    return {
+        "tokens_per_item": vocabulary.tokens_per_item,
+        "vocabulary": vocabulary.to_json(),
+        "history": {"max_items": settings.max_items, "suffix_tokens": list(settings.suffix_tokens)},
+        "reasoning": {
+            "max_steps": vocabulary.max_steps,
+            "default_steps": settings.default_steps,
+            "start_tokens": vocabulary.start_tokens,
+            "step_form": settings.step_form,
+            "paths": settings.paths,
+        },
+        "score": {
+            "temperature": settings.temperature,
+            "dense_weight": settings.dense_weight,
+            "dense_candidates": settings.dense_candidates,
+            "neighbours_weight": settings.neighbours_weight,
+            "neighbours_recency": neighbours.recency if neighbours else None,
+            "neighbours_floor": neighbours.floor if neighbours else None,
+            "merge": settings.merge,
+        },
+        "encoder": {"attention": settings.attention},
+    }
+
+
+def settings_from_json(manifest: dict[str, Any]) -> BundleSettings:
+    """Raises KeyError, TypeError or ValueError where a section is missing or holds what no bundle may have."""
+    history, reasoning, score = manifest["history"], manifest["reasoning"], manifest["score"]
+    settings = BundleSettings(
+        max_items=history["max_items"],
+        suffix_tokens=tuple(history["suffix_tokens"]),
+        default_steps=reasoning["default_steps"],
+        step_form=reasoning["step_form"],
+        paths=reasoning["paths"],
+        merge=score["merge"],
+        temperature=score["temperature"],
+        dense_weight=score["dense_weight"],
+        dense_candidates=score.get("dense_candidates", 0),
+        neighbours_weight=score.get("neighbours_weight", 0.0),
+        attention=manifest["encoder"]["attention"],
+    )
+    for name, values in CHOICES.items():
+        if asdict(settings)[name] not in values:
+            raise ValueError(f"{name} must be one of {', '.join(values)}")
+    if not 0 <= settings.default_steps <= reasoning["max_steps"]:
+        raise ValueError("default_steps is not in 0..max_steps")
+    return settings
+
+
+def read_manifest(folder: Path) -> tuple[dict[str, Any], str]:
+    """The manifest of a bundle and the bundle's version. Raises BundleError."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise BundleError(
+            f"There is no bundle at {folder}: {MANIFEST} is missing; give the folder that training wrote."
+        )
+    content = path.read_bytes()
+    try:
+        manifest = json.loads(content)
+        number = manifest["format"]
+        name, _ = manifest["name"], manifest["files"].items()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BundleError(f"{path} is not a bundle's manifest. {GET_ANOTHER}") from error
+    if number != FORMAT:
+        raise BundleError(
+            f"The bundle {folder} has format {number} and this program reads {FORMAT}; "
+            "update streamrec or export it again."
+        )
+    seal = manifest.get(SEAL)
+    if seal is not None and seal != _unsealed_sha256(content, str(seal)):
+        raise BundleError(
+            f"The bundle's file {MANIFEST} is damaged, or was changed by hand: get a fresh copy, "
+            f"or remove its {SEAL} if the change is intended."
+        )
+    return manifest, bundle_version(name, content)
+
+
+def sealed(manifest: dict[str, Any]) -> str:
+    """The manifest as text with its own sha256 in it, so that damage to it is noticed like damage to any other file."""
+    text = json.dumps({**manifest, SEAL: UNSEALED}, indent=1, ensure_ascii=False) + "\n"
+    return text.replace(UNSEALED, _unsealed_sha256(text.encode(), UNSEALED))
+
+
+def bundle_version(name: str, manifest: bytes) -> str:
+    """Changes whenever any byte of the bundle does."""
+    return f"{name}-{hashlib.sha256(manifest).hexdigest()[:10]}"
+
+
+def check_files(folder: Path, files: dict[str, str]) -> None:
+    """Raises BundleError unless all files that the manifest lists are there, unchanged and inside the bundle."""
+    for name, expected in files.items():
+        path = folder / name
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise BundleError(f"The bundle's manifest names a file outside the bundle, {name!r}. {GET_ANOTHER}")
+        if not path.is_file():
+            raise BundleError(f"The bundle's file {name} is missing. {GET_ANOTHER}")
+        if file_sha256(path) != expected:
+            raise BundleError(f"The bundle's file {name} is damaged: its sha256 is not the manifest's. {GET_ANOTHER}")
+    if absent := REQUIRED_FILES - files.keys():
+        raise BundleError(f"The bundle's manifest does not list {sorted(absent)[0]}. {GET_ANOTHER}")
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _unsealed_sha256(content: bytes, seal: str) -> str:
+    """sha256 of the manifest as it was before the seal was put in."""
+    return hashlib.sha256(content.replace(seal.encode(), UNSEALED.encode())).hexdigest()

@@ -274,7 +274,7 @@ class Admission(Generic[T]):
         return running + self._pace() * sum(self._group_seconds(plan, len(g)) for plan, g in self._waiting.items())
 
     def _pace(self) -> float:
-        decay = 0.5 ** ((self.clock() - self._paced_at) / PACE_HALF_LIFE)
+        decay: float = 0.5 ** ((self.clock() - self._paced_at) / PACE_HALF_LIFE)
         return (PACE_PRIOR + decay * self._took) / (PACE_PRIOR + decay * self._predicted)
 
     def _group_seconds(self, plan: Plan, jobs: int) -> float:

@@ -1,9 +1,10 @@
-"""Encoder states per user, so that a history is encoded once: in this process, then in Redis, for concurrent requests.
+"""Encoder states per user, so that a history is encoded only once: kept in this process, then in Redis, and shared by
+concurrent requests.
 
-Erasing a user reaches every process: the one that is asked erases Redis and tells the others, which forget the user
-and erase once more what they may have been writing. Without Redis an erasure is refused, not half done in silence. A
-process that is cut off from Redis learns late: connected again, it forgets all states it holds, for it cannot know
-whom it missed. Until then they serve none but the very history they were made from, and no longer than their time.
+Erasing a user reaches every process: the one that gets the request erases Redis and tells the others, which forget the
+user and erase again what they may have been writing. Where Redis cannot be reached, an erasure is refused rather than
+silently half done. A process cut off from Redis learns late: once reconnected it forgets every state it holds, since it
+cannot know whom it missed. Until then a state serves only the exact history it was made from, and expires as usual.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ RECONNECT = 1.0  # seconds
 
 @dataclass(eq=False, slots=True, weakref_slot=True)
 class Flight:
-    """A state that was found, or is to be made: concurrent requests of one user and history share it, so that
-    whoever computes first does it for all of them."""
+    """A state that was found or is yet to be made. Concurrent requests of one user and history share it, so that it is
+    computed once for all of them."""
 
     state: EncoderState | None = None
     kept: bool = False
@@ -38,7 +39,7 @@ class Flight:
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
-    """What was found, and what `put` needs to keep what was not."""
+    """What was found, and what `put` needs to store a state that was not."""
 
     source: Source
     flight: Flight = field(default_factory=Flight)
@@ -49,7 +50,7 @@ class Lookup:
 
 
 class StateCache:
-    """Both tiers as one. `user` is a digest, never a raw id. `count(tier, result)` is told of every access."""
+    """Both tiers as one. `user` is a digest, never a raw id. `count(tier, result)` is called for every access."""
 
     def __init__(
         self, memory: MemoryTier | None, redis: RedisTier | None, count: Count = lambda tier, result: None
@@ -58,15 +59,15 @@ class StateCache:
         self._flights: WeakValueDictionary[tuple[str, bytes], Flight] = WeakValueDictionary()
         self._writes: dict[str, asyncio.Task[None]] = {}
         self._following: asyncio.Task[None] | None = None
-        self.erasures = 0  # that this process has heard of
+        self.erasures = 0  # that this process knows of
 
     async def start(self) -> None:
-        """Follow the erasures of other processes."""
+        """Starts following the erasures of other processes."""
         if self._redis is not None:
             self._following = asyncio.ensure_future(self._follow(self._redis))
 
     async def close(self) -> None:
-        """Finish writing; follow no longer."""
+        """Finishes pending writes and stops following."""
         if self._following is not None:
             self._following.cancel()
         await asyncio.gather(*self._writes.values(), *filter(None, [self._following]), return_exceptions=True)
@@ -74,7 +75,7 @@ class StateCache:
     async def get(self, user: str, version: str, history: Sequence[int], erasures: int | None = None) -> Lookup:
         """The state of this history under this model version, from the nearest tier that has it.
 
-        erasures: how many had been heard of when the request began to read what is known of the user; default: now.
+        erasures: the count when the request began to read what is known about the user; default: the present one.
         """
         if self._memory is None and self._redis is None:
             return Lookup("off")
@@ -99,9 +100,9 @@ class StateCache:
         return lookup("miss", self._flights.setdefault((user, digest), Flight()))
 
     def put(self, lookup: Lookup) -> None:
-        """Keep the state that `lookup` missed and its flight has now. Returns at once: writing goes on behind."""
+        """Stores the state that `lookup` missed and its flight has now. Returns at once; Redis is written later."""
         flight, state = lookup.flight, lookup.flight.state
-        # Somebody was erased meanwhile, maybe this user: keeping the state could bring a trace back.
+        # Someone was erased meanwhile, perhaps this user: storing the state could bring their data back.
         if lookup.source != "miss" or state is None or flight.kept or lookup.erasures != self.erasures:
             return
         flight.kept = True
@@ -117,18 +118,18 @@ class StateCache:
         self._count("redis", "write_error" if result == "error" else result)
 
     async def erase(self, user: str) -> None:
-        """Erase the user's states everywhere. Raises RedisDown or RedisError where Redis could not be reached."""
+        """Erases the user's states everywhere. Raises RedisDown or RedisError when Redis could not be reached."""
         await self._forget(user)
         if self._redis is not None:
             await self._redis.erase(user, announce=True)
 
     async def held(self, user: str) -> list[str]:
-        """The tiers that hold something of the user. Raises RedisDown or RedisError."""
+        """The tiers that hold a state of the user. Raises RedisDown or RedisError."""
         tiers = ["memory"] if self._memory is not None and user in self._memory else []
         return [*tiers, "redis"] if self._redis is not None and await self._redis.holds(user) else tiers
 
     async def _forget(self, user: str) -> None:
-        """Nothing of the user stays or comes into this process; what it was writing is written when this returns."""
+        """Removes the user from this process, and waits for a write in progress, so that it can be erased next."""
         self.erasures += 1
         self._flights.clear()
         if self._memory is not None:
@@ -146,10 +147,10 @@ class StateCache:
                         self._forget_all()
                     else:
                         await self._forget(user)
-                        await redis.erase(user, announce=False)  # this process may have written behind the erasure
-            except Exception as error:  # whatever it was and is missed meanwhile, connecting again makes up for it
+                        await redis.erase(user, announce=False)  # this process may have written after the erasure
+            except Exception as error:  # whatever is missed meanwhile, reconnecting makes up for it
                 if listening:
-                    log.warning("erasures by other processes are not heard of until Redis is back: %s", error)
+                    log.warning("cannot follow erasures by other processes until Redis is back: %s", error)
                 listening = False
                 await asyncio.sleep(RECONNECT)
 

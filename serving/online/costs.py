@@ -88,4 +88,6 @@ class CostTable:
     def _decayed(self, runs: _Runs, share: float) -> float:
         # A shape once measured as slow is never chosen, and so never measured again: old estimates must decay.
         age = self._clock() - runs.last
-        return max(runs.quantile(share) * 0.5 ** (age / HALF_LIFE), runs.ordered[0] * 0.5 ** (age / BEST_HALF_LIFE))
+        usual: float = runs.quantile(share) * 0.5 ** (age / HALF_LIFE)
+        fastest: float = runs.ordered[0] * 0.5 ** (age / BEST_HALF_LIFE)
+        return max(usual, fastest)

@@ -1,4 +1,5 @@
-"""A Redis that may be slow, dead or full: each call costs at most its time limit, and failures in a row pause it."""
+"""A client for a Redis that may be slow, dead or full: a call costs at most its time limit, and after failures in a
+row Redis is left alone for a while."""
 
 from __future__ import annotations
 
@@ -16,17 +17,17 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 T = TypeVar("T")
 Word = str | bytes | int
 
-TOGETHER = 16  # commands in one round trip: values of tens of KB of many more would outlast a limit of milliseconds
+MAX_PIPELINE = 16  # commands per round trip: more values of tens of KB would not arrive within milliseconds
 
 
 class RedisDown(Exception):
-    """Redis did not answer in time, refused, or is being left alone after failures in a row."""
+    """Redis did not answer in time, refused the connection, or is being left alone after failures in a row."""
 
 
 def connect(url: str, *, max_connections: int = 16) -> Redis:
-    """A client that never retries by itself, and whose calls wait for a free connection. Connects on first use.
+    """A client that never retries on its own and whose calls wait for a free connection. Connects on first use.
 
-    What a burst has opened stays open, so `max_connections` is also what a process holds in the long run.
+    Connections opened by a burst stay open, so a process ends up holding `max_connections` of them.
     """
     pool = BlockingConnectionPool.from_url(
         url,
@@ -40,11 +41,12 @@ def connect(url: str, *, max_connections: int = 16) -> Redis:
 
 
 class RedisLink:
-    """Calls with a time limit (seconds) and a breaker: after `failures` in a row nothing is sent for `pause` seconds.
+    """Calls with a time limit (seconds) and a circuit breaker: after `failures` in a row nothing is sent for `pause`
+    seconds.
 
-    The limit is kept outside the client, which goes on by itself to its own, longer one. So a connection that takes
-    long to open is there for the next call instead of being given up half-way, and an event loop that is late is not
-    taken for a slow Redis: whatever has arrived by then counts.
+    The limit is enforced outside the client, which continues until its own, longer timeout. So a connection that is
+    slow to open serves the next call instead of being abandoned half-way, and a late event loop is not mistaken for a
+    slow Redis: whatever has arrived by then counts.
     """
 
     def __init__(
@@ -58,31 +60,31 @@ class RedisLink:
     ) -> None:
         self.client, self.limit = client, limit
         self._failures, self._pause, self._clock = failures, pause, clock
-        self._failed, self._closed_until, self._heard = 0, 0.0, float("-inf")
-        self._asked: list[tuple[Word, ...]] = []
+        self._failed, self._paused_until, self._last_reply = 0, 0.0, float("-inf")
+        self._pending: list[tuple[Word, ...]] = []
         self._replies: asyncio.Future[list[Any]]
 
-    async def ask(self, *command: Word) -> Any:
+    async def execute_pipelined(self, *command: Word) -> Any:
         """The reply to one command, as Redis sends it. Raises RedisDown and ResponseError.
 
-        Commands asked for in the same turn of the event loop share a round trip, a connection and the time limit.
+        Commands issued in the same turn of the event loop share a round trip, a connection and the time limit.
         """
-        if not self._asked or len(self._asked) == TOGETHER:
-            self._asked = []
-            self._replies = asyncio.ensure_future(self._send(self._asked))
-            self._replies.add_done_callback(_forget)
-        place, replies = len(self._asked), self._replies
-        self._asked.append(command)
-        reply = (await asyncio.shield(replies))[place]  # shielded: whoever gives up leaves the others theirs
+        if not self._pending or len(self._pending) == MAX_PIPELINE:
+            self._pending = []
+            self._replies = asyncio.ensure_future(self._send(self._pending))
+            self._replies.add_done_callback(_mark_retrieved)
+        index, replies = len(self._pending), self._replies
+        self._pending.append(command)
+        reply = (await asyncio.shield(replies))[index]  # shielded: a caller that gives up must not cancel the others
         if isinstance(reply, RedisError):
             raise reply
         return reply
 
     async def _send(self, commands: list[tuple[Word, ...]]) -> list[Any]:
-        if self._asked is commands:
-            self._asked = []
+        if self._pending is commands:
+            self._pending = []
 
-        async def travel(client: Redis) -> list[Any]:
+        async def round_trip(client: Redis) -> list[Any]:
             async with client.pipeline(transaction=False) as pipe:
                 for command in commands:
                     pipe.execute_command(*command)
@@ -92,20 +94,20 @@ class RedisLink:
                     raise reply
             return replies
 
-        return await self.call(travel)
+        return await self.call(round_trip)
 
     async def call(self, command: Callable[[Redis], Awaitable[T]]) -> T:
-        """The command's reply. Raises RedisDown; replies that are errors (ResponseError) pass through."""
+        """The command's reply. Raises RedisDown; error replies (ResponseError) pass through."""
         now = self._clock()
-        if now < self._closed_until:
+        if now < self._paused_until:
             raise RedisDown("paused after failures")
         if self._failed >= self._failures:
-            self._closed_until = now + self._pause  # this one call tries; the others stay away until it is back
+            self._paused_until = now + self._pause  # this one call probes; the others wait for its outcome
         task = asyncio.ensure_future(command(self.client))
-        task.add_done_callback(_forget)  # nobody waits any longer once the limit is over or the caller is cancelled
+        task.add_done_callback(_mark_retrieved)  # nobody awaits it once the limit has passed or the caller is cancelled
         done, _ = await asyncio.wait({task}, timeout=self.limit)
         if not done:
-            if self._heard < now:  # else it is there, and only this was too much for the time
+            if self._last_reply < now:  # otherwise Redis is alive, and only this command took too long
                 self._fail()
             raise RedisDown("no answer in time")
         try:
@@ -120,19 +122,19 @@ class RedisLink:
         return reply
 
     def _answered(self) -> None:
-        self._failed, self._closed_until, self._heard = 0, 0.0, self._clock()
+        self._failed, self._paused_until, self._last_reply = 0, 0.0, self._clock()
 
     def _fail(self) -> None:
         self._failed += 1
         if self._failed >= self._failures:
-            self._closed_until = self._clock() + self._pause
+            self._paused_until = self._clock() + self._pause
 
 
 def _is_reply(error: BaseException) -> bool:
-    """Whether Redis itself said no (wrong type, out of memory), as opposed to not answering."""
+    """Whether Redis itself answered with an error (wrong type, out of memory), as opposed to not answering."""
     return isinstance(error, ResponseError) and not isinstance(error, (BusyLoadingError, RedisConnectionError))
 
 
-def _forget(task: asyncio.Future[Any]) -> None:
+def _mark_retrieved(task: asyncio.Future[Any]) -> None:
     if not task.cancelled():
-        task.exception()  # marks it as seen: whoever waits is told, whoever has left does not care
+        task.exception()  # otherwise asyncio logs it as never retrieved; those who still wait get it anyway

@@ -1,8 +1,8 @@
 """Where encoder states are kept: in this process, bounded in bytes, and in Redis, shared by all processes.
 
-A state is used only if model version and history are the very ones it was made from; whatever else is found is a miss.
-Redis holds strings, at most SLOTS of them a user: versions that are served side by side rarely meet in one, each lives
-its own time, and a user is erased without a list of versions. A value:
+A state is used only for the model version and the history it was made from; anything else that is found is a miss.
+Redis holds strings, at most SLOTS per user: versions served at the same time rarely share one, each has its own time to
+live, and a user can be erased without a list of versions. A value:
 
     magic 4, of the dtype | history's digest 16 | S u32 | D u32 | checksum 16 | S * D numbers, little-endian
 """
@@ -29,11 +29,11 @@ NUMBER: dict[StateDtype, str] = {"float32": "<f4", "float16": "<f2"}
 HEADER = struct.Struct("<4s16sII16s")
 SLOTS = 8
 CHANNEL = "streamrec:erased"
-HEARTBEAT = 5.0  # seconds of silence after which the channel is tried, and once more after which it is given up
+HEARTBEAT = 5.0  # seconds of silence before the channel is pinged, and again before it counts as broken
 
 
 def history_digest(version: str, history: Sequence[int]) -> bytes:
-    """16 bytes that stand for a model version and the catalogue rows it encodes."""
+    """16 bytes that identify a history (catalogue indices) under a model version."""
     return blake2b(np.asarray(history, dtype="<i8").tobytes(), digest_size=16, person=_person(version)).digest()
 
 
@@ -50,7 +50,7 @@ def pack(state: EncoderState, history: bytes) -> bytes:
 
 
 def unpack(value: object, history: bytes, dtype: StateDtype = "float32") -> EncoderState | Literal["stale", "invalid"]:
-    """The state, or why the value does not hold it: another history's or another dtype's, or rubbish."""
+    """The state, or why the value is not it: from another history or of another dtype (stale), or garbage (invalid)."""
     if not isinstance(value, bytes) or len(value) < HEADER.size:
         return "invalid"
     magic, made_from, rows, width, checksum = HEADER.unpack_from(value)
@@ -70,7 +70,7 @@ def _checksum(history: bytes, rows: int, width: int, body: bytes) -> bytes:
 
 
 class MemoryTier:
-    """The states of the users seen last, at most `max_users` and `max_bytes` of them, each for `ttl` seconds."""
+    """States of the most recent users, in this process: at most `max_users` and `max_bytes`, each for `ttl` seconds."""
 
     def __init__(self, max_users: int, max_bytes: int, ttl: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._max_users, self._max_bytes, self._ttl, self._clock = max_users, max_bytes, ttl, clock
@@ -112,14 +112,19 @@ class MemoryTier:
 
 
 class RedisTier:
-    """States shared by processes. `fast` reads on the way to an answer, where what goes wrong is a miss; `patient`
-    has time, for writing behind the answer and for erasing. No value above `max_value_bytes` is sent or fetched, and
-    none is read whose numbers are of another dtype than this process makes."""
+    """States shared by processes. `read_link` is used while a request waits, and whatever goes wrong on it is a miss;
+    `write_link` has a longer limit, for writing after the answer and for erasing. No value above `max_value_bytes` is
+    sent or fetched, and none of another dtype than this process makes is used."""
 
     def __init__(
-        self, fast: RedisLink, patient: RedisLink, ttl: int, max_value_bytes: int, dtype: StateDtype = "float32"
+        self, read_link: RedisLink, write_link: RedisLink, ttl: int, max_value_bytes: int, dtype: StateDtype = "float32"
     ) -> None:
-        self._fast, self._patient, self._ttl, self._max_value_bytes = fast, patient, ttl, max_value_bytes
+        self._read_link, self._write_link, self._ttl, self._max_value_bytes = (
+            read_link,
+            write_link,
+            ttl,
+            max_value_bytes,
+        )
         self._dtype: StateDtype = dtype
 
     @staticmethod
@@ -134,10 +139,12 @@ class RedisTier:
     ) -> EncoderState | Literal["miss", "stale", "invalid", "error"]:
         key = self._key(user, version)
         try:
-            value = await self._fast.ask("GETRANGE", key, 0, self._max_value_bytes)  # somebody else's may be huge
+            value = await self._read_link.execute_pipelined(
+                "GETRANGE", key, 0, self._max_value_bytes
+            )  # a foreign value may be huge
         except RedisDown:
             return "error"
-        except RedisError:  # not a string: somebody else's under our key
+        except RedisError:  # not a string: a foreign value under our key
             return "invalid"
         return unpack(value, history, self._dtype) if value else "miss"
 
@@ -148,13 +155,13 @@ class RedisTier:
         if len(value) > self._max_value_bytes:
             return "too_large"
         try:
-            await self._patient.ask("SET", self._key(user, version), value, "EX", self._ttl)
+            await self._write_link.execute_pipelined("SET", self._key(user, version), value, "EX", self._ttl)
         except (RedisDown, RedisError):  # gone, or full
             return "error"
         return "stored"
 
     async def erase(self, user: str, *, announce: bool) -> None:
-        """Erase the user's states, and tell every process of it. Raises RedisDown or RedisError if neither is sure."""
+        """Erases the user's states and announces it. Raises RedisDown or RedisError if that is not confirmed."""
 
         async def unlink(client: Redis) -> None:
             async with client.pipeline(transaction=False) as pipe:  # a full Redis takes no transaction
@@ -163,17 +170,17 @@ class RedisTier:
                     pipe.publish(CHANNEL, user)
                 await pipe.execute()
 
-        await self._patient.call(unlink)
+        await self._write_link.call(unlink)
 
     async def holds(self, user: str) -> bool:
-        return bool(await self._patient.ask("EXISTS", *self._keys(user)))
+        return bool(await self._write_link.execute_pipelined("EXISTS", *self._keys(user)))
 
     async def erased(self) -> AsyncIterator[str | None]:
-        """Users as they are erased, by whatever process; None whenever some may have been missed, as at the start.
+        """Users as any process erases them; None whenever some may have been missed, as at the start.
 
-        Raises RedisError or OSError when the channel breaks, HEARTBEAT * 2 seconds after it did at the latest.
+        Raises RedisError or OSError at most 2 * HEARTBEAT seconds after the channel broke.
         """
-        async with self._patient.client.pubsub() as channel:
+        async with self._write_link.client.pubsub() as channel:
             await channel.subscribe(CHANNEL)
             silent = False
             while True:

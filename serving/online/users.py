@@ -1,6 +1,7 @@
-"""Known histories of users: appended, read, erased; in this process or in Redis. Item ids are kept as strings.
+"""Known histories of users: appended, read, erased; in this process or in Redis.
 
-Ids outlive model versions, catalogue rows do not. An append returns only when the events are stored.
+Item ids are kept as strings: they outlive model versions, catalogue indices do not. An append returns only once the
+events are stored.
 """
 
 from __future__ import annotations
@@ -18,29 +19,29 @@ from serving.online.redis_link import RedisDown, RedisLink
 
 
 class StoreUnavailable(ServingError):
-    """The store of user histories did not confirm in time, or refused. What it was told may still take effect."""
+    """The store of user histories did not confirm in time, or refused. The change may still take effect."""
 
 
 class UserStore(Protocol):
     """Histories by user, oldest first, trimmed to the newest events."""
 
     async def append(self, user: str, items: Sequence[str]) -> int:
-        """Store the items behind those already kept. Returns how many are kept now. Raises StoreUnavailable."""
+        """Appends the items to those already kept. Returns how many are kept now. Raises StoreUnavailable."""
 
     async def get(self, user: str) -> list[str]:
-        """The user's items, [] for a user nobody knows. Raises StoreUnavailable."""
+        """The user's items, [] for an unknown user. Raises StoreUnavailable."""
 
     async def delete(self, user: str) -> bool:
-        """Erase the user's items. Returns whether there were any. Raises StoreUnavailable."""
+        """Erases the user's items. Returns whether there were any. Raises StoreUnavailable."""
 
 
 def digest(user_id: str, secret: bytes = b"") -> str:
-    """What stands for a user in keys: 128 bits, keyed by `secret` (at most 64 bytes) so that it cannot be guessed."""
+    """Replaces a user id in keys: 128 bits, keyed by `secret` (at most 64 bytes) so that ids cannot be guessed."""
     return blake2b(user_id.encode("utf-8", "surrogatepass"), digest_size=16, key=secret).hexdigest()
 
 
 class MemoryUsers:
-    """Histories in this process, gone with it. At most `max_users`; the one not touched longest goes first."""
+    """Histories in this process, lost when it ends. At most `max_users`; the least recently used goes first."""
 
     def __init__(self, max_users: int, max_items: int) -> None:
         self._max_users, self._max_items = max_users, max_items
@@ -65,10 +66,12 @@ class MemoryUsers:
 
 
 class NoUsers:
-    """Nothing is kept of anybody: for processes that share no store."""
+    """Keeps nothing about anybody: for processes that share no store."""
 
     async def append(self, user: str, items: Sequence[str]) -> int:
-        raise StoreUnavailable("This service keeps no histories: its workers need a Redis for them.")
+        raise StoreUnavailable(
+            "This service keeps no histories, because its workers share no Redis; set STREAMREC_REDIS_URL."
+        )
 
     async def get(self, user: str) -> list[str]:
         return []
@@ -78,7 +81,7 @@ class NoUsers:
 
 
 class RedisUsers:
-    """Histories in Redis, one list a user, shared by all replicas."""
+    """Histories in Redis, one list per user, shared by all replicas."""
 
     def __init__(self, link: RedisLink, max_items: int, secret: bytes = b"") -> None:
         self._link, self._max_items, self._secret = link, max_items, secret
@@ -98,11 +101,11 @@ class RedisUsers:
         return min(int((await self._reach(self._link.call(push)))[0]), self._max_items)
 
     async def get(self, user: str) -> list[str]:
-        raw = await self._reach(self._link.ask("LRANGE", self._key(user), -self._max_items, -1))
+        raw = await self._reach(self._link.execute_pipelined("LRANGE", self._key(user), -self._max_items, -1))
         return [item.decode("utf-8", "replace") for item in raw]
 
     async def delete(self, user: str) -> bool:
-        return bool(await self._reach(self._link.ask("UNLINK", self._key(user))))
+        return bool(await self._reach(self._link.execute_pipelined("UNLINK", self._key(user))))
 
     @staticmethod
     async def _reach(work: Awaitable[Any]) -> Any:
@@ -110,5 +113,5 @@ class RedisUsers:
             return await work
         except RedisDown as error:
             raise StoreUnavailable("The store of user histories did not answer; try again shortly.") from error
-        except RedisError as error:  # full, or something of another type lies under the user's key
-            raise StoreUnavailable("The store refused; make room in Redis, or erase this user.") from error
+        except RedisError as error:  # full, or a value of another type under the user's key
+            raise StoreUnavailable("The store refused the request; make room in Redis, or erase this user.") from error

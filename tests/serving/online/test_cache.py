@@ -525,7 +525,7 @@ def test_a_broken_channel_is_logged_once(
         redis_server.kill()
         await eventually(lambda: len(connected) > 3)  # it has tried again
         messages = [record.message for record in caplog.records if record.name == "streamrec.cache"]
-        assert ["not heard of" in message for message in messages] == [True]
+        assert ["cannot follow erasures" in message for message in messages] == [True]
 
     with caplog.at_level("WARNING", "streamrec.cache"):
         Rig(redis_server.url, memory()).run(scenario)

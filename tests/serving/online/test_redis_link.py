@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 from redis.exceptions import ResponseError
 
-from serving.online.redis_link import TOGETHER, RedisDown, RedisLink, connect
+from serving.online.redis_link import MAX_PIPELINE, RedisDown, RedisLink, connect
 from tests.conftest import RedisServer, SlowRoad
 from tests.waiting import DEADLINE, eventually, eventually_async
 
@@ -48,7 +48,7 @@ def test_a_redis_that_does_not_answer_costs_the_limit_and_not_the_clients_own(re
         redis_server.freeze()
         try:
             with pytest.raises(RedisDown, match="no answer in time"):
-                await link.ask("PING")
+                await link.execute_pipelined("PING")
         finally:
             redis_server.thaw()
 
@@ -103,23 +103,28 @@ def test_a_call_whose_caller_has_left_fails_in_silence() -> None:
 
 def test_what_is_asked_at_once_shares_a_round_trip(redis_server: RedisServer, slow_road: SlowRoad) -> None:
     with redis_server.client() as client:
-        for i in range(TOGETHER):
+        for i in range(MAX_PIPELINE):
             client.set(f"k{i}", i)
         client.rpush("list", "x")
 
     async def scenario(link: RedisLink) -> None:
         before = slow_road.sent
-        replies = await asyncio.gather(*(link.ask("GET", f"k{i}") for i in range(TOGETHER)))
-        assert replies == [str(i).encode() for i in range(TOGETHER)]
+        replies = await asyncio.gather(*(link.execute_pipelined("GET", f"k{i}") for i in range(MAX_PIPELINE)))
+        assert replies == [str(i).encode() for i in range(MAX_PIPELINE)]
         assert slow_road.sent == before + 1
-        good, wrong = await asyncio.gather(link.ask("GET", "k3"), link.ask("GET", "list"), return_exceptions=True)
+        good, wrong = await asyncio.gather(
+            link.execute_pipelined("GET", "k3"), link.execute_pipelined("GET", "list"), return_exceptions=True
+        )
         assert good == b"3" and isinstance(wrong, ResponseError)  # a neighbour's error is not ours
         slow_road.open.clear()
         before = slow_road.sent
-        asked = [asyncio.ensure_future(link.ask("GET", f"k{i % TOGETHER}")) for i in range(4 * TOGETHER)]
+        asked = [
+            asyncio.ensure_future(link.execute_pipelined("GET", f"k{i % MAX_PIPELINE}"))
+            for i in range(4 * MAX_PIPELINE)
+        ]
         await eventually_async(lambda: slow_road.sent >= before + 4)  # none waits for the reply to another
         slow_road.open.set()
-        assert await asyncio.gather(*asked) == 4 * [str(i).encode() for i in range(TOGETHER)]
+        assert await asyncio.gather(*asked) == 4 * [str(i).encode() for i in range(MAX_PIPELINE)]
 
     run(slow_road.url, scenario)
 
@@ -128,7 +133,7 @@ def test_whoever_gives_up_leaves_the_others_their_replies(slow_road: SlowRoad) -
     async def scenario(link: RedisLink) -> None:
         slow_road.open.clear()
         before = slow_road.sent
-        hasty, patient = (asyncio.ensure_future(link.ask("ECHO", word)) for word in ("a", "b"))
+        hasty, patient = (asyncio.ensure_future(link.execute_pipelined("ECHO", word)) for word in ("a", "b"))
         await eventually_async(lambda: slow_road.sent > before)
         hasty.cancel()
         slow_road.open.set()
@@ -143,10 +148,10 @@ def test_too_much_at_once_is_not_taken_for_a_dead_redis(redis_server: RedisServe
     async def scenario(link: RedisLink) -> None:
         slow = [asyncio.ensure_future(link.call(lambda c: c.blpop("nothing", timeout=0.9))) for _ in range(5)]
         await eventually_async(lambda: redis_server.blocked_clients() == 5)
-        assert await link.ask("PING")
+        assert await link.execute_pipelined("PING")
         failures = await asyncio.gather(*slow, return_exceptions=True)
         assert {type(failure) for failure in failures} == {RedisDown}
-        assert await link.ask("PING")
+        assert await link.execute_pipelined("PING")
 
     run(redis_server.url, scenario, limit=0.6, pause=DEADLINE)
 

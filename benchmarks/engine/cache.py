@@ -83,7 +83,7 @@ async def measure(name: str, engine: Engine, url: str, seconds: float) -> list[d
         redis = StateCache(None, RedisTier(link, link, 3600, 1 << 24))
         for cache in (memory, redis):
             await keep(cache, histories, states)
-        work = contenders(engine, histories, states, memory, redis) | {"ping": partial(link.ask, "PING")}
+        work = contenders(engine, histories, states, memory, redis) | {"ping": partial(link.execute_pipelined, "PING")}
         times = await in_turns(work, seconds)
         size = round((states[0].nbytes + HEADER.size) / 1000, 1)
         rows.append({"model": name, "history": length, "batch": batch, "state_kb": size, **figures(times)})

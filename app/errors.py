@@ -1,4 +1,4 @@
-"""One table: error -> problem details (RFC 9457). Everything that goes wrong leaves the service in this form."""
+"""Every error as problem details (RFC 9457), from one table: errors leave the service in no other form."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from serving.errors import (
 )
 from serving.online.users import StoreUnavailable
 
-RETRY_AFTER = 1  # seconds, where nothing better is known
+RETRY_AFTER = 1  # seconds, where there is no better estimate
 
 
 class NotFound(ServingError):
@@ -34,38 +34,38 @@ class NotFound(ServingError):
 
 
 class Unauthorised(ServingError):
-    """A key is needed and none was sent."""
+    """A key is required and none was sent."""
 
 
 class Forbidden(ServingError):
-    """The key that was sent may not do this."""
+    """The key that was sent does not permit this."""
 
 
 class QuotaExceeded(ServingError):
-    """The client has asked for more than its quota. `retry_after`: seconds until there is room again."""
+    """The client is over its quota. retry_after: seconds until its next request is permitted."""
 
     def __init__(self, message: str, retry_after: float) -> None:
         super().__init__(message)
         self.retry_after = retry_after
 
 
-# error -> (status, name, title); a class that is not here counts as the one it is made from
+# error -> (status, name, title); a class that is not listed counts as its base class
 PROBLEMS: dict[type, tuple[int, str, str]] = {
     UnknownCatalogue: (404, "unknown-catalogue", "Unknown catalogue"),
-    RequestError: (422, "invalid-request", "The request does not fit"),
+    RequestError: (422, "invalid-request", "Invalid request"),
     NotFound: (404, "not-found", "Not found"),
-    Unauthorised: (401, "unauthorised", "A key is needed"),
-    Forbidden: (403, "forbidden", "The key is not valid"),
+    Unauthorised: (401, "unauthorised", "A key is required"),
+    Forbidden: (403, "forbidden", "Invalid key"),
     QuotaExceeded: (429, "over-quota", "Over the quota"),
     Overloaded: (503, "overloaded", "Overloaded"),
     Draining: (503, "draining", "Shutting down"),
     NotReady: (503, "not-ready", "Not ready"),
     EngineDead: (503, "engine-dead", "The engine has stopped"),
-    StoreUnavailable: (503, "store-unavailable", "The store cannot be reached"),
-    DeadlineExceeded: (504, "deadline-exceeded", "Out of time"),
+    StoreUnavailable: (503, "store-unavailable", "The store is unavailable"),
+    DeadlineExceeded: (504, "deadline-exceeded", "Deadline exceeded"),
 }
 HTTP_NAMES = {
-    400: ("invalid-request", "The request does not fit"),
+    400: ("invalid-request", "Invalid request"),
     403: ("forbidden", "Not allowed"),
     404: ("not-found", "Not found"),
     405: ("method-not-allowed", "Method not allowed"),
@@ -73,20 +73,20 @@ HTTP_NAMES = {
 }
 REJECTIONS = (401, 403, 413, 429, 503, 504)
 MEANINGS = {
-    401: "no key was sent",
-    403: "the key may not do this",
-    404: "there is no such thing",
+    401: "a key is required and none was sent",
+    403: "the key is not valid",
+    404: "not found",
     413: "the body is too large",
-    422: "the request does not fit",
+    422: "the request is not valid",
     429: "over the client's quota",
-    503: "not ready, overloaded or draining, or the store cannot be reached",
-    504: "nothing fits the time budget",
+    503: "not ready, overloaded or draining, or the store is unavailable",
+    504: "no search fits the time budget",
 }
 
 
 def declared(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """How OpenAPI tells of these errors; a route with a key has four in any case."""
-    schema = {"$ref": "#/components/schemas/Problem"}  # BatchResponse brings it into the document
+    """These errors for a route's `responses` in OpenAPI; every route with a key has 401, 403, 429 and 503."""
+    schema = {"$ref": "#/components/schemas/Problem"}  # BatchResponse defines it in the document
     wait = {"Retry-After": {"description": "seconds", "schema": {"type": "integer", "minimum": 1}}}
     return {
         status: {
@@ -99,21 +99,26 @@ def declared(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def problem(error: Exception) -> Problem:
-    """The problem details of any error; what nobody foresaw becomes a 500 that tells nothing of the inside."""
+    """The problem details of any error; an unexpected one becomes a 500 that reveals nothing."""
     if isinstance(error, (RequestValidationError, ValidationError)):
         return _validation_problem(error.errors())
     if isinstance(error, HTTPException):
-        status = 422 if error.status_code == 400 else error.status_code  # 400: a body that is no JSON at all
+        status = 422 if error.status_code == 400 else error.status_code  # 400: the body is not JSON
         name, title = HTTP_NAMES.get(error.status_code, ("http-error", str(error.detail)))
         return _make(status, name, title, str(error.detail), field="body" if error.status_code in (400, 413) else None)
     kind = next((base for base in type(error).__mro__ if base in PROBLEMS), None)
     if kind is None:
-        return _make(500, "internal-error", "Internal error", "Something went wrong; the log has it under this id.")
+        return _make(
+            500,
+            "internal-error",
+            "Internal error",
+            "Something went wrong; search the log for this request's X-Request-ID.",
+        )
     wait = getattr(error, "retry_after", RETRY_AFTER if PROBLEMS[kind][0] == 503 else None)
     return _expected(kind, str(error), getattr(error, "field", None), None if wait is None else max(1, math.ceil(wait)))
 
 
-@lru_cache(256)  # under a flood, one and the same refusal is most of what is said
+@lru_cache(256)  # under a flood, most answers are the same refusal
 def _expected(kind: type, detail: str, field: str | None, retry_after: int | None) -> Problem:
     status, name, title = PROBLEMS[kind]
     return _make(status, name, title, detail, field=field, retry_after=retry_after)
@@ -128,13 +133,13 @@ def _validation_problem(errors: Iterable[Any]) -> Problem:
     first = found[0]
     where = f"{first['field']}: " if first["field"] else ""
     return _make(
-        422, "invalid-request", "The request does not fit", where + first["detail"],
+        422, "invalid-request", "Invalid request", where + first["detail"],
         field=first["field"] or None, errors=found if len(found) > 1 else None,
     )  # fmt: skip
 
 
 def _field(error: Any) -> str:
-    """The dotted name of what does not fit; positions in a text that is no JSON are no field."""
+    """The dotted name of the offending field; a position in text that is not JSON names no field."""
     if error["type"] == "json_invalid":
         return "body"
     location = [str(part) for part in error["loc"] if part not in ("body", "query", "path", "header")]

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 
 from app import errors
 from app.gate import LoadShedder
-from app.lifecycle import EngineLike, Service
+from app.lifecycle import Service
 from app.middleware import Cors, Envelope
 from app.quotas import Quotas
 from app.routes import health, items, models, page, recommend, users
@@ -18,6 +18,7 @@ from app.settings import Settings
 from app.slot import WorkerSlot
 from app.traces import Traces
 from serving import __version__
+from serving.online.recommender import EngineLike
 
 
 def create_app(
@@ -28,10 +29,10 @@ def create_app(
     on_death: Callable[[BaseException], None] = lambda error: None,
     slot: WorkerSlot | None = None,
 ) -> FastAPI:
-    """The application; `app.state.service` is its service. With `engine` no bundle is loaded.
+    """The application; `app.state.service` is its service. engine: serve this one instead of loading a bundle.
 
-    on_ready, on_failure, on_death: called on the engine's thread when the model is ready, could not be made ready, or
-    whenever that thread has ended by a fault. slot: of a worker among several.
+    on_ready, on_failure, on_death: called on the engine's thread when the model is ready, when it could not be made
+    ready, and when that thread has died. slot: the worker's, where there are several.
     """
     service = Service(settings, engine, on_ready, on_failure, on_death)
     quotas, traces = Quotas(settings), Traces(settings.otlp_endpoint, __version__)
@@ -40,7 +41,7 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await service.start()
         while slot is not None and slot.is_replacement and service.status in ("loading", "warming"):
-            await asyncio.sleep(0.05)  # the other workers answer meanwhile
+            await asyncio.sleep(0.05)  # until then the other workers take all requests
         yield
         await service.close()
         await quotas.close()
@@ -49,9 +50,9 @@ def create_app(
     app = FastAPI(
         title="streamrec",
         version=__version__,
-        description="Recommendations from a sequence model that may reason before it names an item.",
+        description="Recommendations from a sequence model that can reason before it names an item.",
         lifespan=lifespan,
-        docs_url=None,  # FastAPI's page loads its scripts from another host; ours is in routes/page.py
+        docs_url=None,  # FastAPI's page loads its scripts from another host; routes/page.py serves them itself
         redoc_url=None,
         telemetry={"tracing": False, "metrics": False, "logs": False},  # ours are in traces.py, metrics.py and logs.py
     )

@@ -42,11 +42,11 @@ SECONDS = (
 )
 STAGES = ("queue", "cache", "encode", "reason", "decode", "serialise")
 
-disable_created_metrics()  # a second time series for each, that nobody asks for
+disable_created_metrics()  # type: ignore[no-untyped-call]  # they double the time series
 
 
 class Metrics(Observer):
-    """One set per service, in its own registry. Several workers keep theirs in files, and each can show the sum."""
+    """One set per service, in its own registry. Several workers keep theirs in files, so each can report the sum."""
 
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
@@ -78,25 +78,27 @@ class Metrics(Observer):
         self.cache = Counter(
             "streamrec_cache", "Accesses to cached encoder states", ["tier", "result"], registry=registry
         )
-        self.rejected = Counter("streamrec_rejected", "Requests turned away", ["reason"], registry=registry)
+        self.rejected = Counter("streamrec_rejected", "Requests refused", ["reason"], registry=registry)
         self.fallback = Counter("streamrec_fallback", "Answers not from the model", ["reason"], registry=registry)
         self.queue_depth = Gauge(
-            "streamrec_queue_depth", "Searches that wait", registry=registry, multiprocess_mode="livesum"
+            "streamrec_queue_depth", "Searches in the queue", registry=registry, multiprocess_mode="livesum"
         )
         self.model_info = Gauge(
             "streamrec_model_info", "The model that is served", ["version"], registry=registry,
             multiprocess_mode="livemax",
         )  # fmt: skip
         self.invalid_items = Counter(
-            "streamrec_invalid_items", "Items the search gave that do not exist or are not permitted", registry=registry
+            "streamrec_invalid_items",
+            "Items found by the search that do not exist or are not permitted",
+            registry=registry,
         )
         self.tasks = Gauge(
             "streamrec_event_loop_tasks", "Tasks of the event loop", registry=registry, multiprocess_mode="livesum"
         )
         self.threads = Gauge(
-            "streamrec_threads", "Threads that Python knows of", registry=registry, multiprocess_mode="livesum"
+            "streamrec_threads", "Threads of the Python process", registry=registry, multiprocess_mode="livesum"
         )
-        # What every request asks for, without labels' lock and strings.
+        # Every request needs these: looked up once, without the lock in labels().
         self.stages = {stage: self.stage_seconds.labels(stage) for stage in STAGES}
         self.answers, self.rejections = cache(self.request_seconds.labels), cache(self.rejected.labels)
 
@@ -120,9 +122,9 @@ class Metrics(Observer):
         self.invalid_items.inc(count)
 
     def text(self) -> bytes:
-        """What Prometheus reads. Of several workers: sums over all of them, those that have died included."""
+        """The text that Prometheus scrapes. With several workers: the sum over all, including those that have died."""
         if not self.shared:
             return generate_latest(self.registry)
         everywhere = CollectorRegistry()
-        MultiProcessCollector(everywhere)
+        MultiProcessCollector(everywhere)  # type: ignore[no-untyped-call]
         return generate_latest(everywhere)

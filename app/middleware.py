@@ -1,4 +1,4 @@
-"""What surrounds every request, in plain ASGI: its id, the body's bound, headers, metrics, log, trace, and 500s."""
+"""What every request gets, in plain ASGI: an id, a bounded body, headers, metrics, a log line, a trace, and 500s."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from app.traces import Traces
 log = logging.getLogger("streamrec.http")
 
 QUIET = {"/livez", "/readyz", "/metrics"}
-COUNTED = {429, 503}  # a flood of refusals would be a flood of lines; the metrics have them by reason
+NOT_LOGGED = {429, 503}  # a flood of refusals would flood the log; the metrics count them by reason
 
 
 class Envelope:
-    """`max_body_bytes`: larger bodies are answered with 413, whether they say their length or not."""
+    """max_body_bytes: larger bodies are answered with 413, whether or not they declare their length."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, traces: Traces, max_body_bytes: int) -> None:
         self.app, self.metrics, self.traces, self.max_body_bytes = app, metrics, traces, max_body_bytes
@@ -58,7 +58,7 @@ class Envelope:
             seconds = time.perf_counter() - started
             method, route = scope["method"], route_of(scope)
             self.metrics.answers(route, str(status or 499)).observe(seconds)
-            level = logging.DEBUG if route in QUIET or status in COUNTED else logging.INFO
+            level = logging.DEBUG if route in QUIET or status in NOT_LOGGED else logging.INFO
             if log.isEnabledFor(level):
                 fields = {"method": method, "route": route, "status": status, "ms": round(1000 * seconds, 2)}
                 log.log(level, "request", extra=fields)
@@ -68,11 +68,11 @@ class Envelope:
                 self.traces.record(caller, method, route, status or 499, own_id, seconds, answer)
             structlog.contextvars.reset_contextvars(**tokens)
 
-    def _bounded(self, receive: Receive, announced: bytes) -> Receive:
+    def _bounded(self, receive: Receive, declared: bytes) -> Receive:
         left = self.max_body_bytes
-        if announced.isdigit() and int(announced) <= left:
-            return receive  # the server holds a client to what it announced
-        too_large = announced.isdigit()
+        if declared.isdigit() and int(declared) <= left:
+            return receive  # the server reads no more than was declared
+        too_large = declared.isdigit()
 
         async def bounded() -> Message:
             nonlocal left
@@ -87,7 +87,7 @@ class Envelope:
 
 
 class Cors(CORSMiddleware):
-    """Starlette's, with the origins of the settings; what it refuses is told like every other error."""
+    """Starlette's CORS for the configured origins, with refusals as problem details."""
 
     def __init__(self, app: ASGIApp, origins: tuple[str, ...]) -> None:
         super().__init__(
@@ -102,7 +102,11 @@ class Cors(CORSMiddleware):
         response = super().preflight_response(request_headers)
         if response.status_code < 400:
             return response
-        return errors.response(HTTPException(403, "Pages of this origin may not ask for this; ask the operator."))
+        return errors.response(
+            HTTPException(
+                403, "Pages of this origin may not call this service; ask the operator to add it to the CORS origins."
+            )
+        )
 
 
 def route_of(scope: Scope) -> str:

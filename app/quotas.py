@@ -1,6 +1,6 @@
-"""How often one client may ask: counted in Redis where there is one, so that replicas share the count, else in process.
+"""Quotas per client: counted in Redis if there is one, so that replicas share the count, else in process.
 
-A sliding window of two counters (the `limits` library): constant memory a client, no burst at a window's edge.
+A sliding window of two counters (the `limits` library): constant memory per client, no burst at a window's edge.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from app.errors import QuotaExceeded
 from app.settings import Settings
 from serving.online.redis_link import RedisDown, RedisLink, connect
 
-REMEMBERED = 10_000  # clients that are over their quota; beyond them all are counted anew
+MAX_REMEMBERED = 10_000  # clients over their quota; beyond that, all are forgotten and counted again
 
 
 class Quotas:
-    """A Redis that is gone, slow or full costs at most its time limit; the count in process stands in for it."""
+    """A Redis that is down, slow or full costs at most its time limit; counts in process take over."""
 
     def __init__(self, settings: Settings) -> None:
-        self._over: dict[str, tuple[float, str]] = {}  # client -> until when, and what it is told
+        self._over: dict[str, tuple[float, str]] = {}  # client -> until when, and the message
         self._limits = parse_many(settings.quota) if settings.quota else []
         self._secret = settings.user_secret
         self._here = SlidingWindowCounterRateLimiter(MemoryStorage())
@@ -43,10 +43,10 @@ class Quotas:
             )
 
     async def take(self, client: str, cost: int = 1) -> None:
-        """Counts `cost` requests of a client. Raises QuotaExceeded when that is more than it may ask for."""
+        """Counts `cost` requests of a client. Raises QuotaExceeded when that exceeds its quota."""
         if not self._limits or cost < 1:
             return
-        # Neither a key's digest nor an address is readable in Redis.
+        # Hashed, so that neither a key's digest nor an address can be read in Redis.
         name = hashlib.blake2b(client.encode(), key=self._secret, digest_size=16).hexdigest()
         for limit in self._limits:
             wait = await self._wait(limit, name, cost)
@@ -57,19 +57,19 @@ class Quotas:
                 raise QuotaExceeded(message, wait)
 
     def refusal(self, client: str) -> QuotaExceeded | None:
-        """What `take` would raise for one request, where that is known without counting: a client that was refused has
-        no room before its time has come."""
+        """What `take` would raise for one request, if that is known without counting: a client that was refused stays
+        refused until its time has come."""
         until, message = self._over.get(client, (0.0, ""))
         left = until - time.monotonic()
         return QuotaExceeded(message, left) if left > 0 else None
 
     def _remember(self, client: str, until: float, message: str) -> None:
-        if len(self._over) >= REMEMBERED:
+        if len(self._over) >= MAX_REMEMBERED:
             self._over.clear()
         self._over[client] = until, message
 
     async def _wait(self, limit: RateLimitItem, name: str, cost: int) -> float | None:
-        """Seconds to wait, or None when there was room and the cost is counted."""
+        """Seconds to wait; or None if the quota permitted the cost, which is then counted."""
         if self._redis is not None:
             try:
                 return await self._link.call(lambda client: _hit(self._shared, limit, name, cost))

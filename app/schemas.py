@@ -1,4 +1,4 @@
-"""HTTP bodies, and what they may hold. Bounds that depend on settings or on the bundle are checked in the service."""
+"""Bodies of requests and responses. Bounds that depend on settings or the bundle are checked by the recommender."""
 
 from __future__ import annotations
 
@@ -26,31 +26,35 @@ Items = Annotated[list[Id], Field(max_length=MAX_ITEMS)]
 
 
 class Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)  # "10" is no number
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)  # "10" is not a number
 
 
 class RecommendRequest(Body):
-    """Who asks, what they did, and what may be recommended."""
+    """The user, their history, and what may be recommended to them."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
 
-    user_id: Id | None = Field(None, description="without it nothing is cached, and no known history is used")
-    history: Items | None = Field(None, description="item ids, oldest first; left out or empty: the known history")
-    k: int = Field(10, ge=1, description="how many items are wanted")
-    beam_width: int | None = Field(None, ge=1, description="k at least; default: the larger of k and the service's")
+    user_id: Id | None = Field(None, description="without it nothing is cached and no known history is used")
+    history: Items | None = Field(None, description="item ids, oldest first; omitted or empty: the known history")
+    k: int = Field(10, ge=1, description="how many items to return")
+    beam_width: int | None = Field(
+        None, ge=1, description="at least k; default: the larger of k and the service's default"
+    )
     reasoning_paths: int | None = Field(
-        None, ge=1, le=MAX_PATHS, description="lines of thought kept side by side; default: the bundle's"
+        None, ge=1, le=MAX_PATHS, description="reasoning paths searched in parallel; default: the bundle's"
     )
     exclude_seen: bool = Field(True, description="never recommend items of the history")
     allow: Items | None = Field(None, description="recommend only these")
     deny: Items = Field(default_factory=list, description="never recommend these")
     categories: Annotated[list[Id], Field(max_length=100)] = Field(
-        default_factory=list, description="recommend only items in at least one of these; empty: all"
+        default_factory=list, description="recommend only items in at least one of these; empty: no restriction"
     )
     catalogue: Id | None = Field(None, description="recommend only items of this named subset")
-    dense_weight: float | None = Field(None, ge=0, le=1000, description="of the dense score; default: the bundle's")
+    dense_weight: float | None = Field(
+        None, ge=0, le=1000, description="weight of the dense score; default: the bundle's"
+    )
     neighbours_weight: float | None = Field(
-        None, ge=0, le=1000, description="of the score by the items' neighbours; default: the bundle's"
+        None, ge=0, le=1000, description="weight of the item graph's score; default: the bundle's"
     )
     timeout_ms: float | None = Field(None, gt=0, le=600_000, description="time budget")
     explain: bool = False
@@ -62,7 +66,7 @@ class RecommendRequest(Body):
         return self
 
 
-# What an answer is made of is made here, at every request, so nothing of it has to be checked: no models.
+# Parts of every answer. The service itself makes them, so they need no validation: dataclasses are cheaper than models.
 
 
 @dataclass(slots=True)
@@ -77,7 +81,7 @@ class RecommendedItem:
 
 @dataclass(slots=True)
 class Timings:
-    """Milliseconds. `encode` to `decode` are those of the batch that the request shared."""
+    """Milliseconds. `encode`, `reason` and `decode` are those of the batch that the request was in."""
 
     queue: float = 0.0
     cache: float = 0.0
@@ -93,10 +97,10 @@ class NamedItem(BaseModel):
 
 
 class ReasoningStep(BaseModel):
-    """One state of the model: before any step (0), then after each."""
+    """The model's state before any reasoning (step 0) or after a reasoning step."""
 
     step: int
-    token: int | None = Field(None, description="vocabulary id; none at step 0, or where steps have no tokens")
+    token: int | None = Field(None, description="vocabulary id; null at step 0, or if steps have no tokens")
     log_probability: float | None = None
     nearest_items: list[NamedItem]
 
@@ -105,12 +109,12 @@ class ItemExplanation(BaseModel):
     item_id: str
     token_log_probabilities: list[float] = Field(description="one per token of the semantic ID")
     dense_score: float
-    neighbour_score: float | None = Field(None, description="none where the model has no neighbours")
-    similarity: list[float] = Field(description="cosine of the state and the item, one per step")
+    neighbour_score: float | None = Field(None, description="null if the model has no item graph")
+    similarity: list[float] = Field(description="cosine similarity of the state and the item, one per step")
 
 
 class Explanation(BaseModel):
-    """Why: what the model came near to at each step, and how each item came by its score."""
+    """The items nearest to the model's state after each step, and the parts of each item's score."""
 
     steps: list[ReasoningStep]
     items: list[ItemExplanation]
@@ -132,7 +136,7 @@ class RecommendResponse:
     cache: Literal["memory", "redis", "miss", "off"]
     items: Annotated[list[RecommendedItem], Field(description="best first, distinct")]
     unknown_items: Annotated[
-        list[str], Field(description="ids of history, allow or deny that the catalogue does not have")
+        list[str], Field(description="ids in history, allow or deny that are not in the catalogue")
     ]
     timings_ms: Timings
     explanation: Explanation | None = None
@@ -149,12 +153,12 @@ class Problem(BaseModel):
     status: int
     detail: str
     field: str | None = None
-    errors: list[dict[str, str]] | None = Field(None, description="every field that does not fit, where several do not")
+    errors: list[dict[str, str]] | None = Field(None, description="all invalid fields, if there are several")
     retry_after: int | None = Field(None, description="seconds")
 
 
 class BatchRequest(Body):
-    """Checked one by one, so that a request that does not fit spoils none of its neighbours."""
+    """Each request is validated on its own, so that an invalid one does not affect the others."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"requests": [EXAMPLE]}]})
 
@@ -177,13 +181,13 @@ class EventsResponse(BaseModel):
     user_id: str
     stored: int
     history_length: int
-    unknown_items: list[str] = Field(description="stored, but not in the catalogue that is served now")
+    unknown_items: list[str] = Field(description="stored, but not in the current catalogue")
 
 
 class UserResponse(BaseModel):
     user_id: str
     items: list[str] = Field(description="the known history, oldest first")
-    cached: list[str] = Field(description="the tiers that hold an encoder state")
+    cached: list[str] = Field(description="the cache tiers that hold an encoded history")
 
 
 class Item(BaseModel):
@@ -199,13 +203,13 @@ class ItemsResponse(BaseModel):
 
 
 class Cost(BaseModel):
-    """How long a batch of one shape takes on this machine."""
+    """Measured time of a batch of one shape on this machine."""
 
     reasoning_steps: int
-    beam_rows: int = Field(description="beam width times searches in the batch")
+    beam_rows: int = Field(description="the beam widths of the batch's searches, added up")
     median_ms: float
     p95_ms: float
-    runs: int = Field(description="measured, of late")
+    runs: int = Field(description="how many recent runs this is measured from")
 
 
 class Model(BaseModel):
@@ -222,7 +226,7 @@ class Model(BaseModel):
     categories: list[str]
     catalogues: list[str]
     accuracy: list[dict[str, Any]] = Field(description="measured at export, per number of reasoning steps")
-    cost: list[Cost] = Field(description="measured here, at start and ever since")
+    cost: list[Cost] = Field(description="measured on this machine, since the start")
 
 
 class ModelsResponse(BaseModel):

@@ -1,4 +1,4 @@
-"""Every setting of the service, its default and its meaning, once. Each is an option and a STREAMREC_ variable."""
+"""The service's settings. Each is a command-line option and a STREAMREC_ variable; its default is stated here only."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Listed = Annotated[tuple[str, ...], NoDecode]  # separated by commas
 
 
 class Settings(BaseSettings):
-    """Read from arguments, then from the environment, then the defaults below."""
+    """Arguments take precedence over the environment, and the environment over the defaults."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, env_ignore_empty=True)
 
@@ -29,74 +29,85 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
     runtime: RuntimeName = Field(
         default="onnx",
-        description="what runs the network: onnx, onnx-int8 for bundles that passed its gate, eager, or cuda on a GPU",
+        description="what runs the network: onnx; onnx-int8, if the bundle passed its check; eager; or cuda, on a GPU",
     )
     workers: int = Field(
-        default=1, ge=1, le=256, description="processes behind the port; without Redis, several keep nothing of users"
+        default=1,
+        ge=1,
+        le=256,
+        description="worker processes behind the port; without Redis, more than one keeps no user data",
     )
-    threads: int = Field(default=1, ge=1, description="threads of the engine's arithmetic")
+    threads: int = Field(default=1, ge=1, description="threads for the engine's computations")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="lowest level that is logged"
     )
 
     max_beam_width: int = Field(default=200, ge=1, description="widest beam a request may ask for")
-    default_beam_width: int = Field(default=50, ge=1, description="beam width of requests that name none")
-    default_timeout_ms: int = Field(default=10_000, ge=1, description="time budget of requests that name none")
-    max_batch: int = Field(default=16, ge=1, description="searches that may share a batch")
-    max_batch_rows: int = Field(default=1600, ge=1, description="beam rows that may share a batch")
+    default_beam_width: int = Field(default=50, ge=1, description="beam width of requests that set none")
+    default_timeout_ms: int = Field(default=10_000, ge=1, description="time budget of requests that set none")
+    max_batch: int = Field(default=16, ge=1, description="most searches in one batch")
+    max_batch_rows: int = Field(default=1600, ge=1, description="most beam rows in one batch")
     max_queue_ms: float = Field(
-        default=1000, gt=0, description="bound of the queue, in measured time of the work that waits; beyond it: 503"
+        default=1000, gt=0, description="longest queue, as the estimated time to work it off; beyond it: 503"
     )
-    max_batch_users: int = Field(default=128, ge=1, description="requests in one call of /recommend/batch")
+    max_batch_users: int = Field(default=128, ge=1, description="most requests in one call of /recommend/batch")
     max_body_bytes: int = Field(default=1 << 20, ge=1, description="largest request body; beyond it: 413")
     drain_timeout_s: float = Field(default=20.0, ge=0, description="longest wait for running requests at shutdown")
 
     memory_cache_users: int = Field(
-        default=10_000, ge=0, description="users whose encoder state is kept in process; 0: none"
+        default=10_000, ge=0, description="users whose encoded history is cached in process; 0: none"
     )
-    memory_cache_bytes: int = Field(default=256 << 20, ge=0, description="memory of those states")
-    cache_ttl_s: int = Field(default=3600, ge=1, description="seconds a cached encoder state lives, in either tier")
+    memory_cache_bytes: int = Field(
+        default=256 << 20, ge=0, description="most bytes of encoded histories cached in process"
+    )
+    cache_ttl_s: int = Field(
+        default=3600, ge=1, description="seconds an encoded history stays cached, in process and in Redis"
+    )
     state_dtype: StateDtype = Field(
         default="float32",
-        description="numbers of encoder states; float16 halves what caches hold and moves scores by about 0.001",
+        description="number format of encoded histories; float16 halves the caches and moves scores by about 0.001",
     )
     redis_url: SecretStr | None = Field(
-        default=None, description="Redis for histories and encoder states; unset: in process"
+        default=None, description="Redis for known and encoded histories; unset: both are kept in process"
     )
     redis_timeout_ms: float = Field(
-        default=5.0, gt=0, description="longest a request waits for a cached state in Redis"
+        default=5.0, gt=0, description="longest a request waits for an encoded history from Redis"
     )
     redis_store_timeout_ms: float = Field(
-        default=100.0, gt=0, description="longest a request waits for a history in Redis"
+        default=100.0, gt=0, description="longest a request waits for a known history from Redis"
     )
-    redis_max_value_bytes: int = Field(default=1 << 20, ge=1, description="largest encoder state put into Redis")
+    redis_max_value_bytes: int = Field(default=1 << 20, ge=1, description="largest encoded history written to Redis")
     max_known_users: int = Field(
-        default=100_000, ge=1, description="users whose history is kept in process, without Redis"
+        default=100_000, ge=1, description="most users whose history is kept in process, without Redis"
     )
-    max_known_items: int = Field(default=1000, ge=1, description="newest items kept of a user's history")
-    user_hash_key: SecretStr = Field(default=SecretStr(""), description="secret that user ids are hashed with in keys")
+    max_known_items: int = Field(default=1000, ge=1, description="how many of a user's newest items are kept")
+    user_hash_key: SecretStr = Field(
+        default=SecretStr(""), description="secret for hashing the user ids in cache and Redis keys"
+    )
 
     api_keys: Listed = Field(
-        default=(), description="sha256 (hex) of the keys that may call, separated by commas; none: everybody may"
+        default=(), description="sha256 (hex) of the keys that may call, separated by commas; none: anyone may call"
     )
     admin_keys: Listed = Field(
-        default=(), description="sha256 (hex) of the keys that may also change the service; none: nobody may"
+        default=(), description="sha256 (hex) of admin keys, valid wherever an API key is; no route requires one yet"
     )
     quota: str = Field(
         default="",
-        description="what one key, or without keys one address, may ask for, like 100/second;5000/minute; unset: all",
+        description="limit per API key, or per address without keys, like 100/second;5000/minute; unset: none",
     )
     cors_origins: Listed = Field(
-        default=(), description="origins whose pages may call, separated by commas, or *; none: only the service's own"
+        default=(),
+        description="origins whose pages may call, separated by commas, or *; none: only the service's own pages",
     )
     otlp_endpoint: str | None = Field(
-        default=None, description="where traces go, like http://collector:4318 (extra otel); unset: nowhere"
+        default=None,
+        description="where traces are sent, like http://collector:4318 (needs the extra otel); unset: nowhere",
     )
 
     @field_validator("port", mode="before")
     @classmethod
     def _not_a_service_link(cls, value: object) -> object:
-        # Kubernetes sets STREAMREC_PORT=tcp://… in every pod beside a service named streamrec.
+        # Kubernetes sets STREAMREC_PORT=tcp://… in every pod of a namespace with a Service named streamrec.
         return cls.model_fields["port"].default if isinstance(value, str) and value.startswith("tcp://") else value
 
     @field_validator("api_keys", "admin_keys", "cors_origins", mode="before")
@@ -140,7 +151,7 @@ class Settings(BaseSettings):
     @classmethod
     def _fits_blake2(cls, value: SecretStr) -> SecretStr:
         if len(value.get_secret_value().encode()) > 64:
-            raise ValueError("at most 64 bytes")
+            raise ValueError("give at most 64 bytes")
         return value
 
     @model_validator(mode="after")
@@ -160,7 +171,7 @@ def variable(name: str) -> str:
 
 
 def unknown_variables(environment: Iterable[str] = os.environ) -> list[str]:
-    """STREAMREC_ variables that no setting reads: most likely misspelt."""
+    """STREAMREC_ variables that are no setting: most likely misspelt."""
     known = {variable(name) for name in Settings.model_fields}
     links = ("_SERVICE_HOST", "_SERVICE_PORT", "_TCP", "_ADDR", "_PROTO")
     return sorted(

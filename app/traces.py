@@ -1,7 +1,7 @@
-"""Traces (OpenTelemetry, OTLP over HTTP), an optional extra: without its packages the service runs the same, untraced.
+"""Traces (OpenTelemetry, OTLP over HTTP). The extra `otel` is optional: without it, no traces are sent.
 
-One span per request, a child of the caller's `traceparent`, and below it one per stage. All are written when the
-request has ended, from times that were taken anyway. No id of a user or an item, no body and no key is in them.
+One span per request, a child of the caller's `traceparent`, and below it one span per stage. All are recorded after the
+request, from times that are measured anyway. They hold no id of a user or item, no body and no key.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("streamrec.traces")
 
-# In the order in which a request passes them; those of a batch are laid end to end behind the request's start.
+# In the order in which a request passes them; their spans are laid end to end from the request's start.
 STAGES = ("cache", "queue", "encode", "reason", "decode")
-TOLD = ("model_version", "source", "reasoning_steps", "beam_width", "cache")  # of an answer
-EXPORT_TIMEOUT = 2  # seconds; a collector that is away must not hold up the end of the process
+ATTRIBUTES = ("model_version", "source", "reasoning_steps", "beam_width", "cache")  # of a recommendation
+EXPORT_TIMEOUT = 2  # seconds; a collector that is down must not delay shutdown
 
 
 class Traces:
-    """Where spans go: nowhere without an address, and nowhere without the packages."""
+    """Sends spans to the collector. provider: None if no endpoint is set or the packages are missing."""
 
     def __init__(self, endpoint: str | None, version: str) -> None:
         self.provider: TracerProvider | None = None
         if endpoint is None:
             return
         if not INSTALLED:
-            log.warning("no traces are sent: install the extra, pip install 'streamrec[otel]'")
+            log.warning("no traces are sent; install the extra: pip install 'streamrec[otel]'")
             return
         exporter = OTLPSpanExporter(endpoint.rstrip("/") + "/v1/traces", timeout=EXPORT_TIMEOUT)
         self.provider = TracerProvider(
@@ -55,8 +55,8 @@ class Traces:
         self, caller: str, method: str, route: str, status: int, request_id: str, seconds: float,
         answer: RecommendResponse | None = None,
     ) -> None:  # fmt: skip
-        """One request that has just ended after `seconds`, with its answer where it asked for a recommendation.
-        caller: the header `traceparent`, or nothing."""
+        """Records a request that has just finished. answer: its recommendation, if it has one. caller: the header
+        `traceparent`, or an empty string."""
         if self.provider is None:
             return
         end = time.time_ns()
@@ -68,7 +68,7 @@ class Traces:
             "streamrec.request_id": request_id,
         }
         if answer is not None:
-            attributes |= {f"streamrec.{name}": getattr(answer, name) for name in TOLD}
+            attributes |= {f"streamrec.{name}": getattr(answer, name) for name in ATTRIBUTES}
         parent = TraceContextTextMapPropagator().extract({"traceparent": caller})
         span = self._tracer.start_span(f"{method} {route}", parent, SpanKind.SERVER, attributes, start_time=start)
         if status >= 500:
@@ -82,6 +82,6 @@ class Traces:
         span.end(end)
 
     def close(self) -> None:
-        """Sends what is left. Blocks for at most a few seconds."""
+        """Sends the remaining spans. Blocks for at most a few seconds."""
         if self.provider is not None:
             self.provider.shutdown()

@@ -1,13 +1,13 @@
-// What /metrics says, read into a few numbers. Two looks a while apart give rates.
+// Reduces /metrics to a few numbers. Two readings some time apart give rates.
 
-// One look: totals since the service started.
+// One reading: totals since the service started.
 export function readMetrics(text) {
   const samples = text.split("\n").map((line) => /^(\w+)(?:\{(.*)\})? (\S+)$/.exec(line)).filter(Boolean).map(([, name, labels, value]) => ({
     name, value: Number(value), labels: Object.fromEntries([...(labels ?? "").matchAll(/(\w+)="([^"]*)"/g)].map(([, key, each]) => [key, each])),
   }));
   const answers = (each) => each.labels.route?.startsWith("/recommend");
   const sum = (name, fits = () => true) => samples.reduce((total, each) => total + (each.name === name && fits(each) ? each.value : 0), 0);
-  const buckets = new Map(); // upper bound in seconds -> requests at most that slow
+  const buckets = new Map(); // upper bound in seconds -> requests within it
   for (const each of samples) {
     if (each.name === "streamrec_request_seconds_bucket" && answers(each)) {
       const bound = each.labels.le === "+Inf" ? Infinity : Number(each.labels.le);
@@ -28,7 +28,7 @@ export function readMetrics(text) {
   };
 }
 
-// Between two looks: requests a second, the bound that 95% kept (ms), searches per batch; null where nothing happened.
+// Between two readings: requests per second, the bound that 95% kept (ms), searches per batch; null if there were none.
 export function since(before, now) {
   const requests = now.requests - before.requests;
   const batches = now.batches - before.batches;

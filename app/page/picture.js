@@ -1,4 +1,4 @@
-// Pictures: the way of the state, the stages of a request, and the live curve. They know nothing of requests.
+// Pictures: the state's trajectory, the stages of a request, and the live curve. They know nothing about requests.
 
 const SVG = "http://www.w3.org/2000/svg";
 export const STAGES = ["queue", "cache", "encode", "reason", "decode"];
@@ -19,9 +19,9 @@ function shape(tag, attributes, ...children) {
 
 const shorten = (text, length) => (text.length > length ? `${text.slice(0, length - 1).trimEnd()}…` : text);
 
-// The state among the answers: a line per answer, as high as the state is similar to it, from before thinking to the last
+// The state among the items: one line per item, as high as the state is similar to it, from before thinking to the last
 // step. items: [{id, name}], best first; similarity: per item, the cosine of item and state after each step.
-export function way(width, items, similarity, chosen) {
+export function trajectory(width, items, similarity, chosen) {
   const wide = width >= 560;
   const [top, bottom, left, right] = [14, 250, 46, width - (wide ? 240 : 44)];
   const last = similarity[0].length - 1;
@@ -40,17 +40,17 @@ export function way(width, items, similarity, chosen) {
     picture.append(text(step === chosen ? "tick middle chosen" : "tick middle", x(step), bottom + 20, step || (wide ? "before" : "0")));
   }
   const heights = apart(similarity.map((each) => y(each[last])), 17, top, bottom);
-  items.map((item, n) => n).reverse().forEach((n) => { // the best is drawn last, above the others
+  items.map((item, n) => n).reverse().forEach((n) => { // the best is drawn last, on top
     const [item, values] = [items[n], similarity[n]];
     const group = shape("g", { class: values[last] > values[0] ? "line nearer" : "line" });
     group.dataset.item = item.id;
     const title = shape("title", {});
     title.textContent = `${item.name}: ${values.map((value) => value.toFixed(2)).join(" → ")}`;
-    group.append(title, shape("path", { class: "way", pathLength: 1, d: `M${values.map((value, step) => `${x(step)} ${y(value)}`).join("L")}` }));
+    group.append(title, shape("path", { class: "trajectory", pathLength: 1, d: `M${values.map((value, step) => `${x(step)} ${y(value)}`).join("L")}` }));
     values.forEach((value, step) => group.append(shape("circle", { cx: x(step), cy: y(value), r: step === chosen ? 4.5 : 3 })));
     group.append(
       shape("path", { class: "lead", d: `M${right + 7} ${y(values[last])}L${right + 18} ${heights[n]}` }),
-      text("place", right + 24, heights[n] + 4, n + 1));
+      text("rank", right + 24, heights[n] + 4, n + 1));
     if (wide) group.append(text("name", right + 42, heights[n] + 4, shorten(item.name, 25)));
     picture.append(group);
   });
@@ -70,11 +70,11 @@ function ticks(low, high) {
   return Array.from({ length: Math.floor(high / step) - first + 1 }, (_, n) => (first + n) * step);
 }
 
-// Heights moved as little as it takes for labels not to lie on each other.
+// Heights moved as little as possible, so that labels do not overlap.
 function apart(heights, gap, top, bottom) {
   const order = heights.map((_, n) => n).sort((one, other) => heights[one] - heights[other]);
   const moved = [...heights];
-  order.forEach((n, place) => { if (place) moved[n] = Math.max(moved[n], moved[order[place - 1]] + gap); });
+  order.forEach((n, index) => { if (index) moved[n] = Math.max(moved[n], moved[order[index - 1]] + gap); });
   let limit = bottom;
   for (const n of order.reverse()) {
     moved[n] = Math.max(top, Math.min(moved[n], limit));
@@ -85,8 +85,8 @@ function apart(heights, gap, top, bottom) {
 
 function describe(items, similarity) {
   const last = similarity[0].length - 1;
-  const told = items.slice(0, 3).map((item, n) => `${item.name} from ${similarity[n][0].toFixed(2)} to ${similarity[n][last].toFixed(2)}`);
-  return `Similarity of the state to the best items, before thinking and after ${last} steps: ${told.join("; ")}.`;
+  const changes = items.slice(0, 3).map((item, n) => `${item.name} from ${similarity[n][0].toFixed(2)} to ${similarity[n][last].toFixed(2)}`);
+  return `Similarity of the state to the best items, before thinking and after ${last} steps: ${changes.join("; ")}.`;
 }
 
 // One bar per answer, on a common scale. timings: [[name, {queue: ms, …, total: ms}], …]

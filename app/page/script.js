@@ -1,17 +1,17 @@
-// The playground: a history made by clicking, every change answered at once, with and without thinking.
+// The playground: a history is made by clicking, and every change is answered at once, with and without thinking.
 
-import { bars, element, spark, way } from "./picture.js";
+import { bars, element, spark, trajectory } from "./picture.js";
 import { readMetrics, since } from "./metrics.js";
 
 const $ = (id) => document.getElementById(id);
-const EXAMPLE = 3; // items to start with, so that there is something to see
-const POLL = 2000; // ms between two looks at /metrics
-const KEPT = 60; // values of the live curve
-const WINDOW = 15; // looks that the figures beside it cover
+const EXAMPLE = 3; // items in the history at the start
+const POLL = 2000; // ms between two reads of /metrics
+const KEPT = 60; // values in the live curve
+const WINDOW = 15; // reads that the figures next to it cover
 const clicked = []; // items {item_id, title}, oldest first
-let running = null; // the requests under way; newer ones abort them
-let waiting = null; // the timer of the next try after a refusal
-let chosenStep = null; // whose pulls the picture shows; null: the last
+let running = null; // the current requests; newer ones abort them
+let waiting = null; // the timer of the next attempt after a refusal
+let chosenStep = null; // the step that the picture marks; null: the last
 
 const label = (item) => item.title || item.item_id;
 const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
@@ -42,24 +42,24 @@ function later(action, wait) {
   return () => { clearTimeout(timer); timer = setTimeout(action, wait); };
 }
 
-// What goes wrong is told in one place, calmly; what may come right by itself is tried again.
+// Errors are shown in one notice; requests that may succeed later are sent again.
 
-function tell(error, again) {
+function showError(error, retry) {
   if (error.name === "AbortError") return;
-  quiet();
-  const told = element("p", "", element("strong", "", error.title || "Something went wrong"), ` ${error.message}`);
-  $("notice").replaceChildren(told);
+  hideNotice();
+  const message = element("p", "", element("strong", "", error.title || "Something went wrong"), ` ${error.message}`);
+  $("notice").replaceChildren(message);
   $("notice").hidden = false;
   $("columns").setAttribute("aria-busy", "false");
   if (error.status === 401 || error.status === 403) {
     $("more").open = true;
     $("key").focus();
   }
-  if (error.wait && again) {
+  if (error.wait && retry) {
     const count = element("span", "muted");
     $("notice").append(count);
     const tick = (left) => {
-      if (left <= 0) return again();
+      if (left <= 0) return retry();
       count.textContent = `Trying again in ${left} s`;
       waiting = setTimeout(tick, 1000, left - 1);
     };
@@ -67,28 +67,28 @@ function tell(error, again) {
   }
 }
 
-function quiet() {
+function hideNotice() {
   clearTimeout(waiting);
   $("notice").hidden = true;
 }
 
-// What someone did
+// What the user did
 
 async function suggest() {
   const query = $("query").value.trim();
   try {
     const found = await call(`/items?limit=20&query=${encodeURIComponent(query)}`);
-    if (query !== $("query").value.trim()) return []; // a newer one is under way
+    if (query !== $("query").value.trim()) return []; // a newer search is running
     $("suggestions").replaceChildren(...found.items.map((item) => {
       const button = element("button", "", element("span", "", label(item)), element("small", "muted", item.categories[0] ?? ""));
       button.type = "button";
       button.addEventListener("click", () => add(item));
       return element("li", "", button);
     }));
-    if (!found.items.length) $("suggestions").append(element("li", "empty", "No title holds all of these words. Enter looks for an item of this id."));
+    if (!found.items.length) $("suggestions").append(element("li", "empty", "No title contains all these words. Press Enter to look up an item with this id."));
     return found.items;
   } catch (error) {
-    tell(error);
+    showError(error);
     return [];
   }
 }
@@ -99,8 +99,8 @@ async function addById(id) {
     $("query").value = "";
     suggest();
   } catch (error) {
-    if (error.status === 404) error.message = `The catalogue has no item of the id “${id}”.`;
-    tell(error);
+    if (error.status === 404) error.message = `The catalogue has no item with the id “${id}”.`;
+    showError(error);
   }
 }
 
@@ -111,20 +111,20 @@ function add(item) {
 }
 
 function drawHistory() {
-  $("history").replaceChildren(...clicked.map((item, place) => {
+  $("history").replaceChildren(...clicked.map((item, index) => {
     const remove = element("button", "quiet", "×");
     remove.type = "button";
     remove.setAttribute("aria-label", `Remove ${label(item)}`);
     remove.addEventListener("click", () => {
-      clicked.splice(place, 1);
+      clicked.splice(index, 1);
       drawHistory();
       recommend();
-      ($("history").querySelectorAll("button")[Math.min(place, clicked.length - 1)] ?? $("query")).focus();
+      ($("history").querySelectorAll("button")[Math.min(index, clicked.length - 1)] ?? $("query")).focus();
     });
     return element("li", "", element("span", "", label(item)), remove);
   }));
   $("clear").hidden = !clicked.length;
-  if (!clicked.length) $("history").append(element("li", "empty", "Nothing yet. Someone new is shown what is popular."));
+  if (!clicked.length) $("history").append(element("li", "empty", "Nothing yet: a new user gets popular items."));
 }
 
 // The answers
@@ -150,16 +150,16 @@ async function recommend() {
   });
   $("columns").setAttribute("aria-busy", "true");
   try {
-    const answers = []; // one after the other, so that neither waits for the other in the queue
+    const answers = []; // one after the other, so that neither waits in the queue for the other
     if (steps) answers.push(await ask(0, false));
     answers.push(await ask(steps, true));
     if (running !== mine) return;
-    quiet();
+    hideNotice();
     draw(answers);
     drawTerminal(steps);
     $("columns").setAttribute("aria-busy", "false");
   } catch (error) {
-    if (running === mine) tell(error, recommend);
+    if (running === mine) showError(error, recommend);
   }
 }
 
@@ -171,7 +171,7 @@ function draw(answers) {
   $("columns").replaceChildren(...shown.map((answer, n) => column(answer, n > 0 ? before : null)));
   $("columns").classList.toggle("one", shown.length === 1);
   const unknown = [...new Set(last.unknown_items)];
-  $("aside").textContent = unknown.length ? `Not in the catalogue, and ignored: ${unknown.join(", ")}` : "";
+  $("aside").textContent = unknown.length ? `Not in the catalogue, so ignored: ${unknown.join(", ")}` : "";
   $("aside").hidden = !unknown.length;
   drawReasoning(last);
   $("time").hidden = popular;
@@ -181,17 +181,17 @@ function draw(answers) {
 function column(answer, before) {
   const popular = answer.source === "popularity";
   const name = popular ? "Popular now" : answer.reasoning_steps ? `After ${plural(answer.reasoning_steps, "step")}` : "Without thinking";
-  const facts = popular ? "Nothing is known of this person" : `${answer.timings_ms.total.toFixed(1)} ms · cache ${answer.cache}`;
+  const facts = popular ? "Nothing is known about this user" : `${answer.timings_ms.total.toFixed(1)} ms · cache ${answer.cache}`;
   const scores = answer.items.map((item) => item.score);
   const written = (score) => (popular ? score.toFixed(0) : score.toFixed(2).replace("-", "−"));
   const [best, worst] = [Math.max(...scores), Math.min(...scores)];
-  const list = element("ol", "results", ...answer.items.map((item, place) => {
+  const list = element("ol", "results", ...answer.items.map((item, index) => {
     const fill = element("i");
     fill.style.width = `${8 + (92 * (item.score - worst)) / (best - worst || 1)}%`;
     const row = element("button", "",
-      element("span", "rank", `${place + 1}`),
+      element("span", "rank", `${index + 1}`),
       element("span", "title", label(item)),
-      before && moved(before.indexOf(item.item_id), place),
+      before && moved(before.indexOf(item.item_id), index),
       element("span", "tags muted", item.categories.join(" · ")),
       element("span", "meter", fill),
       element("span", "score number muted", written(item.score)));
@@ -201,35 +201,35 @@ function column(answer, before) {
     row.addEventListener("click", () => add(item));
     return element("li", "", row);
   }));
-  if (!answer.items.length) list.append(element("li", "empty", "These rules permit no item. Loosen them under “Rules and settings”."));
+  if (!answer.items.length) list.append(element("li", "empty", "These rules permit no item. Relax them under “Rules and settings”."));
   return element("article", answer.reasoning_steps ? "column thought" : "column",
     element("div", "row", element("h3", "", name), element("span", "muted number", facts)), list);
 }
 
 function moved(from, to) {
-  const [text, words, kind] = from < 0 ? ["new", "not among them without thinking", "up"]
+  const [text, words, kind] = from < 0 ? ["new", "not in the list without thinking", "up"]
     : from > to ? [`↑${from - to}`, `up by ${from - to}`, "up"]
     : from < to ? [`↓${to - from}`, `down by ${to - from}`, "down"]
-    : ["", "unmoved", ""];
+    : ["", "unchanged", ""];
   const made = element("span", `moved ${kind}`, element("span", "visually-hidden", words), text);
   made.title = words;
   return made;
 }
 
 function drawReasoning(answer) {
-  const told = answer.explanation;
-  const show = Boolean(told?.items.length && told.items[0].similarity.length > 1);
+  const explanation = answer.explanation;
+  const show = Boolean(explanation?.items.length && explanation.items[0].similarity.length > 1);
   $("reasoning").hidden = !show;
   if (!show) return;
   const items = answer.items.map((item) => ({ id: item.item_id, name: label(item) }));
-  const similarity = told.items.map((item) => item.similarity);
+  const similarity = explanation.items.map((item) => item.similarity);
   const last = similarity[0].length - 1;
   const redraw = () => {
     const step = Math.min(chosenStep ?? last, last);
-    $("map").replaceChildren(way(Math.round($("map").clientWidth), items, similarity, step));
+    $("map").replaceChildren(trajectory(Math.round($("map").clientWidth), items, similarity, step));
     $("trace").querySelectorAll("button").forEach((button, n) => button.setAttribute("aria-pressed", n === step));
   };
-  $("trace").replaceChildren(...told.steps.map((step, n) => {
+  $("trace").replaceChildren(...explanation.steps.map((step, n) => {
     const sure = step.log_probability === null ? "" : `${(100 * Math.exp(step.log_probability)).toFixed(0)}% sure`;
     const button = element("button", "",
       element("strong", "", n ? `Step ${n}` : "Before"), element("small", "muted", sure),
@@ -249,37 +249,37 @@ function drawTerminal(steps) {
   $("terminal").hidden = false;
 }
 
-// The service, live
+// Live metrics
 
 const rates = [];
-const looks = []; // the newest last
+const reads = []; // the newest last
 
-async function watch() {
-  setTimeout(watch, POLL);
-  if (document.hidden) { looks.length = 0; return; }
+async function pollMetrics() {
+  setTimeout(pollMetrics, POLL);
+  if (document.hidden) { reads.length = 0; return; }
   try {
     const response = await fetch("/metrics");
     if (!response.ok) return;
     const now = readMetrics(await response.text());
-    looks.push(now);
-    if (looks.length < 2) return;
-    if (looks.length > WINDOW) looks.shift();
-    rates.push(since(looks.at(-2), now).rate);
+    reads.push(now);
+    if (reads.length < 2) return;
+    if (reads.length > WINDOW) reads.shift();
+    rates.push(since(reads.at(-2), now).rate);
     if (rates.length > KEPT) rates.shift();
     $("spark").replaceChildren(spark(rates, KEPT));
-    drawFigures(since(looks[0], now), now);
-  } catch { looks.length = 0; } // told elsewhere: every request fails then
+    drawFigures(since(reads[0], now), now);
+  } catch { reads.length = 0; } // no notice: the next request shows one
 }
 
 function drawFigures(change, now) {
   const share = (count) => (now.cache.lookups ? `${((100 * count) / now.cache.lookups).toFixed(0)}%` : "–");
   const figures = [
-    ["Requests a second", rates.at(-1).toFixed(1)],
+    ["Requests per second", rates.at(-1).toFixed(1)],
     ["95% answered within", change.p95 === null ? "–" : `${change.p95} ms`],
-    ["Found in memory", share(now.cache.memory)],
-    ["Found in Redis", share(now.cache.redis)],
-    ["Waiting", `${now.waiting}`],
-    ["Shared a batch", change.batch === null ? "–" : change.batch.toFixed(1)],
+    ["Cache hits in process", share(now.cache.memory)],
+    ["Cache hits in Redis", share(now.cache.redis)],
+    ["Searches in the queue", `${now.waiting}`],
+    ["Searches per batch", change.batch === null ? "–" : change.batch.toFixed(1)],
   ];
   $("live").replaceChildren(...figures.map(([name, value]) => element("div", "", element("dt", "muted", name), element("dd", "number", value))));
 }
@@ -289,7 +289,7 @@ function drawFigures(change, now) {
 async function start() {
   try {
     const model = (await call("/models")).models.find((each) => each.active);
-    quiet();
+    hideNotice();
     $("model").textContent = `${model.version} · ${model.items.toLocaleString()} items`;
     $("steps").max = model.max_steps;
     $("steps").value = model.max_steps;
@@ -308,7 +308,7 @@ async function start() {
     await recommend();
   } catch (error) {
     $("model").textContent = "not ready";
-    tell(error, start);
+    showError(error, start);
   }
 }
 
@@ -317,14 +317,14 @@ function drawSteps() {
   $("steps").setAttribute("aria-valuetext", $("steps-value").textContent);
 }
 
-// The same item, wherever it is: pointing at one shows all.
-function point(event) {
+// Pointing at an item highlights it wherever it is shown.
+function highlight(event) {
   const id = event.target.closest?.("[data-item]")?.dataset.item;
   for (const each of document.querySelectorAll("[data-item]")) each.classList.toggle("same", each.dataset.item === id);
 }
 
-// Arrow keys between the search field and what it found.
-function walk(event) {
+// Arrow keys move between the search field and its results.
+function onArrowKey(event) {
   const buttons = [...$("suggestions").querySelectorAll("button")];
   const at = buttons.indexOf(document.activeElement);
   if (event.key === "ArrowDown" && at + 1 < buttons.length) buttons[at + 1].focus();
@@ -343,7 +343,7 @@ for (const id of ["k", "beam", "timeout", "user"]) $(id).addEventListener("input
 for (const id of ["category", "catalogue", "seen"]) $(id).addEventListener("change", soon);
 $("key").addEventListener("change", start);
 $("query").addEventListener("input", later(suggest, 100));
-$("query").parentElement.addEventListener("keydown", walk);
+$("query").parentElement.addEventListener("keydown", onArrowKey);
 $("clear").addEventListener("click", () => { clicked.length = 0; drawHistory(); recommend(); $("query").focus(); });
 $("copy").addEventListener("click", async () => {
   await navigator.clipboard?.writeText($("curl").textContent);
@@ -351,9 +351,9 @@ $("copy").addEventListener("click", async () => {
   setTimeout(() => { $("copy").textContent = "Copy"; }, 1500);
 });
 for (const id of ["columns", "map"]) {
-  for (const kind of ["pointerover", "focusin", "pointerleave"]) $(id).addEventListener(kind, point);
+  for (const kind of ["pointerover", "focusin", "pointerleave"]) $(id).addEventListener(kind, highlight);
 }
 $("user").value = `visitor-${Math.random().toString(36).slice(2, 8)}`; // with an id, the second answer comes from the cache
 drawHistory();
 start();
-watch();
+pollMetrics();

@@ -1,1 +1,1 @@
-"""One file per group of routes; each has a `router`."""
+"""One module per group of routes; each has a `router`."""

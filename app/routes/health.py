@@ -17,15 +17,15 @@ router = APIRouter(tags=["health"])
 
 @router.get("/livez", responses={503: {}})
 async def livez(service: ServiceDep) -> Response:
-    """503 once the engine is dead: nothing but a restart helps then."""
+    """503 once the engine is dead: only a restart helps then."""
     dead = service.status == "engine dead"
     return JSONResponse({"status": service.status}, 503 if dead else 200)
 
 
 @router.get("/readyz", responses={503: {}})
 async def readyz(request: Request, service: ServiceDep) -> Response:
-    """200 when a request would be answered, else 503 and why not: loading, warming, draining, engine dead. Of several
-    workers each tells for all that take requests."""
+    """200 when requests are answered; else 503 with the reason: loading, warming, draining or engine dead. With several
+    workers, any of them reports for all that accept requests."""
     status: str = service.status
     slot: WorkerSlot | None = request.app.state.slot
     if status == "ready" and slot is not None:
@@ -37,7 +37,7 @@ async def readyz(request: Request, service: ServiceDep) -> Response:
 
 @router.get("/metrics", response_class=Response)
 async def metrics(service: ServiceDep) -> Response:
-    """Of all workers, whichever answers."""
-    service.metrics.tasks.set(len(asyncio.all_tasks()))  # what is never ended shows here
+    """Prometheus metrics. With several workers: the sum over all."""
+    service.metrics.tasks.set(len(asyncio.all_tasks()))  # shows tasks that never end
     service.metrics.threads.set(threading.active_count())
     return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)

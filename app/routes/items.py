@@ -1,4 +1,4 @@
-"""Items of the catalogue: one by its id, many by their titles."""
+"""Items of the catalogue: one by its id, or a search over titles."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def find_items(
     query: Annotated[str, Query(max_length=100)] = "",
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> ItemsResponse:
-    """Items whose title holds every word of the query, most popular first; without a query the most popular ones."""
+    """Items whose title contains every word of the query, most popular first; without a query, all items."""
     service.check_ready()
     rows = await asyncio.to_thread(service.bundle.catalogue.find_titles, query, limit)
     return ItemsResponse(items=[_item(service.bundle.catalogue, row) for row in rows])
@@ -38,7 +38,7 @@ async def read_item(item_id: ItemId, service: ServiceDep) -> Item:
     service.check_ready()
     row = service.bundle.catalogue.row(item_id)
     if row is None:
-        raise NotFound("The catalogue has no item of this id.")
+        raise NotFound("The catalogue has no item with this id.")
     return _item(service.bundle.catalogue, row)
 
 

@@ -1,4 +1,4 @@
-"""The model that is served: its version, accuracy and measured cost."""
+"""The served model: its version, accuracy and measured cost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The playground page, the documentation page, and their files. Nothing on them comes from another host."""
+"""The playground, the API documentation, and their files. Nothing comes from another host."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SWAGGER = Path(fastapi_offline.__file__).parent / "static"  # only its copy of S
 FILES = {name: OWN / name for name in ("style.css", "script.js", "picture.js", "metrics.js", "docs.css", "docs.js")}
 FILES |= {name: SWAGGER / name for name in ("swagger-ui.css", "swagger-ui-bundle.js")}
 REVALIDATED = {"Cache-Control": "no-cache"}
-KEPT_FOR_A_DAY = {"Cache-Control": "max-age=86400"}  # a megabyte and a half, which only an upgrade changes
+CACHED_FOR_A_DAY = {"Cache-Control": "max-age=86400"}  # 1.5 MB that change with an upgrade only
 
 
 @router.get("/")
@@ -34,5 +34,5 @@ async def docs() -> FileResponse:
 async def file(name: str) -> FileResponse:
     path = FILES.get(name)
     if path is None:
-        raise NotFound("The page has no such file.")
-    return FileResponse(path, headers=KEPT_FOR_A_DAY if path.parent == SWAGGER else REVALIDATED)
+        raise NotFound("There is no such file.")
+    return FileResponse(path, headers=CACHED_FOR_A_DAY if path.parent == SWAGGER else REVALIDATED)

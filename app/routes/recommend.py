@@ -26,8 +26,7 @@ from serving.online.recommender import Steps
 
 log = logging.getLogger("streamrec.recommend")
 
-LONGEST = 16
-
+MAX_STEPS_LENGTH = 16  # characters
 
 router = APIRouter(
     tags=["recommend"],
@@ -39,18 +38,20 @@ router = APIRouter(
 async def reasoning_steps(
     reasoning_steps: Annotated[
         str | None,
-        Query(description="0 to the model's maximum, or auto; default: the model's", max_length=LONGEST),
+        Query(
+            description="0 to the model's maximum, or auto; default: the model's default", max_length=MAX_STEPS_LENGTH
+        ),
     ] = None,
 ) -> Steps:
     return _steps(reasoning_steps)
 
 
-def _steps(asked: str | None) -> Steps:
-    if asked is None or asked == "auto":
-        return asked  # type: ignore[return-value]
-    if not (asked.isascii() and asked.isdigit() and len(asked) <= LONGEST):
-        raise RequestError("Give a number of steps from 0, or auto.", "reasoning_steps")
-    return int(asked)
+def _steps(requested: str | None) -> Steps:
+    if requested is None or requested == "auto":
+        return requested  # type: ignore[return-value]
+    if not (requested.isascii() and requested.isdigit() and len(requested) <= MAX_STEPS_LENGTH):
+        raise RequestError("Give a number of steps, 0 or more, or auto.", "reasoning_steps")
+    return int(requested)
 
 
 StepsDep = Annotated[Any, Depends(reasoning_steps)]
@@ -58,29 +59,31 @@ StepsDep = Annotated[Any, Depends(reasoning_steps)]
 
 @router.post("/recommend", response_model=RecommendResponse)
 async def recommend(request: Request, body: RecommendRequest, steps: StepsDep, service: ServiceDep) -> Response:
-    """The best items for one user, found by reasoning for a number of steps first."""
+    """The best items for one user, after a number of reasoning steps."""
     answer = await while_connected(request, answers.recommend(service.recommender, body, steps))
     if answer is None:
-        return Response(status_code=499)  # nobody reads this
+        return Response(status_code=499)  # the client has gone
     request.state.answer = answer  # for the trace
     return _json(answer, service)
 
 
 async def recommend_directly(request: Request) -> Response:
-    """The same without FastAPI's validation and dependencies, which cost more than all the rest of HTTP. Answers every
-    POST /recommend; the route above is what OpenAPI documents."""
-    request.scope["route"] = ROUTE  # for the metrics' label
+    """Answers every POST /recommend, and calls the route above, which documents it in OpenAPI. FastAPI's validation and
+    dependencies cost more than everything else in HTTP."""
+    request.scope["route"] = ROUTE  # the label in the metrics
     service: Service = request.app.state.service
     await require_key(request)
-    body = await request.body()  # even when it is then refused: closing on an unread body would reset the connection
-    service.admission.decide()  # before anything is parsed: under a flood, refusals are most of the work
+    body = (
+        await request.body()
+    )  # read even if the request is refused: closing on an unread body would reset the connection
+    service.admission.decide()  # before parsing: under a flood, refusals are most of the work
     return await recommend(request, _parsed(request, body), _steps_in(request.scope["query_string"]), service)
 
 
 ROUTE = Route("/recommend", recommend_directly, methods=["POST"], include_in_schema=False)
 
 
-@lru_cache(64)  # clients ask for the same few things
+@lru_cache(64)  # there are few different queries
 def _steps_in(query: bytes) -> Steps:
     return _steps(QueryParams(query).get("reasoning_steps"))
 
@@ -88,23 +91,25 @@ def _steps_in(query: bytes) -> Steps:
 def _parsed(request: Request, body: bytes) -> RecommendRequest:
     if "json" not in request.headers.get("content-type", ""):
         raise RequestError("Send JSON, with the header Content-Type: application/json.", "body")
-    with suppress(ValidationError):  # errors are worded by the slower way below, as on every other route
+    with suppress(ValidationError):  # what fails is parsed again below, for errors worded as on every other route
         return RecommendRequest.model_validate_json(body)
     try:
         return RecommendRequest.model_validate(json.loads(body))
     except ValidationError as error:
         raise RequestValidationError(error.errors()) from error
     except (ValueError, RecursionError) as error:
-        raise RequestError("The body is no JSON.", "body") from error
+        raise RequestError("The body is not JSON.", "body") from error
 
 
 @router.post("/recommend/batch", response_model=BatchResponse)
 async def recommend_batch(request: Request, body: BatchRequest, steps: StepsDep, service: ServiceDep) -> Response:
-    """Many users in one call; each gets its own answer, or its own problem."""
+    """Many requests in one call; each gets its own answer or its own problem details."""
     limit = service.settings.max_batch_users
     if len(body.requests) > limit:
-        raise RequestError(f"At most {limit} requests fit one call; send them in parts.", "requests")
-    await request.app.state.quotas.take(request.state.client, len(body.requests) - 1)  # the call itself is one
+        raise RequestError(f"One call takes at most {limit} requests; split them into several calls.", "requests")
+    await request.app.state.quotas.take(
+        request.state.client, len(body.requests) - 1
+    )  # one is counted already, for the call
     service.check_ready()
     work = asyncio.gather(*(_one(service, raw, steps) for raw in body.requests))
     results = await while_connected(request, _awaited(work))

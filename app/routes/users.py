@@ -1,4 +1,4 @@
-"""What is known of a user: append events, look, erase."""
+"""What is known about a user: append events, read, erase."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ router = APIRouter(
 
 @router.post("/{user_id:anything}/events", response_model=EventsResponse)
 async def append_events(user_id: UserId, body: EventsRequest, service: ServiceDep) -> EventsResponse:
-    """Append items to the user's history. Answered only when they are stored; after a 503 they may be: look first."""
+    """Append items to the user's history. Acknowledged only once stored; after a 503, check whether they were."""
     service.check_ready()
     length = await service.users.append(user_id, body.items)
     row = service.bundle.catalogue.row
@@ -33,18 +33,16 @@ async def append_events(user_id: UserId, body: EventsRequest, service: ServiceDe
 
 @router.get("/{user_id:anything}", response_model=UserResponse, responses=declared(404))
 async def read_user(user_id: UserId, service: ServiceDep) -> UserResponse:
-    """Everything that is kept of a user."""
+    """Everything that is kept about a user."""
     items, cached = await service.users.get(user_id), await service.recommender.held(user_id)
     if not items and not cached:
-        raise NotFound("Nothing is kept of this user.")
+        raise NotFound("Nothing is kept about this user.")
     return UserResponse(user_id=user_id, items=items, cached=cached)
 
 
 @router.delete("/{user_id:anything}", status_code=204)
 async def erase_user(user_id: UserId, service: ServiceDep) -> Response:
-    """Erase every trace of a user: history and cached states, in Redis at once, in other processes within moments.
-
-    After a 503 something may be left: ask again.
-    """
+    """Erase everything kept about a user, known history and encoded histories: in Redis at once, in other processes
+    within moments. After a 503 something may be left: send the request again."""
     await service.recommender.erase(user_id)
     return Response(status_code=204)

@@ -132,9 +132,9 @@ def test_the_reasoning_the_time_and_the_service_are_shown(visit: Visit) -> None:
     expect(picture.locator("text.chosen")).to_have_text("1")
     assert [text.split()[0] for text in page.locator("#bars .legend").last.locator("li").all_inner_texts()]
     assert page.locator("#bars .timing").count() == 2
-    expect(page.locator("#live")).to_contain_text("Requests a second")
+    expect(page.locator("#live")).to_contain_text("Requests per second")
     expect(page.locator("#spark svg")).to_be_visible()
-    page.get_by_text("The same from a terminal").click()
+    page.get_by_text("The same request from a terminal").click()
     assert "/recommend?reasoning_steps=4" in page.locator("#curl").inner_text()
 
 
@@ -166,9 +166,9 @@ def test_an_unknown_item_is_told_and_a_known_id_is_found(visit: Visit) -> None:
     page = visit.open()
     columns(page)
     page.get_by_role("searchbox").fill("nonesuch")
-    expect(page.locator("#suggestions .empty")).to_contain_text("No title holds")
+    expect(page.locator("#suggestions .empty")).to_contain_text("No title contains")
     page.keyboard.press("Enter")
-    expect(page.get_by_role("alert")).to_contain_text("no item of the id “nonesuch”")
+    expect(page.get_by_role("alert")).to_contain_text("no item with the id “nonesuch”")
     page.get_by_role("searchbox").fill("i23")
     expect(page.locator("#suggestions .empty")).to_be_visible()
     page.keyboard.press("Enter")
@@ -219,7 +219,7 @@ def test_too_little_time_is_told(visit: Visit) -> None:
     columns(page)
     page.get_by_text("Rules and settings").click()
     page.locator("#timeout").fill("0.01")
-    expect(page.get_by_role("alert")).to_contain_text("Out of time")
+    expect(page.get_by_role("alert")).to_contain_text("Deadline exceeded")
     page.locator("#timeout").fill("")
     expect(page.get_by_role("alert")).to_be_hidden()
 
@@ -228,7 +228,7 @@ def test_a_key_is_asked_for_and_a_service_that_goes_away_is_told(browser: Browse
     service = start_service(variables={"STREAMREC_API_KEYS": hashlib.sha256(b"sesame").hexdigest()})
     visit = Visit(browser, service.address)
     page = visit.open()
-    expect(page.get_by_role("alert")).to_contain_text("A key is needed")
+    expect(page.get_by_role("alert")).to_contain_text("A key is required")
     expect(page.locator("#key")).to_be_focused()
     page.keyboard.type("sesame")
     page.keyboard.press("Tab")

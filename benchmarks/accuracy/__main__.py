@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("question", choices=(*stages.QUESTIONS, *QUESTIONS))
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, help="where training lies; default runs/accuracy-NAME")
-    parser.add_argument("--out", type=Path, help="default benchmarks/results/QUESTION-NAME.json, a picture beside")
+    parser.add_argument("--out", type=Path, help="default benchmarks/results/QUESTION-NAME.json")
     parser.add_argument("--only", help="train one arm (of whole runs: and measure it), write no result")
     parser.add_argument("--config", type=Path)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="what computes (%(default)s)")
@@ -66,7 +66,6 @@ def main(arguments: list[str]) -> int:
     command = shlex.join(["python", "-m", "benchmarks.accuracy", *arguments])
     record(options.out, command, seeds, rows, minutes=minutes, data=name, protocol=PROTOCOL, validation=lab.validation,
            **code, **lab.trained_by(wanted))  # fmt: skip
-    question.draw(rows, options.out.with_suffix(".svg"))
     print(table(rows, question.columns))
     return 0
 

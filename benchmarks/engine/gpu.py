@@ -1,23 +1,22 @@
-"""The search on a GPU: the CPU's answers first, then how long, how many a second, the constraint, and what helped.
+"""The search on a GPU: parity with the CPU, latency, throughput, the constraint, and a ladder of techniques.
 
     python -m benchmarks.engine.gpu
 
-    parity      the items and scores of eager torch on the CPU, eager and from a graph, for every kind of request
-    latency     a search from encoder states on the device to beams on the device, from one graph, in float32: `ms`
-                with nothing else to do, `searches_per_s` where the next one always waits
-    constraint  the trie's share of a step in a catalogue of ten million, alone and with the top-k after it, in a graph
+    parity      items and scores, eager and from a graph, compared with eager torch on the CPU, for all request kinds
+    latency     a search from encoder states on the device to beams on the device, as one graph in float32: `ms` of a
+                search alone, `searches_per_s` when the next search is always waiting
+    constraint  the trie's share of a step in a catalogue of ten million, alone and with the top-k after it, as a graph
     ladder      the same two figures, technique by technique (`gpu_ladder.py`); answers are compared before timing:
-                `same` items and scores, or for bfloat16, which rounds otherwise, the share of float32's best ten items
-    aims        what is asked of all this, and whether it holds
+                `same` items and scores or, for bfloat16, which rounds differently, the share of float32's best ten
+    aims        the targets, and whether they are met
 
-Times are CUDA events' after warm-up, medians. Work comes in the order of its importance and ends in time: what would
-not be done within `--minutes` is left out, and named in the result. `--device cpu --smoke` runs the same code on tiny
-models, where a graph is only played: to see it work, not for figures.
+Times are medians of CUDA events after a warm-up. The most important work comes first; work that would not end within
+`--minutes` is left out and named in the result. `--device cpu --smoke` runs the same code on tiny models, with a
+replacement for graphs: it shows that the code works, its figures mean nothing.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -28,7 +27,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.common import ROOT, commit, record, table
+from benchmarks.common import ROOT, Run, argument_parser, table
 from benchmarks.engine.gpu_cells import SEED, Plan, Row, Subject, constraint
 from benchmarks.engine.gpu_ladder import BFLOAT16
 from benchmarks.engine.sizes import ITEMS, SIZES, VOCABULARY
@@ -36,8 +35,8 @@ from serving.items.vocabulary import Vocabulary
 from serving.network.t5 import ModelConfig
 
 RESULT = ROOT / "benchmarks/results/gpu.json"
-RESERVE = 20.0  # seconds: Python's start before the clock runs, and writing the result
-# Seconds that the first cell of a part may take; the next are taken to need what the longest before them did.
+RESERVE = 20.0  # seconds: starting Python before the clock runs, and writing the result
+# Seconds reserved for the first cell of a part; later cells are expected to take as long as the longest before them.
 FIRST = {"parity": 30.0, "latency": 5.0, "ladder": 30.0, "constraint": 60.0}
 
 FULL = Plan(
@@ -60,50 +59,34 @@ COLUMNS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.engine.gpu",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--minutes", type=float, default=8, help="all of it ends within so many (%(default)s)")
+    parser = argument_parser("benchmarks.engine.gpu", __doc__)
+    parser.add_argument("--minutes", type=float, default=8, help="limit for the whole run (%(default)s)")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--smoke", action="store_true", help="tiny models: does it work at all?")
-    parser.add_argument("--out", type=Path, help="default: benchmarks/results/gpu.json, of a full run on a GPU")
+    parser.add_argument("--smoke", action="store_true", help="tiny models, to see that it works")
+    parser.add_argument("--out", type=Path, help="JSON file; a full run on a GPU writes benchmarks/results/gpu.json")
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit(
-            "There is no CUDA device here: run it where there is one, or see it work with --device cpu --smoke."
+            "There is no CUDA device here: run this where there is one, or try it with --device cpu --smoke."
         )
-    code, started = commit(), time.monotonic()
+    run = Run(parser, options)
     plan, device = SMOKE if options.smoke else FULL, torch.device(options.device)
     with torch.inference_mode():
         rows, left_out, failed = work_through(cells(plan, device), 60 * options.minutes - RESERVE)
     rows += aims(plan, rows)
     for part, columns in COLUMNS.items():
         print(f"\n{part}\n" + table([row for row in rows if row["part"] == part], columns), flush=True)
-    print(*(f"\nleft out, for want of time: {name}" for name in left_out), sep="")
+    print(*(f"\nleft out for lack of time: {name}" for name in left_out), sep="")
     print(*(f"\nfailed: {name}: {error}" for name, error in failed.items()), sep="")
     out = options.out or (RESULT if device.type == "cuda" and not options.smoke else None)
     if out is not None:
-        record(
-            out,
-            f"python -m benchmarks.engine.gpu --minutes {options.minutes:g}"
-            + (f" --device {options.device}" if device.type != "cuda" else "")
-            + (" --smoke" if options.smoke else ""),
-            [SEED],
-            rows,
-            minutes=round((time.monotonic() - started) / 60, 1),
-            items=plan.items,
-            left_out=left_out,
-            failed=failed,
-            **code,
-        )
+        run.record(out, [SEED], rows, items=plan.items, left_out=left_out, failed=failed)
     return 1 if failed or different(rows) else 0
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Work that is done whole or left out."""
+    """A unit of work, done completely or left out."""
 
     part: str
     name: str
@@ -111,12 +94,12 @@ class Cell:
 
 
 def cells(plan: Plan, device: torch.device) -> Iterator[Cell]:
-    """Parity, what aims look at, the ladder, the constraint; then the rest of the grid, the aims' beams first."""
+    """Parity, the aims' latencies, the ladder, the constraint; then the rest of the grid, the aims' beams first."""
     subject = cache(partial(Subject, plan, device))
     steps, beams = plan.aim
 
     def of(part: str, size: str, count: int, *shape: int) -> Cell:
-        """A subject has a method of each part's name. shape: batch and beams, where the part wants them."""
+        """A subject has a method named after each part. shape: batch and beams, where the part takes them."""
         name = f"{size}, {count} steps {'x'.join(map(str, shape))}".rstrip()
         return Cell(part, name, lambda: getattr(subject(size), part)(count, *shape))
 
@@ -136,9 +119,9 @@ def cells(plan: Plan, device: torch.device) -> Iterator[Cell]:
 def work_through(
     work: Iterable[Cell], seconds: float, clock: Callable[[], float] = time.monotonic
 ) -> tuple[list[Row], list[str], dict[str, str]]:
-    """Does the cells in order but begins none that would likely end late. Returns rows, what is left out, what failed.
+    """Runs the cells in order, except those that would likely end late. Returns rows, cells left out, errors by cell.
 
-    A cell that fails costs its own rows and no others: a GPU may be at hand for this once.
+    A cell that fails loses its own rows only: the GPU may not be available again.
     """
     rows: list[Row] = []
     left_out: list[str] = []
@@ -162,7 +145,7 @@ def work_through(
 
 
 def aims(plan: Plan, rows: list[Row]) -> list[Row]:
-    """What is asked of the smallest model, in float32 and in bfloat16, and of the constraint. No value: left out."""
+    """The targets of the smallest model, in float32 and in bfloat16, and of the constraint. No value: not measured."""
     steps, beams = plan.aim
     size = next(iter(plan.sizes))
     shape = {"size": size, "steps": steps, "beams": beams}
@@ -180,8 +163,8 @@ def aims(plan: Plan, rows: list[Row]) -> list[Row]:
 
     for kind, some in (("float32", exact), ("bfloat16", half)):
         search = f"{size} {kind}, {steps} steps"
-        quickest = min((row["ms"] for row in some if row["batch"] == 1), default=None)
-        aim(f"{search}, 1x{beams}: ms", quickest, 2, at_most=True)
+        fastest = min((row["ms"] for row in some if row["batch"] == 1), default=None)
+        aim(f"{search}, 1x{beams}: ms", fastest, 2, at_most=True)
         most = max((row["searches_per_s"] for row in some), default=None)
         aim(f"{search}, {beams} beams, best batch: searches a second", most, 8000, at_most=False)
     aim(f"constraint, {plan.catalogue:,} items: ms a step", max(trie, default=None), 0.05, at_most=True)
@@ -190,7 +173,7 @@ def aims(plan: Plan, rows: list[Row]) -> list[Row]:
 
 
 def different(rows: list[Row]) -> int:
-    """How many searches found anything else than they should have."""
+    """The number of searches whose answers differ."""
     return sum("differs" in (row.get("check"), row.get("eager"), row.get("graph")) for row in rows)
 
 

@@ -1,4 +1,4 @@
-"""What `gpu.py` measures, cell by cell: parity, latency and ladder of one size of model, and the constraint alone."""
+"""The cells of `gpu.py`: parity, latency and ladder for one model size, and the constraint alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.engine import constraint_contenders
 from benchmarks.engine.answers import Paths, overlap, same_answers
-from benchmarks.engine.gpu_ladder import BFLOAT16, ONE_ROW, Case, Model, named, run_again, rungs
+from benchmarks.engine.gpu_ladder import BFLOAT16, ONE_ROW, Case, Model, as_paths, run_again, rungs
 from benchmarks.engine.sizes import HISTORY_ITEMS, clustered_codes, random_network
 from serving.items.blocked import Blocked
 from serving.items.rules import RuleBook
@@ -39,8 +39,8 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured. aim: steps and beams of the searches that aims speak of. ladder: batches. catalogue: items of
-    the constraint's trie. seconds: for each figure."""
+    """What is measured. aim: steps and beams of the searches that the aims refer to. ladder: its batches. catalogue:
+    items in the constraint's trie. seconds: per figure."""
 
     vocabulary: Vocabulary
     sizes: dict[str, ModelConfig]
@@ -58,24 +58,25 @@ class Plan:
 
 
 def milliseconds(run: Callable[[], Any], device: torch.device, count: int) -> float:
-    """How long `count` runs take one after the other, none waited for but the last."""
+    """The time of `count` runs, one after the other, waiting for the last only."""
     if device.type != "cuda":
         began = time.perf_counter()
         for _ in range(count):
             run()
         return (time.perf_counter() - began) * 1000
-    first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     torch.cuda.synchronize(device)
     first.record()
     for _ in range(count):
         run()
     last.record()
     last.synchronize()
-    return first.elapsed_time(last)
+    elapsed: float = first.elapsed_time(last)
+    return elapsed
 
 
 def single_runs(run: Callable[[], Any], device: torch.device, seconds: float) -> list[float]:
-    """Milliseconds of runs that are each waited for, after WARM_UP others. At least as many, ascending."""
+    """Milliseconds, ascending, of at least WARM_UP runs that are each waited for, after as many to warm up."""
     for _ in range(WARM_UP):
         run()
     times: list[float] = []
@@ -100,7 +101,7 @@ def figures(run: Callable[[], Any], device: torch.device, batch: int, seconds: f
 
 
 class Subject:
-    """One size of model, on the CPU and on the device, and what its encoder has made of as many histories as needed."""
+    """One model size, on the CPU (`here`) and on the device (`there`), with encoded histories for the largest batch."""
 
     def __init__(self, plan: Plan, device: torch.device, size: str) -> None:
         self.plan, self.device, self.size = plan, device, size
@@ -126,7 +127,7 @@ class Subject:
         return [self._row(steps, batch, beams) | figures(run, self.device, batch, self.plan.seconds)]
 
     def ladder(self, steps: int, batch: int, beams: int) -> list[Row]:
-        """A rung that finds anything else than the search is not timed."""
+        """A rung whose answers differ from the search's is not timed."""
         case = Case(self.hidden[:batch], self.mask[:batch], steps, beams)
         expected = self.rungs[ONE_ROW](case)
         rows: list[Row] = []
@@ -143,19 +144,19 @@ class Subject:
         return rows
 
     def parity(self, steps: int) -> list[Row]:
-        """Three requests with histories of different lengths, of every kind that makes a recording of its own."""
+        """Three requests with histories of different lengths, for every kind of request that needs its own graph."""
         batch, beams = 3, self.plan.aim[1]
         hidden, mask = self.hidden[:batch], self.mask[:batch].clone()
         mask[1, mask.shape[1] // 2 :], mask[2, 1:] = False, False
         here, there, rows = some_book(self.here.trie), some_book(self.there.trie), []
-        for kind, asked in kinds_of_requests(self.plan.items).items():
-            expected = eager(self.here, here, hidden, mask, steps, beams, asked)
-            with there.blocked(asked.rules + [Rules()] * (padded_batch(batch) - batch)) as blocked:
-                graph = named(self.graph.search(
-                    hidden, mask, steps=steps, beam_width=beams, paths=asked.paths, blocked=blocked,
-                    dense_weight=asked.weight_on(self.device),
+        for kind, options in kinds_of_requests(self.plan.items).items():
+            expected = eager(self.here, here, hidden, mask, steps, beams, options)
+            with there.blocked(options.rules + [Rules()] * (padded_batch(batch) - batch)) as blocked:
+                graph = as_paths(self.graph.search(
+                    hidden, mask, steps=steps, beam_width=beams, paths=options.paths, blocked=blocked,
+                    dense_weight=options.weight_on(self.device),
                 ))  # fmt: skip
-            found = {"eager": eager(self.there, there, hidden, mask, steps, beams, asked), "graph": graph}
+            found = {"eager": eager(self.there, there, hidden, mask, steps, beams, options), "graph": graph}
             found = {name: Paths(answer.tokens.cpu(), answer.scores.cpu()) for name, answer in found.items()}
             finite = expected.scores > NEG_INF
             errors = [float((answer.scores - expected.scores)[finite].abs().max()) for answer in found.values()]
@@ -172,8 +173,8 @@ def check(found: Paths, expected: Paths) -> str:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a batch of three asks for beside items. dense_weight: one for each, or none at all."""
+class Options:
+    """The options of a batch of three requests. dense_weight: one per request, or none."""
 
     rules: list[Rules]
     dense_weight: tuple[float, ...] | None = None
@@ -183,39 +184,39 @@ class Asked:
         return None if self.dense_weight is None else torch.tensor(self.dense_weight, device=device)
 
 
-def kinds_of_requests(items: int) -> dict[str, Asked]:
+def kinds_of_requests(items: int) -> dict[str, Options]:
     free, ruled, weight = [Rules()] * 3, some_rules(items), (0.0, 0.5, 1.0)
     return {
-        "plain": Asked(free),
-        "rules": Asked(ruled),
-        "dense score": Asked(free, weight),
-        "four paths": Asked(free, paths=4),
-        "all of these": Asked(ruled, weight, 4),
+        "plain": Options(free),
+        "rules": Options(ruled),
+        "dense score": Options(free, weight),
+        "four paths": Options(free, paths=4),
+        "all of these": Options(ruled, weight, 4),
     }
 
 
 def eager(
-    model: Model, book: RuleBook, hidden: torch.Tensor, mask: torch.Tensor, steps: int, beams: int, asked: Asked
+    model: Model, book: RuleBook, hidden: torch.Tensor, mask: torch.Tensor, steps: int, beams: int, options: Options
 ) -> Paths:
     device = model.runtime.device
-    memory = model.runtime.cross_keys_values(hidden.to(device), mask.to(device))
-    settings = replace(model.settings, paths=asked.paths)
-    with book.blocked(asked.rules) as blocked:
-        return named(search(
-            model.runtime, model.trie, settings, memory, steps=steps, beam_width=beams, blocked=blocked,
-            dense_weight=asked.weight_on(device),
+    cross = model.runtime.cross_keys_values(hidden.to(device), mask.to(device))
+    settings = replace(model.settings, paths=options.paths)
+    with book.blocked(options.rules) as blocked:
+        return as_paths(search(
+            model.runtime, model.trie, settings, cross, steps=steps, beam_width=beams, blocked=blocked,
+            dense_weight=options.weight_on(device),
         ))  # fmt: skip
 
 
 def some_rules(items: int) -> list[Rules]:
-    """Of three requests: what was seen, a subset with a deny list, and an allow list shorter than any beam."""
+    """Three requests: excluded items, a subset with a deny list, and an allow list shorter than any beam."""
     rng = np.random.default_rng(SEED)
     some = rng.choice(items, 25 + min(10_000, items // 9), replace=False).tolist()
     return [Rules(exclude=(*some[:20],)), Rules(catalogue=SUBSET, deny=(*some[25:],)), Rules(allow=(*some[20:25],))]
 
 
 def some_book(trie: Trie, rows: int = 4) -> RuleBook:
-    """With one named subset, of a fifth of the items."""
+    """With one named subset, a fifth of the items."""
     items = len(trie.item)
     fifth = np.random.default_rng(SEED + 1).choice(items, items // 5, replace=False)
     return RuleBook(trie, lambda _: fifth, rows=rows, set_bytes=SET_BYTES)
@@ -225,7 +226,7 @@ def some_book(trie: Trie, rows: int = 4) -> RuleBook:
 
 
 def constraint(plan: Plan, device: torch.device) -> list[Row]:
-    """A walk from root to leaves over random log-probabilities, as a graph: a step's share, as in `constraint.py`."""
+    """A walk from root to leaves over random log-probabilities, as one graph; times per step, as in `constraint.py`."""
     levels, vocabulary = constraint_contenders.LEVELS, constraint_contenders.VOCABULARY
     codes = constraint_contenders.clustered_codes(plan.catalogue, SEED)
     first = constraint_contenders.FIRST_TOKEN + np.arange(levels, dtype=np.int32) * constraint_contenders.CODES
@@ -238,8 +239,8 @@ def constraint(plan: Plan, device: torch.device) -> list[Row]:
             for level in range(levels)
         ]
         for ruled in (False, True):
-            asked = [some_rules(plan.catalogue)[1] if ruled else Rules()] * batch
-            with book.blocked(asked) as blocked:
+            rules = [some_rules(plan.catalogue)[1] if ruled else Rules()] * batch
+            with book.blocked(rules) as blocked:
                 nodes = walk(trie, log_probs, blocked, beams)
                 runs = {
                     "expand_us": partial(expand_all, trie, log_probs, blocked, nodes),
@@ -268,7 +269,7 @@ def expand(
 
 
 def walk(trie: Trie, log_probs: list[torch.Tensor], blocked: Blocked | None, beams: int) -> list[torch.Tensor]:
-    """The best beams from the root on, as the search finds them. Returns the nodes that each level began with."""
+    """Follows the best beams from the root, as the search does. Returns the nodes at the start of each level."""
     batch = len(log_probs[0])
     scores = torch.zeros(batch, 1, device=log_probs[0].device)
     nodes = [torch.zeros(batch, 1, dtype=torch.int64, device=scores.device)]

@@ -1,15 +1,15 @@
-"""What makes the search fast on a GPU, one technique a rung, from what `generate` does to one graph in bfloat16.
+"""What makes the search fast on a GPU: a ladder of techniques, each rung adding one to the rung before.
 
-    expanded                a beam is a row of its own, with a copy of the user's cross-attention keys and values, and
-                            its cache is copied whenever it continues another beam; launched operation by operation
-    shared cross-attention  the beams of a user look at one copy
-    ancestors               no cache entry is moved: beams see all of them, and a mask says which are their own prefix
-    one row first           start token and reasoning take one row, not one a beam: this is `serving.search.beam`
-    one graph               that, recorded and launched as one: this is `serving.search.cuda_graph`
-    bfloat16                that, with weights and caches in bfloat16 and scores in float32
+    expanded                as `generate`: a beam is a row of its own, with a copy of the user's cross-attention keys
+                            and values, and a cache that is copied when it continues another beam
+    shared cross-attention  the beams of a user share one copy
+    ancestors               cache entries stay where they are: a mask selects those of a beam's own prefix
+    one row first           start token and reasoning take one row per user, not one per beam: `serving.search.beam`
+    one graph               all of it captured and launched as one graph: `serving.search.cuda_graph`
+    bfloat16                the same with weights and caches in bfloat16 and scores in float32
 
-All rungs but the last find the same items with the same scores. The last rounds otherwise, so that near ties fall
-otherwise: its answers overlap. Rungs follow one reasoning path, and all compute the states that an answer carries.
+All rungs but the last find the same items with the same scores. The last rounds differently, which can reorder near
+ties, so its answers are compared by overlap. Rungs have one reasoning path, and all compute the states of an answer.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ Rung = Callable[[Case], Paths]
 
 
 def rungs(model: Model, capture: Capture | None) -> dict[str, Rung]:
-    """All of them, the slowest first. capture: as in `GraphSearch`."""
+    """All rungs, the slowest first. capture: as in `GraphSearch`."""
     half = replace(model, runtime=Bfloat16Runtime(model.runtime))
     return {
         EXPANDED: lambda case: reordering(model, case, expanded=True),
@@ -82,24 +82,24 @@ def rungs(model: Model, capture: Capture | None) -> dict[str, Rung]:
 
 
 def reordering(model: Model, case: Case, expanded: bool) -> Paths:
-    """Every beam is a row with a cache of its own. expanded: with cross-attention keys and values of its own, too."""
+    """Every beam is a row with its own cache and, where `expanded`, its own cross-attention keys and values."""
     runtime, trie, t5, device = model.runtime, model.trie, model.network.t5, case.hidden.device
     batch, beams = len(case.hidden), case.beams
-    memory = runtime.cross_keys_values(case.hidden, case.mask)
+    cross = runtime.cross_keys_values(case.hidden, case.mask)
     if expanded:
-        cross = [
-            (keys.repeat_interleave(beams, 0), values.repeat_interleave(beams, 0)) for keys, values in memory.layers
+        layers = [
+            (keys.repeat_interleave(beams, 0), values.repeat_interleave(beams, 0)) for keys, values in cross.layers
         ]
-        memory = CrossKeysValues(cross, memory.mask.repeat_interleave(beams, 0))
+        cross = CrossKeysValues(layers, cross.mask.repeat_interleave(beams, 0))
     lo, hi = model.settings.reasoning_range
     first_row = beams * torch.arange(batch, device=device)[:, None]
-    scores, node = alone(case), torch.zeros(batch, beams, dtype=torch.int64, device=device)
+    scores, node = first_row_scores(case), torch.zeros(batch, beams, dtype=torch.int64, device=device)
     x = runtime.embed(torch.full((batch * beams, 1), model.settings.start_tokens[case.steps], device=device))
     past: KeysValues | None = None
     hidden_sum = torch.zeros_like(x)
     for position in range(case.steps + trie.levels):
         bias = runtime.relative_bias[:, : position + 1].flip(1)[None, :, None]  # (1, H, 1, W)
-        hidden, past = decode(t5, x, bias, memory, past)
+        hidden, past = decode(t5, x, bias, cross, past)
         log_probs = t5.logits(hidden).log_softmax(-1)
         if position <= case.steps:
             hidden_sum = hidden_sum + hidden
@@ -124,64 +124,64 @@ def reordering(model: Model, case: Case, expanded: bool) -> Paths:
 def decode(
     t5: T5, x: torch.Tensor, bias: torch.Tensor, cross: CrossKeysValues, past: KeysValues | None
 ) -> tuple[torch.Tensor, KeysValues]:
-    """The decoder over R rows, each with a past of its own: x (R, 1, D), bias (1, H, 1, W), past (R, H, W - 1, d_kv).
+    """The decoder over R rows, each with its own past: x (R, 1, D), bias (1, H, 1, W), past (R, H, W - 1, d_kv).
 
-    cross: of every row, or of B requests that R / B rows each share.
+    cross: of R rows, or of B requests, each shared by R / B rows.
     """
     blocks: Any = t5.decoder.block
     present: KeysValues = []
     for number, block in enumerate(blocks):
-        attend, look, think = block.layer
-        normed = attend.layer_norm(x)
-        keys, values = attend.part.keys_values(normed)
+        self_attention, cross_attention, feed_forward = block.layer
+        normed = self_attention.layer_norm(x)
+        keys, values = self_attention.part.keys_values(normed)
         if past is not None:
             keys, values = torch.cat([past[number][0], keys], 2), torch.cat([past[number][1], values], 2)
         present.append((keys, values))
-        x = x + attend.part(normed, keys, values, bias)
-        queries = look.layer_norm(x).view(len(cross.mask), -1, x.shape[-1])
-        x = x + look.part(queries, *cross.layers[number], cross.mask).view(x.shape)
-        x = x + think.part(think.layer_norm(x))
+        x = x + self_attention.part(normed, keys, values, bias)
+        queries = cross_attention.layer_norm(x).view(len(cross.mask), -1, x.shape[-1])
+        x = x + cross_attention.part(queries, *cross.layers[number], cross.mask).view(x.shape)
+        x = x + feed_forward.part(feed_forward.layer_norm(x))
     return t5.decoder.final_layer_norm(x), present
 
 
 def all_rows(model: Model, case: Case) -> Paths:
-    """The search's own rows and ancestors, with a row for every beam from the start token on: they all say the same."""
+    """Our search with one row per beam from the start token on; until the first item token all rows are equal."""
     runtime, device = model.runtime, case.hidden.device
-    memory = runtime.cross_keys_values(case.hidden, case.mask)
+    cross = runtime.cross_keys_values(case.hidden, case.mask)
     lo, hi = model.settings.reasoning_range
     shape = len(case.hidden), case.beams
     start = torch.full(shape, model.settings.start_tokens[case.steps], device=device)
-    hidden, logits, rows = decode_step(runtime, memory, None, runtime.embed(start))
+    hidden, logits, rows = decode_step(runtime, cross, None, runtime.embed(start))
     hidden_sum, states = hidden, [runtime.state(hidden)]
     tokens = torch.zeros(*shape, 0, dtype=torch.int64, device=device)
     log_probs = torch.zeros(*shape, 0, device=device)
     for _ in range(case.steps):
-        likeliest, token = logits.log_softmax(-1)[..., lo:hi].max(-1)
+        log_prob, token = logits.log_softmax(-1)[..., lo:hi].max(-1)
         tokens = torch.cat([tokens, token.unsqueeze(-1) + lo], -1)
-        log_probs = torch.cat([log_probs, likeliest.unsqueeze(-1)], -1)
-        hidden, logits, rows = decode_step(runtime, memory, rows, runtime.step_input(token + lo, states[-1]))
+        log_probs = torch.cat([log_probs, log_prob.unsqueeze(-1)], -1)
+        hidden, logits, rows = decode_step(runtime, cross, rows, runtime.step_input(token + lo, states[-1]))
         hidden_sum = hidden_sum + hidden
         states.append(runtime.state(hidden_sum))
-    reasoned = ReasoningPaths(rows, logits, alone(case), torch.stack(states, 2), tokens, log_probs)
-    return named(decode_items(runtime, model.trie, model.settings, memory, reasoned, case.beams, None, None))
+    paths = ReasoningPaths(rows, logits, first_row_scores(case), torch.stack(states, 2), tokens, log_probs)
+    return as_paths(decode_items(runtime, model.trie, model.settings, cross, paths, case.beams, None, None))
 
 
 def one_row(model: Model, case: Case) -> Paths:
-    memory = model.runtime.cross_keys_values(case.hidden, case.mask)
-    return named(search(model.runtime, model.trie, model.settings, memory, steps=case.steps, beam_width=case.beams))
+    cross = model.runtime.cross_keys_values(case.hidden, case.mask)
+    return as_paths(search(model.runtime, model.trie, model.settings, cross, steps=case.steps, beam_width=case.beams))
 
 
 def one_graph(model: Model, capture: Capture | None) -> Rung:
     searches = GraphSearch(model.runtime, model.trie, model.settings, capture)
 
     def rung(case: Case) -> Paths:
-        return named(searches.search(case.hidden, case.mask, steps=case.steps, beam_width=case.beams, paths=1))
+        return as_paths(searches.search(case.hidden, case.mask, steps=case.steps, beam_width=case.beams, paths=1))
 
     return rung
 
 
 class Bfloat16Runtime(EagerRuntime):
-    """Weights and caches in bfloat16; the output layer, and whatever the search adds up, in float32. No dense score."""
+    """Weights and caches in bfloat16; the output layer and all sums of the search in float32. No dense score."""
 
     def __init__(self, full: EagerRuntime) -> None:
         super().__init__(copy.deepcopy(full.network).bfloat16(), full.item_tokens, full.attention)
@@ -204,20 +204,20 @@ class Bfloat16Runtime(EagerRuntime):
         return super().state(hidden_sum.bfloat16()).float()
 
 
-def alone(case: Case) -> torch.Tensor:
-    """The scores of rows that are all alike, of which only the first counts. Shape: (B, K)."""
+def first_row_scores(case: Case) -> torch.Tensor:
+    """Scores of K equal rows of which only the first counts. Shape: (B, K)."""
     scores = torch.full((len(case.hidden), case.beams), NEG_INF, device=case.hidden.device)
     scores[:, 0] = 0
     return scores
 
 
-def named(beams: Beams) -> Paths:
-    """An answer's items by catalogue row."""
+def as_paths(beams: Beams) -> Paths:
+    """The items of an answer, by catalogue row."""
     return Paths(beams.items.unsqueeze(-1), beams.scores)
 
 
 def run_again(run: Callable[[], Beams]) -> tuple[Callable[[], None], Beams]:
-    """Stands for a graph where there is no GPU: a replay runs everything again, into the beams of the recording."""
+    """Replaces a graph where there is no GPU: a replay computes everything again, into the captured beams."""
     beams = run()
 
     def replay() -> None:

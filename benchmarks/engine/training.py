@@ -131,7 +131,7 @@ def theirs(work: Workspace, config: PretrainConfig) -> None:
         with torch.autocast(work.device.type, torch.bfloat16, enabled=work.config.precision == "bfloat16"):
             loss = transformers_loss(work, config, model, step, batch)
         optimiser.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
         optimiser.step()
 

@@ -41,7 +41,7 @@ class Generator:
             raise SystemExit(
                 "This bundle needs a temperature or an encoder attention that transformers' generate lacks."
             )
-        self.model = T5ForConditionalGeneration.from_pretrained(bundle / "model").eval()
+        self.model = T5ForConditionalGeneration.from_pretrained(bundle / "model").train(False)
         self.length: int = manifest["tokens_per_item"]
         self.max_items, self.suffix = manifest["history"]["max_items"], manifest["history"]["suffix_tokens"]
         self.pad, self.start = manifest["vocabulary"]["pad"], manifest["reasoning"]["start_tokens"][0]
@@ -112,7 +112,7 @@ def fastapi_app(generator: Generator) -> FastAPI:
     return app
 
 
-class Batched(litserve.LitAPI):
+class Batched(litserve.LitAPI):  # type: ignore[misc]
     """LitServe calls these methods in a process of its own, with the bodies of a batch."""
 
     def __init__(self, bundle: Path, **options: Any) -> None:

@@ -45,7 +45,7 @@ class Run:
     seconds: dict[str, float] = defaultdict(float)
 
 
-@events.init_command_line_parser.add_listener
+@events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
 def add_options(parser: Any) -> None:
     group = parser.add_argument_group("streamrec")
     group.add_argument("--rate", type=int, default=20, help="requests a second of the steady phase (%(default)s)")
@@ -59,7 +59,7 @@ def add_options(parser: Any) -> None:
     group.add_argument("--report", default="", help="JSON file to write the report to")
 
 
-@events.test_start.add_listener
+@events.test_start.add_listener  # type: ignore[untyped-decorator]
 def prepare(environment: Any, **_: Any) -> None:
     options = environment.parsed_options
     random.seed(options.seed)
@@ -139,7 +139,7 @@ class Shape(LoadTestShape):
         return None if found is None else (found.rate, 100.0)
 
 
-@events.test_stop.add_listener
+@events.test_stop.add_listener  # type: ignore[untyped-decorator]
 def report(environment: Any, **_: Any) -> None:
     Run.ready = False
     patience = time.perf_counter() + 15

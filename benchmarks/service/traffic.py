@@ -68,8 +68,9 @@ class Traffic:
 
 def zipf(users: int, skew: float) -> np.ndarray:
     """Each user's share of the requests, the busiest first. Shape: (users,), sum 1."""
-    weights = np.arange(1, users + 1, dtype=np.float64) ** -skew
-    return weights / weights.sum()
+    weights: np.ndarray = np.arange(1, users + 1, dtype=np.float64) ** -skew
+    weights /= weights.sum()
+    return weights
 
 
 def body(ask: Ask, items: list[str], categories: list[str]) -> tuple[dict[str, str], dict[str, Any]]:

@@ -107,6 +107,7 @@ def test_a_question_from_end_to_end(tmp_path):
     assert main(command) == 0
     result = json.loads((tmp_path / "joined.json").read_text())
     assert {"command", "commit", "machine", "seeds", "protocol", "validation", "trained_by"} <= result.keys()
+    QUESTIONS["joined"].draw(result["rows"], tmp_path / "joined.svg")
     assert (tmp_path / "joined.svg").stat().st_size > 1000
     rows = {row["model"]: row for row in result["rows"]}
     joined = rows["l = 4, 4 steps: joined on what the beam found"]

@@ -1,4 +1,4 @@
-"""The GPU's benchmark on tiny models and the CPU: all of it runs, techniques are what they say, and time is kept."""
+"""The GPU's benchmark on tiny models and the CPU: all parts run, techniques do what they say, and the limit is kept."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_every_part_has_its_rows(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 def test_without_a_gpu_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SystemExit, match="no CUDA device here: run it where there is one"):
+    with pytest.raises(SystemExit, match="no CUDA device here: run this where there is one"):
         gpu.main([])
 
 

@@ -1,122 +1,106 @@
-"""Logs: one JSON object a line on stderr, with the request's id. Code logs by the standard library; structlog renders.
+"""Logs: one JSON object per line on stderr. Code logs through the standard library, and structlog renders the lines.
 
-User ids, item ids, bodies, keys and query strings are never logged. An exception may quote what a client sent, so
-within a request it is told by its type and its place, and not by its message.
+User ids, item ids, bodies, keys and query strings are never logged. The message of an exception may quote what a client
+sent, so within a request only its type and traceback are logged.
 """
 
 from __future__ import annotations
 
-import contextlib
+import atexit
 import logging
+import queue
 import sys
-import threading
-import time
 import traceback
-from datetime import UTC, datetime
-from typing import Any, TextIO
+from logging.handlers import QueueHandler, QueueListener
 
 import structlog
-from pydantic import TypeAdapter
+from structlog.stdlib import ProcessorFormatter
+from structlog.typing import EventDict, WrappedLogger
 
-LINE = TypeAdapter(dict[str, Any])  # some times as fast as the standard library, and every request writes a line
-RENDER = structlog.processors.JSONRenderer(
-    serializer=lambda event, default: LINE.dump_json(event, fallback=default).decode()
-)
-# What every record has; and uvicorn's, which says everything twice.
-STANDARD = {*vars(logging.makeLogRecord({})), "color_message"}
+MAX_WAITING_LINES = 10_000
 
 
 def set_up(level: str) -> None:
-    """Sends everything at `level` and above to stderr, uvicorn's messages included."""
-    handler = Together(sys.stderr)
-    handler.setFormatter(formatter())
+    """Logs everything at `level` and above to stderr, uvicorn's messages included."""
+    lines: queue.Queue[logging.LogRecord] = queue.Queue(MAX_WAITING_LINES)
+    handler = NeverBlockingHandler(lines)
+    handler.setFormatter(formatter())  # lines are rendered by the thread that logs: only it knows the request's id
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False  # no line tells of them
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = name != "uvicorn.access"
+    writer = QueueListener(lines, logging.StreamHandler(sys.stderr))
+    writer.start()
+    atexit.register(writer.stop)  # writes what is still waiting
 
 
 def flush() -> None:
-    """Writes what is still to be written: whoever prints to stderr comes after what was logged before."""
+    """Returns once every line logged before has been written."""
     for handler in logging.getLogger().handlers:
-        handler.flush()
+        if isinstance(handler, NeverBlockingHandler):
+            handler.queue.join()
 
 
-class Together(logging.Handler):
-    """Writes the lines of a tenth of a second at once: each write gives the interpreter to the engine's thread, and
-    waiting for it to come back costs more than the line. A warning does not wait, nor does the end of the process."""
+class NeverBlockingHandler(QueueHandler):
+    """Hands lines to the thread that writes them. While nobody reads stderr and the queue is full, lines are dropped;
+    the next line that fits is preceded by one that says how many were lost."""
 
-    SECONDS = 0.1
+    queue: queue.Queue[logging.LogRecord]
+    dropped = 0
 
-    def __init__(self, stream: TextIO) -> None:
-        super().__init__()
-        self.stream = stream
-        self._lines: list[str] = []
-        self._some = threading.Event()
-        threading.Thread(target=self._write_now_and_then, name="logs", daemon=True).start()
-
-    def emit(self, record: logging.LogRecord) -> None:
+    def enqueue(self, record: logging.LogRecord) -> None:
         try:
-            self._lines.append(self.format(record) + "\n")
-            if record.levelno >= logging.WARNING:
-                self.flush()
-            else:
-                self._some.set()
-        except Exception:  # a stream that fails must not fail who logs
-            self.handleError(record)
-
-    def flush(self) -> None:
-        self.acquire()
-        try:
-            lines, self._lines = self._lines, []
-            if lines:
-                self.stream.write("".join(lines))
-                self.stream.flush()
-        finally:
-            self.release()
-
-    def _write_now_and_then(self) -> None:
-        while self._some.wait():
-            self._some.clear()
-            time.sleep(self.SECONDS)
-            with contextlib.suppress(OSError, ValueError):  # nobody reads any more; the service goes on
-                self.flush()
+            if self.dropped:
+                lost = logging.makeLogRecord({"name": __name__, "levelno": logging.WARNING, "levelname": "WARNING"})
+                lost.msg, lost.args = "%d log lines were dropped because nobody read stderr", (self.dropped,)
+                self.queue.put_nowait(self.prepare(lost))
+                self.dropped = 0
+            self.queue.put_nowait(record)
+        except queue.Full:
+            self.dropped += 1
 
 
 def formatter() -> logging.Formatter:
-    """Time, level, logger, message, the request's id where there is one, and the fields of `extra={...}`."""
-    return _Lines()
+    """Renders message, time, level, logger, request id, the fields of `extra={...}`, and the exception, as JSON."""
+    return ProcessorFormatter(
+        foreign_pre_chain=[
+            structlog.stdlib.add_log_level,
+            structlog.stdlib.add_logger_name,
+            structlog.contextvars.merge_contextvars,
+            structlog.stdlib.ExtraAdder(),
+            structlog.processors.TimeStamper(fmt="iso", key="time"),
+        ],
+        processors=[
+            ProcessorFormatter.remove_processors_meta,
+            structlog.processors.EventRenamer("message"),
+            _render_exception,
+            structlog.processors.JSONRenderer(),
+        ],
+    )
 
 
-class _Lines(logging.Formatter):
-    # By hand what structlog's own formatter does for records of the standard library: every request writes a line.
-
-    def format(self, record: logging.LogRecord) -> str:
-        event: dict[str, Any] = {
-            "message": record.getMessage(),
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat().replace("+00:00", "Z"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            **structlog.contextvars.get_contextvars(),
-        }
-        event |= {name: value for name, value in vars(record).items() if name not in STANDARD}
-        if record.exc_info and record.exc_info[1] is not None:
-            # uvicorn reports what a request raised after the request's id is gone.
-            quotes_a_client = "request_id" in event or record.name.startswith("uvicorn")
-            error = record.exc_info[1]
-            event["exception"] = _places(error) if quotes_a_client else "".join(traceback.format_exception(error))
-        return str(RENDER(None, "", event))
+def _render_exception(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    event.pop("color_message", None)  # uvicorn's, the message again with terminal codes
+    if exc_info := event.pop("exc_info", None):
+        # uvicorn logs what a request raised when the request's id is no longer known.
+        in_request = "request_id" in event or event["logger"].startswith("uvicorn")
+        render = traceback_without_messages if in_request else _whole_traceback
+        event["exception"] = render(exc_info[1])
+    return event
 
 
-def _places(error: BaseException) -> str:
-    """The traceback without messages, causes first."""
+def _whole_traceback(error: BaseException) -> str:
+    return "".join(traceback.format_exception(error))
+
+
+def traceback_without_messages(error: BaseException) -> str:
+    """The tracebacks and types of an exception and its causes, causes first."""
     chain: list[BaseException] = []
     current: BaseException | None = error
     while current is not None and current not in chain:
         chain.append(current)
         current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
-    told = ["".join(traceback.format_tb(each.__traceback__)) + type(each).__qualname__ for each in reversed(chain)]
-    return "\n\n".join(told)
+    parts = ["".join(traceback.format_tb(each.__traceback__)) + type(each).__qualname__ for each in reversed(chain)]
+    return "\n\n".join(parts)

@@ -1,82 +1,124 @@
-"""How lines reach their stream: those of a moment together, warnings at once, none lost at the end, order kept."""
+"""How log lines reach their stream: in order, with the request's id, none lost at exit, and never blocking."""
 
 from __future__ import annotations
 
 import io
 import json
 import logging
+import queue
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
+import structlog
 
-from app.logs import Together, formatter
-from tests.waiting import eventually
-
-
-class Stream(io.StringIO):
-    """Counts its writes; `broken` lets them fail."""
-
-    writes, broken = 0, False
-
-    def write(self, text: str) -> int:
-        self.writes += 1
-        if self.broken:
-            raise OSError("nobody reads")
-        return super().write(text)
+from app import logs
 
 
 @pytest.fixture
-def stream() -> Stream:
-    return Stream()
+def stream(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
+    """Stands in for stderr. The loggers' own set-up comes back after the test."""
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    logs.set_up("info")
+    yield stream
+    root.handlers[:], root.level = handlers, level
 
 
-@pytest.fixture
-def log(stream: Stream) -> logging.Logger:
-    handler = Together(stream)
-    handler.setFormatter(formatter())
-    logger = logging.Logger("lines", logging.INFO)
-    logger.addHandler(handler)
-    return logger
+def lines(stream: io.StringIO) -> list[dict[str, Any]]:
+    logs.flush()
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
 
 
-def told(stream: Stream) -> list[str]:
-    return [json.loads(line)["message"] for line in stream.getvalue().splitlines()]
-
-
-def wait_for(stream: Stream, lines: int) -> None:
-    eventually(lambda: len(told(stream)) >= lines)
-
-
-def test_lines_of_a_moment_are_written_together_and_by_themselves(log: logging.Logger, stream: Stream) -> None:
+def test_lines_keep_their_order_and_fields(stream: io.StringIO) -> None:
     for number in range(50):
-        log.info("line %d", number)
-    wait_for(stream, 50)
-    assert told(stream) == [f"line {number}" for number in range(50)]
-    assert stream.writes < 50
-    log.info("later")
-    wait_for(stream, 51)
-    assert told(stream)[-1] == "later"
+        logging.getLogger("streamrec.test").info("line %d", number, extra={"ms": number / 2})
+    logging.getLogger("streamrec.test").debug("below the level")
+    found = lines(stream)
+    assert [line["message"] for line in found] == [f"line {number}" for number in range(50)]
+    assert found[3]["ms"] == 1.5 and found[3]["level"] == "info" and found[3]["logger"] == "streamrec.test"
+    assert found[3]["time"].endswith("Z") and found[0]["time"] <= found[-1]["time"]
 
 
-def test_a_warning_does_not_wait_and_comes_after_what_was_said_before(log: logging.Logger, stream: Stream) -> None:
-    log.info("before")
-    log.warning("now")
-    assert told(stream) == ["before", "now"]
+def test_a_line_has_the_id_of_the_request_that_logged_it(stream: io.StringIO) -> None:
+    for name in ("one", "two"):
+        tokens = structlog.contextvars.bind_contextvars(request_id=name)
+        logging.getLogger("streamrec.test").info("inside")
+        structlog.contextvars.reset_contextvars(**tokens)
+    logging.getLogger("streamrec.test").info("outside")
+    assert [line.get("request_id") for line in lines(stream)] == ["one", "two", None]
 
 
-def test_the_end_of_the_process_writes_what_is_left(log: logging.Logger, stream: Stream) -> None:
-    log.info("last words")
-    log.handlers[0].flush()  # as logging.shutdown does
-    assert told(stream) == ["last words"]
+@pytest.mark.parametrize("logger", ["streamrec.test", "uvicorn.error"])
+def test_an_exception_of_a_request_is_logged_without_its_message(stream: io.StringIO, logger: str) -> None:
+    secret = "".join(["what ", "a client sent"])  # tracebacks quote the source
+
+    def fail() -> None:
+        try:
+            raise KeyError(secret)
+        except KeyError as error:
+            raise ValueError(secret) from error
+
+    tokens = structlog.contextvars.bind_contextvars(**({} if logger.startswith("uvicorn") else {"request_id": "one"}))
+    try:
+        fail()
+    except ValueError:
+        logging.getLogger(logger).exception("unexpected error")
+    structlog.contextvars.reset_contextvars(**tokens)
+    (line,) = lines(stream)
+    assert secret not in json.dumps(line)
+    assert line["exception"].index("KeyError") < line["exception"].rindex("ValueError")
+    assert "in fail" in line["exception"]
 
 
-def test_a_stream_that_fails_ends_nothing(log: logging.Logger, stream: Stream) -> None:
-    stream.broken = True
-    log.warning("lost at once")  # raises nothing
-    assert stream.writes == 1
-    stream.writes = 0
-    log.info("lost")
-    eventually(lambda: stream.writes)
-    stream.broken = False
-    log.info("heard")
-    wait_for(stream, 1)
-    assert told(stream) == ["heard"]
+def test_an_exception_outside_requests_is_logged_whole(stream: io.StringIO) -> None:
+    try:
+        raise ValueError("what went wrong")
+    except ValueError:
+        logging.getLogger("streamrec.test").exception("unexpected error")
+    assert "ValueError: what went wrong" in lines(stream)[0]["exception"]
+
+
+def test_uvicorns_messages_are_lines_like_all_others(stream: io.StringIO) -> None:
+    logging.getLogger("uvicorn.error").info("Started", extra={"color_message": "\x1b[36mStarted"})
+    logging.getLogger("uvicorn.access").info("GET /users/secret")
+    assert [(line["message"], "color_message" in line) for line in lines(stream)] == [("Started", False)]
+
+
+def test_the_end_of_the_process_writes_what_is_left() -> None:
+    code = "import logging; from app import logs; logs.set_up('info'); [logging.info('%d', n) for n in range(2000)]"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert [json.loads(line)["message"] for line in done.stderr.splitlines()] == [str(n) for n in range(2000)]
+
+
+def test_a_stream_that_fails_ends_nothing(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(text: str) -> int:
+        raise OSError("nobody reads")
+
+    monkeypatch.setattr(stream, "write", fail)
+    logging.getLogger("streamrec.test").info("lost")
+    logs.flush()
+    monkeypatch.setattr(stream, "write", io.StringIO.write.__get__(stream))
+    logging.getLogger("streamrec.test").info("heard")
+    assert [line["message"] for line in lines(stream)] == ["heard"]
+
+
+def test_a_reader_that_stops_blocks_nobody_and_the_loss_is_logged() -> None:
+    waiting: queue.Queue[logging.LogRecord] = queue.Queue(3)
+    handler = logs.NeverBlockingHandler(waiting)
+    handler.setFormatter(logs.formatter())
+    logger = logging.Logger("streamrec.test", logging.INFO)
+    logger.addHandler(handler)
+    for number in range(10):
+        logger.info("line %d", number)  # would never return if it blocked
+    assert handler.dropped == 7
+    messages = [json.loads(waiting.get().getMessage())["message"] for _ in range(3)]
+    assert messages == ["line 0", "line 1", "line 2"]
+    logger.info("after")
+    rest = [json.loads(waiting.get().getMessage()) for _ in range(2)]
+    assert rest[0]["level"] == "warning" and rest[0]["message"].startswith("7 log lines were dropped")
+    assert rest[1]["message"] == "after" and handler.dropped == 0

@@ -9,10 +9,8 @@ simulation's prediction is compared with what locust measured. The rates take tu
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
-import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import ROOT, commit, record, table
+from benchmarks.common import ROOT, Run, argument_parser, table
 from benchmarks.service.load import send
 from benchmarks.service.processes import running_service
 from benchmarks.service.redis_memory import bytes_per_user, users_seen
@@ -37,11 +35,7 @@ REPEATS = 5  # simulations of one case, each with its own seed
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.service.capacity",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argument_parser("benchmarks.service.capacity", __doc__)
     parser.add_argument("--bundle", type=Path, default=Path("bundles/demo"))
     parser.add_argument("--measure", type=int, default=12, help="requests a second at which service times are measured")
     parser.add_argument("--rates", type=numbers, default=[6, 18, 24], help="requests a second to predict")
@@ -51,30 +45,20 @@ def main() -> None:
     parser.add_argument("--replica-hour", type=float, default=0.04, help="price of one replica for an hour")
     parser.add_argument("--load", type=numbers, help="only predict these rates from the last measurement")
     parser.add_argument("--replicas", type=int, default=1, help="replicas for --load")
-    given = parser.parse_args()
-    if given.load:
+    parser.add_argument("--out", type=Path, default=RESULT)
+    options = parser.parse_args()
+    if options.load:
         costs = from_json(json.loads(RESULT.read_text())["costs"])
-        rows = [predict(costs, rate, given.replicas, given.replica_hour) for rate in given.load]
+        rows = [predict(costs, rate, options.replicas, options.replica_hour) for rate in options.load]
         print(table(rows, list(rows[0])))
         return
-    code, began = commit(), time.perf_counter()
-    costs, checks = measure(given.bundle, given.measure, given.rates, given.seconds, given.rounds)
+    run = Run(parser, options)
+    costs, checks = measure(options.bundle, options.measure, options.rates, options.seconds, options.rounds)
     print(table(checks, list(checks[0])), "\n")
-    plan = plan_large_loads(costs, given.bundle, given.p99_ms, given.replica_hour)
+    plan = plan_large_loads(costs, options.bundle, options.p99_ms, options.replica_hour)
     print(table(plan, list(plan[0])))
-    rates = ",".join(str(rate) for rate in given.rates)
-    record(
-        RESULT,
-        f"python -m benchmarks.service.capacity --measure {given.measure} --rates {rates} --seconds {given.seconds:g} "
-        f"--rounds {given.rounds}",
-        list(range(REPEATS)),
-        checks,
-        minutes=round((time.perf_counter() - began) / 60, 1),
-        holds=all(row["holds"] for row in checks),
-        on_paper=plan,
-        costs=to_json(costs),
-        **code,
-    )
+    holds = all(row["holds"] for row in checks)
+    run.record(options.out, list(range(REPEATS)), checks, holds=holds, on_paper=plan, costs=to_json(costs))
 
 
 def numbers(text: str) -> list[int]:

@@ -21,7 +21,7 @@ from typing import Any
 
 from locust import FastHttpUser, LoadTestShape, events, task
 
-from benchmarks.quantiles import quantile
+from benchmarks.quantiles import rounded
 from benchmarks.service.traffic import Phase, Traffic, body, phase_at, profile, turns
 
 IN_FLIGHT = 100
@@ -107,11 +107,11 @@ def send_counted(client: Any, phase: str) -> None:
 
 
 def send(client: Any, phase: str) -> None:
-    ask = Run.traffic.next()
-    query, sent = body(ask, Run.items, Run.categories)
+    request = Run.traffic.next()
+    query, sent = body(request, Run.items, Run.categories)
     path = f"/recommend?reasoning_steps={query['reasoning_steps']}"
     began = time.perf_counter()
-    with client.post(path, json=sent, name=f"/recommend steps={ask.steps}", catch_response=True) as response:
+    with client.post(path, json=sent, name=f"/recommend steps={request.steps}", catch_response=True) as response:
         seconds = time.perf_counter() - began
         Run.statuses[phase][response.status_code] += 1
         if response.status_code == 200:
@@ -169,11 +169,6 @@ def row(phase: Phase) -> dict[str, Any]:
         "cached": round(sum(one["cache"] != "miss" for one in Run.answers[phase.name]) / max(1, len(times)), 4),
         "judged": phase.judged,
     }
-
-
-def rounded(times: list[float], share: float) -> float | None:
-    value = quantile(times, share)
-    return None if value is None else round(value, 2)
 
 
 def judge(rows: list[dict[str, Any]], p99_ms: float, error_share: float) -> list[str]:

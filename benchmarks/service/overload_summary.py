@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
-from benchmarks.quantiles import quantile
+from benchmarks.quantiles import rounded
 from benchmarks.service.sender import Sent
 
 TIMES = 5  # the best goodput: the load of an overload
@@ -33,31 +33,26 @@ def summarise(sent: Sequence[Sent], settle: float, end: float, budget_ms: float)
     retry_errors = [row.retry_after - wait_at(in_time, row.due) for row in refused if in_time]
     return {
         "goodput_per_s": round(sum(settle <= row.due + row.seconds < end for row in in_time) / (end - settle), 1),
-        "p50_ms": rounded(0.5, [1000 * row.seconds for row in answered]),
-        "p99_ms": rounded(0.99, [1000 * row.seconds for row in answered]),
+        "p50_ms": rounded([1000 * row.seconds for row in answered], 0.5),
+        "p99_ms": rounded([1000 * row.seconds for row in answered], 0.99),
         "refused_per_s": round(len(refused) / (end - settle), 1),
-        "refusal_p50_ms": rounded(0.5, refusal_ms),
-        "refusal_p99_ms": rounded(0.99, refusal_ms),
+        "refusal_p50_ms": rounded(refusal_ms, 0.5),
+        "refusal_p99_ms": rounded(refusal_ms, 0.99),
         "overloaded": sum(row.status == 503 for row in due),
         "sent": len(due),
         "lost": len(due) - len(answered) - len(refused),
         "without_retry_after": sum(not row.retry_after for row in refused),
-        "retry_after_s": rounded(0.5, [row.retry_after for row in refused]),
-        "waited_s": rounded(0.5, [row.queue for row in answered]),
-        "retry_error_low": rounded(0.05, retry_errors),
-        "retry_error_high": rounded(0.95, retry_errors),
-        "lag_p99_ms": rounded(0.99, [1000 * row.lag for row in due]),
+        "retry_after_s": rounded([row.retry_after for row in refused], 0.5),
+        "waited_s": rounded([row.queue for row in answered], 0.5),
+        "retry_error_low": rounded(retry_errors, 0.05),
+        "retry_error_high": rounded(retry_errors, 0.95),
+        "lag_p99_ms": rounded([1000 * row.lag for row in due], 0.99),
     }
 
 
 def wait_at(answered: Sequence[Sent], due: float) -> float:
     """Seconds in the queue of the first request due from then on, or of the last request of all. Sorted by due."""
     return answered[min(bisect_left(answered, due, key=lambda row: row.due), len(answered) - 1)].queue
-
-
-def rounded(share: float, values: Sequence[float]) -> float | None:
-    value = quantile(values, share)
-    return None if value is None else round(value, 2)
 
 
 def bars(rows: Sequence[Row], budget_ms: float) -> list[Row]:

@@ -17,7 +17,8 @@ from typing import Any
 
 import simpy
 
-from benchmarks.service.traffic import BUDGET_MS, Ask, Traffic
+from benchmarks.quantiles import rounded
+from benchmarks.service.traffic import BUDGET_MS, Request, Traffic
 from serving.errors import DeadlineExceeded, Overloaded
 from serving.online.admission import Admission, Demand, Job
 from serving.online.costs import CostTable
@@ -101,15 +102,9 @@ class Outcome:
 
     def row(self) -> dict[str, Any]:
         """Milliseconds and shares."""
-        ordered = sorted(self.seconds)
-
-        def quantile(share: float) -> float | None:
-            return round(1000 * ordered[min(len(ordered) - 1, int(share * len(ordered)))], 1) if ordered else None
-
+        milliseconds = [1000 * seconds for seconds in self.seconds]
         return {
-            "p50_ms": quantile(0.5),
-            "p95_ms": quantile(0.95),
-            "p99_ms": quantile(0.99),
+            **{f"p{percent}_ms": rounded(milliseconds, percent / 100, digits=1) for percent in (50, 95, 99)},
             "rejected": round(self.rejected / max(1, self.sent), 4),
             "cached": round(1 - self.cache["miss"] / max(1, self.cache.total()), 4),
             "busy": round(self.busy, 4),
@@ -127,9 +122,9 @@ def simulate(costs: ServiceTimes, setting: Setting) -> Outcome:
     def arrivals() -> Any:
         while env.now < setting.seconds:
             yield env.timeout(rng.expovariate(setting.rate))
-            ask = traffic.next()
-            place = ask.user if setting.affine else rng.randrange(setting.replicas)
-            env.process(replicas[place % setting.replicas].request(ask, env.now >= setting.warm_up * setting.seconds))
+            request = traffic.next()
+            chosen = request.user % setting.replicas if setting.affine else rng.randrange(setting.replicas)
+            env.process(replicas[chosen].request(request, env.now >= setting.warm_up * setting.seconds))
 
     env.process(arrivals())
     env.run()
@@ -171,14 +166,14 @@ class Replica:
 
     # A request, in the order of serving.online.recommender
 
-    def request(self, ask: Ask, counted: bool) -> Any:
+    def request(self, request: Request, counted: bool) -> Any:
         env, started = self.env, self.env.now
         self.outcome.sent += counted
-        demand = self._demand(ask, started)
+        demand = self._demand(request, started)
         try:
             self.admission.decide()
             self.admission.decide(demand)
-            found = self._look_up(ask)
+            found = self._look_up(request)
             if counted:
                 self.outcome.cache[found] += 1
             if self.setting.redis_seconds is not None and found != "memory":
@@ -195,29 +190,29 @@ class Replica:
         if not (yield visit.done):
             self.outcome.rejected += counted
             return
-        self._keep(ask)
+        self._keep(request)
         yield env.timeout(self.overhead.now(env.now))
         if counted:
             self.outcome.seconds.append(env.now - started)
 
-    def _demand(self, ask: Ask, now: float) -> Demand:
-        if isinstance(ask.steps, int):
-            return Demand(ask.steps, self.setting.beam_width, now + DEFAULT_BUDGET)
+    def _demand(self, request: Request, now: float) -> Demand:
+        if isinstance(request.steps, int):
+            return Demand(request.steps, self.setting.beam_width, now + DEFAULT_BUDGET)
         return Demand(MAX_STEPS, self.setting.beam_width, now + BUDGET_MS / 1000, flexible=True, min_beam_width=K)
 
-    def _look_up(self, ask: Ask) -> str:
-        if self.in_process.get(ask.user) == ask.version:
-            self.in_process.move_to_end(ask.user)
+    def _look_up(self, request: Request) -> str:
+        if self.in_process.get(request.user) == request.version:
+            self.in_process.move_to_end(request.user)
             return "memory"
-        return "redis" if self.redis.get(ask.user) == ask.version else "miss"
+        return "redis" if self.redis.get(request.user) == request.version else "miss"
 
-    def _keep(self, ask: Ask) -> None:
-        self.in_process[ask.user] = ask.version
-        self.in_process.move_to_end(ask.user)
+    def _keep(self, request: Request) -> None:
+        self.in_process[request.user] = request.version
+        self.in_process.move_to_end(request.user)
         if len(self.in_process) > self.setting.memory_users:
             self.in_process.popitem(last=False)
         if self.setting.redis_seconds is not None:
-            self.redis[ask.user] = ask.version
+            self.redis[request.user] = request.version
 
     # The engine's thread, as serving.online.batcher has it
 

@@ -23,7 +23,7 @@ RULES = {"none": 0.7, "category": 0.1, "deny": 0.1, "allow": 0.1}
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class Request:
     """One request. `version` numbers the states of the user's history: a cached encoder state fits one version."""
 
     user: int
@@ -42,7 +42,7 @@ class Traffic:
         self._histories: dict[int, tuple[int, tuple[int, ...]]] = {}
         self._drawn: list[tuple[int, bool, int, int | str, str]] = []
 
-    def next(self) -> Ask:
+    def next(self) -> Request:
         if not self._drawn:
             self._drawn = self._draw()
         user, grows, item, steps, rule = self._drawn.pop()
@@ -50,7 +50,7 @@ class Traffic:
         if grows or not history:
             version, history = version + 1, (*history, item) if len(history) < LONGEST else (item,)
             self._histories[user] = version, history
-        return Ask(user, version, history, steps, rule)
+        return Request(user, version, history, steps, rule)
 
     def _draw(self) -> list[tuple[int, bool, int, int | str, str]]:
         rng = self._rng
@@ -73,19 +73,19 @@ def zipf(users: int, skew: float) -> np.ndarray:
     return weights
 
 
-def body(ask: Ask, items: list[str], categories: list[str]) -> tuple[dict[str, str], dict[str, Any]]:
+def body(request: Request, items: list[str], categories: list[str]) -> tuple[dict[str, str], dict[str, Any]]:
     """The query and the JSON body of an HTTP request. `items`, `categories`: names to choose from."""
-    sent: dict[str, Any] = {"user_id": f"load-{ask.user}", "history": [items[index] for index in ask.history]}
-    match ask.rule:
+    sent: dict[str, Any] = {"user_id": f"load-{request.user}", "history": [items[index] for index in request.history]}
+    match request.rule:
         case "category" if categories:
-            sent["categories"] = [categories[ask.user % len(categories)]]
+            sent["categories"] = [categories[request.user % len(categories)]]
         case "deny":
             sent["deny"] = items[:10]
         case "allow":
             sent["allow"] = items
-    if ask.steps == "auto":
+    if request.steps == "auto":
         sent["timeout_ms"] = BUDGET_MS
-    return {"reasoning_steps": str(ask.steps)}, sent
+    return {"reasoning_steps": str(request.steps)}, sent
 
 
 @dataclass(frozen=True, slots=True)

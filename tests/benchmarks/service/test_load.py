@@ -124,9 +124,11 @@ def test_the_page_starts_the_same_load(start: StartServer) -> None:
     port = free_port()
     command = [sys.executable, "-m", "locust", "-f", "benchmarks/service/locustfile.py", "--host", start().address]
     command += ["--web-host", "127.0.0.1", "--web-port", str(port), "--loglevel", "ERROR"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
+    with (
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as process,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}") as page,
+    ):
         try:
-            page = httpx.Client(base_url=f"http://127.0.0.1:{port}")
             until(lambda: "locust" in page.get("/").text.lower())
             form = {"rates": "30", "phase_seconds": "2", "user_count": "1", "spawn_rate": "1"}
             assert page.post("/swarm", data=form).json()["success"] is True
@@ -138,7 +140,7 @@ def test_the_page_starts_the_same_load(start: StartServer) -> None:
             process.terminate()
 
 
-def until(check: Callable[[], bool], seconds: float = 30) -> None:
+def until(check: Callable[[], bool], seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while True:
         with contextlib.suppress(httpx.TransportError):
@@ -171,12 +173,12 @@ def test_sessions_grow_and_a_version_is_one_history() -> None:
     traffic, seen, last = Traffic(5, 100, seed=1), {}, {}
     repeated = 0
     for _ in range(3000):
-        ask = traffic.next()
-        assert seen.setdefault((ask.user, ask.version), ask.history) == ask.history
-        before = last.get(ask.user, ())
-        assert ask.history in (before, (*before, ask.history[-1]), ask.history[-1:])
-        repeated += ask.history == before
-        last[ask.user] = ask.history
+        request = traffic.next()
+        assert seen.setdefault((request.user, request.version), request.history) == request.history
+        before = last.get(request.user, ())
+        assert request.history in (before, (*before, request.history[-1]), request.history[-1:])
+        repeated += request.history == before
+        last[request.user] = request.history
     assert max(len(history) for history in seen.values()) == LONGEST
     assert repeated / 3000 == pytest.approx(0.4, abs=0.05)
 
@@ -186,8 +188,8 @@ def test_every_request_is_one_the_service_takes() -> None:
 
     traffic, kinds = Traffic(20, len(ITEMS), seed=2), set()
     for _ in range(300):
-        ask = traffic.next()
-        query, sent = body(ask, ITEMS, CATEGORIES)
+        request = traffic.next()
+        query, sent = body(request, ITEMS, CATEGORIES)
         RecommendRequest.model_validate(sent)
         assert query["reasoning_steps"] in ("0", "2", "4", "auto")
         kinds |= sent.keys()

@@ -2,17 +2,17 @@
 
 ServingError
 ├── BundleError          the bundle is missing, damaged, newer than this program, or does not fit together
-├── RequestError         a request that cannot be answered as it stands; `field` names the culprit
+├── RequestError         a request that cannot be answered as it is; `field` names the field at fault
 │   └── UnknownCatalogue a named subset that does not exist
 ├── Overloaded           no room in the queue; `retry_after` seconds
 ├── DeadlineExceeded     the time budget cannot be met
 ├── NotReady             the model is still being loaded or warmed up
 ├── Draining             the service is shutting down
 ├── EngineDead           the engine's thread has stopped
-├── EngineError          the runtime or the device cannot do what was asked of it
+├── EngineError          the runtime or the device cannot do what is required
 ├── ScoreError           offline scoring: histories, options or an earlier run's parts do not fit
-├── StorageError         the disk does not take a file
-└── FolderInUse          another run writes into the folder
+├── StorageError         a file cannot be written
+└── FolderInUse          another run uses the folder
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class BundleError(ServingError):
 
 
 class RequestError(ServingError):
-    """A request that cannot be answered as it stands."""
+    """A request that cannot be answered as it is. `field` names the field at fault."""
 
     def __init__(self, message: str, field: str) -> None:
         super().__init__(message)
@@ -63,7 +63,7 @@ class EngineDead(ServingError):
 
 
 class EngineError(ServingError):
-    """The runtime or the device cannot do what was asked of it."""
+    """The runtime or the device cannot do what is required."""
 
 
 class ScoreError(ServingError):
@@ -71,8 +71,8 @@ class ScoreError(ServingError):
 
 
 class StorageError(ServingError):
-    """The disk does not take a file."""
+    """A file cannot be written."""
 
 
 class FolderInUse(ServingError):
-    """Another run writes into the folder."""
+    """Another run uses the folder."""

@@ -1,6 +1,6 @@
-"""What an answer is, said slowly: float64, nothing cached, one prefix at a time. The search is held against it.
+"""The definition of an answer in slow, plain Python: float64, no cache, one prefix at a time. Tests compare with it.
 
-Readable Python over lists and dictionaries, no tensors of beams; for tests on small catalogues only.
+Lists and dictionaries instead of tensors of beams; for small catalogues only.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Tokens = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """A way of reasoning: its tokens (zeros where only the state is fed back), log-probability, states s_0 .. s_l."""
+    """A reasoning path: its tokens (zeros if only the state is fed back), log-probability and states s_0 .. s_l."""
 
     tokens: Tokens
     log_prob: float
@@ -30,7 +30,7 @@ class Path:
 
 
 class Reference:
-    """Scores and searches for one history. steps: l, the number of reasoning steps."""
+    """Scores items and searches for one history. steps: l, the number of reasoning steps."""
 
     def __init__(self, bundle: Bundle, history: Sequence[int], steps: int) -> None:
         self.bundle, self.settings, self.steps = bundle, bundle.settings, steps
@@ -41,11 +41,11 @@ class Reference:
             [history], bundle.catalogue.tokens, self.settings.max_items, self.settings.suffix_tokens
         )
         t5 = self.network.t5
-        self.memory = t5.cross_keys_values(t5.encode(tokens, mask, self.settings.attention, len(self.items[0])), mask)
+        self.cross = t5.cross_keys_values(t5.encode(tokens, mask, self.settings.attention, len(self.items[0])), mask)
 
     @torch.no_grad()
     def paths(self) -> list[Path]:
-        """The reasoning paths that are kept, the likeliest first."""
+        """The reasoning paths that a search keeps, the likeliest first."""
         lo, hi = self.bundle.vocabulary.reasoning_range
         paths = [self.path(())]
         for _ in range(self.steps):
@@ -62,7 +62,7 @@ class Reference:
 
     @torch.no_grad()
     def path(self, tokens: Tokens) -> Path:
-        """One given way of reasoning, step by step from the start token."""
+        """The reasoning path with these tokens, step by step from the start token."""
         path = Path((), 0.0, ())
         path = replace(path, states=(self._state(path),))
         for token in tokens:
@@ -84,14 +84,14 @@ class Reference:
 
     def neighbours(self) -> np.ndarray:
         """log score of every item by its neighbours, as `serving.items.neighbours` defines it. Shape: (I,) float64."""
-        memory = self.bundle.neighbours
-        if memory is None:
+        graph = self.bundle.neighbours
+        if graph is None:
             return np.zeros(len(self.items))
         n = [0.0] * len(self.items)
         for t, row in enumerate(reversed(self.history)):
-            for entry in range(memory.offsets[row], memory.offsets[row + 1]):
-                n[memory.items[entry]] += (t + 1) ** -memory.recency * float(memory.weights[entry])
-        return np.array([math.log((x / sum(n) if sum(n) else 0.0) + memory.floor) for x in n])
+            for entry in range(graph.offsets[row], graph.offsets[row + 1]):
+                n[graph.items[entry]] += (t + 1) ** -graph.recency * float(graph.weights[entry])
+        return np.array([math.log((x / sum(n) if sum(n) else 0.0) + graph.floor) for x in n])
 
     @torch.no_grad()
     def search(
@@ -107,9 +107,11 @@ class Reference:
         rows = {self.items[row]: row for row in permitted}
         beams: dict[Tokens, tuple[float, int]] = {}  # prefix -> score and the path that carries it
         for token in sorted({item[0] for item in rows}):
-            said = [share + float(self._log_probs(path, ())[token]) for share, path in zip(shares, paths, strict=True)]
-            score = max(said) if self.settings.merge == "max" else math.log(sum(math.exp(x) for x in said))
-            beams[(token,)] = (score, said.index(max(said)))
+            scores = [
+                share + float(self._log_probs(path, ())[token]) for share, path in zip(shares, paths, strict=True)
+            ]
+            score = max(scores) if self.settings.merge == "max" else math.log(sum(math.exp(x) for x in scores))
+            beams[(token,)] = (score, scores.index(max(scores)))
         beams = _cut(beams, beam_width)
         for level in range(1, len(self.items[0])):
             grown = {}
@@ -119,13 +121,13 @@ class Reference:
                     grown[(*prefix, token)] = (score + float(log_probs[token]), path)
             beams = _cut(grown, beam_width)
         dense = [self.dense(path) if dense_weight else np.zeros(len(self.items)) for path in paths]
-        added = [(dense_weight or 0.0) * of_path + neighbours_weight * self.neighbours() for of_path in dense]
-        if added[0].any():
-            best = sorted(permitted, key=lambda row: -added[0][row])[: self.settings.dense_candidates]
+        bonus = [(dense_weight or 0.0) * of_path + neighbours_weight * self.neighbours() for of_path in dense]
+        if bonus[0].any():
+            best = sorted(permitted, key=lambda row: -bonus[0][row])[: self.settings.dense_candidates]
             for item in [self.items[row] for row in best]:
                 if item not in beams:
                     beams[item] = (shares[0] + self.score(paths[0], item), 0)
-        beams = {item: (score + float(added[path][rows[item]]), path) for item, (score, path) in beams.items()}
+        beams = {item: (score + float(bonus[path][rows[item]]), path) for item, (score, path) in beams.items()}
         return [(rows[item], score) for item, (score, _) in _cut(beams, beam_width).items()]
 
     def _state(self, path: Path) -> torch.Tensor:
@@ -139,7 +141,7 @@ class Reference:
         return (self.network.t5.logits(hidden) / self.settings.temperature).log_softmax(-1)
 
     def _inputs(self, path: Path, prefix: Tokens) -> torch.Tensor:
-        """The decoder's input: start token of l, reasoning so far, prefix of an item. Shape: (1, T, D)."""
+        """The decoder's input: start token of l, reasoning so far, prefix of an item. Shape: (1, T, D), T positions."""
         shared = self.network.t5.shared
         inputs = [shared(torch.tensor([[self.bundle.vocabulary.start_tokens[self.steps]]]))]
         for token, state in zip(path.tokens, path.states, strict=False):
@@ -150,7 +152,7 @@ class Reference:
         """All positions at once. Shape: (1, T, D) -> (1, T, D)."""
         t5, at = self.network.t5, torch.arange(inputs.shape[1])
         bias = t5.decoder.position_bias(at, at).masked_fill(at[None, :] > at[:, None], float("-inf"))
-        return t5.decode(inputs, bias.unsqueeze(0), self.memory, None)[0]
+        return t5.decode(inputs, bias.unsqueeze(0), self.cross, None)[0]
 
 
 def score_all_items(

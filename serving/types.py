@@ -4,10 +4,11 @@ Shape legend (capital letters in docstrings and comments mean these and nothing 
 
     B  requests in a batch        K  beams per request            S  history tokens
     L  reasoning steps            P  reasoning paths              M  item levels (tokens per item)
-    V  size of the vocabulary     D  width of the model           H  attention heads
-    N  nodes of the trie          I  items of the catalogue
+    V  size of the vocabulary     C  codes of a level             D  width of the model
+    H  attention heads            N  nodes of the trie            I  items of the catalogue
+    Q  decoder rows per request   W  slots of the decoder cache   E  width of an embedding
 
-An *item* inside serving is its row in the catalogue (int); item ids (strings) live at the edges only.
+An *item* inside serving is its row in the catalogue (int); item ids (strings) are found at the edges only.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-if TYPE_CHECKING:  # takes seconds to import, and many need the names here alone
+if TYPE_CHECKING:  # takes seconds to import, which callers that only need the other names should not pay
     import torch
 
 EncoderAttention = Literal["bidirectional", "causal-by-item"]
@@ -31,8 +32,8 @@ StateDtype = Literal["float32", "float16"]
 class BundleSettings:
     """Everything that decides what an answer is, apart from the weights.
 
-    max_items: history items the encoder reads. suffix_tokens: ids after the history. paths: reasoning paths kept.
-    dense_candidates: so many of the items that dense score and neighbours like best join those the beam found.
+    max_items: history items that the encoder reads. suffix_tokens: ids after the history. paths: reasoning paths kept.
+    dense_candidates: how many items with the highest dense and neighbour scores are added to those the beam has found.
     neighbours_weight: of an item's log score by neighbours (`serving/items/neighbours.py`); 0: off.
     """
 
@@ -53,9 +54,8 @@ class BundleSettings:
 class Rules:
     """What a request permits, combined freely: an item must pass every rule that is set.
 
-    `exclude` and `deny` are catalogue rows that must not come back (seen items, a deny list).
-    `allow`: only these rows. `categories`: only items in at least one of these. `catalogue`: only
-    items of this named subset.
+    exclude, deny: catalogue rows that must not be recommended (seen items, a deny list). allow: only these rows.
+    categories: only items in at least one of these. catalogue: only items of this named subset.
     """
 
     exclude: tuple[int, ...] = ()
@@ -67,26 +67,26 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One search: the history as catalogue rows (oldest first), what is wanted, what is permitted."""
+    """One search. history: catalogue rows, oldest first. paths: reasoning paths. None: the bundle's own value."""
 
     history: tuple[int, ...]
     k: int
     beam_width: int
     reasoning_steps: int
     rules: Rules = Rules()
-    dense_weight: float | None = None  # None: the bundle's
-    neighbours_weight: float | None = None  # None: the bundle's
+    dense_weight: float | None = None
+    neighbours_weight: float | None = None
     explain: bool = False
-    paths: int | None = None  # reasoning paths, None: the bundle's
+    paths: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class SearchSettings:
-    """What of a bundle the search needs.
+    """What the search needs to know of a bundle.
 
-    start_tokens[l] opens a search with l steps; reasoning_range is [lo, hi). paths: P, the reasoning paths kept.
-    dense_candidates: so many of the items that dense score and prior like best are scored by the decoder too and join
-    those found.
+    start_tokens[l] starts a search with l steps. reasoning_range: [lo, hi) of the tokens a step may choose. paths: P,
+    the reasoning paths kept. merge: how paths are merged at the first item token. dense_candidates: see
+    `BundleSettings`.
     """
 
     start_tokens: tuple[int, ...]
@@ -99,9 +99,9 @@ class SearchSettings:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """Why an answer looks as it does (of the best reasoning path)."""
+    """How an answer came about, along the reasoning path of its best item."""
 
-    reasoning_tokens: list[int]  # vocabulary ids, length L (empty where a step has no token)
+    reasoning_tokens: list[int]  # vocabulary ids, length L; empty if steps have no token
     reasoning_log_probs: list[float]  # length L
     nearest_items: list[list[int]]  # per step 0..L the items nearest to the state s_i
     token_log_probs: list[list[float]]  # per returned item, length M
@@ -112,7 +112,7 @@ class Trace:
 
 @dataclass(slots=True)
 class Answer:
-    """Items best first (catalogue rows, distinct) with their scores, and seconds spent per stage."""
+    """Items (catalogue rows, distinct), best first, with their scores, and the seconds spent per stage."""
 
     items: list[int]
     scores: list[float]
@@ -122,11 +122,11 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class EncoderState:
-    """What the encoder made of one history. Shape: (S, D), float32 or float16, on the CPU. Cached per user.
+    """One encoded history. Shape: (S, D), float32 or float16, on the CPU. Cached per user.
 
-    float32 by default: a score must lie within 1e-4 of its definition, and states rounded to float16 move most of the
-    demo bundle's scores by more, some by 1e-3 (`python -m benchmarks.engine.cache`). With 20 items they are
-    20 to 40 KB, half of that in float16.
+    float32 by default: a score must be within 1e-4 of its definition, and rounding states to float16 moves most of the
+    demo bundle's scores by more, some by 1e-3 (`python -m benchmarks.engine.cache`). With 20 items a state takes 20 to
+    40 KB, half of that in float16.
     """
 
     hidden: np.ndarray
@@ -140,10 +140,9 @@ class EncoderState:
 class Beams:
     """The result of a search on the device, best first per request.
 
-    items: (B, K) int64, catalogue rows, -1 where fewer permitted items exist; scores: (B, K) float32,
-    -inf there. Shapes of the rest (of the path that ends in the item, best path where several do):
-    states (B, P, L + 1, D) float32; reasoning_tokens, reasoning_log_probs (B, P, L); path (B, K) int64;
-    token_log_probs (B, K, M); dense (B, K).
+    items: (B, K) int64, catalogue rows, -1 where fewer permitted items exist. scores: (B, K) float32, -inf there.
+    states: (B, P, L + 1, D) float32. reasoning_tokens, reasoning_log_probs: (B, P, L). path: (B, K) int64, the
+    reasoning path that the item continues. token_log_probs: (B, K, M). dense: (B, K).
     """
 
     items: torch.Tensor

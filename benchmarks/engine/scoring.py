@@ -24,7 +24,8 @@ from benchmarks.common import ROOT, Run, argument_parser, table
 from serving.bundle import Bundle
 from serving.engine import Engine
 from serving.offline.input import Part
-from serving.offline.score import Scorer, Task, score
+from serving.offline.score import score
+from serving.offline.scorer import Scorer, Task
 from serving.types import Request, Rules
 
 COLUMNS = ["contender", "users", "batch", "steps", "seconds", "users_per_second", "ratio"]

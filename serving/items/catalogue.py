@@ -19,9 +19,10 @@ COLUMNS = {"item_id", "tokens", "title", "categories", "popularity"}
 
 @dataclass(slots=True)
 class Catalogue:
-    """One entry per item; its place is the item's row everywhere inside serving.
+    """One entry per item; its index is the item's row everywhere inside serving.
 
     tokens: (I, M) int32 vocabulary ids. popularity: (I,) float64, times seen in training. subsets: name -> rows.
+    category_names: all categories that items have. Raises BundleError if two items have the same id.
     """
 
     item_ids: list[str]
@@ -30,6 +31,7 @@ class Catalogue:
     categories: list[list[str]]
     popularity: np.ndarray
     subsets: dict[str, np.ndarray] = field(default_factory=dict)
+    category_names: frozenset[str] = field(init=False)
     _rows: dict[str, int] = field(init=False)
     _by_category: dict[str, np.ndarray] = field(init=False)
     _by_popularity: np.ndarray = field(init=False)
@@ -46,14 +48,11 @@ class Catalogue:
             for name in names:
                 members.setdefault(name, []).append(row)
         self._by_category = {name: np.unique(rows) for name, rows in members.items()}
+        self.category_names = frozenset(members)
         self._by_popularity = np.argsort(-self.popularity, kind="stable")
 
     def __len__(self) -> int:
         return len(self.item_ids)
-
-    @property
-    def category_names(self) -> set[str]:
-        return set(self._by_category)
 
     def row(self, item_id: str) -> int | None:
         return self._rows.get(item_id)
@@ -62,32 +61,32 @@ class Catalogue:
         return list(map(self._rows.get, item_ids))
 
     def members(self, rules: Rules) -> np.ndarray:
-        """The rows that the named subset and the categories of a request leave: all of them where it has neither.
+        """The rows in the named subset and the categories of a request, all rows if it has neither.
 
         Shape: (n,) int64, ascending. Raises UnknownCatalogue, RequestError.
         """
-        left = np.arange(len(self))
+        rows = np.arange(len(self))
         if rules.catalogue is not None:
             if rules.catalogue not in self.subsets:
                 raise UnknownCatalogue(
                     "No catalogue of that name exists; see the bundle's catalogues folder.", "catalogue"
                 )
-            left = np.unique(self.subsets[rules.catalogue])
+            rows = np.unique(self.subsets[rules.catalogue])
         if rules.categories:
             unknown = [name for name in rules.categories if name not in self._by_category]
             if unknown:
                 raise RequestError(
-                    f"Unknown category {unknown[0]!r}; use one that items of the catalogue have.", "categories"
+                    f"Unknown category {unknown[0]!r}; use one that an item of the catalogue has.", "categories"
                 )
             named = np.unique(np.concatenate([self._by_category[name] for name in rules.categories]))
-            left = np.intersect1d(left, named, assume_unique=True)
-        return left
+            rows = np.intersect1d(rows, named, assume_unique=True)
+        return rows
 
     def permitted(self, rules: Rules) -> np.ndarray:
         """Which items pass every rule that is set. Shape: (I,) bool. Raises UnknownCatalogue, RequestError.
 
-        The definition, at the cost of the whole catalogue; `serving.items.rules` gives the search the same at a
-        list's cost.
+        This is the definition, and passes over the whole catalogue; `serving.items.rules` gives the search the same
+        answer for the cost of a request's lists.
         """
         allowed = self._only(self.members(rules))
         if rules.allow is not None:
@@ -179,7 +178,7 @@ def read_catalogue(path: Path, tokens_per_item: int, subsets: dict[str, Sequence
         rows = [catalogue.row(item_id) for item_id in ids]
         if None in rows:
             raise BundleError(
-                f"The named catalogue {name!r} lists an item that the catalogue does not have; mend the list."
+                f"The named catalogue {name!r} lists an item that the catalogue does not have; correct the list."
             )
         catalogue.subsets[name] = np.asarray(rows, dtype=np.int64)
     return catalogue

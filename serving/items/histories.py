@@ -1,4 +1,4 @@
-"""Histories as encoder input: the last items' tokens, oldest first, then the suffix, padded to the longest."""
+"""Histories as encoder input: the tokens of the last items, oldest first, then the suffix, padded to the longest."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ def history_tokens(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Token matrix and mask of a batch. Shapes: item_tokens (I, M) -> (B, S) int64, (B, S) bool, True where real.
 
-    An empty history with no suffix is one padding token that counts as real, so that attention has something to see.
-    Raises RequestError where a history names a row that the catalogue does not have: numpy would read a negative one
-    as another item, and a GPU would be lost to a token that the network does not have.
+    An empty history without a suffix is one padding token that counts as real, because attention needs a position.
+    Raises RequestError if a history names a row that the catalogue does not have: numpy would read a negative one as
+    another item, and a token that the network does not have leaves a GPU unusable.
     """
-    named = [np.asarray(history[-max_items:], dtype=np.int64) for history in histories]
-    every = np.concatenate(named)
-    if len(wrong := every[(every < 0) | (every >= len(item_tokens))]):
+    recent = [np.asarray(history[-max_items:], dtype=np.int64) for history in histories]
+    rows = np.concatenate(recent)
+    if len(wrong := rows[(rows < 0) | (rows >= len(item_tokens))]):
         raise RequestError(f"A history names row {wrong[0]}; the catalogue has 0 to {len(item_tokens) - 1}.", "history")
-    end = np.array([len(history) for history in named]) * item_tokens.shape[1]  # of the items' tokens
-    place = np.arange(max(1, end.max() + len(suffix)))
-    tokens = np.full((len(named), len(place)), PAD, dtype=np.int64)
-    tokens[place < end[:, None]] = item_tokens[every].ravel()
+    end = np.array([len(history) for history in recent]) * item_tokens.shape[1]  # of the items' tokens
+    position = np.arange(max(1, end.max() + len(suffix)))
+    tokens = np.full((len(recent), len(position)), PAD, dtype=np.int64)
+    tokens[position < end[:, None]] = item_tokens[rows].ravel()
     for offset, token in enumerate(suffix):
-        tokens[np.arange(len(named)), end + offset] = token
-    mask = place < np.maximum(1, end + len(suffix))[:, None]
+        tokens[np.arange(len(recent)), end + offset] = token
+    mask = position < np.maximum(1, end + len(suffix))[:, None]
     return torch.from_numpy(tokens), torch.from_numpy(mask)

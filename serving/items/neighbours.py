@@ -1,9 +1,9 @@
-"""A memory of the log and the texts: for every item the items that follow or resemble it, and what a history calls up.
+"""The item graph: for every item the items that follow or resemble it, and the scores that they give a history.
 
     n(j | history) = sum over the last `max_items` items, t steps back, of (t + 1) ** -recency * w(i_t, j)
     log score(j)   = log(n(j | history) / sum over all items of n + floor)
 
-How w is made from training interactions and item texts is in `training/neighbours.py`; here it is read and looked up.
+`training/neighbours.py` makes w from training interactions and item texts; here it is read and looked up.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from serving.errors import BundleError
 
 @dataclass(frozen=True, slots=True)
 class Neighbours:
-    """w as flat rows. Entries offsets[i] to offsets[i + 1] are those of item i; E in all.
+    """w as flat rows: the neighbours of item i are the entries offsets[i] .. offsets[i + 1] - 1 of n in all.
 
-    offsets: (I + 1,) int64. items: (E,) int32 catalogue rows. weights: (E,) float32, not negative.
+    offsets: (I + 1,) int64. items: (n,) int32 catalogue rows. weights: (n,) float32, not negative.
     """
 
     offsets: np.ndarray
@@ -33,7 +33,10 @@ class Neighbours:
     floor: float
 
     def log_scores(self, histories: Sequence[Sequence[int] | np.ndarray], max_items: int) -> np.ndarray:
-        """Histories: rows, oldest first; one that calls up nothing scores all alike. Returns (B, I) float32."""
+        """log score(j). Histories are rows, oldest first; one without neighbours gives all items the same score.
+
+        Shape: (B, I) float32.
+        """
         recent = [np.asarray(history[-max_items:], np.int64) for history in histories]
         lengths = [len(history) for history in recent]
         rows = np.concatenate(recent)
@@ -42,26 +45,24 @@ class Neighbours:
         entry = np.repeat(begin - (count.cumsum() - count), count) + np.arange(count.sum())
         weight = np.repeat(steps_back**-self.recency, count) * self.weights[entry]
         items = len(self.offsets) - 1
-        place = np.repeat(np.repeat(np.arange(len(recent)), lengths) * items, count) + self.items[entry]
-        n = np.bincount(place, weight, minlength=len(recent) * items).reshape(len(recent), items)
+        cell = np.repeat(np.repeat(np.arange(len(recent)), lengths) * items, count) + self.items[entry]  # of (B, I)
+        n = np.bincount(cell, weight, minlength=len(recent) * items).reshape(len(recent), items)
         total = n.sum(1, keepdims=True)
         return np.log(n / np.where(total > 0, total, 1) + self.floor).astype(np.float32)
 
 
 def write_neighbours(path: Path, neighbours: Neighbours) -> None:
-    """Writes w as safetensors; recency and floor stand in the bundle's manifest."""
+    """Writes w as safetensors; recency and floor are in the bundle's manifest."""
     arrays = {name: torch.from_numpy(getattr(neighbours, name)) for name in ("offsets", "items", "weights")}
     save_file(arrays, path, {"format": "pt"})
 
 
 def read_neighbours(path: Path, items: int, recency: float, floor: float) -> Neighbours:
-    """Reads what `write_neighbours` wrote, mapped and not copied. Raises BundleError where it does not fit."""
+    """Reads what `write_neighbours` wrote, mapped and not copied. Raises BundleError if it does not fit `items`."""
     stored = {name: tensor.numpy() for name, tensor in load_file(path).items()}
-    found = Neighbours(stored["offsets"], stored["items"], stored["weights"], recency, floor)
-    offsets, rows, weights = found.offsets, found.items, found.weights
-    kinds = [array.dtype for array in (offsets, rows, weights)]
+    offsets, rows, weights = stored["offsets"], stored["items"], stored["weights"]
     if not (
-        kinds == [np.int64, np.int32, np.float32]
+        [array.dtype for array in (offsets, rows, weights)] == [np.int64, np.int32, np.float32]
         and offsets.shape == (items + 1,)
         and rows.shape == weights.shape == (offsets[-1],)
         and offsets[0] == 0
@@ -72,4 +73,4 @@ def read_neighbours(path: Path, items: int, recency: float, floor: float) -> Nei
         and 0 < floor <= 1
     ):
         raise BundleError(f"{path.name} holds no neighbours of this catalogue; export the bundle again.")
-    return found
+    return Neighbours(offsets, rows, weights, recency, floor)

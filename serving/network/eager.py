@@ -1,4 +1,4 @@
-"""The network in eager torch: the runtime that training, tests and the CPU service use."""
+"""The network in eager torch: the runtime of training and tests, and on a GPU what CUDA graphs are captured from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The network's passes by ONNX Runtime, for serving on a CPU: the same answers as eager torch in about half the time.
+"""The network on ONNX Runtime, for serving on a CPU: the answers of eager torch in about half the time.
 
 The encoder and the decoder step are ONNX graphs; the rest (embeddings, position bias, keys and values of the
 cross-attention, the method's heads) is eager torch. There is no CUDA here: on a GPU the search, eager step included, is
@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
-# Before the import: official builds report every session to their maker, and keep an identifier of the machine on its
-# disk for that. The two names of the switch are those of older and of newer releases.
+# Set before the import: official builds send telemetry about every session, and store an identifier of the machine for
+# it. Older and newer releases have different names for the switch.
 os.environ |= {"ORT_DISABLE_TELEMETRY": "1", "ORT_TELEMETRY_DISABLED": "1"}
 
 import onnxruntime
@@ -25,10 +25,10 @@ from serving.types import EncoderAttention
 
 
 class OnnxRuntime(EagerRuntime):
-    """Runs a StreamRec's weights as they are now. Implements `Runtime`.
+    """Runs a StreamRec with its weights as they are at construction. Implements `Runtime`.
 
-    threads: of ONNX Runtime's arithmetic. int8: the decoder step's weights in 8 bits. The encoder stays float32: an
-    encoder state is then the same whichever runtime made it, and one cache may hold it for all.
+    threads: of ONNX Runtime's arithmetic. int8: the weights of the decoder step in 8 bits. The encoder stays float32,
+    so that an encoder state is the same whichever runtime made it, and runtimes can share a cache.
 
     Nothing is copied: torch, numpy and ONNX Runtime share the same buffers. What the search only passes on, the past
     and `CrossKeysValues.layers`, stays a flat list of arrays (keys, values, layer by layer): making tensors of them
@@ -60,7 +60,7 @@ class OnnxRuntime(EagerRuntime):
         return torch.from_numpy(_run(self._encoder, inputs)[0])
 
     def cross_keys_values(self, hidden: torch.Tensor, mask: torch.Tensor) -> CrossKeysValues:
-        """Its arrays are views of what `step` wants, (B, S, H * d_kv)."""
+        """Its arrays are views of what `step` needs, (B, S, H * d_kv)."""
         layers: Any = [(hidden @ w).unflatten(-1, (self._heads, -1)).transpose(1, 2).numpy() for w in self._cross]
         return CrossKeysValues(layers, float_mask(mask))
 
@@ -69,17 +69,17 @@ class OnnxRuntime(EagerRuntime):
     ) -> tuple[torch.Tensor, torch.Tensor, KeysValues]:
         layers: Any = cross.layers
         past = past or [keys_or_values[:, :, :0] for keys_or_values in layers]
-        joined = [view.swapaxes(1, 2).reshape(len(view), view.shape[2], -1) for view in layers]  # views again
+        joined = [view.swapaxes(1, 2).reshape(len(view), view.shape[2], -1) for view in layers]  # a view too
         values = (x.numpy(), bias.numpy(), cross.mask.numpy(), *joined, *past)
         *present, hidden, logits = _run(self._step, dict(zip(self._inputs, values, strict=True)))
         return torch.from_numpy(hidden), torch.from_numpy(logits), present
 
 
 def _run(session: onnxruntime.InferenceSession, inputs: dict[str, Any]) -> Any:
-    """All outputs. Numbers too small for float32's normal form are zero meanwhile.
+    """All outputs, computed with subnormal floats flushed to zero.
 
-    The softmax of ONNX Runtime comes by such a number for every score that a mask has put to -inf, as most are in a
-    search, and each costs the processor a hundred cycles. The switch is the calling thread's.
+    ONNX Runtime's softmax produces a subnormal for every score that a mask has set to -inf, which most are in a search,
+    and each costs the processor a hundred cycles. The switch is per thread.
     """
     torch.set_flush_denormal(True)
     try:
@@ -91,9 +91,9 @@ def _run(session: onnxruntime.InferenceSession, inputs: dict[str, Any]) -> Any:
 def _session(model: bytes, threads: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the cores belong to others too
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # other processes need the cores
     if threads > 1:
-        options.add_session_config_entry("session.set_denormal_as_zero", "1")  # its own threads, as `_run` the caller's
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL  # merges what int8 repeats
-    options.enable_mem_pattern = False  # a plan is kept for every combination of shapes, and there is no end of those
+        options.add_session_config_entry("session.set_denormal_as_zero", "1")  # as in `_run`, for its threads
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL  # merges repeated int8 nodes
+    options.enable_mem_pattern = False  # it keeps a plan per combination of shapes, which are unbounded
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

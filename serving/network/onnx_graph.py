@@ -1,10 +1,9 @@
-"""The network as ONNX graphs, written down from its weights: the encoder, and one decoder step.
+"""The network as ONNX graphs, built from its weights: the encoder, and one decoder step.
 
-Written here, not exported from torch: an engine then starts in a fraction of a second, needs no exporter, and the form
-of every operator is chosen. They are operators of the standard, which has what a T5 needs since opset 23
-(RMSNormalization, and Attention with a past); int8 alone takes one of ONNX Runtime's own. Batch, rows and lengths are
-free dimensions, named by the letters of `serving.types`, with W = past + Q slots. A graph carries its weights, as
-float32, and protobuf ends at 2 GB of them.
+Built here, not exported from torch: an engine starts in a fraction of a second, needs no exporter, and every operator
+is chosen. All are standard operators, which cover a T5 since opset 23 (RMSNormalization, Attention with a past), except
+one of ONNX Runtime's for int8. Batch, rows and lengths are free dimensions, named by the letters of `serving.types`,
+with W = past + Q. A graph contains its weights as float32, of which protobuf allows 2 GB.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ INT8_INPUT, INT8_ZERO = 127, 128
 
 
 class Graph:
-    """A graph while it is written. A value is its name; every method that returns one has added what computes it."""
+    """A graph under construction. A value is its name; a method that returns one has added the nodes computing it."""
 
     def __init__(self, config: ModelConfig, int8: bool = False) -> None:
         self.config, self.int8 = config, int8
@@ -43,15 +42,15 @@ class Graph:
         return name
 
     def caches(self, declare: Callable[..., str], prefix: str, *shape: int | str) -> list[tuple[str, str]]:
-        """Declares keys and values of a shape for every decoder layer, as `input` or as `output`."""
+        """Declares keys and values of one shape for every decoder layer, as inputs or as outputs."""
         return [
             (declare(f"{prefix}keys_{i}", *shape), declare(f"{prefix}values_{i}", *shape))
             for i in range(self.config.num_decoder_layers)
         ]
 
     def name(self, value: str, name: str) -> str:
-        """Gives a value another name, that of an output, to be used from here on."""
-        return self.op("Identity", value, outputs=[name])  # ONNX Runtime's optimiser takes it away
+        """Gives a value another name, such as that of an output."""
+        return self.op("Identity", value, outputs=[name])  # ONNX Runtime's optimiser removes it
 
     def constant(self, value: object, dtype: type = np.float32) -> str:
         name = f"constant_{len(self.constants)}"
@@ -59,7 +58,7 @@ class Graph:
         return name
 
     def op(self, kind: str, *inputs: str, outputs: Sequence[str] = (), domain: str = "", **attributes: Any) -> str:
-        """Adds a node; returns its first output, which gets a name unless `outputs` says one."""
+        """Adds a node and returns its first output, which gets a name unless `outputs` has one."""
         name = f"{kind}_{len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, inputs, outputs or (name,), name, domain=domain, **attributes))
         return outputs[0] if outputs else name
@@ -70,7 +69,7 @@ class Graph:
         model: bytes = helper.make_model(graph, opset_imports=OPSETS, ir_version=version).SerializeToString()
         return model
 
-    # The parts of a T5. Shapes as in `serving.network.model`.
+    # The parts of a T5. Shapes as in `serving.network.t5`.
 
     def linear(self, x: str, weight: torch.Tensor) -> str:
         """x @ weight.T. Shapes: (B, Q, in), weight (out, in) -> (B, Q, out)."""
@@ -78,9 +77,9 @@ class Graph:
         return self._int8_linear(x, matrix) if self.int8 else self.op("MatMul", x, self.constant(matrix))
 
     def _int8_linear(self, x: str, matrix: np.ndarray) -> str:
-        """The same in 8 bits: weights scaled per output, inputs per row by their own largest value.
+        """The same in 8 bits: weights scaled per output, inputs per row by their largest value.
 
-        Per row, and not per tensor as DynamicQuantizeLinear does: an answer must not depend on its batch mates.
+        Not per tensor as in DynamicQuantizeLinear: an answer must not depend on the other requests of its batch.
         """
         scale = np.maximum(np.abs(matrix).max(0) / INT8_WEIGHT, np.finfo(np.float32).tiny)
         largest = self.op("ReduceMax", self.op("Abs", x), self.constant([-1], np.int64), keepdims=1)
@@ -90,7 +89,7 @@ class Graph:
         product = self.op(
             "MatMulIntegerToFloat", rounded, weight, unit, self.constant(scale), zero, domain="com.microsoft"
         )
-        return self.op("Mul", product, largest)  # also where a row was zero, and its rounded form is anything
+        return self.op("Mul", product, largest)  # 0 for a row of zeros, whose quantised form is arbitrary
 
     def norm(self, x: str, layer_norm: LayerNorm) -> str:
         weight = self.constant(layer_norm.weight.detach().numpy())
@@ -102,7 +101,7 @@ class Graph:
     def self_attention(
         self, x: str, part: Attention, bias: str, past: Sequence[str] = (), present: Sequence[str] = ()
     ) -> str:
-        """Attention over x itself and over `past`, keys and values (B, H, ., d_kv); `present` names the longer ones."""
+        """Attention over `past`, keys and values (B, H, ., d_kv), and over x; `present` names the concatenated ones."""
         query, keys, values = (self.linear(x, projection.weight) for projection in (part.q, part.k, part.v))
         attended = self.op(
             "Attention", query, keys, values, bias, *past, outputs=(f"attended_{len(self.nodes)}", *present),
@@ -134,11 +133,10 @@ def encoder(t5: T5) -> bytes:
 
 
 def step(t5: T5, int8: bool) -> bytes:
-    """One call of the decoder, as `serving.network.model.T5.decode` and `logits` together; int8: with its weights in
-    8 bits.
+    """One call of the decoder, `T5.decode` and `T5.logits` together. int8: with weights in 8 bits.
 
-    In this order: x (B, Q, D), bias (B, H, Q, W), mask (B, 1, 1, S), per layer cross_keys_i, cross_values_i
-    (B, S, H * d_kv), per layer past_keys_i, past_values_i (B, H, W - Q, d_kv) -> per layer keys_i, values_i
+    Inputs, in this order: x (B, Q, D), bias (B, H, Q, W), mask (B, 1, 1, S), per layer cross_keys_i, cross_values_i
+    (B, S, H * d_kv), per layer past_keys_i, past_values_i (B, H, W - Q, d_kv). Outputs: per layer keys_i, values_i
     (B, H, W, d_kv), then hidden (B, Q, D), logits (B, Q, V).
     """
     config, heads, d_kv = t5.config, t5.config.num_heads, t5.config.d_kv
@@ -147,7 +145,7 @@ def step(t5: T5, int8: bool) -> bytes:
     bias = graph.input("bias", "B", heads, "Q", "W")
     one = graph.constant([1], np.int64)
     per_row = graph.op("Concat", one, one, graph.op("Shape", x, start=1, end=2), one, axis=0)
-    mask = graph.op("Expand", graph.input("mask", "B", 1, 1, "S"), per_row)  # ONNX Runtime's Attention wants it so
+    mask = graph.op("Expand", graph.input("mask", "B", 1, 1, "S"), per_row)  # as ONNX Runtime's Attention needs it
     cross = graph.caches(graph.input, "cross_", "B", "S", heads * d_kv)
     past = graph.caches(graph.input, "past_", "B", heads, "W - Q", d_kv)
     present = graph.caches(graph.output, "", "B", heads, "W", d_kv)

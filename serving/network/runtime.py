@@ -1,4 +1,4 @@
-"""The small interface every runtime implements: the network's passes, nothing of the search."""
+"""The interface that every runtime implements: the passes of the network, and nothing of the search."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ class Runtime(Protocol):
     device: torch.device
     step_form: StepForm
     item_tokens: torch.Tensor  # (I, M) int64 by catalogue row
-    item_vectors: torch.Tensor  # (I, D), what the dense score compares a state with
-    relative_bias: torch.Tensor  # (H, T), the decoder's bias towards a position 0..T - 1 places back
+    item_vectors: torch.Tensor  # (I, D), compared with a state by the dense score
+    relative_bias: torch.Tensor  # (H, T), the decoder's bias for a position 0..T - 1 positions back
 
     def encode(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """(B, S) int64, (B, S) bool -> (B, S, D)."""
+        """Encodes histories. Shapes: (B, S) int64, (B, S) bool -> (B, S, D)."""
         ...
 
     def cross_keys_values(self, hidden: torch.Tensor, mask: torch.Tensor) -> CrossKeysValues:
-        """Cross-attention keys and values, once per history."""
+        """Made once per history. Shapes: hidden (B, S, D), mask (B, S) bool."""
         ...
 
     def step(
         self, x: torch.Tensor, bias: torch.Tensor, cross: CrossKeysValues, past: KeysValues | None
     ) -> tuple[torch.Tensor, torch.Tensor, KeysValues]:
-        """(B, Q, D) -> h (B, Q, D), logits (B, Q, V), and the longer past."""
+        """One call of the decoder. Shapes: x (B, Q, D), bias (B, H, Q, W) -> (B, Q, D), logits (B, Q, V), new past."""
         ...
 
     def embed(self, token: torch.Tensor) -> torch.Tensor:
-        """(B, Q) -> (B, Q, D)."""
+        """Shape: (B, Q) int64 -> (B, Q, D)."""
         ...
 
     def step_input(self, token: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
-        """Input of a reasoning step: (B, Q), (B, Q, D) -> (B, Q, D)."""
+        """The input of a reasoning step. Shapes: (B, Q) int64, (B, Q, D) -> (B, Q, D)."""
         ...
 
     def state(self, hidden_sum: torch.Tensor) -> torch.Tensor:
-        """s = MLP_s(sum of decoder outputs): (B, Q, D) -> (B, Q, D)."""
+        """s = MLP_s(sum of the decoder's outputs). Shape: (B, Q, D) -> (B, Q, D)."""
         ...
 
     def dense(self, state: torch.Tensor) -> torch.Tensor:
-        """Log-softmax of the state against every item: (..., D) -> (..., I)."""
+        """Log-softmax over all items of the dense logits. Shape: (..., D) -> (..., I)."""
         ...

@@ -1,7 +1,7 @@
 """Histories in a file, Parquet or JSON lines: user_id and history (item ids, oldest first), read part by part.
 
-A part is a run of rows that is read, scored and written as one. Which rows it holds follows from the file and the
-wished size alone, so that a later run finds the same parts. No more than a part is ever held in memory.
+A part is a range of rows that is read, scored and written as one. Its rows depend on the file and the requested size
+alone, so that a later run finds the same parts. No more than one part is ever in memory.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ COLUMNS = ["user_id", "history"]
 class Part:
     """`rows` rows of the file from `first_row` on (0-based).
 
-    Where they lie: Parquet: `offset` rows into row group `group`; JSON lines: `offset` bytes into the file.
+    They begin, in Parquet, `offset` rows into row group `group`; in JSON lines, `offset` bytes into the file.
     """
 
     number: int
@@ -37,7 +37,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """row: its place in the file, from 1. history: item ids, oldest first."""
+    """row: the row's number in the file, from 1. history: item ids, oldest first."""
 
     row: int
     user_id: str
@@ -46,7 +46,7 @@ class User:
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """A row that was set aside, and why. user_id: None where it has none that can be read."""
+    """A row that cannot be answered, and why. user_id: None if it has no readable one."""
 
     row: int
     user_id: str | None
@@ -54,7 +54,7 @@ class Reject:
 
 
 class Histories(Protocol):
-    """A file that `parts` cuts into parts and `read` reads one of, in any order; in order is fastest."""
+    """A file of histories. `parts` divides it; `read` reads one part, in any order, fastest in that of the file."""
 
     def parts(self) -> list[Part]: ...
 
@@ -62,7 +62,7 @@ class Histories(Protocol):
 
 
 def open_histories(path: Path, part_rows: int) -> Histories:
-    """Parquet if it begins like Parquet, else JSON lines. Raises ScoreError, in one sentence, if it is neither."""
+    """Opens Parquet, recognised by its first bytes, or else JSON lines. Raises ScoreError if it is neither."""
     try:
         with path.open("rb") as file:
             head = file.read(4)
@@ -83,7 +83,7 @@ class ParquetHistories:
     def __init__(self, path: Path, part_rows: int) -> None:
         self.part_rows = part_rows
         try:
-            # Buffered, and not read ahead: a row group of a million rows would otherwise be held whole.
+            # Buffered and not read ahead: a whole row group, a million rows, would be in memory otherwise.
             self.file = pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
         except (pa.ArrowException, OSError) as error:
             raise ScoreError(f"{path} is damaged ({str(error).splitlines()[0]}); write it again.") from error
@@ -96,7 +96,7 @@ class ParquetHistories:
             raise ScoreError(f"{path}: history must hold lists of item ids, not {history}.")
         if not _is_id(schema.field("user_id").type):
             raise ScoreError(f"{path}: user_id must hold strings, not {schema.field('user_id').type}.")
-        self.cursor = (-1, 0)  # row group, rows of it that `batches` has given
+        self.cursor = (-1, 0)  # row group, rows of it that `batches` has yielded
         self.batches: Iterator[pa.RecordBatch] = iter(())
 
     def parts(self) -> list[Part]:
@@ -114,12 +114,12 @@ class ParquetHistories:
         group, done = self.cursor
         if group != part.group or done > part.offset:
             self.batches, done = self.file.iter_batches(self.part_rows, [part.group], COLUMNS), 0
-        for batch in self.batches:  # those before the part were scored by an earlier run, or by others
+        for batch in self.batches:  # skips parts that an earlier run or another worker has scored
             done += len(batch)
             if done > part.offset:
                 break
         self.cursor = (part.group, done)
-        assert done == part.offset + part.rows, "Parquet came in other batches than asked for"
+        assert done == part.offset + part.rows, "Parquet was read in batches of another size"
         users = batch.column("user_id").cast(pa.string()).to_pylist()
         histories = batch.column("history").cast(pa.list_(pa.string())).to_pylist()
         return [
@@ -129,13 +129,13 @@ class ParquetHistories:
 
 
 class JsonHistories:
-    """A row per line that is not blank; rows are numbered by line."""
+    """One row per line that is not blank; rows are numbered by line."""
 
     def __init__(self, path: Path, part_rows: int) -> None:
         self.path, self.part_rows = path, part_rows
 
     def parts(self) -> list[Part]:
-        """Lines are counted, blank ones too: a part's first row is its first line."""
+        """Here `first_row` counts all lines and `rows` only those that are not blank."""
         found: list[Part] = []
         with self.path.open("rb") as file:
             line, offset = 0, 0
@@ -171,13 +171,13 @@ def _parsed(row: int, text: bytes) -> User | Reject:
 
 
 def _checked(row: int, user: Any, history: Any) -> User | Reject:
-    """Ids are strings, whatever they look like: a number is taken as it is written."""
+    """Ids are strings, whatever they look like: numbers are converted."""
     if not _is_name(user):
-        return Reject(row, None, "user_id is missing or no string")
+        return Reject(row, None, "user_id is missing or not a string")
     if not isinstance(history, list):
-        return Reject(row, str(user), "history is missing or no list of item ids")
+        return Reject(row, str(user), "history is missing or not a list of item ids")
     if not all(_is_name(item) for item in history):
-        return Reject(row, str(user), "history holds something that is no item id")
+        return Reject(row, str(user), "history contains something that is not an item id")
     return User(row, str(user), [str(item) for item in history])
 
 

@@ -36,7 +36,7 @@ def test_a_full_disk_under_the_scores_keeps_the_parts_that_were_written(bundle, 
     written = left.stdout.splitlines()
     assert 0 < len(written) < 12 and all(name.endswith(".parquet") for name in written)  # no half a file
     assert again.returncode == 0, again.stderr
-    assert f"{50 * len(written)} of 600 users are scored already" in again.stderr
+    assert f"{50 * len(written)} of 600 users are already scored" in again.stderr
     assert who.stdout.split() == users  # nobody lost, nobody doubled
 
 

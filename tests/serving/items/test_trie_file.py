@@ -73,21 +73,21 @@ def test_refuses_what_does_not_fit(tmp_path: Path, name: str, wrong):
     if wrong is not None:
         stored[name] = wrong(array)
     save_file(stored, path, {"format": FORMAT})
-    with pytest.raises(BundleError, match="is not a whole trie"):
+    with pytest.raises(BundleError, match="is not a complete trie"):
         read_trie(path)
 
 
 def test_refuses_what_is_no_trie(tmp_path: Path):
     path = tmp_path / "trie.safetensors"
-    with pytest.raises(BundleError, match="is not a whole trie"):
+    with pytest.raises(BundleError, match="is not a complete trie"):
         read_trie(path)
     path.write_bytes(b"rubbish")
-    with pytest.raises(BundleError, match="is not a whole trie"):
+    with pytest.raises(BundleError, match="is not a complete trie"):
         read_trie(path)
     save_file({"item": torch.zeros(3)}, path)
     with pytest.raises(BundleError, match="its format is not"):
         read_trie(path)
     write_trie(path, small())
     path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(BundleError, match="is not a whole trie"):
+    with pytest.raises(BundleError, match="is not a complete trie"):
         read_trie(path)

@@ -1,4 +1,4 @@
-"""Offline scoring: the engine's own answers, every user once whatever happens on the way, bad rows set aside."""
+"""Offline scoring: the service's own answers, every user exactly once whatever happens, bad rows rejected."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from serving.bundle import Bundle
 from serving.engine import Engine
 from serving.errors import FolderInUse, ScoreError, StorageError
 from serving.files import locked_folder
-from serving.offline import score as score_module
 from serving.offline.input import open_histories
-from serving.offline.score import Scorer, Task, run_here, score
+from serving.offline.score import run_here, score
+from serving.offline.scorer import SCHEMA, Scorer, Task
 from serving.types import Answer, Request, Rules
 from tests.answers import assert_same_answer
 from tests.builders import tiny_bundle
@@ -99,7 +99,7 @@ def test_answers_are_the_engines_in_the_order_of_the_histories(bundle, tmp_path,
     assert (summary.users, summary.rejected) == (90, 0)
     assert 0 < summary.popular == sum(row["source"] == "popularity" for row in found) < 90
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([source.name, "out.parquet"])
-    assert pq.read_schema(task.out).equals(score_module.SCHEMA)
+    assert pq.read_schema(task.out).equals(SCHEMA)
 
 
 def test_parts_do_not_depend_on_row_groups_and_can_be_read_in_any_order(tmp_path):
@@ -117,10 +117,10 @@ def test_parts_do_not_depend_on_row_groups_and_can_be_read_in_any_order(tmp_path
 
 
 class Killed(BaseException):
-    """Stands for kill -9 at a moment of our choice: nothing may run after it that a killed process would not."""
+    """Stands for kill -9 at a chosen moment: no `except Exception` catches it."""
 
 
-def test_a_run_that_dies_at_each_of_its_moments_ends_with_every_user_once(bundle, tmp_path, monkeypatch):
+def test_a_run_killed_at_any_moment_resumes_with_every_user_exactly_once(bundle, tmp_path, monkeypatch):
     source = write_json(tmp_path / "h.jsonl", some_histories(30))
     with source.open("a") as file:
         file.write("{broken\n")
@@ -130,7 +130,7 @@ def test_a_run_that_dies_at_each_of_its_moments_ends_with_every_user_once(bundle
     replace_file = files.os.replace
 
     def attempt(task: Task, die_at: int) -> None:
-        """Runs until the die_at-th moment: before and after each file appears, and after each batch."""
+        """Dies at the die_at-th moment; these are before and after each file appears, and after each batch."""
         moments = 0
 
         def live() -> None:
@@ -169,7 +169,7 @@ def test_a_run_that_dies_at_each_of_its_moments_ends_with_every_user_once(bundle
     assert deaths > 15
 
 
-def test_kill_9_loses_and_doubles_nobody(bundle, tmp_path):
+def test_after_kill_9_no_user_is_lost_or_scored_twice(bundle, tmp_path):
     users = 2000
     source = write_parquet(tmp_path / "h.parquet", some_histories(users))
     arguments = [sys.executable, "-m", "serving", "score", "--bundle", str(bundle), "--histories", str(source),
@@ -188,30 +188,30 @@ def test_kill_9_loses_and_doubles_nobody(bundle, tmp_path):
     assert 10 <= len(before) < 20
     last = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert last.returncode == 0, last.stderr
-    assert f"{100 * len(before):,} of 2,000 users are scored already" in last.stderr and "left" in last.stderr
+    assert f"{100 * len(before):,} of 2,000 users are already scored" in last.stderr and "left" in last.stderr
     assert [row["user_id"] for row in rows_of(tmp_path / "out.parquet")] == [f"u{n}" for n in range(users)]
 
 
-def test_parts_that_are_there_are_not_scored_again(bundle, tmp_path):
+def test_finished_parts_are_not_scored_again(bundle, tmp_path):
     source = write_parquet(tmp_path / "h.parquet", some_histories(40))
     task = Task(bundle, source, tmp_path / "out.parquet", k=3, beam=4, part_users=10)
-    asked: list[list[int]] = []
+    scored: list[list[int]] = []
 
     def run(task: Task, bundle: Bundle, parts: Any, stop: int) -> Iterator[int]:
-        asked.append([part.number for part in parts])
+        scored.append([part.number for part in parts])
         yield from run_here(task, bundle, parts[:stop])
         if stop < 4:
             raise Killed
 
     with pytest.raises(Killed):
         score(task, lambda *a: run(*a, stop=2))
-    task.part_file(0).write_bytes(task.part_file(0).read_bytes()[:-1])  # a fault of the disk
+    task.part_file(0).write_bytes(task.part_file(0).read_bytes()[:-1])  # as after a disk error
     score(task, lambda *a: run(*a, stop=4))
-    assert asked == [[0, 1, 2, 3], [0, 2, 3]]
+    assert scored == [[0, 1, 2, 3], [0, 2, 3]]
     assert len(rows_of(task.out)) == 40
 
 
-def test_bad_rows_are_set_aside_with_row_user_and_reason(bundle, tmp_path):
+def test_bad_rows_are_rejected_with_row_user_and_reason(bundle, tmp_path):
     lines = [
         '{"user_id": "a", "history": ["i1"]}',
         '{"user_id": "b", "history": ',
@@ -232,13 +232,14 @@ def test_bad_rows_are_set_aside_with_row_user_and_reason(bundle, tmp_path):
     users = [(r["row"], r["user_id"]) for r in rejects]
     assert users == [(2, None), (4, "c"), (5, None), (6, "d"), (7, None), (9, None)]
     reasons = [r["reason"] for r in rejects]
-    assert "not JSON" in reasons[0] and "history" in reasons[1] and "user_id" in reasons[2] and "no item" in reasons[3]
+    words = ("not JSON", "history", "user_id", "not an item id")
+    assert all(word in reason for word, reason in zip(words, reasons, strict=False))
     (tmp_path / "h.jsonl").write_text(lines[0])
     score(task)
-    assert not task.rejects_file.exists()  # the rejects of an earlier night are not ours
+    assert not task.rejects_file.exists()  # those were the rejects of an earlier run
 
 
-def test_a_null_in_parquet_is_set_aside(bundle, tmp_path):
+def test_nulls_in_parquet_are_rejected(bundle, tmp_path):
     data = {"user_id": ["a", "b", None, "d"], "history": [["i1"], None, ["i1"], ["i2", None]]}
     task = Task(bundle, write_parquet(tmp_path / "h.parquet", data), tmp_path / "out.parquet", k=3, beam=4)
     assert score(task).rejected == 3
@@ -246,7 +247,7 @@ def test_a_null_in_parquet_is_set_aside(bundle, tmp_path):
     assert [json.loads(line)["row"] for line in task.rejects_file.read_text().splitlines()] == [2, 3, 4]
 
 
-def test_numbers_are_ids_too(bundle, tmp_path):
+def test_numbers_are_converted_to_ids(bundle, tmp_path):
     data = {"user_id": [11, 12], "history": [[1, 2], [3]]}
     task = Task(bundle, write_parquet(tmp_path / "h.parquet", data), tmp_path / "out.parquet", k=3, beam=4)
     score(task)
@@ -254,7 +255,7 @@ def test_numbers_are_ids_too(bundle, tmp_path):
 
 
 class Poisoned(Engine):
-    """Fails whenever item 13 is in a history, as a fault in the search would that one history brings out."""
+    """Fails whenever item 13 is in a history, like a bug in the search that one history triggers."""
 
     def search(self, requests: Any, states: Any) -> list[Answer]:
         if any(13 in request.history for request in requests):
@@ -262,7 +263,7 @@ class Poisoned(Engine):
         return super().search(requests, states)
 
 
-def test_a_row_on_which_the_engine_fails_is_set_aside_and_its_batch_answered(bundle, tmp_path):
+def test_a_row_on_which_the_engine_fails_is_rejected_and_the_rest_of_its_batch_answered(bundle, tmp_path):
     data = {"user_id": list("abcdef"), "history": [["i1"], ["i2"], ["i13"], ["i3", "i13"], ["i4"], ["i5"]]}
     task = Task(bundle, write_parquet(tmp_path / "h.parquet", data), tmp_path / "out.parquet", k=3, beam=4)
     engine = Poisoned(Bundle.load(bundle))
@@ -283,7 +284,7 @@ def test_an_engine_that_fails_on_every_row_stops_the_run(bundle, tmp_path):
 
 
 class Instant(Engine):
-    """Costs and holds nothing, so that what is measured is the scoring around it."""
+    """Takes no time and no memory, so that the scoring around it is measured."""
 
     def encode(self, histories: Any) -> list:
         return [None] * len(histories)
@@ -299,7 +300,7 @@ def test_memory_does_not_grow_with_the_number_of_users(bundle, tmp_path, kind):
 
     def run(task, _, parts):
         for part in parts:
-            gc.collect()  # Python keeps thousands of freed tuples for reuse; they are no growth
+            gc.collect()  # Python keeps thousands of freed tuples for reuse, which is not growth
             yield from Scorer(task, engine).score(part)
 
     for users in (2_000, 20_000):
@@ -315,7 +316,7 @@ def test_memory_does_not_grow_with_the_number_of_users(bundle, tmp_path, kind):
 
 
 @pytest.mark.parametrize("full", ["part-000001.parquet", "part-000001.rejects.jsonl"])
-def test_a_full_disk_stops_with_one_sentence_and_what_was_written_stays(bundle, tmp_path, full):
+def test_a_full_disk_stops_the_run_with_one_sentence_and_keeps_finished_parts(bundle, tmp_path, full):
     source = write_json(tmp_path / "h.jsonl", some_histories(30))
     source.write_text(source.read_text().replace('{"user_id": "u15"', '{"uses_id": "u15"'))
     task = Task(bundle, source, tmp_path / "out.parquet", k=3, beam=4, part_users=10)
@@ -331,10 +332,10 @@ def test_a_full_disk_stops_with_one_sentence_and_what_was_written_stays(bundle, 
     with pytest.raises(StorageError, match="is full; free some space"):
         score(task)
     assert task.part_file(0).read_bytes() == done and not task.part_file(1).exists()
-    assert score(task).users == 29  # the obstacle went with the half written file
+    assert score(task).users == 29  # the link was removed with the unfinished file
 
 
-def test_parts_of_another_run_are_not_mixed_in(bundle, tmp_path):
+def test_parts_of_another_run_are_never_mixed_in(bundle, tmp_path):
     source = write_parquet(tmp_path / "h.parquet", some_histories(20))
     task = Task(bundle, source, tmp_path / "out.parquet", k=3, beam=4, part_users=10)
 
@@ -365,7 +366,7 @@ def test_parts_of_another_run_are_not_mixed_in(bundle, tmp_path):
         (None, "cannot be read"),
     ],
 )
-def test_a_file_that_does_not_fit_ends_in_one_sentence(bundle, tmp_path, capsys, content, words):
+def test_a_file_that_is_not_histories_ends_in_one_sentence(bundle, tmp_path, capsys, content, words):
     path = tmp_path / "h"
     if isinstance(content, bytes):
         path.write_bytes(content)
@@ -377,7 +378,7 @@ def test_a_file_that_does_not_fit_ends_in_one_sentence(bundle, tmp_path, capsys,
     assert not (tmp_path / "out.parts").exists()
 
 
-def test_options_that_do_not_fit_end_in_one_sentence(bundle, tmp_path, capsys):
+def test_bad_options_end_in_one_sentence(bundle, tmp_path, capsys):
     source = write_parquet(tmp_path / "h.parquet", some_histories(3))
     command = ["score", "--bundle", str(bundle), "--histories", str(source), "--out", str(tmp_path / "out")]
     for options, words in ((["--k", "60"], "--k"), (["--steps", "9"], "0..4"), (["--batch", "0"], "--batch")):
@@ -390,14 +391,14 @@ def test_options_that_do_not_fit_end_in_one_sentence(bundle, tmp_path, capsys):
     assert {row["user_id"] for row in rows_of(tmp_path / "out")} == {"u0", "u1", "u2"}
 
 
-def test_an_empty_file_gives_an_empty_answer(bundle, tmp_path):
+def test_an_empty_file_gives_an_empty_result(bundle, tmp_path):
     (tmp_path / "h.jsonl").write_text("")
     task = Task(bundle, tmp_path / "h.jsonl", tmp_path / "out.parquet", k=3, beam=4)
     assert score(task).users == 0
-    assert pq.read_table(task.out).equals(score_module.SCHEMA.empty_table())
+    assert pq.read_table(task.out).equals(SCHEMA.empty_table())
 
 
-def test_ray_actors_score_the_same_and_go_on_where_a_run_stopped(bundle, tmp_path):
+def test_ray_actors_score_the_same_and_resume_a_run(bundle, tmp_path):
     ray = require_module("ray", "scoring with --engine ray is")
     from serving.offline.ray import run_on_ray
 
@@ -431,10 +432,10 @@ def test_ray_actors_score_the_same_and_go_on_where_a_run_stopped(bundle, tmp_pat
         assert task.rejects_file.read_text() == here.rejects_file.read_text()
 
         def blocked(task: Task, _: Bundle, parts: Any) -> Iterator[int]:
-            task.part_file(1).mkdir()  # no file can take a folder's place
+            task.part_file(1).mkdir()  # a file cannot replace a folder
             return run_on_ray(task, parts, workers=1)
 
-        with pytest.raises(ScoreError, match="part-000001.parquet cannot be written"):  # what an actor met
+        with pytest.raises(ScoreError, match="part-000001.parquet cannot be written"):  # as the actor reports
             score(replace(task, out=tmp_path / "blocked.parquet"), blocked)
     finally:
         ray.shutdown()

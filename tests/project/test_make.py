@@ -85,9 +85,12 @@ def test_ci_runs_the_tests() -> None:
     assert subprocess.run(["bash", "-n", str(script)]).returncode == 0
 
 
+@pytest.mark.parametrize(("variables", "suite"), [({}, "test"), ({"COVERAGE": "1"}, "coverage")])
 @pytest.mark.parametrize("installs", [True, False])
 @pytest.mark.parametrize("user", ["0", "1000"])
-def test_ci_installs_missing_programs_and_continues_where_it_cannot(tmp_path: Path, installs: bool, user: str) -> None:
+def test_ci_installs_missing_programs_and_continues_where_it_cannot(
+    tmp_path: Path, installs: bool, user: str, variables: dict[str, str], suite: str
+) -> None:
     """The PATH holds stand-ins for apt-get, make and id, and nothing else that the script calls."""
     calls = tmp_path / "calls"
     calls.touch()
@@ -101,10 +104,10 @@ def test_ci_installs_missing_programs_and_continues_where_it_cannot(tmp_path: Pa
         (tmp_path / name).chmod(0o755)
     (tmp_path / "dirname").symlink_to(str(shutil.which("dirname")))
     script = [str(shutil.which("bash")), str(ROOT / ".ci" / "run")]
-    done = subprocess.run(script, env={"PATH": str(tmp_path)}, capture_output=True, text=True)
+    done = subprocess.run(script, env={"PATH": str(tmp_path), **variables}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     asked = ["apt-get update", *(["apt-get install"] if installs else [])] if user == "0" else []
-    assert calls.read_text().splitlines() == [*asked, "make lint", "make test"]
+    assert calls.read_text().splitlines() == [*asked, "make lint", f"make {suite}"]
     assert ("could not install chromium prometheus" in done.stderr) == (user == "0" and not installs)
 
 

@@ -60,13 +60,13 @@ def serve(settings: Settings) -> int:
     with listening:
         if settings.workers > 1:
             return supervise(settings, listening)
-        from app.server import serve  # imports torch, which the supervisor of several workers does without
+        from app import server  # imports torch, which the supervisor of several workers does without
 
-        return serve(settings, listening)
+        return server.serve(settings, listening)
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """The socket that connections are accepted from. Raises OSError where the address cannot be had."""
+    """The socket to accept connections from. Raises OSError if the address is not available."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     return socket.create_server((host, port), family=family, backlog=2048)
 

@@ -17,14 +17,14 @@ T = TypeVar("T")
 DISCONNECT_GRACE_S = 0.25  # most requests are answered by then; watching from the start would cost a tenth of HTTP
 
 
-async def get_service(request: Request) -> Service:  # async: FastAPI sends plain functions to a thread
+async def get_service(request: Request) -> Service:  # async: FastAPI runs plain functions in a thread
     service: Service = request.app.state.service
     return service
 
 
 class Anything(Convertor[str]):
     """The rest of a path, slashes and line breaks included. Starlette's `path` stops before a trailing line break, and
-    would so mistake one user for another."""
+    would then mistake one user for another."""
 
     regex = "(?s:.*)"
 

@@ -41,7 +41,7 @@ class LoadShedder:
         error = self._refusal(scope)
         if error is None or not self._is_simple(scope):
             return await self.app(scope, receive, send)
-        while (await receive()).get("more_body"):  # closing on an unread body would reset the connection
+        while (await receive()).get("more_body"):  # an unread body can reset the connection
             pass
         wait = max(1, math.ceil(error.retry_after))
         response, reason = _rendered(type(error), str(error), wait)  # type: ignore[arg-type]  # a class is hashable

@@ -35,7 +35,7 @@ class Settings(BaseSettings):
         default=1,
         ge=1,
         le=256,
-        description="worker processes behind the port; without Redis, more than one keeps no user data",
+        description="number of worker processes; without Redis, several keep no user data",
     )
     threads: int = Field(default=1, ge=1, description="threads for the engine's computations")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
@@ -171,7 +171,7 @@ def variable(name: str) -> str:
 
 
 def unknown_variables(environment: Iterable[str] = os.environ) -> list[str]:
-    """STREAMREC_ variables that are no setting: most likely misspelt."""
+    """STREAMREC_ variables that are not settings: most likely misspelt."""
     known = {variable(name) for name in Settings.model_fields}
     links = ("_SERVICE_HOST", "_SERVICE_PORT", "_TCP", "_ADDR", "_PROTO")
     return sorted(

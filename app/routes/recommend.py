@@ -14,7 +14,8 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.datastructures import QueryParams
-from starlette.routing import Route
+from starlette.routing import Match, Route
+from starlette.types import Scope
 
 from app import answers, errors
 from app.deps import ServiceDep, while_connected
@@ -70,17 +71,22 @@ async def recommend(request: Request, body: RecommendRequest, steps: StepsDep, s
 async def recommend_directly(request: Request) -> Response:
     """Answers every POST /recommend, and calls the route above, which documents it in OpenAPI. FastAPI's validation and
     dependencies cost more than everything else in HTTP."""
-    request.scope["route"] = ROUTE  # the label in the metrics
     service: Service = request.app.state.service
     await require_key(request)
-    body = (
-        await request.body()
-    )  # read even if the request is refused: closing on an unread body would reset the connection
+    body = await request.body()  # even of a request that is refused: an unread body can reset the connection
     service.admission.decide()  # before parsing: under a flood, refusals are most of the work
     return await recommend(request, _parsed(request, body), _steps_in(request.scope["query_string"]), service)
 
 
-ROUTE = Route("/recommend", recommend_directly, methods=["POST"], include_in_schema=False)
+class _NamedRoute(Route):
+    """Puts itself into the scope as FastAPI's routes do: it is the label in metrics, log lines and traces."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        match, child_scope = super().matches(scope)
+        return match, {**child_scope, "route": self}
+
+
+ROUTE = _NamedRoute("/recommend", recommend_directly, methods=["POST"], include_in_schema=False)
 
 
 @lru_cache(64)  # there are few different queries

@@ -62,6 +62,7 @@ def test_the_metrics_have_the_promised_names_and_no_ids(client: TestClient) -> N
     client.get("/users/secret-user")
     client.get("/items/i7")
     client.get("/secret-path")
+    client.get("/recommend")
     text = client.get("/metrics").text
     families = {family.name: family for family in text_string_to_metric_families(text)}
     for name in (
@@ -73,6 +74,7 @@ def test_the_metrics_have_the_promised_names_and_no_ids(client: TestClient) -> N
     labels = {(s.labels["route"], s.labels["status"]) for s in families["streamrec_request_seconds"].samples}
     assert {
         ("/recommend", "200"),
+        ("/recommend", "405"),
         ("/users/{user_id}", "200"),
         ("/items/{item_id}", "200"),
         ("unmatched", "404"),

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from app import lifecycle
 from app.main import create_app
 from app.settings import Settings
 from serving.engine import Engine
@@ -56,6 +57,14 @@ class ShapedEngine:
 
     def warm_up(self) -> None:
         pass
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_start() -> Iterator[None]:
+    """One run of each shape is measured at a start instead of several: nearly every test starts a service."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(lifecycle, "CALIBRATION_RUNS", 1)
+        yield
 
 
 @pytest.fixture(scope="session")

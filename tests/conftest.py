@@ -106,7 +106,11 @@ class SlowRoad:
         with contextlib.suppress(OSError):  # closed
             while True:
                 client, _ = self._listening.accept()
-                redis = socket.create_connection(("127.0.0.1", self._server.port))
+                try:
+                    redis = socket.create_connection(("127.0.0.1", self._server.port))
+                except OSError:  # the server is gone, and so is the way to it
+                    client.close()
+                    continue
                 self._start(self._carry, client, redis, True)
                 self._start(self._carry, redis, client, False)
 

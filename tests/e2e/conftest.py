@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,8 +17,15 @@ import httpx
 import pytest
 
 from tests.builders import tiny_bundle
+from tests.waiting import DEADLINE
 
-START = 40.0  # seconds a start may take on a busy machine
+# With these and the slow bundle a few calls keep the queue full for seconds, on any machine, and none of them is late.
+LONG_QUEUE = {
+    "STREAMREC_MAX_QUEUE_MS": "600000",
+    "STREAMREC_DEFAULT_TIMEOUT_MS": "600000",
+    "STREAMREC_DRAIN_TIMEOUT_S": "600",
+    "STREAMREC_MAX_BATCH": "2",
+}
 
 
 class ServiceProcess:
@@ -37,22 +43,28 @@ class ServiceProcess:
                 text=True,
                 env=clean | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"} | variables,
             )
-        self._lines: queue.Queue[str] = queue.Queue()
+        self._lines: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self._lines.put(line)
+        self._lines.put(None)  # it has ended
 
     def wait_until_ready(self) -> ServiceProcess:
-        try:
-            self.announced = [self._lines.get(timeout=START) for _ in range(2)]
-        except queue.Empty:
-            raise AssertionError(f"not ready: {self.errors.read_text()}") from None
+        self.announced = [self._next_line(), self._next_line()]
         self.address = next(word.rstrip("/") for word in self.announced[0].split() if word.startswith("http"))
-        self.http = httpx.Client(base_url=self.address, timeout=30)
+        self.http = httpx.Client(base_url=self.address, timeout=DEADLINE)
         return self
+
+    def _next_line(self) -> str:
+        try:
+            line = self._lines.get(timeout=DEADLINE)
+        except queue.Empty:
+            line = None
+        assert line is not None, f"not ready: {self.errors.read_text()}"
+        return line
 
     def recommend(self, steps: object = 2, **body: Any) -> dict[str, Any]:
         response = self.http.post("/recommend", params={"reasoning_steps": str(steps)}, json=body)
@@ -66,7 +78,7 @@ class ServiceProcess:
     def stop(self) -> int:
         """SIGTERM, and the exit status."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout=30)
+        return self.process.wait(DEADLINE)
 
     def close(self) -> None:
         if self.process.poll() is None:
@@ -82,6 +94,11 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
 
 
+@pytest.fixture(scope="session")
+def slow_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_bundle(tmp_path_factory.mktemp("bundles") / "slow", 2000, sizes=(16, 16, 16), width=1024)
+
+
 @pytest.fixture(scope="module")
 def start_service(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartService]:
     """Starts a service with options and STREAMREC_ variables; all are gone at the module's end."""
@@ -95,11 +112,3 @@ def start_service(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
             return service.wait_until_ready() if wait else service
 
         yield start
-
-
-def eventually(check: Callable[[], bool], seconds: float = 10.0) -> None:
-    """Waits until `check` holds."""
-    deadline = time.monotonic() + seconds
-    while not check():
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.02)

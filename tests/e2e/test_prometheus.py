@@ -6,7 +6,6 @@ import json
 import math
 import re
 import subprocess
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -18,13 +17,15 @@ import pytest
 import yaml
 
 from tests.conftest import RedisServer, free_port
-from tests.e2e.conftest import ServiceProcess, StartService, eventually
+from tests.e2e.conftest import ServiceProcess, StartService
 from tests.tools import require_program
+from tests.waiting import DEADLINE, eventually
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "helm" / "streamrec"
 LABELS = {"namespace": "shop", "service": "shop-streamrec", "pod": "shop-streamrec-0"}
-VARIABLES = {"$namespace": "shop", "$service": "shop-streamrec", "$__rate_interval": "1m"}
+# Grafana's interval follows from the time that is shown: here it holds all of the traffic, however long that takes.
+VARIABLES = {"$namespace": "shop", "$service": "shop-streamrec", "$__rate_interval": "10m"}
 
 
 class Prometheus:
@@ -46,7 +47,7 @@ class Prometheus:
             self.process = subprocess.Popen(
                 [program, *options, f"--web.listen-address=127.0.0.1:{port}"], stdout=log, stderr=log
             )
-        self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}/api/v1", timeout=30)
+        self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}/api/v1", timeout=DEADLINE)
         self.moment = 0.0
 
     def ask(self, route: str, **parameters: str) -> Any:
@@ -66,6 +67,9 @@ class Prometheus:
         found = self.ask("/query", query=expression, **parameters)
         values = [float(one["value"][1]) for one in (found or {}).get("result", [])]
         return [value for value in values if not math.isnan(value)]
+
+    def scrapes(self) -> float:
+        return sum(self.query_now("count_over_time(up[1h])"))
 
     def close(self) -> None:
         self.process.kill()
@@ -105,12 +109,12 @@ def scraped(start_service: StartService, tmp_path_factory: pytest.TempPathFactor
         stack.callback(prometheus.close)
         # Its first scrape comes some five seconds after its start, and a counter has no rate before its second.
         make_everything_happen(service)
-        eventually(lambda: bool(prometheus.query_now("up == 1")), seconds=30)
+        eventually(lambda: prometheus.query_now("up == 1"))
         for _ in range(2):
             make_everything_happen(service)
-            time.sleep(2)
-        prometheus.moment = time.time()
-        time.sleep(1)  # for what was scraped until then to be there
+            before = prometheus.scrapes()
+            eventually(lambda before=before: prometheus.scrapes() > before + 1)  # one of them began after the traffic
+        (prometheus.moment,) = prometheus.query_now("timestamp(up)")
         yield prometheus
 
 

@@ -20,7 +20,8 @@ import pytest
 
 from tests.answers import assert_same_answers
 from tests.conftest import RedisServer
-from tests.e2e.conftest import ServiceProcess, StartService, eventually
+from tests.e2e.conftest import LONG_QUEUE, ServiceProcess, StartService
+from tests.waiting import DEADLINE, eventually
 
 HISTORY = ["i1", "i2", "i3"]
 
@@ -40,14 +41,14 @@ def each_on_its_own_connection(service: ServiceProcess, path: str, count: int) -
     """The kernel spreads connections, not requests, over the workers."""
     answers = []
     for _ in range(count):
-        with httpx.Client(base_url=service.address, timeout=30) as client:
+        with httpx.Client(base_url=service.address, timeout=DEADLINE) as client:
             answers.append(client.get(path))
     return answers
 
 
 @pytest.fixture(scope="module")
-def service(start_service: StartService) -> ServiceProcess:
-    return start_service("--workers", "2")
+def service(start_service: StartService, slow_bundle: Path) -> ServiceProcess:
+    return start_service("--workers", "2", of=slow_bundle, variables=LONG_QUEUE)
 
 
 def test_requests_are_shared_out_and_metrics_show_the_sum(service: ServiceProcess) -> None:
@@ -55,7 +56,7 @@ def test_requests_are_shared_out_and_metrics_show_the_sum(service: ServiceProces
     worked = [cpu_ticks(pid) for pid in workers(service)]
 
     def ask(body: dict[str, Any]) -> list[dict[str, Any]]:
-        with httpx.Client(base_url=service.address, timeout=30) as client:
+        with httpx.Client(base_url=service.address, timeout=DEADLINE) as client:
             response = client.post("/recommend", params={"reasoning_steps": "2"}, json=body)
             assert response.status_code == 200, response.text
             return response.json()["items"]
@@ -90,43 +91,43 @@ def test_without_redis_nothing_is_kept_of_users(service: ServiceProcess) -> None
 
 def test_a_worker_that_dies_is_replaced_and_its_counts_stay(service: ServiceProcess) -> None:
     for i in range(10):
-        with httpx.Client(base_url=service.address, timeout=30) as client:
+        with httpx.Client(base_url=service.address, timeout=DEADLINE) as client:
             client.post("/recommend", json={"history": [f"i{i}"]}).raise_for_status()
     counted = service.metric("streamrec_batch_size_sum")
     first = workers(service)
     service.http.close()
     os.kill(first[0], signal.SIGKILL)
-    eventually(lambda: len(workers(service)) == 2 and workers(service) != first, 20)
+    eventually(lambda: len(workers(service)) == 2 and workers(service) != first)
     # The one that is left answers all the while; the new one takes requests only when it can.
     for _ in range(20):
         (ready,) = each_on_its_own_connection(service, "/readyz", 1)
         assert ready.status_code == 200
-        with httpx.Client(base_url=service.address, timeout=30) as client:
+        with httpx.Client(base_url=service.address, timeout=DEADLINE) as client:
             client.post("/recommend", json={"history": HISTORY}).raise_for_status()
         time.sleep(0.05)
-    service.http = httpx.Client(base_url=service.address, timeout=30)
+    service.http = httpx.Client(base_url=service.address, timeout=DEADLINE)
     assert service.metric("streamrec_batch_size_sum") == counted + 20
 
 
 def test_sigterm_lets_every_worker_finish_and_exits_with_0(service: ServiceProcess) -> None:
-    requests = [{"history": [f"i{i}"], "beam_width": 200, "k": 10} for i in range(60)]
+    requests = [{"history": [f"i{i}"], "beam_width": 200, "k": 10} for i in range(64)]
     answers: list[httpx.Response] = []
 
     def ask() -> None:
-        with httpx.Client(base_url=service.address, timeout=60) as client:
+        with httpx.Client(base_url=service.address, timeout=DEADLINE) as client:
             answers.append(client.post("/recommend/batch?reasoning_steps=4", json={"requests": requests}))
 
     asking = [threading.Thread(target=ask) for _ in range(4)]
     for thread in asking:
         thread.start()
-    eventually(lambda: service.metric("streamrec_queue_depth") > 30)
+    eventually(lambda: service.metric("streamrec_queue_depth") > 128)
     service.process.terminate()
     for thread in asking:
-        thread.join(60)
+        thread.join(DEADLINE)
     assert [answer.status_code for answer in answers] == [200] * 4
     for answer in answers:
         assert {result.get("status", 200) for result in answer.json()["results"]} <= {200, 503}
-    assert service.process.wait(30) == 0
+    assert service.process.wait(DEADLINE) == 0
 
 
 def test_with_redis_whichever_worker_answers_knows_the_user(start_service: StartService) -> None:
@@ -138,7 +139,7 @@ def test_with_redis_whichever_worker_answers_knows_the_user(start_service: Start
         assert [response.json()["items"] for response in found] == [HISTORY] * 10
         orphans = workers(service)
         service.process.kill()  # a supervisor that is killed leaves no worker behind
-        eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in orphans), 20)
+        eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in orphans))
     finally:
         redis.close()
 
@@ -148,5 +149,5 @@ def test_a_broken_bundle_stops_all_workers(start_service: StartService, bundle: 
     shutil.copytree(bundle, broken)
     (broken / "heads.safetensors").unlink()
     service = start_service("--workers", "2", of=broken, wait=False)
-    assert service.process.wait(60) == 1
+    assert service.process.wait(DEADLINE) == 1
     assert "heads.safetensors" in service.errors.read_text() and "Traceback" not in service.errors.read_text()

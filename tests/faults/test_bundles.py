@@ -12,6 +12,7 @@ from serving.bundle import Bundle
 from serving.errors import BundleError
 from serving.manifest import sealed
 from tests.e2e.conftest import StartService
+from tests.waiting import DEADLINE
 
 
 def refused(folder: Path) -> str:
@@ -51,6 +52,6 @@ def test_a_service_does_not_start_with_a_spoilt_bundle_or_a_newer_one(
     (newer / "bundle.json").write_text(sealed(manifest | {"format": manifest["format"] + 1}))
     for folder, words in ((spoilt, "heads.safetensors is damaged"), (newer, "update streamrec")):
         service = start_service(of=folder, wait=False)
-        assert service.process.wait(timeout=60) == 1
+        assert service.process.wait(DEADLINE) == 1
         said = [line for line in service.errors.read_text().splitlines() if not line.startswith("{")]
         assert len(said) == 1 and words in said[0]

@@ -10,8 +10,9 @@ from pathlib import Path
 import httpx
 
 from tests.conftest import RedisServer
-from tests.e2e.conftest import ServiceProcess, StartService, eventually
+from tests.e2e.conftest import ServiceProcess, StartService
 from tests.faults.conftest import HISTORY, load
+from tests.waiting import DEADLINE, eventually
 
 CLOCK = """
 import os, time
@@ -48,7 +49,9 @@ def test_a_killed_worker_costs_the_requests_it_held_and_no_acknowledged_event(
         number = 0
         while not stop.is_set():
             try:
-                answer = httpx.post(f"{service.address}/users/u{number}/events", json={"items": HISTORY}, timeout=30)
+                answer = httpx.post(
+                    f"{service.address}/users/u{number}/events", json={"items": HISTORY}, timeout=DEADLINE
+                )
             except httpx.HTTPError:
                 continue  # not acknowledged
             if answer.is_success:
@@ -58,16 +61,16 @@ def test_a_killed_worker_costs_the_requests_it_held_and_no_acknowledged_event(
     telling = threading.Thread(target=tell)
     with load(service) as running:
         telling.start()
-        eventually(lambda: len(acknowledged) > 5, seconds=30)
+        eventually(lambda: len(acknowledged) > 5)
         os.kill(workers(service)[0], signal.SIGKILL)
         running.more(40)
         stop.set()
-        telling.join(60)
+        telling.join(DEADLINE)
     assert running.unanswered == 0 and len(running.items) == 1
     # Each of the 4 clients may have had one request there; while the port is taken over it may knock in vain.
     assert set(running.failed) <= {"ConnectError", "ReadError", "RemoteProtocolError", "503"}
     assert running.failed.count("ReadError") + running.failed.count("RemoteProtocolError") <= 4
-    eventually(lambda: len(workers(service)) == 2, seconds=60)
+    eventually(lambda: len(workers(service)) == 2)
     for user in acknowledged:
         answer = service.http.get(f"/users/{user}")
         assert answer.status_code == 200, user

@@ -17,8 +17,9 @@ from serving.errors import BundleError
 from serving.items.catalogue import Catalogue
 from serving.items.histories import history_tokens
 from serving.types import BundleSettings
+from training.data.prepare import sample_users
 from training.data.read import Dataset
-from training.evaluate import measure, sample_users
+from training.evaluate import measure
 from training.int8_gate import int8_gate
 from training.metrics import ndcg, paired_bootstrap, target_ranks
 from training.workspace import Workspace
@@ -147,7 +148,7 @@ def catalogue(work: Workspace, data: Dataset) -> Catalogue:
     )
     return Catalogue(
         item_ids=data.items.item_ids,
-        tokens=work.item_tokens_here.astype(np.int32),
+        tokens=work.item_tokens_np.astype(np.int32),
         titles=data.items.titles,
         categories=data.items.categories,
         popularity=seen.astype(np.float64),

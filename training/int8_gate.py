@@ -14,7 +14,7 @@ import torch
 
 from serving.network.onnx import OnnxRuntime
 from serving.search.ranker import TOP
-from training.evaluate import sample_users
+from training.data.prepare import sample_users
 from training.metrics import ndcg, target_ranks
 from training.workspace import Workspace
 

@@ -24,8 +24,7 @@ from scipy import sparse
 from serving.items.nearest import nearest_items
 from serving.items.neighbours import Neighbours
 from training.config import RunConfig
-from training.data.prepare import Items, Split
-from training.evaluate import sample_users
+from training.data.prepare import Items, Split, sample_users
 from training.ids.embed import collaborative_embedding, embed_text, item_text
 from training.metrics import ndcg
 

@@ -36,9 +36,9 @@ from training.export import export
 from training.ids.embed import item_embedding
 from training.ids.semantic_ids import build_semantic_ids
 from training.neighbours import fit_neighbours
+from training.stages.distributed import SINGLE_PROCESS, Process, join_processes
 from training.stages.loop import Log, Outcome, run_stage
 from training.stages.pretrain import PretrainStep
-from training.stages.ranks import ALONE, Ranks, join_ranks
 from training.stages.rl import RlStep
 from training.stages.sft import SftStep
 from training.workspace import Workspace, make_workspace
@@ -68,27 +68,27 @@ def run(
     config = config.model_copy(update={"name": config.name or data_folder.resolve().name})
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     with ExitStack() as stack:
-        ranks = stack.enter_context(join_ranks(device))
-        with ranks.first_ahead():
-            if ranks.first:
+        process = stack.enter_context(join_processes(device))
+        with process.first_goes_ahead():
+            if process.is_first:
                 stack.enter_context(locked_folder(folder))
             data = read_data(data_folder)  # before the folder is claimed, so that bad data leave no trace
             split = split_by(data, config.split)
-            if ranks.first:
+            if process.is_first:
                 _same_run(folder, {"data": fingerprint(data_folder), "config": config.to_json()})
                 print(describe(data, split))
                 _write_json(folder / "statistics.json", statistics(data))
             if until == "prepare":
                 return
-            work = tokenize(data, split, data_folder, folder, config, ranks.device)
+            work = tokenize(data, split, data_folder, folder, config, process.device)
         if until == "tokenize":
             return
         outcomes = {}
-        with closing(Log(folder, silent=not ranks.first)) as log:
+        with closing(Log(folder, silent=not process.is_first)) as log:
             for stage in STAGES[STAGES.index("pretrain") : STAGES.index(until) + 1]:
                 if stage in TRAINED:
-                    outcomes[stage] = train_stage(stage, work, folder, log, ranks)
-        if until == "export" and ranks.first:
+                    outcomes[stage] = train_stage(stage, work, folder, log, process)
+        if until == "export" and process.is_first:
             summary = {
                 stage: {"seconds": round(o.seconds, 1), "best_step": o.best_step, **o.best}
                 for stage, o in outcomes.items()
@@ -138,12 +138,12 @@ def tokenize(
     return work
 
 
-def train_stage(stage: str, work: Workspace, folder: Path, log: Log, ranks: Ranks = ALONE) -> Outcome:
+def train_stage(stage: str, work: Workspace, folder: Path, log: Log, process: Process = SINGLE_PROCESS) -> Outcome:
     """Runs one of the three stages on `work.network`; it starts from what the stage before left there."""
     config = getattr(work.config, stage)
     step, reasons = TRAINED[stage](work, config), stage != "pretrain"
     return run_stage(stage, work.network, config, work.config.seed, folder, step, lambda: validate(work, reasons), log,
-                     ranks, work.config.precision)  # fmt: skip
+                     process, work.config.precision)  # fmt: skip
 
 
 def fingerprint(data_folder: Path) -> dict[str, str]:

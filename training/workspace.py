@@ -18,13 +18,16 @@ from serving.network.t5 import CrossKeysValues, ModelConfig
 from serving.search.ranker import Ranker
 from serving.types import BundleSettings
 from training.config import ModelSettings, RunConfig
+from training.data.examples import Examples, all_prefixes
 from training.data.prepare import Split
-from training.stages.examples import Examples, all_prefixes
 
 
 @dataclass(slots=True)
 class Workspace:
-    """item_tokens: (I, M) int64, on the network's device. embedding: (I, E) float32, what stage 1 compares items by."""
+    """What the stages of a run share.
+
+    item_tokens: (I, M) int64, on the network's device. embedding: (I, E) float32, by which stage 1 finds similar items.
+    """
 
     config: RunConfig
     split: Split
@@ -32,7 +35,7 @@ class Workspace:
     vocabulary: Vocabulary
     settings: BundleSettings
     item_tokens: torch.Tensor
-    item_tokens_here: np.ndarray  # the same on the CPU, where batches are put together
+    item_tokens_np: np.ndarray  # the same on the CPU, where batches are put together
     embedding: np.ndarray
     network: StreamRec
     neighbours: Neighbours | None = None
@@ -47,19 +50,19 @@ class Workspace:
         return self.settings.suffix_tokens
 
     def on(self, device: str) -> Workspace:
-        """The same on another device; the network itself is moved."""
+        """A copy on another device; the network itself is moved."""
         return replace(self, item_tokens=self.item_tokens.to(device), network=self.network.to(device))
 
-    def send(self, here: torch.Tensor | np.ndarray) -> torch.Tensor:
-        """What a batch was put together from, to the device."""
-        return send(torch.as_tensor(here), self.device)
+    def send(self, values: torch.Tensor | np.ndarray) -> torch.Tensor:
+        """Part of a batch to the device."""
+        return send(torch.as_tensor(values), self.device)
 
     def with_network(self, network: StreamRec) -> Workspace:
-        """The same around other weights, such as a stage's frozen reference."""
+        """A copy with other weights, such as a stage's frozen reference."""
         return replace(self, network=network)
 
     def draw_steps(self, draws: torch.Generator | None) -> int:
-        """How many steps are thought in one training step: one of the run's `lengths`."""
+        """The number of reasoning steps of one training step: one of the run's `lengths`."""
         lengths = self.config.lengths or range(1, self.vocabulary.max_steps + 1)
         return lengths[int(torch.randint(0, len(lengths), (), generator=draws))]
 
@@ -71,17 +74,17 @@ class Workspace:
         """Full ranking with the network as it is now, the workspace's settings and its item graph."""
         return Ranker.of(runtime or self.runtime(), self.vocabulary, self.settings, self.neighbours)
 
-    def read(self, histories: list[np.ndarray]) -> CrossKeysValues:
-        """Encodes histories, once for all that the decoder will do with them."""
-        tokens, mask = history_tokens(histories, self.item_tokens_here, self.settings.max_items, self.suffix)
+    def encode(self, histories: list[np.ndarray]) -> CrossKeysValues:
+        """Encodes histories, with gradient, for all that the decoder will do with them."""
+        tokens, mask = history_tokens(histories, self.item_tokens_np, self.settings.max_items, self.suffix)
         tokens, mask = self.send(tokens), self.send(mask)
         hidden = self.network.t5.encode(tokens, mask, self.settings.attention, self.item_tokens.shape[1])
         return self.network.t5.cross_keys_values(hidden, mask)
 
 
-def send(here: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """To the device; to a GPU without waiting until it has done what it was given before."""
-    return here.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else here.to(device)
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """To the device; to a GPU without waiting for the work already queued there."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def bundle_settings(model: ModelSettings, default_steps: int = 0, dense_weight: float = 0.0) -> BundleSettings:

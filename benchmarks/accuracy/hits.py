@@ -16,7 +16,7 @@ from serving.network.onnx import OnnxRuntime
 from serving.network.runtime import Runtime
 from serving.search.ranker import Ranker
 from serving.types import Beams, Merge
-from training.evaluate import sample_users
+from training.data.prepare import sample_users
 from training.workspace import Workspace
 
 

@@ -10,9 +10,8 @@ from benchmarks.accuracy import neighbours
 from benchmarks.accuracy.arms import Place
 from benchmarks.accuracy.full_ranking import HISTORY_ITEMS, Score, rank
 from serving.items.neighbours import Neighbours
-from training.data.prepare import Split, split_by
+from training.data.prepare import Split, sample_users, split_by
 from training.data.read import Dataset, read_data
-from training.evaluate import sample_users
 from training.metrics import recall_ndcg, target_ranks
 from training.neighbours import fit_neighbours
 

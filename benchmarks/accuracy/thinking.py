@@ -13,8 +13,8 @@ from benchmarks.accuracy.hits import Ask
 from benchmarks.accuracy.lab import Cell, Lab, Rows, answer_ms, at, search_flops, training_flops
 from benchmarks.accuracy.memory import MEMORY, TUNED
 from serving.types import Merge
-from training.evaluate import signs
 from training.metrics import ndcg
+from training.stages.diagnostics import reasoning_diagnostics
 
 PATHS = (1, 2, 4, 8)
 UNION = 30
@@ -137,7 +137,7 @@ def drift(lab: Lab) -> Rows:
             found = []
             for seed in lab.seeds:
                 work = lab.work(arm, seed)
-                found.append(signs(work, *hits.users(work, "valid"), length))
+                found.append(reasoning_diagnostics(work, *hits.users(work, "valid"), length))
             mean = {name: round(float(np.mean([one[name] for one in found])), 4) for name in found[0]}
             for step in range(length + 1):
                 row = {"arm": arm, "steps": length, "step": step, "cosine": mean[f"cosine/{step}"]}

@@ -30,9 +30,9 @@ from training.config import PretrainConfig, RunConfig
 from training.data.prepare import read_data, split_by
 from training.data.shop import write_shop
 from training.ids.semantic_ids import random_ids
+from training.stages.distributed import WHOLE_BATCH, Process
 from training.stages.loop import Log, run_stage
 from training.stages.pretrain import PretrainStep
-from training.stages.ranks import WHOLE, Ranks
 from training.workspace import Workspace, make_workspace
 
 COLUMNS = ["task", "contender", "examples", "seconds", "examples_per_second", "ratio"]
@@ -108,7 +108,7 @@ def ours(work: Workspace, config: PretrainConfig, folder: Path) -> None:
     """A stage of one epoch; nothing is evaluated."""
     with closing(Log(folder, silent=True)) as log:
         run_stage("pretrain", work.network, config, 0, folder, PretrainStep(work, config), lambda: {"score": 0.0}, log,
-                  Ranks(device=work.device), work.config.precision)  # fmt: skip
+                  Process(device=work.device), work.config.precision)  # fmt: skip
 
 
 def theirs(work: Workspace, config: PretrainConfig) -> None:
@@ -121,7 +121,7 @@ def theirs(work: Workspace, config: PretrainConfig) -> None:
     def collate(index: list[int]) -> dict[str, Any]:
         rows = np.asarray(index)
         histories = work.examples.histories(rows)
-        tokens, mask = history_tokens(histories, work.item_tokens_here, work.settings.max_items, work.suffix)
+        tokens, mask = history_tokens(histories, work.item_tokens_np, work.settings.max_items, work.suffix)
         return {"input_ids": tokens, "attention_mask": mask.long(), "item": work.examples.targets(rows)}
 
     generator = torch.Generator().manual_seed(0)
@@ -156,7 +156,9 @@ def transformers_loss(
     target = work.item_tokens[batch["item"]]
     sequences = [(config.plain_weight, target)]
     if config.similar_weight:
-        sequences.append((config.similar_weight, torch.cat([step.similar(batch["item"], WHOLE)[:, 0], target], 1)))
+        sequences.append(
+            (config.similar_weight, torch.cat([step.similar(batch["item"], WHOLE_BATCH)[:, 0], target], 1))
+        )
     loss = torch.zeros(())
     for weight, sequence in sequences:
         steps = min(sequence.shape[1] - target.shape[1], work.vocabulary.max_steps)

@@ -1,4 +1,4 @@
-"""Evaluation: rows of a table, the signs of failing, and the command's lines."""
+"""Evaluation: rows of a table, figures of failing reasoning, and the command's lines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import torch
 from tests.builders import ranker_of, tiny_bundle, tiny_model
 from tests.training.small import small_config, small_workspace
 from training.__main__ import main
-from training.evaluate import exists, measure, sample_users, signs, unparsable_share, validate
+from training.data.prepare import sample_users
+from training.evaluate import measure, validate
+from training.stages.diagnostics import are_items, reasoning_diagnostics, unparsable_share
 
 HISTORIES = [np.array(h, dtype=np.int32) for h in ([1, 2, 3], [4], [9, 8, 7, 6, 5, 4, 3, 2], [11, 1])]
 
@@ -43,24 +45,24 @@ def test_the_same_users_are_drawn_every_time():
 def test_what_exists_and_what_does_not():
     items = torch.tensor([[10, 20], [10, 21], [12, 20]])
     written = torch.tensor([[[10, 20], [12, 21]], [[21, 10], [0, 0]], [[12, 20], [500, 20]]])
-    assert exists(written, items).tolist() == [[True, False], [False, False], [True, False]]
+    assert are_items(written, items).tolist() == [[True, False], [False, False], [True, False]]
 
 
-def test_signs_of_a_model_that_collapsed_onto_one_code():
+def test_diagnostics_of_a_model_that_collapsed_onto_one_code():
     work = small_workspace(small_config("model.step_form=token"))
     histories, target = work.split.valid_history, work.split.valid_target
     with torch.no_grad():
         for name, weight in work.network.t5.named_parameters():
             if name.endswith("EncDecAttention.o.weight"):
                 weight.mul_(30)  # histories decide, so that tokens differ between users
-    healthy = signs(work, histories, target, 2)
+    healthy = reasoning_diagnostics(work, histories, target, 2)
     assert set(healthy) == {"entropy/1", "entropy/2", "cosine/0", "cosine/1", "cosine/2", "unparsable"}
     lo, hi = work.vocabulary.reasoning_range
     assert 0 < healthy["entropy/1"] <= math.log(hi - lo)
     with torch.no_grad():
         shared = work.network.t5.shared.weight
         shared[lo:hi] = shared[lo].clone()  # equal codes: the argmax is always the first
-    collapsed = signs(work, histories, target, 2)
+    collapsed = reasoning_diagnostics(work, histories, target, 2)
     assert collapsed["entropy/1"] == collapsed["entropy/2"] == 0
     assert all(-1 <= collapsed[f"cosine/{i}"] <= 1 for i in range(3))
 
@@ -69,12 +71,14 @@ def test_the_share_of_unparsable_outputs_falls_when_every_output_is_an_item():
     config = small_config()
     work = small_workspace(config)
     histories, target = work.split.valid_history, work.split.valid_target
-    assert signs(work, histories, target, 0)["unparsable"] > 0.5  # random weights write codes of any level anywhere
+    assert (
+        reasoning_diagnostics(work, histories, target, 0)["unparsable"] > 0.5
+    )  # random weights write codes of any level anywhere
     everything = torch.cartesian_prod(*[torch.arange(work.vocabulary.size)] * 3)
     work.item_tokens = everything  # now whatever it writes is an item
-    memory = work.network.t5.cross_keys_values(torch.randn(5, 4, 16), torch.ones(5, 4, dtype=torch.bool))
+    cross = work.network.t5.cross_keys_values(torch.randn(5, 4, 16), torch.ones(5, 4, dtype=torch.bool))
     with torch.no_grad():
-        assert unparsable_share(work, memory, 2) == 0
+        assert unparsable_share(work, cross, 2) == 0
 
 
 def test_validation_measures_every_l_and_scores_their_mean():

@@ -5,6 +5,7 @@ Reading and checking is in `data`; its names are importable from here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,6 +23,7 @@ __all__ = [
     "leave_one_out",
     "load_given_ids",
     "read_data",
+    "sample_users",
     "statistics",
     "time_quantiles",
 ]
@@ -114,6 +116,14 @@ def chronological(data: Dataset, valid_from: float, test_from: float) -> Split:
 def split_by(data: Dataset, kind: SplitKind) -> Split:
     """The split of a name; chronological puts the last fifth of all events' times aside, half for each evaluation."""
     return leave_one_out(data) if kind == "leave-one-out" else chronological(data, *time_quantiles(data, 0.8, 0.9))
+
+
+def sample_users(
+    histories: Sequence[np.ndarray], target: np.ndarray, count: int
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """The same `count` users every time, drawn without regard to order."""
+    chosen = np.random.default_rng(0).permutation(len(target))[:count]
+    return [histories[row] for row in chosen], target[chosen]
 
 
 def time_quantiles(data: Dataset, *shares: float) -> list[float]:

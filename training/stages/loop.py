@@ -2,7 +2,7 @@
 
 All that is random at a step follows from (seed, stage, step), so a checkpoint needs no random state, and a run that was
 killed anywhere ends, on a CPU, with the very weights of an undisturbed one. Checkpoints are safetensors; they hold
-nothing of how many processes trained (`training.stages.ranks`), so that another number of them may go on.
+nothing of how many processes trained (`training.stages.distributed`), so that another number of them may go on.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from tqdm import tqdm
 
 from serving.files import atomic_write
 from training.config import StageConfig
-from training.stages.ranks import ALONE, Ranks, Share, Terms
+from training.stages.distributed import SINGLE_PROCESS, BatchShard, Process, Terms
 
-# (step, share of its batch) -> the share's part of the loss to minimise and of the terms to log
-Step = Callable[[int, Share], tuple[torch.Tensor, Terms]]
+# (step, shard of its batch) -> the shard's part of the loss to minimise and of the terms to log
+Step = Callable[[int, BatchShard], tuple[torch.Tensor, Terms]]
 Evaluate = Callable[[], dict[str, Any]]  # metrics, of which "score" is the one to be best at
 
 
@@ -85,28 +85,28 @@ def run_stage(
     step: Step,
     evaluate: Evaluate,
     log: Log,
-    ranks: Ranks = ALONE,
+    process: Process = SINGLE_PROCESS,
     precision: str = "float32",
 ) -> Outcome:
     """Trains `network` in place for config.steps and leaves the weights in it that validation liked best.
 
     The weights the stage starts with compete too, so that a stage cannot make the model worse on validation. A finished
-    stage is read back from `folder`; a half finished one goes on from its newest checkpoint. All ranks evaluate, which
-    takes no longer than waiting for one that does; rank 0 alone writes. Between the steps that log, evaluate or save,
-    no value is asked of the device, so that a GPU never waits for the next step to be prepared.
+    stage is read back from `folder`; an unfinished one goes on from its newest checkpoint. All processes evaluate,
+    which takes no longer than waiting for one of them; rank 0 alone writes. Between the steps that log, evaluate or
+    save, no value is read from the device, so that a GPU never waits for the next step to be prepared.
     """
     latest, best_file = folder / f"{stage}.latest.safetensors", folder / f"{stage}.best.safetensors"
-    fused = ranks.device.type == "cuda"
+    fused = process.device.type == "cuda"
     optimiser = torch.optim.AdamW(_groups(network, config.weight_decay), lr=config.lr, betas=(0.9, 0.98), fused=fused)
-    autocast = torch.autocast(ranks.device.type, torch.bfloat16, enabled=precision == "bfloat16")
+    autocast = torch.autocast(process.device.type, torch.bfloat16, enabled=precision == "bfloat16")
     done, seconds, best, best_step = 0, 0.0, {}, 0
 
     def save(path: Path, optimiser: torch.optim.Optimizer | None, meta: dict[str, Any]) -> None:
-        if ranks.first:
+        if process.is_first:
             save_checkpoint(path, network, optimiser, meta)
 
     started_before = latest.exists()
-    ranks.wait()  # nobody may write it before all have looked
+    process.wait()  # nobody may write it before all have looked
     if started_before:
         meta = load_checkpoint(latest, network, optimiser)
         done, seconds, best, best_step = meta["step"], meta["seconds"], meta["best"], meta["best_step"]
@@ -116,9 +116,9 @@ def run_stage(
         save(best_file, None, {})
         save(latest, optimiser, {"step": 0, "seconds": 0.0, "best": best, "best_step": 0})
     started = time.perf_counter()
-    sound = torch.ones((), dtype=torch.bool, device=ranks.device)  # whether all gradients were finite
+    sound = torch.ones((), dtype=torch.bool, device=process.device)  # whether all gradients were finite
     with tqdm(total=config.steps, initial=done, desc=stage, unit="step", smoothing=0.05, mininterval=1.0,
-              disable=not ranks.first) as bar:  # fmt: skip
+              disable=not process.is_first) as bar:  # fmt: skip
         for number in range(done, config.steps):
             network.train()
             for group in optimiser.param_groups:
@@ -126,13 +126,13 @@ def run_stage(
             optimiser.zero_grad(set_to_none=True)
             sums: Terms = {}
             for part in range(config.accumulate):
-                share = ranks.share(part, config.accumulate, f"{seed}/{stage}/{number}")
+                shard = process.shard(part, config.accumulate, f"{seed}/{stage}/{number}")
                 with autocast:
-                    loss, terms = step(number, share)
-                loss.backward()
+                    loss, terms = step(number, shard)
+                torch.autograd.backward(loss)
                 for name, value in ({"loss": loss.detach()} | terms).items():
                     sums[name] = sums[name] + value if name in sums else value
-            ranks.sum_gradients(network)
+            process.sum_gradients(network)
             norm = nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm)
             sound &= norm.isfinite()
             optimiser.step()
@@ -143,7 +143,7 @@ def run_stage(
             if (logs or saves or evaluates) and not sound:
                 raise FloatingPointError(f"Stage {stage} diverged by step {number}; lower {stage}.lr and run it again.")
             if logs:
-                values = ranks.sum_terms(sums)
+                values = process.sum_terms(sums)
                 log.write(stage, done, {**values, "grad_norm": float(norm)}, show=False)
                 bar.set_postfix(loss=f"{values['loss']:.3f}")
             if evaluates:
@@ -156,7 +156,7 @@ def run_stage(
                 spent = seconds + time.perf_counter() - started
                 meta = {"step": done, "seconds": spent, "best": best, "best_step": best_step}
                 save(latest, optimiser, meta)
-    ranks.wait()  # for what rank 0 writes
+    process.wait()  # for what rank 0 writes
     if config.steps:
         seconds = read_meta(latest)["seconds"]
     load_checkpoint(best_file, network, None)

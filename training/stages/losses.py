@@ -19,17 +19,17 @@ def nll(logits: torch.Tensor, tokens: torch.Tensor, temperature: float = 1.0, sm
 
 
 def contrastive(
-    state: torch.Tensor, target: torch.Tensor, item: torch.Tensor, place: torch.Tensor, temperature: float = 0.07
+    state: torch.Tensor, target: torch.Tensor, item: torch.Tensor, local_index: torch.Tensor, temperature: float = 0.07
 ) -> torch.Tensor:
     """L = - log exp(cos(s, t)/tau) / sum_b exp(cos(s, t_b)/tau) over the batch   [paper: in-batch; open: cosine, tau].
 
-    Shapes: target (B, D) and item (B,) int64 of the batch, state (b, D) of its rows `place` (b,) -> scalar.
+    Shapes: target (B, D) and item (B,) int64 of the batch, state (b, D) of its rows `local_index` (b,) -> scalar.
     Rows of the same item are no negatives of each other.
     """
     cosine = F.normalize(state, dim=-1) @ F.normalize(target, dim=-1).T / temperature  # (b, B)
-    twin = item[place, None] == item[None, :]
-    twin[torch.arange(len(place), device=item.device), place] = False
-    return F.cross_entropy(cosine.masked_fill(twin, float("-inf")), place)
+    twin = item[local_index, None] == item[None, :]
+    twin[torch.arange(len(local_index), device=item.device), local_index] = False
+    return F.cross_entropy(cosine.masked_fill(twin, float("-inf")), local_index)
 
 
 def full_softmax(dense_logits: torch.Tensor, item: torch.Tensor) -> torch.Tensor:

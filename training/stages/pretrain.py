@@ -14,15 +14,15 @@ import torch.nn.functional as F
 
 from serving.items.nearest import nearest_items
 from training.config import PretrainConfig
-from training.stages.examples import batch_at
+from training.data.examples import batch_at
+from training.stages.distributed import WHOLE_BATCH, BatchShard, Terms
 from training.stages.losses import nll
-from training.stages.ranks import WHOLE, Share, Terms
-from training.stages.reasoning import Thought, answer
+from training.stages.reasoning import decode_directly
 from training.workspace import Workspace
 
 
 class PretrainStep:
-    """Makes the loss of a step. Holds only what never changes: settings and each item's nearest others."""
+    """Computes the loss of a step. Holds only what never changes: settings and each item's nearest others."""
 
     def __init__(self, work: Workspace, config: PretrainConfig) -> None:
         self.work, self.config = work, config
@@ -32,37 +32,32 @@ class PretrainStep:
             itself = torch.arange(len(vectors))
             self.nearest = nearest_items(vectors, vectors, config.neighbours, excluded=itself)
 
-    def __call__(self, step: int, share: Share = WHOLE) -> tuple[torch.Tensor, Terms]:
+    def __call__(self, step: int, shard: BatchShard = WHOLE_BATCH) -> tuple[torch.Tensor, Terms]:
         work, config = self.work, self.config
+        start_tokens = work.vocabulary.start_tokens
         batch = batch_at(work.examples, config.batch_size, work.config.seed, step)
-        share = share.of(len(batch))
-        index = share.own(share.piece(batch))
+        shard = shard.of(len(batch))
+        index = shard.local(shard.micro_batch(batch))
         item = work.examples.targets(index)
         target = work.item_tokens[work.send(item)].unsqueeze(1)  # (B, 1, M)
-        memory = work.read(work.examples.histories(index))
+        cross = work.encode(work.examples.histories(index))
         loss = torch.zeros(())
         terms: Terms = {}
         if config.plain_weight:
-            logits, _ = answer(work.network, memory, start(work, len(item), 0), target)
+            logits, _ = decode_directly(work.network, cross, start_tokens[0], target)
             plain = nll(logits, target, work.settings.temperature, config.label_smoothing)
             loss, terms["nll"] = loss + config.plain_weight * plain, plain.detach()
         if self.nearest is not None:
-            sequence = torch.cat([self.similar(item, share), target], -1)
+            sequence = torch.cat([self.similar(item, shard), target], -1)
             steps = min(sequence.shape[-1] - target.shape[-1], work.vocabulary.max_steps)
-            logits, _ = answer(work.network, memory, start(work, len(item), steps), sequence)
+            logits, _ = decode_directly(work.network, cross, start_tokens[steps], sequence)
             similar = nll(logits, sequence, work.settings.temperature, config.label_smoothing)
             loss, terms["nll_similar"] = loss + config.similar_weight * similar, similar.detach()
-        return share.mean(loss, terms)
+        return shard.mean(loss, terms)
 
-    def similar(self, item: np.ndarray, share: Share) -> torch.Tensor:
-        """Tokens of items similar to the targets, drawn with the share's generator. Shape: (B, 1, q)."""
+    def similar(self, item: np.ndarray, shard: BatchShard) -> torch.Tensor:
+        """Tokens of items similar to the targets, drawn with the shard's generator. Shape: (B, 1, q)."""
         assert self.nearest is not None
-        draw = share.rand(len(item), self.nearest.shape[1]).argsort(1)[:, : self.config.similar_items]
+        draw = shard.rand(len(item), self.nearest.shape[1]).argsort(1)[:, : self.config.similar_items]
         neighbours = self.nearest[torch.from_numpy(item)].gather(1, draw)
         return self.work.item_tokens[self.work.send(neighbours)].flatten(1).unsqueeze(1)
-
-
-def start(work: Workspace, batch: int, steps: int) -> Thought:
-    """A thought of no step yet: the start token that announces `steps`."""
-    token = torch.full((batch, 1), work.vocabulary.start_tokens[steps], dtype=torch.int64, device=work.device)
-    return Thought(work.network.t5.shared(token), None, None, [], [], [])

@@ -1,4 +1,4 @@
-"""Iterative inference: how the decoder thinks, with gradients, and the labels o_1..o_l that supervise it.
+"""Iterative inference: how the decoder reasons, with gradients, and the labels o_1..o_l that supervise it.
 
 Stage 2 of the paper, for i = 1..l with d_j the decoder's output at position j and t the target's representation:
 
@@ -6,9 +6,9 @@ Stage 2 of the paper, for i = 1..l with d_j the decoder's output at position j a
     o_i = argmin_{c_k} || c_k - r_i ||     the reasoning token              [paper]
     s_i = MLP_s(sum_{j=0..i} d_j)          the state after it               [paper]
 
-Departures, each a setting: the input of a step may be the model's own token instead of the label, and carry the state
-[open: the literal recipe leaks the target into what it trains on]; labels may be balanced over the codes by Sinkhorn
-[open: the argmin collapses onto one code].
+Departures, each a setting: a step's input may be the model's own token instead of the label, and carry the state [open:
+the literal recipe leaks the target into what it trains on]; labels may be balanced over the codes by Sinkhorn [open:
+the argmin collapses onto one code]. The search that serves does the same without gradients (serving/search/beam.py).
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ import torch
 
 from serving.network.model import StreamRec
 from serving.network.t5 import T5, CrossKeysValues, KeysValues
-from training.stages.ranks import WHOLE, Share
+from training.stages.distributed import WHOLE_BATCH, BatchShard
 
 # (step from 1, logits (B, Q, V), state s_{i-1} (B, Q, D)) -> token (B, Q)
 Choose = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(slots=True)
-class Thought:
+class ReasoningTrace:
     """Q reasoning paths of B histories, ready for their last position, which runs together with the item's tokens.
 
     next_input (B, Q, D): the decoder's input at position l. hidden_sum (B, Q, D): d_0 + .. + d_{l-1}.
@@ -46,44 +46,61 @@ class Thought:
         return len(self.states)
 
 
-def think(
-    network: StreamRec, memory: CrossKeysValues, start_token: int, steps: int, choose: Choose, paths: int = 1
-) -> Thought:
+def begin(network: StreamRec, start_token: int, batch: int, paths: int = 1) -> ReasoningTrace:
+    """No step yet: the start token, which announces the number of steps."""
+    start = torch.full((batch, paths), start_token, dtype=torch.int64, device=network.t5.shared.weight.device)
+    return ReasoningTrace(network.t5.shared(start), None, None, [], [], [])
+
+
+def greedy(reasoning_range: tuple[int, int]) -> Choose:
+    """Chooses the likeliest reasoning token."""
+    lo, hi = reasoning_range
+    return lambda _, logits, __: logits[..., lo:hi].argmax(-1) + lo
+
+
+def reason(
+    network: StreamRec, cross: CrossKeysValues, start_token: int, steps: int, choose: Choose, paths: int = 1
+) -> ReasoningTrace:
     """Runs positions 0..l-1 and chooses o_1..o_l. Where the state alone is fed back, the input ignores the token."""
     t5, heads = network.t5, network.heads
-    batch, device = memory.mask.shape[0], memory.mask.device
-    start = torch.full((batch, paths), start_token, dtype=torch.int64, device=device)
-    thought = Thought(t5.shared(start), None, None, [], [], [])
+    trace = begin(network, start_token, cross.mask.shape[0], paths)
     for i in range(1, steps + 1):
         bias = _own_prefix(t5, paths, i - 1, 1)
-        hidden, thought.past = t5.decode(thought.next_input, bias, memory, thought.past)
-        thought.hidden_sum = hidden if thought.hidden_sum is None else thought.hidden_sum + hidden
-        state = heads.state(thought.hidden_sum)
+        hidden, trace.past = t5.decode(trace.next_input, bias, cross, trace.past)
+        trace.hidden_sum = hidden if trace.hidden_sum is None else trace.hidden_sum + hidden
+        state = heads.state(trace.hidden_sum)
         logits = t5.logits(hidden)
         token = choose(i, logits, state)
-        thought.states.append(state)
-        thought.tokens.append(token)
-        thought.logits.append(logits)
-        thought.next_input = network.step_input(token, state)
-    return thought
+        trace.states.append(state)
+        trace.tokens.append(token)
+        trace.logits.append(logits)
+        trace.next_input = network.step_input(token, state)
+    return trace
 
 
-def answer(
-    network: StreamRec, memory: CrossKeysValues, thought: Thought, item: torch.Tensor
+def decode_items(
+    network: StreamRec, cross: CrossKeysValues, trace: ReasoningTrace, item: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The item's tokens after the thought, in one pass together with the last position.
+    """Logits of the item's tokens after the reasoning, in one pass together with its last position.
 
     Shapes: item (B, Q, M) int64 -> logits (B, Q, M, V) of c_1..c_M and the final state s_l (B, Q, D).
     """
     t5 = network.t5
     batch, paths, levels = item.shape
-    inputs = torch.cat([thought.next_input.unsqueeze(2), t5.shared(item[..., :-1])], 2)  # (B, Q, M, D)
-    bias = _own_prefix(t5, paths, thought.steps, levels)
-    hidden, _ = t5.decode(inputs.flatten(1, 2), bias, memory, thought.past)
-    hidden = hidden.unflatten(1, (paths, levels))
+    inputs = torch.cat([trace.next_input.unsqueeze(2), t5.shared(item[..., :-1])], 2)  # (B, Q, M, D)
+    bias = _own_prefix(t5, paths, trace.steps, levels)
+    hidden, _ = t5.decode(inputs.flatten(1, 2), bias, cross, trace.past)
+    hidden = hidden.view(batch, paths, levels, -1)
     last = hidden[:, :, 0]
-    hidden_sum = last if thought.hidden_sum is None else thought.hidden_sum + last
+    hidden_sum = last if trace.hidden_sum is None else trace.hidden_sum + last
     return t5.logits(hidden), network.heads.state(hidden_sum)
+
+
+def decode_directly(
+    network: StreamRec, cross: CrossKeysValues, start_token: int, item: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`decode_items` without reasoning. Shapes: item (B, 1, M) -> (B, 1, M, V), (B, 1, D)."""
+    return decode_items(network, cross, begin(network, start_token, len(item)), item)
 
 
 def _own_prefix(t5: T5, paths: int, done: int, new: int) -> torch.Tensor:
@@ -107,18 +124,18 @@ def residual_label(
     state: torch.Tensor,
     reasoning_range: tuple[int, int],
     balanced: bool,
-    share: Share = WHOLE,
+    shard: BatchShard = WHOLE_BATCH,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """r_i = MLP_r(t - s_{i-1}) and o_i, the code nearest to it [paper, stage 2].
 
     Shapes: target t (B, D), state s_{i-1} (B, D) -> o_i (B,) int64 vocabulary ids, r_i (B, D) with gradient.
-    balanced: spread the batch, on all ranks, over the codes by Sinkhorn [open].
+    balanced: spread the micro-batch, on all processes, over the codes by Sinkhorn [open].
     """
     lo, hi = reasoning_range
     residual = network.heads.residual(target - state)
     codes = network.t5.shared.weight[lo:hi]
     distance = torch.cdist(residual.detach(), codes.detach())
-    choice = share.own(sinkhorn(-share.gather(distance)).argmax(-1)) if balanced else distance.argmin(-1)
+    choice = shard.local(sinkhorn(-shard.gather(distance)).argmax(-1)) if balanced else distance.argmin(-1)
     return choice + lo, residual
 
 

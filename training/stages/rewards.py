@@ -29,12 +29,12 @@ def likelihood_reward(with_reasoning: torch.Tensor, without: torch.Tensor) -> to
     return torch.sigmoid(with_reasoning - without.unsqueeze(1))
 
 
-def rank_reward(dense_logits: torch.Tensor, target: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+def rank_reward(dense_logits: torch.Tensor, target: torch.Tensor, local_index: torch.Tensor) -> torch.Tensor:
     """R = 1 / rank of the target under the state   [paper: among negatives; open: these are the batch's other targets].
 
     Shapes: target (B,) int64 item rows of the batch (equal items are no negatives of each other); dense_logits
-    (b, G, B), states of the batch's rows `place` (b,) against every target.
+    (b, G, B), states of the batch's rows `local_index` (b,) against every target.
     """
-    own = dense_logits.gather(-1, place[:, None, None].expand(-1, dense_logits.shape[1], 1))  # (b, G, 1)
-    other = (target[place, None] != target[None, :]).unsqueeze(1)
+    own = dense_logits.gather(-1, local_index[:, None, None].expand(-1, dense_logits.shape[1], 1))  # (b, G, 1)
+    other = (target[local_index, None] != target[None, :]).unsqueeze(1)
     return 1 / (1 + ((dense_logits > own) & other).sum(-1).float())

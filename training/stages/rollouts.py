@@ -9,12 +9,11 @@ import torch
 from serving.network.model import StreamRec, dense_logits
 from serving.network.t5 import CrossKeysValues
 from training.config import RlConfig
-from training.evaluate import exists
 from training.stages import rewards
+from training.stages.diagnostics import are_items
+from training.stages.distributed import WHOLE_BATCH, BatchShard
 from training.stages.losses import token_log_probs
-from training.stages.pretrain import start
-from training.stages.ranks import WHOLE, Share
-from training.stages.reasoning import Thought, answer, think
+from training.stages.reasoning import ReasoningTrace, decode_directly, decode_items, reason
 from training.workspace import Workspace, send
 
 
@@ -38,52 +37,57 @@ class Rollout:
 
 @torch.no_grad()
 def sample(
-    work: Workspace, memory: CrossKeysValues, everyone: torch.Tensor, steps: int, config: RlConfig, share: Share = WHOLE
+    work: Workspace,
+    cross: CrossKeysValues,
+    all_targets: torch.Tensor,
+    steps: int,
+    config: RlConfig,
+    shard: BatchShard = WHOLE_BATCH,
 ) -> Rollout:
     """Samples `config.group` outputs per history, without the trie, and rewards them.
 
-    everyone: (B,) int64, the targets of the batch on all ranks; the histories are those of the share's own rows.
+    all_targets: (B,) int64, target items of the micro-batch on all processes; `cross` is of the local histories.
     """
-    share = share if share.batch else share.of(len(everyone))
+    shard = shard if shard.batch else shard.of(len(all_targets))
     network, temperature = work.network, work.settings.temperature
     lo, hi = work.vocabulary.reasoning_range
-    thought = think(
-        network, memory, work.vocabulary.start_tokens[steps], steps,
-        lambda _, logits, __: draw(logits[..., lo:hi] / temperature, share) + lo, paths=config.group,
+    trace = reason(
+        network, cross, work.vocabulary.start_tokens[steps], steps,
+        lambda _, logits, __: draw(logits[..., lo:hi] / temperature, shard) + lo, paths=config.group,
     )  # fmt: skip
-    batch, levels = len(memory.mask), work.item_tokens.shape[1]
+    batch, levels = len(cross.mask), work.item_tokens.shape[1]
     item = torch.zeros(batch, config.group, levels, dtype=torch.int64, device=work.device)
     for level in range(levels):
-        logits, state = answer(network, memory, thought, item)
-        item[..., level] = draw(logits[:, :, level] / temperature, share)
-    reasoning = torch.stack(thought.tokens, -1) if steps else item[..., :0]
-    log_probs = _log_probs(work, thought, logits, reasoning, item)
-    return Rollout(reasoning, item, log_probs, _rewards(work, memory, thought, item, state, everyone, share))
+        logits, state = decode_items(network, cross, trace, item)
+        item[..., level] = draw(logits[:, :, level] / temperature, shard)
+    reasoning = torch.stack(trace.tokens, -1) if steps else item[..., :0]
+    log_probs = _log_probs(work, trace, logits, reasoning, item)
+    return Rollout(reasoning, item, log_probs, _rewards(work, cross, trace, item, state, all_targets, shard))
 
 
-def policy_log_probs(work: Workspace, network: StreamRec, memory: CrossKeysValues, rollout: Rollout) -> torch.Tensor:
+def policy_log_probs(work: Workspace, network: StreamRec, cross: CrossKeysValues, rollout: Rollout) -> torch.Tensor:
     """log P of a rollout's tokens under `network`, with gradient where it has any. Shape: (B, G, l + M)."""
-    thought = _along(work, network, memory, rollout.reasoning)
-    logits, _ = answer(network, memory, thought, rollout.item)
-    return _log_probs(work, thought, logits, rollout.reasoning, rollout.item)
+    trace = _replay(work, network, cross, rollout.reasoning)
+    logits, _ = decode_items(network, cross, trace, rollout.item)
+    return _log_probs(work, trace, logits, rollout.reasoning, rollout.item)
 
 
-def _along(work: Workspace, network: StreamRec, memory: CrossKeysValues, tokens: torch.Tensor) -> Thought:
-    """Thinks given reasoning tokens (B, G, l)."""
+def _replay(work: Workspace, network: StreamRec, cross: CrossKeysValues, tokens: torch.Tensor) -> ReasoningTrace:
+    """Reasons with given tokens (B, G, l)."""
     _, group, steps = tokens.shape
     start_token = work.vocabulary.start_tokens[steps]
-    return think(network, memory, start_token, steps, lambda i, *_: tokens[..., i - 1], paths=group)
+    return reason(network, cross, start_token, steps, lambda i, *_: tokens[..., i - 1], paths=group)
 
 
 def _log_probs(
-    work: Workspace, thought: Thought, item_logits: torch.Tensor, reasoning: torch.Tensor, item: torch.Tensor
+    work: Workspace, trace: ReasoningTrace, item_logits: torch.Tensor, reasoning: torch.Tensor, item: torch.Tensor
 ) -> torch.Tensor:
     """Reasoning tokens are drawn among the reasoning codes, so that is what their probabilities are normalised over."""
     lo, hi = work.vocabulary.reasoning_range
     temperature = work.settings.temperature
     parts = [
         token_log_probs(logits[..., lo:hi], reasoning[..., i] - lo, temperature)
-        for i, logits in enumerate(thought.logits)
+        for i, logits in enumerate(trace.logits)
     ]
     parts = [] if work.network.step_form == "state" else parts  # no token was acted on
     return torch.cat(
@@ -94,37 +98,37 @@ def _log_probs(
 
 def _rewards(
     work: Workspace,
-    memory: CrossKeysValues,
-    thought: Thought,
+    cross: CrossKeysValues,
+    trace: ReasoningTrace,
     item: torch.Tensor,
     state: torch.Tensor,
-    everyone: torch.Tensor,
-    share: Share,
+    all_targets: torch.Tensor,
+    shard: BatchShard,
 ) -> dict[str, torch.Tensor]:
     network = work.network
-    place = work.send(share.places)
-    target = work.item_tokens[everyone[place]]  # (b, M)
-    vectors = network.item_vectors(work.item_tokens)[everyone]  # (B, D)
+    local_index = work.send(shard.local_index)
+    target = work.item_tokens[all_targets[local_index]]  # (b, M)
+    vectors = network.item_vectors(work.item_tokens)[all_targets]  # (B, D)
     group = item.shape[1]
     given = target.unsqueeze(1).expand(-1, group, -1)
     temperature = work.settings.temperature
-    reasoned = token_log_probs(answer(network, memory, thought, given)[0], given, temperature).sum(-1)
-    direct_logits, _ = answer(network, memory, start(work, len(target), 0), target.unsqueeze(1))
+    reasoned = token_log_probs(decode_items(network, cross, trace, given)[0], given, temperature).sum(-1)
+    direct_logits, _ = decode_directly(network, cross, work.vocabulary.start_tokens[0], target.unsqueeze(1))
     direct = token_log_probs(direct_logits, target.unsqueeze(1), temperature).sum((1, 2))
     return {
-        "format": rewards.format_reward(exists(item, work.item_tokens)),
+        "format": rewards.format_reward(are_items(item, work.item_tokens)),
         "match": rewards.match_reward(item, target),
-        "similarity": rewards.similarity_reward(state, vectors[place]),
+        "similarity": rewards.similarity_reward(state, vectors[local_index]),
         "likelihood": rewards.likelihood_reward(reasoned, direct),
-        "rank": rewards.rank_reward(dense_logits(state, vectors), everyone, place),
+        "rank": rewards.rank_reward(dense_logits(state, vectors), all_targets, local_index),
     }
 
 
-def draw(logits: torch.Tensor, share: Share = WHOLE) -> torch.Tensor:
+def draw(logits: torch.Tensor, shard: BatchShard = WHOLE_BATCH) -> torch.Tensor:
     """One sample per row: the first token where the summed probability exceeds a uniform number. (B, G, V) -> (B, G).
 
     One number per row, and not torch.multinomial: a row's sample must not depend on the rows that are drawn with it.
     """
     summed = logits.float().softmax(-1).cumsum(-1)
-    number = send(share.rand(*logits.shape[:-1]), logits.device).unsqueeze(-1) * summed[..., -1:]
+    number = send(shard.rand(*logits.shape[:-1]), logits.device).unsqueeze(-1) * summed[..., -1:]
     return torch.searchsorted(summed, number, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import torch
 
 from serving.network.model import StreamRec, dense_logits
-from serving.network.t5 import CrossKeysValues
 from training.config import SftConfig
-from training.stages.examples import batch_at
+from training.data.examples import batch_at
+from training.stages.distributed import WHOLE_BATCH, BatchShard, Terms
 from training.stages.losses import (
     contrastive,
     distillation,
@@ -25,9 +26,7 @@ from training.stages.losses import (
     quantization,
     token_log_probs,
 )
-from training.stages.pretrain import start
-from training.stages.ranks import WHOLE, Share, Terms
-from training.stages.reasoning import Thought, answer, residual_label, think
+from training.stages.reasoning import ReasoningTrace, decode_directly, decode_items, reason, residual_label
 from training.workspace import Workspace
 
 
@@ -42,18 +41,18 @@ class SftStep:
         if config.preference_weight:
             self.reference = copy.deepcopy(work.network).eval().requires_grad_(False)
 
-    def __call__(self, step: int, share: Share = WHOLE) -> tuple[torch.Tensor, Terms]:
+    def __call__(self, step: int, shard: BatchShard = WHOLE_BATCH) -> tuple[torch.Tensor, Terms]:
         work, config, network = self.work, self.config, self.work.network
+        start_tokens = work.vocabulary.start_tokens
         batch = batch_at(work.examples, config.batch_size, work.config.seed + 1, step)
-        share = share.of(len(batch))
-        piece = share.piece(batch)
-        index = share.own(piece)
-        everyone, place = work.send(work.examples.targets(piece)), work.send(share.places)
-        row = everyone[place]
-        target = work.item_tokens[row].unsqueeze(1)
-        histories = work.examples.histories(index)
-        memory = work.read(histories)
-        steps = work.draw_steps(share.draws)
+        shard = shard.of(len(batch))
+        micro_batch = shard.micro_batch(batch)
+        all_targets, local_index = work.send(work.examples.targets(micro_batch)), work.send(shard.local_index)
+        target_item = all_targets[local_index]  # (b,)
+        target = work.item_tokens[target_item].unsqueeze(1)  # (b, 1, M)
+        histories = work.examples.histories(shard.local(micro_batch))
+        cross = work.encode(histories)
+        steps = work.draw_steps(shard.draws)
         temperature = work.settings.temperature
         vectors = network.item_vectors(work.item_tokens)
         total = torch.zeros(())
@@ -64,52 +63,47 @@ class SftStep:
             total = total + weight * value
             terms[name] = value.detach()
 
-        direct_logits, direct_state = answer(network, memory, start(work, len(row), 0), target)
+        direct_logits, direct_state = decode_directly(network, cross, start_tokens[0], target)
         states = [direct_state]
         if config.plain_weight:
             add("nll_plain", config.plain_weight, nll(direct_logits, target, temperature, config.label_smoothing))
         if steps:
-            labelled = Labeller(work, config, vectors[row].detach(), share)
-            thought = think(network, memory, work.vocabulary.start_tokens[steps], steps, labelled.choose)
-            logits, state = answer(network, memory, thought, target)
-            states += [*thought.states, state]
+            labeller = Labeller(work, config, vectors[target_item].detach(), shard)
+            trace = reason(network, cross, start_tokens[steps], steps, labeller.choose)
+            logits, state = decode_items(network, cross, trace, target)
+            states += [*trace.states, state]
             if config.answer_weight:
                 add("nll_answer", config.answer_weight, nll(logits, target, temperature, config.label_smoothing))
-            if labelled.labels and config.reasoning_weight:
-                chosen_from = torch.cat(thought.logits, 1)  # (B, l, V)
-                labels = torch.stack(labelled.labels, 1)
+            if labeller.labels and config.reasoning_weight:
+                chosen_from = torch.cat(trace.logits, 1)  # (B, l, V)
+                labels = torch.stack(labeller.labels, 1)
                 add("nll_reasoning", config.reasoning_weight, nll(chosen_from, labels, temperature))
-            if labelled.residuals and config.quantization_weight:
-                codes = [network.t5.shared(label) for label in labelled.labels]
-                each = [quantization(r, c) for r, c in zip(labelled.residuals, codes, strict=True)]
+            if labeller.residuals and config.quantization_weight:
+                codes = [network.t5.shared(label) for label in labeller.labels]
+                each = [quantization(r, c) for r, c in zip(labeller.residuals, codes, strict=True)]
                 add("quantization", config.quantization_weight, torch.stack(each).mean())
             if config.distillation_weight:
                 add("distillation", config.distillation_weight, distillation(direct_logits, logits, temperature))
             if config.preference_weight:
-                now = self.log_probs(network, memory, thought, target, direct_logits, logits)
-                before = self.reference_log_probs(histories, thought, target)
+                now = self.log_probs(target, direct_logits, logits)
+                before = self.reference_log_probs(histories, trace, target)
                 add("preference", config.preference_weight, preference(*now, *before, config.preference_beta))
         if config.state_weight:
-            each = [self.state_loss(s[:, 0], vectors, everyone, place) for s in states]
+            each = [self.state_loss(s[:, 0], vectors, all_targets, local_index) for s in states]
             add("state", config.state_weight, torch.stack(each).mean())
-        return share.mean(total, terms)
+        return shard.mean(total, terms)
 
     def state_loss(
-        self, state: torch.Tensor, vectors: torch.Tensor, everyone: torch.Tensor, place: torch.Tensor
+        self, state: torch.Tensor, vectors: torch.Tensor, all_targets: torch.Tensor, local_index: torch.Tensor
     ) -> torch.Tensor:
-        """everyone: (B,) target items of the batch's rows, of which the states' are those at `place` (b,)."""
+        """all_targets: (B,) target items of the micro-batch's rows; the states are of those at `local_index` (b,)."""
         if self.config.state_loss == "contrastive":
-            return contrastive(state, vectors[everyone], everyone, place, self.config.contrastive_temperature)
-        return full_softmax(dense_logits(state, vectors), everyone[place])
+            temperature = self.config.contrastive_temperature
+            return contrastive(state, vectors[all_targets], all_targets, local_index, temperature)
+        return full_softmax(dense_logits(state, vectors), all_targets[local_index])
 
     def log_probs(
-        self,
-        network: StreamRec,
-        memory: CrossKeysValues,
-        thought: Thought,
-        target: torch.Tensor,
-        direct: torch.Tensor,
-        reasoned: torch.Tensor,
+        self, target: torch.Tensor, direct: torch.Tensor, reasoned: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """log P(target | x, o) and log P(target | x). Shapes: (B,) both."""
         temperature = self.work.settings.temperature
@@ -120,28 +114,30 @@ class SftStep:
 
     @torch.no_grad()
     def reference_log_probs(
-        self, histories: list, thought: Thought, target: torch.Tensor
+        self, histories: list[np.ndarray], trace: ReasoningTrace, target: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The same under the frozen reference, on the same reasoning tokens. Shapes: (B,) both."""
         assert self.reference is not None
         work = self.work.with_network(self.reference)
-        memory = work.read(histories)
-        start_token = work.vocabulary.start_tokens[thought.steps]
-        replay = think(self.reference, memory, start_token, thought.steps, lambda i, *_: thought.tokens[i - 1])
-        reasoned, _ = answer(self.reference, memory, replay, target)
-        direct, _ = answer(self.reference, memory, start(work, len(target), 0), target)
-        return self.log_probs(self.reference, memory, replay, target, direct, reasoned)
+        cross = work.encode(histories)
+        start_tokens, steps = work.vocabulary.start_tokens, trace.steps
+        replay = reason(self.reference, cross, start_tokens[steps], steps, lambda i, *_: trace.tokens[i - 1])
+        reasoned, _ = decode_items(self.reference, cross, replay, target)
+        direct, _ = decode_directly(self.reference, cross, start_tokens[0], target)
+        return self.log_probs(target, direct, reasoned)
 
 
 class Labeller:
-    """Chooses the reasoning tokens while the decoder thinks, and keeps labels and residuals for the losses.
+    """Chooses the reasoning tokens while the decoder reasons, and keeps labels and residuals for the losses.
 
     target: t, the target's representation, (B, D), no gradient [open: the sum of its token embeddings and its free
     vector]. A fed-back state alone needs no labels.
     """
 
-    def __init__(self, work: Workspace, config: SftConfig, target: torch.Tensor, share: Share = WHOLE) -> None:
-        self.work, self.config, self.target, self.share = work, config, target, share
+    def __init__(
+        self, work: Workspace, config: SftConfig, target: torch.Tensor, shard: BatchShard = WHOLE_BATCH
+    ) -> None:
+        self.work, self.config, self.target, self.shard = work, config, target, shard
         self.labels: list[torch.Tensor] = []
         self.residuals: list[torch.Tensor] = []
 
@@ -153,10 +149,10 @@ class Labeller:
             return own
         if self.config.labels == "residual":
             balanced = self.config.balanced
-            label, residual = residual_label(network, self.target, state[:, 0], (lo, hi), balanced, self.share)
+            label, residual = residual_label(network, self.target, state[:, 0], (lo, hi), balanced, self.shard)
             self.residuals.append(residual)
         elif self.config.labels == "random":  # control: as many latent tokens that mean nothing
-            label = self.work.send((lo + self.share.rand(len(own)) * (hi - lo)).long())
+            label = self.work.send((lo + self.shard.rand(len(own)) * (hi - lo)).long())
         else:  # control: a "pause", the same token every time, learnt so that the search writes it too
             label = torch.full((len(own),), lo, device=own.device)
         self.labels.append(label)

@@ -11,7 +11,7 @@ import torch
 from benchmarks.engine.training import TASKS, measure, transformers_loss, transformers_twin, workspace
 from serving.items.histories import history_tokens
 from training.config import PretrainConfig
-from training.stages.examples import batch_at
+from training.data.examples import batch_at
 from training.stages.pretrain import PretrainStep
 from training.workspace import Workspace
 
@@ -32,7 +32,7 @@ def test_both_loops_have_the_same_loss_and_gradient(work, task):
     ours.backward()
     index = batch_at(work.examples, 32, work.config.seed, 0)
     histories = work.examples.histories(index)
-    tokens, mask = history_tokens(histories, work.item_tokens_here, work.settings.max_items, work.suffix)
+    tokens, mask = history_tokens(histories, work.item_tokens_np, work.settings.max_items, work.suffix)
     model = transformers_twin(work).eval()
     torch.manual_seed(3)
     batch = {"input_ids": tokens, "attention_mask": mask.long(), "item": work.examples.targets(index)}

@@ -12,10 +12,10 @@ from serving.items.trie import build_trie
 from serving.network.eager import EagerRuntime
 from serving.network.t5 import CrossKeysValues
 from serving.reference import Reference
-from serving.search.beam import reason, search
+from serving.search import beam
 from tests.builders import tiny_model
 from training.stages.losses import token_log_probs
-from training.stages.reasoning import Thought, answer, residual_label, sinkhorn, think
+from training.stages.reasoning import ReasoningTrace, decode_items, reason, residual_label, sinkhorn
 
 FORMS = ("token", "state", "both")
 HISTORIES = [(1, 2, 3), (4,), (9, 8, 7, 6, 5, 4, 3, 2)]
@@ -27,10 +27,10 @@ def read(bundle: Bundle) -> CrossKeysValues:
     return t5.cross_keys_values(t5.encode(tokens, mask, settings.attention, bundle.vocabulary.tokens_per_item), mask)
 
 
-def follow(bundle: Bundle, memory: CrossKeysValues, tokens: torch.Tensor) -> Thought:
+def follow(bundle: Bundle, cross: CrossKeysValues, tokens: torch.Tensor) -> ReasoningTrace:
     """Thinks along given tokens (B, Q, l)."""
     start = bundle.vocabulary.start_tokens[tokens.shape[-1]]
-    return think(bundle.network, memory, start, tokens.shape[-1], lambda i, *_: tokens[..., i - 1], tokens.shape[1])
+    return reason(bundle.network, cross, start, tokens.shape[-1], lambda i, *_: tokens[..., i - 1], tokens.shape[1])
 
 
 def all_items(bundle: Bundle, paths: int) -> torch.Tensor:
@@ -46,12 +46,12 @@ def test_training_scores_an_item_as_brute_force_does(form, steps):
     bundle = tiny_model(12, seed=steps, step_form=form, suffix_tokens=(1,), temperature=0.8)
     lo, hi = bundle.vocabulary.reasoning_range
     path = torch.randint(lo, hi, (steps,), generator=torch.Generator().manual_seed(1))
-    memory = read(bundle)
-    thought = follow(bundle, memory, path.expand(len(HISTORIES), 12, -1))
+    cross = read(bundle)
+    trace = follow(bundle, cross, path.expand(len(HISTORIES), 12, -1))
     items = all_items(bundle, 12)
-    logits, _ = answer(bundle.network, memory, thought, items)
+    logits, _ = decode_items(bundle.network, cross, trace, items)
     scores = token_log_probs(logits, items, 0.8).sum(-1)
-    pairs = zip(thought.logits, thought.tokens, strict=True) if form != "state" else ()
+    pairs = zip(trace.logits, trace.tokens, strict=True) if form != "state" else ()
     reasoning = torch.stack([torch.zeros_like(scores), *(token_log_probs(*pair, 0.8) for pair in pairs)]).sum(0)
     for row, history in enumerate(HISTORIES):
         reference = Reference(bundle, history, steps)
@@ -69,18 +69,18 @@ def test_own_greedy_tokens_and_states_are_those_of_the_search(form, attention):
     network, settings = bundle.network, bundle.search_settings
     items = torch.from_numpy(bundle.catalogue.tokens.astype(np.int64))
     runtime = EagerRuntime(network, items, attention)
-    memory = read(bundle)
+    cross = read(bundle)
     lo, hi = settings.reasoning_range
-    thought = think(
-        network, memory, settings.start_tokens[3], 3, lambda _, logits, __: logits[..., lo:hi].argmax(-1) + lo
+    trace = reason(
+        network, cross, settings.start_tokens[3], 3, lambda _, logits, __: logits[..., lo:hi].argmax(-1) + lo
     )
-    reasoned = reason(runtime, settings, memory, 3)
+    reasoned = beam.reason(runtime, settings, cross, 3)
     if form != "state":
-        assert torch.equal(torch.stack(thought.tokens, -1), reasoned.tokens)
-    found = search(runtime, build_trie(bundle.catalogue.tokens), settings, memory, steps=3, beam_width=64)
+        assert torch.equal(torch.stack(trace.tokens, -1), reasoned.tokens)
+    found = beam.search(runtime, build_trie(bundle.catalogue.tokens), settings, cross, steps=3, beam_width=64)
     best = items[found.items[:, 0]].unsqueeze(1)
-    logits, state = answer(network, memory, thought, best)
-    torch.testing.assert_close(torch.stack([*thought.states, state], 2), reasoned.states, atol=1e-5, rtol=1e-4)
+    logits, state = decode_items(network, cross, trace, best)
+    torch.testing.assert_close(torch.stack([*trace.states, state], 2), reasoned.states, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(token_log_probs(logits, best)[:, 0], found.token_log_probs[:, 0], atol=1e-5, rtol=1e-4)
 
 
@@ -88,15 +88,15 @@ def test_own_greedy_tokens_and_states_are_those_of_the_search(form, attention):
 @torch.no_grad()
 def test_paths_side_by_side_equal_paths_one_by_one(form):
     bundle = tiny_model(20, seed=2, step_form=form)
-    memory, paths, steps = read(bundle), 5, 3
+    cross, paths, steps = read(bundle), 5, 3
     lo, hi = bundle.vocabulary.reasoning_range
     tokens = torch.randint(lo, hi, (len(HISTORIES), paths, steps), generator=torch.Generator().manual_seed(3))
     items = all_items(bundle, paths)
-    together = follow(bundle, memory, tokens)
-    logits, state = answer(bundle.network, memory, together, items)
+    together = follow(bundle, cross, tokens)
+    logits, state = decode_items(bundle.network, cross, together, items)
     for path in range(paths):
-        alone = follow(bundle, memory, tokens[:, path : path + 1])
-        one_logits, one_state = answer(bundle.network, memory, alone, items[:, path : path + 1])
+        alone = follow(bundle, cross, tokens[:, path : path + 1])
+        one_logits, one_state = decode_items(bundle.network, cross, alone, items[:, path : path + 1])
         torch.testing.assert_close(logits[:, path : path + 1], one_logits)
         torch.testing.assert_close(state[:, path : path + 1], one_state)
         for mine, its in zip(together.states, alone.states, strict=True):
@@ -105,13 +105,13 @@ def test_paths_side_by_side_equal_paths_one_by_one(form):
 
 def test_a_later_token_of_an_item_does_not_reach_back():
     bundle = tiny_model(20, seed=2)
-    memory = read(bundle)
+    cross = read(bundle)
     lo, _ = bundle.vocabulary.reasoning_range
-    thought = follow(bundle, memory, torch.full((len(HISTORIES), 1, 2), lo))
+    trace = follow(bundle, cross, torch.full((len(HISTORIES), 1, 2), lo))
     items = all_items(bundle, 1).clone()
-    before, state = answer(bundle.network, memory, thought, items)
+    before, state = decode_items(bundle.network, cross, trace, items)
     items[..., 1] = items[..., 1] + 1
-    after, same_state = answer(bundle.network, memory, thought, items)
+    after, same_state = decode_items(bundle.network, cross, trace, items)
     torch.testing.assert_close(before[:, :, :2], after[:, :, :2])
     torch.testing.assert_close(state, same_state)
     assert not torch.allclose(before[:, :, 2], after[:, :, 2])
@@ -119,13 +119,13 @@ def test_a_later_token_of_an_item_does_not_reach_back():
 
 def test_the_gradient_of_the_answer_reaches_back_through_every_step():
     bundle = tiny_model(20, seed=2, step_form="state")
-    memory = read(bundle)
-    thought = follow(bundle, memory, torch.zeros(len(HISTORIES), 1, 3, dtype=torch.int64))
-    for state in thought.states:
+    cross = read(bundle)
+    trace = follow(bundle, cross, torch.zeros(len(HISTORIES), 1, 3, dtype=torch.int64))
+    for state in trace.states:
         state.retain_grad()
-    logits, _ = answer(bundle.network, memory, thought, all_items(bundle, 1))
+    logits, _ = decode_items(bundle.network, cross, trace, all_items(bundle, 1))
     logits.square().mean().backward()
-    assert all(state.grad is not None and state.grad.abs().max() > 0 for state in thought.states)
+    assert all(state.grad is not None and state.grad.abs().max() > 0 for state in trace.states)
 
 
 def test_the_label_is_the_nearest_code_to_what_is_missing():

@@ -24,8 +24,8 @@ from training import pipeline
 from training.__main__ import main
 from training.config import StageConfig
 from training.stages import loop
+from training.stages.distributed import BatchShard
 from training.stages.loop import Log, run_stage
-from training.stages.ranks import Share
 
 ROOT = Path(__file__).parents[3]
 FILES = ("model/model.safetensors", "heads.safetensors", "catalogue.parquet")
@@ -113,7 +113,7 @@ def train(
         if events == die_at:
             raise Killed
 
-    def step(number: int, _: Share) -> tuple[torch.Tensor, dict[str, float]]:
+    def step(number: int, _: BatchShard) -> tuple[torch.Tensor, dict[str, float]]:
         live()
         x = torch.randn(5, 4)
         y = torch.nn.functional.dropout(first(x), 0.3)
@@ -166,10 +166,10 @@ def test_what_a_stage_takes_from_its_first_weights_is_there_again_after_a_kill(s
     last = pipeline.TRAINED[stages[-1]]
 
     class Dying(last):  # type: ignore[misc, valid-type]
-        def __call__(self, step: int, share: Share) -> tuple[torch.Tensor, dict[str, float]]:
+        def __call__(self, step: int, shard: BatchShard) -> tuple[torch.Tensor, dict[str, float]]:
             if step == 3:
                 raise Killed
-            return super().__call__(step, share)
+            return super().__call__(step, shard)
 
     def run(folder: Path) -> dict[str, torch.Tensor]:
         work = small_workspace(config)

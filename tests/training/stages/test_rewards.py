@@ -69,13 +69,13 @@ def test_a_rollout_knows_the_probabilities_it_was_drawn_with(form, steps):
     work = small_workspace(config)
     work.network.eval()
     row = torch.arange(4)
-    memory = work.read([work.split.train[i] for i in range(4)])
+    cross = work.encode([work.split.train[i] for i in range(4)])
     torch.manual_seed(0)
-    rollout = sample(work, memory, row, steps, config.rl)
+    rollout = sample(work, cross, row, steps, config.rl)
     assert rollout.reasoning.shape == (4, 5, steps) and rollout.item.shape == (4, 5, 3)
     lo, hi = work.vocabulary.reasoning_range
     assert ((rollout.reasoning >= lo) & (rollout.reasoning < hi)).all()
-    again = policy_log_probs(work, work.network, memory, rollout)
+    again = policy_log_probs(work, work.network, cross, rollout)
     assert again.shape == (4, 5, 3 if form == "state" else steps + 3)
     torch.testing.assert_close(again.detach(), rollout.log_probs)
     assert set(rollout.rewards) == set(NAMES)
@@ -88,7 +88,7 @@ def test_rollouts_are_drawn_with_the_temperature_they_are_scored_with():
     work = small_workspace(config)
     work.network.eval()
     torch.manual_seed(0)
-    rollout = sample(work, work.read([work.split.train[0]]), torch.tensor([3]), 1, config.rl)
+    rollout = sample(work, work.encode([work.split.train[0]]), torch.tensor([3]), 1, config.rl)
     for at, tokens in ((0, rollout.reasoning[0, :, 0]), (1, rollout.item[0, :, 0])):
         if at == 1:  # the item's first token depends on the reasoning token: take the commonest
             chosen = rollout.reasoning[0, :, 0] == rollout.reasoning[0, :, 0].mode().values
@@ -96,8 +96,8 @@ def test_rollouts_are_drawn_with_the_temperature_they_are_scored_with():
             chosen = torch.ones(len(tokens), dtype=torch.bool)
         commonest = tokens[chosen].mode().values
         probability = rollout.log_probs[0, chosen, at][tokens[chosen] == commonest][0].exp()
-        share = (tokens[chosen] == commonest).float().mean()
-        assert float(share) == pytest.approx(float(probability), abs=0.08)
+        shard = (tokens[chosen] == commonest).float().mean()
+        assert float(shard) == pytest.approx(float(probability), abs=0.08)
 
 
 @pytest.mark.parametrize("name", NAMES)

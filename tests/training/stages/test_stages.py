@@ -9,19 +9,21 @@ import numpy as np
 import pytest
 import torch
 
+from serving.network.model import StreamRec
+from serving.network.t5 import CrossKeysValues
 from tests.training.small import overfit, small_config, small_workspace
 from training.evaluate import validate
 from training.stages import pretrain
 from training.stages.losses import nll
-from training.stages.pretrain import PretrainStep, start
-from training.stages.reasoning import Thought, answer, think
+from training.stages.pretrain import PretrainStep
+from training.stages.reasoning import decode_directly, reason
 from training.stages.rl import RlStep
 from training.stages.sft import Labeller, SftStep
-from training.workspace import Workspace
 
 LITERAL = Path(__file__).parents[3] / "training/literal.yaml"
 SILENT = [f"sft.{name}_weight=0" for name in ("plain", "answer", "reasoning", "state", "quantization", "preference")]
 
+Decoded = tuple[torch.Tensor, torch.Tensor]
 NO_REWARD = [f"rl.{name}_reward=0" for name in ("format", "match", "similarity", "likelihood", "rank")]
 
 
@@ -52,15 +54,15 @@ def test_stage_1_writes_whole_similar_items_before_the_target_and_announces_thei
     work = small_workspace(config)
     seen: list = []
 
-    def seen_start(work: Workspace, batch: int, steps: int) -> Thought:
-        seen.append(steps)
-        return start(work, batch, steps)
+    def seen_decode(network: StreamRec, cross: CrossKeysValues, start_token: int, item: torch.Tensor) -> Decoded:
+        seen.append(work.vocabulary.start_tokens.index(start_token))
+        return decode_directly(network, cross, start_token, item)
 
     def seen_nll(logits: torch.Tensor, tokens: torch.Tensor, *how: float) -> torch.Tensor:
         seen.append(tokens)
         return nll(logits, tokens, *how)
 
-    monkeypatch.setattr(pretrain, "start", seen_start)
+    monkeypatch.setattr(pretrain, "decode_directly", seen_decode)
     monkeypatch.setattr(pretrain, "nll", seen_nll)
     step = PretrainStep(work, config.pretrain)
     step(3)
@@ -171,13 +173,13 @@ def test_own_inputs_know_nothing_of_the_target_and_labels_do(inputs, leaks):
     config = small_config(f"sft.inputs={inputs}", "model.reasoning_codes=12", "sft.balanced=false")
     work = small_workspace(config)
     histories = [work.split.train[i] for i in range(12)]
-    memory = work.read(histories)
+    cross = work.encode(histories)
     targets = work.network.item_vectors(work.item_tokens).detach()
     fed = []
     for rows in (slice(0, 12), slice(12, 24)):
         labeller = Labeller(work, config.sft, targets[rows])
-        thought = think(work.network, memory, work.vocabulary.start_tokens[2], 2, labeller.choose)
-        fed.append(torch.stack(thought.tokens))
+        trace = reason(work.network, cross, work.vocabulary.start_tokens[2], 2, labeller.choose)
+        fed.append(torch.stack(trace.tokens))
         if leaks:
             assert torch.equal(torch.stack(labeller.labels), fed[-1][..., 0])
     assert torch.equal(*fed) != leaks
@@ -187,9 +189,9 @@ def test_the_pause_control_feeds_one_token_every_time():
     config = small_config("sft.labels=pause")
     work = small_workspace(config)
     labeller = Labeller(work, config.sft, work.network.item_vectors(work.item_tokens)[:4])
-    memory = work.read([work.split.train[i] for i in range(4)])
-    thought = think(work.network, memory, work.vocabulary.start_tokens[2], 2, labeller.choose)
-    assert torch.stack(thought.tokens).unique().tolist() == [work.vocabulary.reasoning_range[0]]
+    cross = work.encode([work.split.train[i] for i in range(4)])
+    trace = reason(work.network, cross, work.vocabulary.start_tokens[2], 2, labeller.choose)
+    assert torch.stack(trace.tokens).unique().tolist() == [work.vocabulary.reasoning_range[0]]
     # learnt as well: a search writes its likeliest token
     assert torch.stack(labeller.labels).unique().tolist() == [work.vocabulary.reasoning_range[0]]
     assert labeller.residuals == []
@@ -278,9 +280,9 @@ def test_the_kl_term_pulls_back_to_the_reference():
 
 def test_a_start_token_announces_the_steps():
     work = small_workspace(small_config())
-    memory = work.read([work.split.train[0]])
+    cross = work.encode([work.split.train[0]])
     item = work.item_tokens[:1].unsqueeze(1)
-    none, two = (answer(work.network, memory, start(work, 1, steps), item)[0] for steps in (0, 2))
+    none, two = (decode_directly(work.network, cross, work.vocabulary.start_tokens[steps], item)[0] for steps in (0, 2))
     assert not torch.allclose(none, two)
 
 

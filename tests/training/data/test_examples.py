@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.stages.examples import all_prefixes, batch_at, epoch_batches
+from training.data.examples import all_prefixes, batch_at, epoch_batches
 
 SEQUENCES = [np.array(s, dtype=np.int32) for s in ([5, 6, 7, 8], [9], [1, 2], [])]
 

@@ -1,4 +1,4 @@
-"""Processes that train as one: every share together is the whole, and torchrun ends where one process does."""
+"""Processes that train as one: every shard together is the whole, and torchrun ends where one process does."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from safetensors import safe_open
 from tests.training.shops import command, write_shop
 from tests.training.small import small_config, small_workspace
 from training.__main__ import main
+from training.stages.distributed import WHOLE_BATCH, BatchShard, Process
 from training.stages.pretrain import PretrainStep
-from training.stages.ranks import WHOLE, Ranks, Share
 from training.stages.rl import RlStep
 from training.stages.rollouts import draw
 from training.stages.sft import SftStep
@@ -33,12 +33,12 @@ def test_shares_divide_a_batch(batch, parts, world):
     rows = torch.arange(batch)
     seen, weight = [], 0.0
     for part, rank in product(range(parts), range(world)):
-        share = Share(part, parts, rank, world).of(batch)
-        piece = share.piece(rows)
-        own = share.own(piece)
-        assert len(piece) == share.rows and len(own) >= 1
-        assert piece[share.places].tolist() == own.tolist()
-        loss, terms = share.mean(torch.ones(()), {"x": 2.0})
+        shard = BatchShard(part, parts, rank, world).of(batch)
+        micro_batch = shard.micro_batch(rows)
+        own = shard.own(micro_batch)
+        assert len(micro_batch) == shard.rows and len(own) >= 1
+        assert micro_batch[shard.local_index].tolist() == own.tolist()
+        loss, terms = shard.mean(torch.ones(()), {"x": 2.0})
         weight += float(loss)
         assert terms["x"] == pytest.approx(2 * float(loss))
         if float(loss):
@@ -57,7 +57,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_shares_of_all_ranks_add_up_to_the_step_of_one(case):
+def test_the_shards_of_all_processes_add_up_to_the_step_of_one(case):
     kind, stage, settings = CASES[case]
     config = small_config(*settings)
 
@@ -66,15 +66,15 @@ def test_the_shares_of_all_ranks_add_up_to_the_step_of_one(case):
         steps = [kind(work, getattr(config, stage)) for _ in range(world)]
         loss, terms = 0.0, Counter()
         for rank, step in enumerate(steps):
-            share = Share(0, 1, rank, world, draws=torch.Generator().manual_seed(5))
-            part, values = step(0, share)
+            shard = BatchShard(0, 1, rank, world, draws=torch.Generator().manual_seed(5))
+            part, values = step(0, shard)
             part.backward()
             loss += float(part.detach())
             terms.update({name: float(value) for name, value in values.items()})
         return loss, terms, [p.grad for p in work.network.parameters() if p.grad is not None]
 
     alone, terms, gradients = total(1)
-    for world in (2, 3, 9):  # of 9 ranks two have no row
+    for world in (2, 3, 9):  # of 9 processes two have no row
         same, same_terms, same_gradients = total(world)
         assert same == pytest.approx(alone, rel=1e-5)
         if stage != "rl":  # spreads are not means of rows
@@ -90,7 +90,7 @@ def test_parts_that_follow_each_other_add_up_too():
         work = small_workspace(config)
         step, loss = SftStep(work, config.sft), 0.0
         for part in range(parts):
-            value, _ = step(0, Share(part, parts, draws=torch.Generator().manual_seed(5)))
+            value, _ = step(0, BatchShard(part, parts, draws=torch.Generator().manual_seed(5)))
             value.backward()
             loss += float(value.detach())
         return loss, [p.grad for p in work.network.parameters() if p.grad is not None]
@@ -103,13 +103,13 @@ def test_parts_that_follow_each_other_add_up_too():
             torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-3)
 
 
-def test_ranks_draw_the_same_but_drop_out_differently():
-    shares = [Ranks(rank, 2).share(0, 1, "name").of(6) for rank in range(2)]
-    whole = Ranks().share(0, 1, "name").of(6).rand(6, 2)
-    torch.testing.assert_close(torch.stack([share.rand(3, 2) for share in shares], 1).flatten(0, 1), whole)
+def test_processes_draw_the_same_but_drop_out_differently():
+    shards = [Process(rank, 2).shard(0, 1, "name").of(6) for rank in range(2)]
+    whole = Process().shard(0, 1, "name").of(6).rand(6, 2)
+    torch.testing.assert_close(torch.stack([shard.rand(3, 2) for shard in shards], 1).flatten(0, 1), whole)
     masks = []
     for rank in range(2):
-        Ranks(rank, 2).share(0, 1, "name")
+        Process(rank, 2).shard(0, 1, "name")
         masks.append(torch.nn.functional.dropout(torch.ones(50), 0.5))
     assert not torch.equal(*masks)
 
@@ -117,7 +117,7 @@ def test_ranks_draw_the_same_but_drop_out_differently():
 def test_a_draw_follows_the_probabilities():
     torch.manual_seed(0)
     logits = torch.tensor([0.1, 0.0, 0.6, 0.3]).log()
-    tokens = draw(logits.expand(1, 20000, 4), WHOLE)
+    tokens = draw(logits.expand(1, 20000, 4), WHOLE_BATCH)
     shares = torch.bincount(tokens.flatten(), minlength=4) / 20000
     torch.testing.assert_close(shares, torch.tensor([0.1, 0.0, 0.6, 0.3]), atol=0.015, rtol=0)
     assert shares[1] == 0

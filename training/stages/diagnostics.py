@@ -1,0 +1,64 @@
+"""How reasoning fails, measured: tokens that collapse, states that drift, outputs that are no item."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from serving.network.t5 import CrossKeysValues
+from training.stages.reasoning import decode_items, greedy, reason
+from training.workspace import Workspace
+
+
+@torch.no_grad()
+def reasoning_diagnostics(
+    work: Workspace, histories: Sequence[np.ndarray], target: np.ndarray, steps: int
+) -> dict[str, float]:
+    """Figures of `steps` steps with the model's own tokens.
+
+    entropy/i: of the reasoning tokens of step i over users, in nats; near 0 they have collapsed. cosine/i: of s_i and
+    the target's representation; falling with i, the state drifts. unparsable: see `unparsable_share`.
+    """
+    ranker = work.ranker()
+    batch = ranker.encode(histories)
+    beams = ranker.search(batch, steps, beam=1)
+    result = {}
+    lo, hi = work.vocabulary.reasoning_range
+    for i in range(beams.reasoning_tokens.shape[-1]):
+        share = torch.bincount(beams.reasoning_tokens[:, 0, i] - lo, minlength=hi - lo).float()
+        share = share[share > 0] / share.sum()
+        result[f"entropy/{i + 1}"] = float(-(share * share.log()).sum())
+    wanted = ranker.runtime.item_vectors[torch.from_numpy(target.astype(np.int64))]
+    for i in range(steps + 1):
+        result[f"cosine/{i}"] = float(F.cosine_similarity(beams.states[:, 0, i], wanted, dim=-1).mean())
+    result["unparsable"] = unparsable_share(work, batch.cross, steps)
+    return result
+
+
+@torch.no_grad()
+def unparsable_share(work: Workspace, cross: CrossKeysValues, steps: int) -> float:
+    """Share of greedy outputs, written without the trie, that are not an item of the catalogue."""
+    network, vocabulary = work.network, work.vocabulary
+    trace = reason(network, cross, vocabulary.start_tokens[steps], steps, greedy(vocabulary.reasoning_range))
+    batch, levels = cross.mask.shape[0], work.item_tokens.shape[1]
+    written = torch.zeros(batch, 1, levels, dtype=torch.int64, device=work.device)
+    for level in range(levels):  # levels is 3 to 5: running the prefix again is simpler than a cache
+        logits, _ = decode_items(network, cross, trace, written)
+        written[..., level] = logits[:, :, level].argmax(-1)
+    return float(1 - are_items(written[:, 0], work.item_tokens).float().mean())
+
+
+def are_items(written: torch.Tensor, item_tokens: torch.Tensor) -> torch.Tensor:
+    """Which token rows are items. Shapes: (..., M), (I, M) -> (...) bool."""
+    low, high = item_tokens.amin(0), item_tokens.amax(0)
+    span = high - low + 2  # each level's own tokens, and one number for all others; small enough for int64
+    factor = torch.cat([span.new_ones(1), span.flip(0).cumprod(0)[:-1]]).flip(0)
+
+    def number(tokens: torch.Tensor) -> torch.Tensor:
+        of_level = (tokens >= low) & (tokens <= high)
+        return (torch.where(of_level, tokens - low, span - 1) * factor).sum(-1)
+
+    return torch.isin(number(written), number(item_tokens))

@@ -61,9 +61,12 @@ def _plotter(parser: argparse.ArgumentParser, name: str) -> Callable[[dict[str, 
     if name in MODULES:
         plot: Callable[[dict[str, Any], Path], None] = import_module(MODULES[name]).plot
         return plot
-    from benchmarks.accuracy.questions import QUESTIONS  # imports training, which the other plots do without
+    from benchmarks.accuracy.questions import (  # imports training, which the other plots do without
+        QUESTIONS,
+        current_name,
+    )
 
-    question = QUESTIONS.get(name.partition("-")[0])
+    question = QUESTIONS.get(current_name(name.partition("-")[0]))
     if question is None:
         parser.error(f"{name} has a table, but no plot")
     return lambda result, path: question.draw(result["rows"], path)

@@ -1,7 +1,7 @@
-"""One command per question about accuracy: trains what is missing, measures, writes JSON, prints the table, draws.
+"""One command per question about accuracy: trains what is missing, measures, writes JSON, prints the table.
 
 python -m benchmarks.accuracy QUESTION --data DIR [--config FILE] [--set KEY=VALUE ...] [--seeds 0,1]
 
-stages, encoder, ids, codes, longer   whole runs side by side (`stages.py`)
+stages, encoder, ids, codes, longer   whole runs, compared (`whole_runs.py`)
 all others                            one thing changed at a time, on checkpoints that share ancestors
 """

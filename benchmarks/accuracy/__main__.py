@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 
 from benchmarks.accuracy import __doc__ as about
-from benchmarks.accuracy import stages
-from benchmarks.accuracy.arms import Place
-from benchmarks.accuracy.lab import Lab
-from benchmarks.accuracy.questions import QUESTIONS
+from benchmarks.accuracy import whole_runs
+from benchmarks.accuracy.ablation import Ablation
+from benchmarks.accuracy.questions import QUESTIONS, current_name
+from benchmarks.accuracy.variants import Setup
 from benchmarks.common import ROOT, commit, record, table
 
 PROTOCOL = (
@@ -29,43 +29,57 @@ PROTOCOL = (
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=about,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("question", choices=(*stages.QUESTIONS, *QUESTIONS))
+    parser.add_argument("question", choices=(*whole_runs.QUESTIONS, *QUESTIONS), type=current_name)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--work", type=Path, help="where training lies; default runs/accuracy-NAME")
-    parser.add_argument("--out", type=Path, help="default benchmarks/results/QUESTION-NAME.json")
-    parser.add_argument("--only", help="train one arm (of whole runs: and measure it), write no result")
+    parser.add_argument("--work", type=Path, help="folder of the trained variants; default: runs/accuracy-NAME")
+    parser.add_argument("--out", type=Path, help="default: benchmarks/results/QUESTION-NAME.json")
+    parser.add_argument("--only", help="train one variant (of whole runs: and measure it) without writing a result")
     parser.add_argument("--config", type=Path)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="what computes (%(default)s)")
-    parser.add_argument("--seeds", default="0", help="comma-separated; of whole runs: see --set seed=")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="device that trains and ranks (default: %(default)s)"
+    )
+    parser.add_argument("--seeds", default="0", help="comma-separated; whole runs take --set seed=N instead")
     parser.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE")
     options = parser.parse_args(arguments)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     name = options.data.resolve().name
     options.work = options.work or ROOT / "runs" / f"accuracy-{name}"
     options.out = options.out or ROOT / f"benchmarks/results/{options.question}-{name}.json"
-    if options.question in stages.QUESTIONS:
-        return stages.answer(parser, options)
+    if options.question in whole_runs.QUESTIONS:
+        return whole_runs.answer(parser, options)
     question, code = QUESTIONS[options.question], commit()
-    wanted = [arm for arm in question.arms if arm != "given ids" or (options.data / "semantic_ids").exists()]
-    if options.question == "small" and options.device != "cpu":
-        parser.error("small measures 8-bit weights, which run on a CPU; leave --device out")
+    wanted = [
+        variant for variant in question.variants if variant != "given ids" or (options.data / "semantic_ids").exists()
+    ]
+    if options.question == "compression" and options.device != "cpu":
+        parser.error("compression measures 8-bit weights, which run on a CPU; leave --device out")
     if options.only and options.only not in wanted:
         parser.error(f"--only takes one of {', '.join(wanted)}")
     try:
         seeds = tuple(int(seed) for seed in options.seeds.split(","))
     except ValueError:
         parser.error(f"--seeds takes whole numbers separated by commas, not {options.seeds!r}")
-    lab = Lab(Place(options.data, options.work, options.config, tuple(options.set), options.device), seeds)
-    for arm in [options.only] if options.only else wanted:
-        lab.train(arm)
+    ablation = Ablation(Setup(options.data, options.work, options.config, tuple(options.set), options.device), seeds)
+    for variant in [options.only] if options.only else wanted:
+        ablation.train(variant)
     if options.only:
         return 0
     measuring = time.perf_counter()
-    rows = question.rows(lab)
-    minutes = round(lab.minutes(wanted) + (time.perf_counter() - measuring) / 60, 1)
+    rows = question.rows(ablation)
+    minutes = round(ablation.minutes(wanted) + (time.perf_counter() - measuring) / 60, 1)
     command = shlex.join(["python", "-m", "benchmarks.accuracy", *arguments])
-    record(options.out, command, seeds, rows, minutes=minutes, data=name, protocol=PROTOCOL, validation=lab.validation,
-           **code, **lab.trained_by(wanted))  # fmt: skip
+    record(
+        options.out,
+        command,
+        seeds,
+        rows,
+        minutes=minutes,
+        data=name,
+        protocol=PROTOCOL,
+        validation=ablation.validation,
+        **code,
+        **ablation.trained_by(wanted),
+    )
     print(table(rows, question.columns))
     return 0
 

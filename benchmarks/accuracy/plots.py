@@ -64,14 +64,14 @@ def drift(rows: Rows, path: Path) -> None:
     with rc_context(STYLE):
         figure = Figure(figsize=(9, 3.2), layout="constrained")
         left, right = figure.subplots(1, 2)
-        arms = list(dict.fromkeys(row["arm"] for row in rows))
-        for arm, colour in zip(arms, (BLUE, RED, "black"), strict=False):
-            deepest = max(row["steps"] for row in rows if row["arm"] == arm)
-            line = [row for row in rows if row["arm"] == arm and row["steps"] == deepest]
-            left.plot([row["step"] for row in line], [row["cosine"] for row in line], "o-", color=colour, label=arm)
-            share = {row["steps"]: row["unparsable"] for row in rows if row["arm"] == arm}
-            right.plot(list(share), list(share.values()), "o-", color=colour, label=arm)
-        left.set_xlabel("step i of the deepest thought")
+        variants = list(dict.fromkeys(row["arm"] for row in rows))
+        for variant, colour in zip(variants, (BLUE, RED, "black"), strict=False):
+            deepest = max(row["steps"] for row in rows if row["arm"] == variant)
+            line = [row for row in rows if row["arm"] == variant and row["steps"] == deepest]
+            left.plot([row["step"] for row in line], [row["cosine"] for row in line], "o-", color=colour, label=variant)
+            share = {row["steps"]: row["unparsable"] for row in rows if row["arm"] == variant}
+            right.plot(list(share), list(share.values()), "o-", color=colour, label=variant)
+        left.set_xlabel("step i of the largest number of steps")
         left.set_ylabel("cos(s_i, target)")
         right.set_xlabel("reasoning steps l")
         right.set_ylabel("greedy outputs that are no item")

@@ -1,6 +1,6 @@
-"""The questions: which arms each needs, and which rows answer it. Every gain in a row is against the row it names.
+"""The questions: which variants each needs, and which rows answer it. Every gain in a row is against the row it names.
 
-The rows are made in `thinking.py` and `recipes.py`.
+The rows are made in `reasoning.py` and `recipes.py`.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.accuracy import plots, recipes, thinking
-from benchmarks.accuracy.arms import OWN, REWARDS, SLOW
-from benchmarks.accuracy.lab import Lab, Rows
+from benchmarks.accuracy import plots, reasoning, recipes
+from benchmarks.accuracy.ablation import Ablation, Rows
+from benchmarks.accuracy.variants import OWN, REWARDS, SLOW
 
 METRICS = ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
 GAIN = ("gain", "low", "high", "percent")
@@ -19,11 +19,11 @@ GAIN = ("gain", "low", "high", "percent")
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """arms: what must be trained. rows: the answer. draw: its picture."""
+    """variants: what must be trained. rows: the answer. draw: its plot."""
 
     about: str
-    arms: tuple[str, ...]
-    rows: Callable[[Lab], Rows]
+    variants: tuple[str, ...]
+    rows: Callable[[Ablation], Rows]
     columns: tuple[str, ...]
     draw: Callable[[Rows, Any], None]
 
@@ -39,67 +39,67 @@ QUESTIONS = {
     "steps": Question(
         "accuracy against the number of steps",
         ("plain", "every l", *(f"l = {length}" for length in OWN)),
-        thinking.steps,
+        reasoning.steps,
         ("model", "dense_weight", *METRICS, *GAIN, "minutes"),
         plots.steps,
     ),
     "tokens": Question(
-        "what thoughts are made of",
-        (SLOW, "plain, as costly", "state loss alone", *list(thinking.THOUGHTS.values())[1:], "random"),
-        thinking.tokens,
+        "what reasoning steps are made of",
+        (SLOW, "plain, as costly", "state loss alone", *list(reasoning.REASONING.values())[1:], "random"),
+        reasoning.tokens,
         ("model", "part", "dense_weight", *METRICS, *GAIN, "against"),
         _bars("against plain of the same cost, unless another is named"),
     ),
     "compute": Question(
-        "the same training compute without thinking",
+        "the same training compute without reasoning",
         ("plain", SLOW, "every l", "plain, as costly"),
-        thinking.compute,
+        reasoning.compute,
         COSTED,
         _bars("against plain of the same cost"),
     ),
     "grown": Question(
-        "the same compute of an answer without thinking",
+        "the same compute per answer without reasoning",
         (SLOW, "every l", "plain, as costly", "plain, grown"),
-        thinking.grown,
+        reasoning.grown,
         COSTED,
         _bars("against the grown model"),
     ),
-    "paths": Question("several reasoning paths", (SLOW, "random"), thinking.paths, GAINED, _bars("against one path")),
+    "paths": Question("several reasoning paths", (SLOW, "random"), reasoning.paths, GAINED, _bars("against one path")),
     "drift": Question(
-        "signs of failure",
+        "how reasoning fails",
         ("every l", SLOW, "token alone"),
-        thinking.drift,
+        reasoning.drift,
         ("arm", "steps", "step", "cosine", "entropy", "unparsable"),
         plots.drift,
     ),
     "adaptive": Question(
-        "stop when settled", ("every l",), thinking.adaptive, ("model", "mean_steps", "ndcg@10", *GAIN), plots.adaptive
+        "stop when settled", ("every l",), reasoning.adaptive, ("model", "mean_steps", "ndcg@10", *GAIN), plots.adaptive
     ),
     "joined": Question(
         "beam and dense score",
         (SLOW, "state loss alone"),
-        thinking.joined,
+        reasoning.joined,
         ("model", "dense_weight", *METRICS, *GAIN),
         _bars("against the beam alone"),
     ),
     "deployed": Question(
         "the model a shop would run",
         ("plain", SLOW),
-        thinking.deployed,
-        ("model", "memory_weight", *METRICS, *GAIN, "against"),
+        reasoning.deployed,
+        ("model", "graph_weight", *METRICS, *GAIN, "against"),
         _bars("against tuned neighbours, or what is named after the bar"),
     ),
     "pays": Question(
-        "does thinking pay, with every control beside it",
-        ("plain", *thinking.PAYING, "plain, as costly"),
-        thinking.pays,
-        ("model", "memory_weight", "dense_weight", *METRICS, *GAIN, "against", "minutes"),
+        "does reasoning pay, with every control",
+        ("plain", *reasoning.PAYING, "plain, as costly"),
+        reasoning.pays,
+        ("model", "graph_weight", "dense_weight", *METRICS, *GAIN, "against", "minutes"),
         _bars("against plain of the same cost, unless another is named"),
     ),
     "groups": Question(
         "who gains",
         (SLOW, "every l"),
-        thinking.groups,
+        reasoning.groups,
         ("group", "arm", "steps", "users", "ndcg@10", *GAIN),
         _bars("against no steps"),
     ),
@@ -109,10 +109,10 @@ QUESTIONS = {
     "recipe": Question(
         "the paper's recipe", (SLOW, *recipes.RECIPE), recipes.recipe, COMPARED, _bars("against the default recipe")
     ),
-    "choices": Question(
+    "open_choices": Question(
         "what the paper leaves open",
         ("plain", SLOW, *recipes.CHOICES, "plain, shared codes", "rl", *recipes.RL_CHOICES),
-        recipes.choices,
+        recipes.open_choices,
         COMPARED,
         _bars("against the default choice, or what is named after the bar"),
     ),
@@ -141,11 +141,17 @@ QUESTIONS = {
     "tokenizer": Question(
         "semantic IDs", ("plain", "random ids", "given ids"), recipes.tokenizer, COMPARED, _bars("against RQ-VAE")
     ),
-    "small": Question(
+    "compression": Question(
         "fewer steps, fewer bits",
         (SLOW, "distilled"),
-        thinking.small,
+        reasoning.compression,
         (*GAINED, "answer_ms", "answer_mflops"),
         plots.pareto,
     ),
 }
+FORMER_NAMES = {"choices": "open_choices", "small": "compression"}  # in recorded commands and file names
+
+
+def current_name(question: str) -> str:
+    """The name of a question, given that or its former one."""
+    return FORMER_NAMES.get(question, question)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.accuracy.arms import DEPTH, REWARDS, SLOW
-from benchmarks.accuracy.lab import Lab, Rows, at
+from benchmarks.accuracy.ablation import Ablation, Rows, at
+from benchmarks.accuracy.variants import DEPTH, REWARDS, SLOW
 
 LOSSES = ("no labels", "no quantization", "no state loss", "no direct answer")
 RECIPE = ("in-batch contrast", "preference", "labels as input")
@@ -13,67 +13,67 @@ CHOICES = ("shared codes", "more reasoning weight")
 RL_CHOICES = ("rl, group of 16", "rl, rate of 3e-5")
 
 
-def losses(lab: Lab) -> Rows:
+def losses(ablation: Ablation) -> Rows:
     """Stage 2 with each loss taken out, against the whole at the same number of steps."""
-    return _against_whole(lab, LOSSES)
+    return _against_whole(ablation, LOSSES)
 
 
-def recipe(lab: Lab) -> Rows:
+def recipe(ablation: Ablation) -> Rows:
     """Stage 2 nearer to the paper's recipe in one point, against the whole at the same number of steps."""
-    return _against_whole(lab, RECIPE)
+    return _against_whole(ablation, RECIPE)
 
 
-def choices(lab: Lab) -> Rows:
+def open_choices(ablation: Ablation) -> Rows:
     """What the paper leaves open chosen otherwise, in stage 2 and in stage 3. Reasoning tokens that are item codes need
-    a stage 1 of their own: what that does to plain answers, and what thinking adds to them."""
+    a stage 1 of their own: what that does to plain answers, and what reasoning adds to them."""
     plain, shared, pair = "plain", "plain, shared codes", {"part": "pair"}
     own = [at(plain, 0), at(shared, 0, against=plain, more=pair)]
     own += [at("shared codes", used, against=shared, more=pair) for used in (0, DEPTH)]
-    return _against_whole(lab, CHOICES) + _against_whole(lab, RL_CHOICES, "rl") + lab.rows(own)
+    return _against_whole(ablation, CHOICES) + _against_whole(ablation, RL_CHOICES, "rl") + ablation.rows(own)
 
 
-def _against_whole(lab: Lab, others: Sequence[str], whole_arm: str = SLOW) -> Rows:
+def _against_whole(ablation: Ablation, others: Sequence[str], whole_arm: str = SLOW) -> Rows:
     cells = []
     for used in (0, DEPTH):
         whole = at(whole_arm, used)
-        cells += [whole, *(at(arm, used, against=whole.model) for arm in others)]
-    return lab.rows(cells)
+        cells += [whole, *(at(variant, used, against=whole.model) for variant in others)]
+    return ablation.rows(cells)
 
 
-def pretraining(lab: Lab) -> Rows:
+def pretraining(ablation: Ablation) -> Rows:
     """Stage 1 with similar items before the target, against a plain one: alone, and as what stage 2 starts from."""
     cells = [at("plain", 0), at("similar items", 0, against="plain")]
     for used in (0, DEPTH):
         whole = at(SLOW, used)
         cells += [whole, at("similar items, then stage 2", used, against=whole.model)]
-    return lab.rows(cells)
+    return ablation.rows(cells)
 
 
-def rl(lab: Lab) -> Rows:
+def rl(ablation: Ablation) -> Rows:
     """Stage 3 whole, and without any reward: its anchor alone, which is stage 2 gone on."""
     cells = []
     for used in (0, DEPTH):
         before = at(SLOW, used)
         cells += [before, at("rl", used, against=before.model), at("rl, anchor alone", used, against=before.model)]
-    return lab.rows(cells)
+    return ablation.rows(cells)
 
 
-def rewards(lab: Lab) -> Rows:
+def rewards(ablation: Ablation) -> Rows:
     """Stage 3 with each reward taken out."""
-    return _against_whole(lab, [f"rl, no {name}" for name in REWARDS], "rl")
+    return _against_whole(ablation, [f"rl, no {name}" for name in REWARDS], "rl")
 
 
-def prior(lab: Lab) -> Rows:
+def prior(ablation: Ablation) -> Rows:
     """Reasoning that no label taught: by the answer's likelihood alone, then shaped by rewards."""
     cells = []
     for used in (0, DEPTH):
         taught, shaped = at(SLOW, used), at("rl", used)
         cells += [taught, at("no labels", used, against=taught.model)]
         cells += [shaped, at("rl, no labels", used, against=shaped.model)]
-    return lab.rows(cells)
+    return ablation.rows(cells)
 
 
-def tokenizer(lab: Lab) -> Rows:
+def tokenizer(ablation: Ablation) -> Rows:
     """Semantic IDs by RQ-VAE, by chance with the same shape, and (where the data hold some) given ones."""
-    ids = ["plain", "random ids", *(["given ids"] if (lab.place.data / "semantic_ids").exists() else [])]
-    return lab.rows([at(arm, 0, against="plain") for arm in ids])
+    ids = ["plain", "random ids", *(["given ids"] if (ablation.setup.data / "semantic_ids").exists() else [])]
+    return ablation.rows([at(variant, 0, against="plain") for variant in ids])

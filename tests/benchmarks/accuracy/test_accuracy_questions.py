@@ -12,13 +12,13 @@ from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.accuracy.__main__ import main
-from benchmarks.accuracy.arms import ARMS, Place, inherit, shares, train
-from benchmarks.accuracy.hits import Ask, first_place, kept
-from benchmarks.accuracy.lab import Lab, training_flops
-from benchmarks.accuracy.memory import MEMORY, ranks_of
+from benchmarks.accuracy.ablation import Ablation, training_flops
+from benchmarks.accuracy.item_graph import ITEM_GRAPH, ranks_of
 from benchmarks.accuracy.questions import QUESTIONS
+from benchmarks.accuracy.ranks import Inference, load_ranks, rank_of_target
+from benchmarks.accuracy.reasoning import GRAPH_WEIGHTS
 from benchmarks.accuracy.recipes import CHOICES, RL_CHOICES
-from benchmarks.accuracy.thinking import MEMORY_WEIGHTS
+from benchmarks.accuracy.variants import VARIANTS, Setup, inherit, shares, train_variant
 from benchmarks.common import ROOT
 from tests.training.small import small_config, small_workspace
 from training.data.shop import write_shop
@@ -34,31 +34,31 @@ SMALL = """
 """.split()
 
 
-def place(folder: Path) -> Place:
-    return Place(folder / "shop", folder / "work", None, tuple(SMALL))
+def setup(folder: Path) -> Setup:
+    return Setup(folder / "shop", folder / "work", None, tuple(SMALL))
 
 
 def test_a_target_stands_where_its_best_path_puts_it_and_duplicates_take_no_place():
     items = torch.tensor([[7, 5, 7, 3], [7, 5, 7, 3]])
     scores = torch.tensor([[-4.0, -2.0, -1.0, -3.0], [-4.0, -2.0, -1.0, -3.0]])
     # best first: 7, 5, 3, and 7 again
-    assert first_place(items, scores, torch.tensor([3, 9]), 10).tolist() == [2, 10]
-    assert first_place(items, scores, torch.tensor([7, 3]), 2).tolist() == [0, 2]
+    assert rank_of_target(items, scores, torch.tensor([3, 9]), 10).tolist() == [2, 10]
+    assert rank_of_target(items, scores, torch.tensor([7, 3]), 2).tolist() == [0, 2]
 
 
 def test_the_gain_and_its_interval_by_hand(tmp_path):
-    lab = Lab(place(tmp_path), (0, 1))
+    ablation = Ablation(setup(tmp_path), (0, 1))
     # over both seeds each user gains 0.1, so drawing the users again changes nothing
     one, other = np.array([[0.4, 0.2], [0.2, 0.4]]), np.array([[0.1, 0.3], [0.3, 0.1]])
-    assert lab.gain(one, other) == {"gain": 0.1, "low": 0.1, "high": 0.1, "percent": 50.0}
+    assert ablation.gain(one, other) == {"gain": 0.1, "low": 0.1, "high": 0.1, "percent": 50.0}
     # two users who gain 0 and 1: a quarter of all draws have the mean 0, a quarter 1
-    gain = lab.gain(np.array([[0.0, 1.0]]), np.array([[0.0, 0.0]]))
+    gain = ablation.gain(np.array([[0.0, 1.0]]), np.array([[0.0, 0.0]]))
     assert gain == {"gain": 0.5, "low": 0.0, "high": 1.0}
 
 
 def test_arms_share_the_stages_in_which_they_do_not_differ(tmp_path):
-    here = place(tmp_path)
-    plain, two, four = (here.settings(arm, 0) for arm in ("plain", "l = 2", "l = 4"))
+    here = setup(tmp_path)
+    plain, two, four = (here.settings(variant, 0) for variant in ("plain", "l = 2", "l = 4"))
     assert shares(plain, two, "pretrain") and not shares(plain, here.settings("plain", 1), "pretrain")
     assert not shares(two, four, "sft") and shares(four, here.settings("rl, no match", 0), "sft")
     assert not shares(plain, here.settings("similar items", 0), "pretrain")
@@ -66,7 +66,7 @@ def test_arms_share_the_stages_in_which_they_do_not_differ(tmp_path):
 
 
 def test_runs_older_than_a_setting_are_inherited_as_if_they_had_its_default(tmp_path):
-    here = place(tmp_path)
+    here = setup(tmp_path)
     old, config = here.folder("l = 4", 0), here.settings("l = 4", 0).to_json()
     del config["sft"]["distillation_weight"], config["sft"]["labels"], config["rl"]["group"]
     (old / "tokenizer").mkdir(parents=True)
@@ -79,23 +79,23 @@ def test_runs_older_than_a_setting_are_inherited_as_if_they_had_its_default(tmp_
         for kind in ("best", "latest"):
             save_file({}, old / f"{stage}.{kind}.safetensors", {"meta": json.dumps({"step": 3})})
     expected = {"rl, group of 16": {"pretrain", "sft"}, "distilled": {"pretrain"}, "shared codes": set[str]()}
-    for arm, stages in expected.items():
-        folder = here.folder(arm, 0)
+    for variant, stages in expected.items():
+        folder = here.folder(variant, 0)
         folder.mkdir()
-        inherit(folder, here.settings(arm, 0), ARMS[arm].until)
-        assert {file.name.split(".")[0] for file in folder.glob("*.latest.safetensors")} == stages, arm
+        inherit(folder, here.settings(variant, 0), VARIANTS[variant].until)
+        assert {file.name.split(".")[0] for file in folder.glob("*.latest.safetensors")} == stages, variant
 
 
 def test_every_question_names_arms_that_exist(tmp_path):
     for question in QUESTIONS.values():
-        for arm in question.arms:
-            assert arm in ARMS
-            place(tmp_path).settings(arm, 0)  # and whose settings are valid
+        for variant in question.variants:
+            assert variant in VARIANTS
+            setup(tmp_path).settings(variant, 0)  # and whose settings are valid
 
 
 @pytest.mark.parametrize("config", ["small", "converged"])
 def test_no_open_choice_is_the_default_one_by_another_name(tmp_path, config):
-    here = Place(tmp_path, tmp_path, ROOT / f"benchmarks/{config}.yaml", ())
+    here = Setup(tmp_path, tmp_path, ROOT / f"benchmarks/{config}.yaml", ())
     for whole, others in (("l = 4", CHOICES), ("rl", RL_CHOICES)):
         assert not any(shares(here.settings(whole, 0), here.settings(other, 0), "rl") for other in others)
 
@@ -117,50 +117,50 @@ def test_a_question_from_end_to_end(tmp_path):
     assert {row["split"] for row in result["rows"]} == {"test"}
     assert {row["split"] for row in result["validation"]} == {"valid"}
 
-    arms = [tmp_path / "work/seed-0" / arm for arm in ("l-4", "state-loss-alone")]
-    first, second = ((arm / "pretrain.best.safetensors").stat() for arm in arms)
+    variants = [tmp_path / "work/seed-0" / variant for variant in ("l-4", "state-loss-alone")]
+    first, second = ((variant / "pretrain.best.safetensors").stat() for variant in variants)
     assert first.st_ino == second.st_ino  # one stage 1 for both
-    hits = kept(arms[0], Ask("test", 4))
-    assert hits is not None and round(float(ndcg(hits.rank(0.0)).mean()), 5) == beam["ndcg@10"]
+    ranks = load_ranks(variants[0], Inference("test", 4))
+    assert ranks is not None and round(float(ndcg(ranks.rank(0.0)).mean()), 5) == beam["ndcg@10"]
 
-    before = (arms[0] / "sft.latest.safetensors").stat().st_mtime_ns
+    before = (variants[0] / "sft.latest.safetensors").stat().st_mtime_ns
     assert main(command) == 0
     assert json.loads((tmp_path / "joined.json").read_text())["rows"] == result["rows"]
-    assert (arms[0] / "sft.latest.safetensors").stat().st_mtime_ns == before
+    assert (variants[0] / "sft.latest.safetensors").stat().st_mtime_ns == before
 
 
 def test_the_memory_joins_and_is_held_against_neighbours(tmp_path):
     write_shop(tmp_path / "shop", users=40, items=60, seed=0)
-    lab = Lab(place(tmp_path), (0,))
-    for arm in QUESTIONS["deployed"].arms:
-        lab.train(arm)
-    rows = QUESTIONS["deployed"].rows(lab)
+    ablation = Ablation(setup(tmp_path), (0,))
+    for variant in QUESTIONS["deployed"].variants:
+        ablation.train(variant)
+    rows = QUESTIONS["deployed"].rows(ablation)
     named = {row["model"]: row for row in rows[:5]}
-    assert list(named) == ["tuned neighbours", "memory alone", "plain, and memory", "l = 4, and memory",
-                           "l = 4, 4 steps, and memory"]  # fmt: skip
-    assert named["l = 4, 4 steps, and memory"]["memory_weight"] in MEMORY_WEIGHTS
+    assert list(named) == ["tuned neighbours", "item graph alone", "plain, and item graph", "l = 4, and item graph",
+                           "l = 4, 4 steps, and item graph"]  # fmt: skip
+    assert named["l = 4, 4 steps, and item graph"]["graph_weight"] in GRAPH_WEIGHTS
     gains = [(row["model"], row["against"]) for row in rows if "gain" in row]
-    assert gains[-1] == ("l = 4, 4 steps, and memory", "l = 4, and memory") and len(gains) == 8
+    assert gains[-1] == ("l = 4, 4 steps, and item graph", "l = 4, and item graph") and len(gains) == 8
     for row in rows:
         if "gain" in row:
             other = named[row["against"]]
             assert row["gain"] == pytest.approx(row["ndcg@10"] - other["ndcg@10"], abs=2e-5)
-    # under a huge weight the memory alone decides
-    found = lab.hits("plain", Ask("test", 0, union=50, memory=1e6))[0].rank(0.0)
-    alone = ranks_of(lab.place, MEMORY)
+    # under a huge weight the item graph alone decides
+    found = ablation.target_ranks("plain", Inference("test", 0, union=50, graph_weight=1e6))[0].rank(0.0)
+    alone = ranks_of(ablation.setup, ITEM_GRAPH)
     assert (np.minimum(found, 10) == alone).mean() > 0.9  # but for ties
 
 
 def test_whether_thinking_pays_is_asked_with_every_control_beside_it(tmp_path):
     write_shop(tmp_path / "shop", users=40, items=60, seed=0)
-    lab = Lab(place(tmp_path), (0,))
-    for arm in QUESTIONS["pays"].arms:
-        lab.train(arm)
-    rows = QUESTIONS["pays"].rows(lab)
+    ablation = Ablation(setup(tmp_path), (0,))
+    for variant in QUESTIONS["pays"].variants:
+        ablation.train(variant)
+    rows = QUESTIONS["pays"].rows(ablation)
     against = {(row["model"], row.get("against")) for row in rows}
     assert {("l = 4, 4 steps", "plain, as costly"), ("pause, 4 steps", "plain, as costly"),
             ("rl, 4 steps", "rl, anchor alone, 4 steps"), ("l = 4, 4 steps", "l = 4"),
-            ("l = 4, 4 steps, and memory", "tuned neighbours")} <= against  # fmt: skip
+            ("l = 4, 4 steps, and item graph", "tuned neighbours")} <= against  # fmt: skip
     costly = next(row for row in rows if row["model"] == "plain, as costly")
     for row in rows:
         if row.get("against") == costly["model"]:
@@ -169,10 +169,10 @@ def test_whether_thinking_pays_is_asked_with_every_control_beside_it(tmp_path):
 
 def test_open_choices_are_held_against_the_default_one_and_shared_codes_against_their_own_plain_model(tmp_path):
     write_shop(tmp_path / "shop", users=40, items=60, seed=0)
-    lab = Lab(place(tmp_path), (0,))
-    for arm in QUESTIONS["choices"].arms:
-        lab.train(arm)
-    rows = QUESTIONS["choices"].rows(lab)
+    ablation = Ablation(setup(tmp_path), (0,))
+    for variant in QUESTIONS["open_choices"].variants:
+        ablation.train(variant)
+    rows = QUESTIONS["open_choices"].rows(ablation)
     against = {(row["model"], row["against"]) for row in rows if "gain" in row}
     for choice in CHOICES:
         assert {(choice, "l = 4"), (f"{choice}, 4 steps", "l = 4, 4 steps")} <= against
@@ -183,18 +183,21 @@ def test_open_choices_are_held_against_the_default_one_and_shared_codes_against_
     for row in rows:
         if "gain" in row:
             assert row["gain"] == pytest.approx(row["ndcg@10"] - means[row["against"]], abs=2e-5)
-    assert lab.work("shared codes", 0).vocabulary.reasoning_range == lab.work("shared codes", 0).vocabulary.item_range
+    assert (
+        ablation.work("shared codes", 0).vocabulary.reasoning_range
+        == ablation.work("shared codes", 0).vocabulary.item_range
+    )
 
 
 def test_an_arm_trained_with_other_settings_is_not_taken_for_the_one_asked_for(tmp_path):
     write_shop(tmp_path / "shop", users=40, items=60, seed=0)
-    train(place(tmp_path), "plain", 0)
+    train_variant(setup(tmp_path), "plain", 0)
     before = (tmp_path / "work/seed-0/plain/pretrain.latest.safetensors").stat().st_mtime_ns
-    train(place(tmp_path), "plain", 0)
+    train_variant(setup(tmp_path), "plain", 0)
     assert (tmp_path / "work/seed-0/plain/pretrain.latest.safetensors").stat().st_mtime_ns == before
-    other = Place(tmp_path / "shop", tmp_path / "work", None, (*SMALL, "pretrain.lr=0.5"))
+    other = Setup(tmp_path / "shop", tmp_path / "work", None, (*SMALL, "pretrain.lr=0.5"))
     with pytest.raises(RunError, match="other data or settings"):
-        train(other, "plain", 0)
+        train_variant(other, "plain", 0)
 
 
 def test_flops_of_training_are_those_of_a_step_that_is_computed():

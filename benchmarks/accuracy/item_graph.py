@@ -1,4 +1,4 @@
-"""What needs no network, once per data folder: tuned item-to-item neighbours, and the memory that a bundle may hold."""
+"""What needs no network, once per data folder: tuned item-to-item neighbours, and the item graph of a bundle."""
 
 from __future__ import annotations
 
@@ -7,37 +7,37 @@ from functools import lru_cache
 import numpy as np
 
 from benchmarks.accuracy import neighbours
-from benchmarks.accuracy.arms import Place
 from benchmarks.accuracy.full_ranking import HISTORY_ITEMS, Score, rank
+from benchmarks.accuracy.variants import Setup
 from serving.items.neighbours import Neighbours
 from training.data.prepare import Split, sample_users, split_by
 from training.data.read import Dataset, read_data
 from training.metrics import recall_ndcg, target_ranks
 from training.neighbours import fit_neighbours
 
-TUNED, MEMORY = "tuned neighbours", "memory alone"
+TUNED, ITEM_GRAPH = "tuned neighbours", "item graph alone"
 TUNING_USERS = 10_000  # validation users that tune the neighbours, at most: all of 57,000 would take an hour
 
 
 @lru_cache(maxsize=1)
-def data_of(place: Place) -> tuple[Dataset, Split]:
-    data = read_data(place.data)
-    return data, split_by(data, place.settings("plain", 0).split)
+def data_of(setup: Setup) -> tuple[Dataset, Split]:
+    data = read_data(setup.data)
+    return data, split_by(data, setup.settings("plain", 0).split)
 
 
 @lru_cache(maxsize=1)
-def memory_of(place: Place) -> Neighbours:
-    data, split = data_of(place)
-    return fit_neighbours(data.items, split, place.settings("plain", 0), place.work / "cache")[0]
+def item_graph_of(setup: Setup) -> Neighbours:
+    data, split = data_of(setup)
+    return fit_neighbours(data.items, split, setup.settings("plain", 0), setup.work / "cache")[0]
 
 
 @lru_cache(maxsize=2)
-def ranks_of(place: Place, name: str) -> np.ndarray:
+def ranks_of(setup: Setup, name: str) -> np.ndarray:
     """Where the test targets stand without a network, counted from 0; 10 for all beyond. Shape: (U,) int64."""
-    data, split = data_of(place)
-    if name == MEMORY:
-        memory = memory_of(place)
-        return _places(lambda histories: memory.log_scores(histories, HISTORY_ITEMS), split)
+    data, split = data_of(setup)
+    if name == ITEM_GRAPH:
+        graph = item_graph_of(setup)
+        return _ranks(lambda histories: graph.log_scores(histories, HISTORY_ITEMS), split)
 
     histories, target = sample_users(split.valid_history, split.valid_target, TUNING_USERS)
 
@@ -45,8 +45,8 @@ def ranks_of(place: Place, name: str) -> np.ndarray:
         return recall_ndcg(rank(candidate.scores, histories, exclude_seen=False), target)["ndcg@10"]
 
     tuned, _ = neighbours.tune(split.train, len(data.items), validation_ndcg)
-    return _places(tuned.scores, split)
+    return _ranks(tuned.scores, split)
 
 
-def _places(score: Score, split: Split) -> np.ndarray:
+def _ranks(score: Score, split: Split) -> np.ndarray:
     return target_ranks(rank(score, split.test_history, exclude_seen=False), split.test_target)

@@ -1,4 +1,4 @@
-"""The accuracy table on a tiny shop: every arm and stage has its rows, and a second call trains nothing again."""
+"""The accuracy table on a tiny shop: every variant and stage has its rows, and a second call trains nothing again."""
 
 from __future__ import annotations
 

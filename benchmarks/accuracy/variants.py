@@ -1,8 +1,8 @@
-"""What is trained: an arm is a run with some settings changed, and arms that agree up to a stage share that stage.
+"""What is trained: a variant is a run with some settings changed; variants that agree up to a stage share that stage.
 
-A folder per arm, `WORK/seed-S/ARM`, in the form of `training.pipeline`. Before an arm trains, the stages in which it
-does not differ from a finished one are linked from there: training is what is scarce, and a difference between two arms
-should not be that of two stage-1 models.
+A folder per variant, `WORK/seed-S/VARIANT`, in the form of `training.pipeline`. Before a variant trains, the stages in
+which it does not differ from a finished one are linked from there: that saves training, and keeps the noise of a second
+stage 1 out of comparisons of stage 2.
 """
 
 from __future__ import annotations
@@ -24,19 +24,25 @@ from training.stages.loop import read_meta
 
 Stage = Literal["pretrain", "sft", "rl"]
 STAGES: tuple[Stage, ...] = ("pretrain", "sft", "rl")
-DEPTH = 4  # the number of steps at which ways of thinking are compared
-SLOW = f"l = {DEPTH}"  # the arm of the whole method, which most are held against
+DEPTH = 4  # the number of steps at which forms of reasoning are compared
+SLOW = f"l = {DEPTH}"  # the variant of the whole method, with which most are compared
 LENGTHS = (0, 2, 4, 6, 8, 12)
 OWN = (4, 2, 8)  # numbers of steps with a checkpoint of their own, the one that others share first
-NO_MEMORY = ("neighbours.enabled=false", "evaluation.neighbours_weights=[0]")  # an arm is a network; see `memory.py`
-NO_THOUGHT = ("lengths=[0]", "evaluation.steps=[0]")
+NO_GRAPH = (
+    "neighbours.enabled=false",
+    "evaluation.neighbours_weights=[0]",
+)  # see `item_graph.py`
+NO_REASONING = ("lengths=[0]", "evaluation.steps=[0]")
 REWARDS = ("format", "match", "similarity", "likelihood", "rank")
 
 
 @dataclass(frozen=True, slots=True)
-class Arm:
-    """until: its last stage; what comes later is switched off. as_costly_as: another arm, whose training FLOPs in stage
-    2 this arm's number of steps is made to match. grown: d_ff, to what that other arm costs at inference."""
+class Variant:
+    """until: its last stage; later ones are switched off.
+
+    as_costly_as: another variant, whose training FLOPs in stage 2 this one's number of steps is made to match.
+    grown: d_ff is chosen so that an answer costs as much as that other variant's.
+    """
 
     until: Stage = "sft"
     settings: tuple[str, ...] = ()
@@ -44,29 +50,29 @@ class Arm:
     grown: bool = False
 
 
-def trained_for(steps: int, *settings: str) -> Arm:
-    return Arm("sft", (f"lengths=[{steps}]", f"evaluation.steps=[0,{steps}]", *settings))
+def trained_for(steps: int, *settings: str) -> Variant:
+    return Variant("sft", (f"lengths=[{steps}]", f"evaluation.steps=[0,{steps}]", *settings))
 
 
-def rewarded(*settings: str) -> Arm:
-    return Arm("rl", (f"lengths=[{DEPTH}]", f"evaluation.steps=[0,{DEPTH}]", *settings))
+def rewarded(*settings: str) -> Variant:
+    return Variant("rl", (f"lengths=[{DEPTH}]", f"evaluation.steps=[0,{DEPTH}]", *settings))
 
 
-ARMS: dict[str, Arm] = {
+VARIANTS: dict[str, Variant] = {
     # stage 1, which is a plain TIGER
-    "plain": Arm("pretrain", ("evaluation.steps=[0]",)),
-    "random ids": Arm("pretrain", ("evaluation.steps=[0]", "tokenizer.kind=random")),
-    "given ids": Arm("pretrain", ("evaluation.steps=[0]", "tokenizer.kind=given")),
-    "plain, shared codes": Arm("pretrain", ("evaluation.steps=[0]", "model.reasoning_codes=0")),
-    "similar items": Arm("pretrain", ("evaluation.steps=[0]", "pretrain.similar_weight=0.5")),
+    "plain": Variant("pretrain", ("evaluation.steps=[0]",)),
+    "random ids": Variant("pretrain", ("evaluation.steps=[0]", "tokenizer.kind=random")),
+    "given ids": Variant("pretrain", ("evaluation.steps=[0]", "tokenizer.kind=given")),
+    "plain, shared codes": Variant("pretrain", ("evaluation.steps=[0]", "model.reasoning_codes=0")),
+    "similar items": Variant("pretrain", ("evaluation.steps=[0]", "pretrain.similar_weight=0.5")),
     # stage 2: the method for one number of steps, and for all of them
-    "every l": Arm("sft", ("evaluation.steps=[0,4,12]",)),
+    "every l": Variant("sft", ("evaluation.steps=[0,4,12]",)),
     **{f"l = {steps}": trained_for(steps) for steps in OWN},
-    # stage 2 without thinking
-    "plain, as costly": Arm("sft", (*NO_THOUGHT, "sft.state_weight=0"), as_costly_as=SLOW),
-    "plain, grown": Arm("sft", (*NO_THOUGHT, "sft.state_weight=0"), as_costly_as=SLOW, grown=True),
-    "state loss alone": Arm("sft", NO_THOUGHT),
-    # other thoughts of the same number
+    # stage 2 without reasoning
+    "plain, as costly": Variant("sft", (*NO_REASONING, "sft.state_weight=0"), as_costly_as=SLOW),
+    "plain, grown": Variant("sft", (*NO_REASONING, "sft.state_weight=0"), as_costly_as=SLOW, grown=True),
+    "state loss alone": Variant("sft", NO_REASONING),
+    # as many steps of another kind
     "token alone": trained_for(DEPTH, "model.step_form=token"),
     "pause": trained_for(DEPTH, "model.step_form=token", "sft.labels=pause"),
     "random": trained_for(
@@ -98,8 +104,8 @@ ARMS: dict[str, Arm] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where arms lie, from what settings they start, and what computes: "cpu" or "cuda"."""
+class Setup:
+    """Where variants lie, from what settings they start, and what computes: "cpu" or "cuda"."""
 
     data: Path
     work: Path
@@ -107,31 +113,33 @@ class Place:
     overrides: tuple[str, ...]
     device: str = "cpu"
 
-    def folder(self, arm: str, seed: int) -> Path:
-        return self.work / f"seed-{seed}" / arm.replace(" ", "-").replace(",", "").replace(":", "").replace("=-", "")
+    def folder(self, variant: str, seed: int) -> Path:
+        return (
+            self.work / f"seed-{seed}" / variant.replace(" ", "-").replace(",", "").replace(":", "").replace("=-", "")
+        )
 
-    def settings(self, arm: str, seed: int, more: tuple[str, ...] = ()) -> RunConfig:
-        """The run of an arm. more: what `as_costly_as` and `grown` come to."""
-        until = ARMS[arm].until
+    def settings(self, variant: str, seed: int, more: tuple[str, ...] = ()) -> RunConfig:
+        """The run of a variant. more: what `as_costly_as` and `grown` come to."""
+        until = VARIANTS[variant].until
         later = [f"{stage}.steps=0" for stage in STAGES[STAGES.index(until) + 1 :]]
         given = next(iter(sorted((self.data / "semantic_ids").glob("*.json.gz"))), None)
-        ids = [f"given_ids={given.name.removesuffix('.json.gz')}"] if arm == "given ids" and given else []
-        overrides = [*self.overrides, *NO_MEMORY, *ARMS[arm].settings, *ids, *later, *more, f"seed={seed}"]
+        ids = [f"given_ids={given.name.removesuffix('.json.gz')}"] if variant == "given ids" and given else []
+        overrides = [*self.overrides, *NO_GRAPH, *VARIANTS[variant].settings, *ids, *later, *more, f"seed={seed}"]
         return load_config(self.config, overrides)
 
 
-def train(place: Place, arm: str, seed: int, more: tuple[str, ...] = ()) -> None:
-    """Trains an arm, or what is missing of it; `trained.json` in its folder says with which code and on what.
+def train_variant(setup: Setup, variant: str, seed: int, more: tuple[str, ...] = ()) -> None:
+    """Trains a variant, or what is missing of it; `trained.json` in its folder says with which code and on what.
 
-    Raises RunError where the folder holds the arm with other settings.
+    Raises RunError where the folder holds the variant with other settings.
     """
-    folder, config = place.folder(arm, seed), place.settings(arm, seed, more)
-    if (folder / "trained.json").exists() and shares(_settings_of(folder), config, ARMS[arm].until):
+    folder, config = setup.folder(variant, seed), setup.settings(variant, seed, more)
+    if (folder / "trained.json").exists() and shares(_settings_of(folder), config, VARIANTS[variant].until):
         return
     folder.mkdir(parents=True, exist_ok=True)
     code = commit()
-    inherit(folder, config, ARMS[arm].until)
-    run(place.data, folder, config, until=ARMS[arm].until, work_folder=folder, device=place.device)
+    inherit(folder, config, VARIANTS[variant].until)
+    run(setup.data, folder, config, until=VARIANTS[variant].until, work_folder=folder, device=setup.device)
     hardware = machine()
     (folder / "trained.json").write_text(json.dumps(code | {"on": hardware["gpu"] or hardware["cpu"]}))
 
@@ -141,9 +149,9 @@ def _settings_of(folder: Path) -> RunConfig:
 
 
 def inherit(folder: Path, config: RunConfig, until: Stage) -> None:
-    """Links from other arms of the same seed the longest row of finished stages that an arm's settings share."""
+    """Links the finished stages that the settings share with another variant of the same seed, as many as there are."""
     caches = [other for other in folder.parent.glob("*/cache") if other.parent != folder]
-    if caches and not (folder / "cache").exists():  # reading the items' text takes minutes
+    if caches and not (folder / "cache").exists():  # embedding the items' texts takes minutes
         shutil.copytree(caches[0], folder / "cache")
     others = [path.parent for path in sorted(folder.parent.glob("*/run.json")) if path.parent != folder]
     known = {}
@@ -165,7 +173,7 @@ def inherit(folder: Path, config: RunConfig, until: Stage) -> None:
             shutil.copytree(ancestors[0] / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
             names.append("semantic_ids.safetensors")
         for name in names:
-            os.link(ancestors[0] / name, folder / name)  # files appear anew and whole, so none is changed in place
+            os.link(ancestors[0] / name, folder / name)  # files appear anew and whole, so none is changed in setup
 
 
 def shares(first: RunConfig, second: RunConfig, stage: Stage) -> bool:
@@ -182,7 +190,7 @@ def _up_to(config: RunConfig, stage: Stage) -> dict[str, Any]:
     del every["neighbours"]
     if stage != "rl":
         del every["rl"]
-    if stage == "pretrain":  # knows no thoughts, and is judged by l = 0 alone
+    if stage == "pretrain":  # does not reason, and is judged by l = 0 alone
         del every["sft"], every["lengths"], every["model"]["step_form"], every["evaluation"]["steps"]
     return every
 
@@ -194,7 +202,7 @@ def finished(folder: Path, stage: Stage, config: RunConfig) -> bool:
         return False
 
 
-def minutes(folder: Path, until: Stage) -> float:
-    """Training time of an arm, its ancestors included."""
+def training_minutes(folder: Path, until: Stage) -> float:
+    """Training time of a variant, its ancestors included."""
     stages = STAGES[: STAGES.index(until) + 1]
     return sum(read_meta(folder / f"{stage}.latest.safetensors")["seconds"] for stage in stages) / 60

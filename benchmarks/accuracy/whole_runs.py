@@ -1,12 +1,12 @@
-"""The questions about whole runs: each arm is trained and measured on its own, under `WORK/ARM`.
+"""The questions about whole runs: each variant is trained and measured on its own, under `WORK/VARIANT`.
 
-    stages    stage 1, 2 and 3 at several numbers of steps, beside a plain TIGER of the same size and number of steps
+    stages    stage 1, 2 and 3 at several numbers of steps, compared with a plain TIGER of as many training steps
     encoder   a plain TIGER with T5's own encoder against one whose encoder is causal by item
     ids       a plain TIGER on semantic IDs of text and behaviour together against IDs of text alone
-    codes     a plain TIGER on three levels of 64 codes, to lie beside the one of `stages` on its 256
+    codes     a plain TIGER on three levels of 64 codes, to compare with that of `stages` on 256
     longer    a plain TIGER trained twice as long, against overfitting with more dropout and smoothed labels
 
-Everything is kept under --work, so the same command goes on after a kill; `--only NAME` trains and measures one arm
+Everything is kept under --work, so the same command goes on after a kill; `--only NAME` trains and measures one variant
 (several cores: one process each), and a last call without it writes the result.
 """
 
@@ -44,8 +44,8 @@ PROTOCOL = (
 )
 
 
-def arms(question: str, config: RunConfig) -> dict[str, list[str]]:
-    """Overrides per arm. The plain arm takes as many steps as the three stages together."""
+def variants_of(question: str, config: RunConfig) -> dict[str, list[str]]:
+    """Overrides per variant. The plain variant takes as many steps as the three stages together."""
     total = config.pretrain.steps + config.sft.steps + config.rl.steps
     plain = [
         "pretrain.similar_weight=0",
@@ -68,40 +68,42 @@ def arms(question: str, config: RunConfig) -> dict[str, list[str]]:
 def answer(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     """Trains what is missing, writes the result, prints the table."""
     config = load_config(options.config, options.set)
-    wanted = arms(options.question, config)
+    wanted = variants_of(options.question, config)
     if options.only and options.only not in wanted:
         parser.error(f"--only takes one of {', '.join(wanted)}")
     rows = []
-    for arm in [options.only] if options.only else wanted:
-        rows += arm_rows(arm, options, options.work / arm, wanted[arm])
+    for variant in [options.only] if options.only else wanted:
+        rows += variant_rows(variant, options, options.work / variant, wanted[variant])
     print(table(rows, COLUMNS))
     if not options.only:
         command = f"python -m benchmarks.accuracy {options.question} --data {options.data}"
         command += f" --config {options.config}" if options.config else ""
         command += "".join(f" --set {entry}" for entry in options.set)
         command += f" --device {options.device}" if options.device != "cpu" else ""
-        minutes = sum(json.loads((options.work / arm / "arm.json").read_text())["minutes"] for arm in wanted)
+        minutes = sum(json.loads((options.work / variant / "arm.json").read_text())["minutes"] for variant in wanted)
         record(options.out, command, [config.seed], rows, minutes=minutes, data=options.data.resolve().name,
                protocol=PROTOCOL, **code_of(options.work, wanted))  # fmt: skip
     return 0
 
 
-def arm_rows(arm: str, options: argparse.Namespace, folder: Path, overrides: list[str]) -> list[dict[str, Any]]:
-    """Trains an arm and measures each of its stages; rows are kept in the arm's folder as they come."""
+def variant_rows(variant: str, options: argparse.Namespace, folder: Path, overrides: list[str]) -> list[dict[str, Any]]:
+    """Trains a variant and measures each of its stages; rows are kept in the variant's folder as they come."""
     file = folder / "rows.json"
     if file.exists():
         return json.loads(file.read_text())
     folder.mkdir(parents=True, exist_ok=True)
     code, started = commit(), time.perf_counter()
     config = load_config(options.config, [*options.set, *overrides])
-    for other in folder.parent.glob("*/cache"):  # reading the items' text takes minutes and is the same for every arm
+    for other in folder.parent.glob(
+        "*/cache"
+    ):  # embedding the items' texts takes minutes and is the same for every variant
         if not (folder / "cache").exists():
             shutil.copytree(other, folder / "cache")
     run(options.data, folder, config, until="rl", work_folder=folder, device=options.device)
     data = read_data(options.data)
     work = tokenize(data, split_by(data, config.split), options.data, folder, config, options.device)
     rows = []
-    for row in measured(arm, work, folder, data):
+    for row in measured(variant, work, folder, data):
         print(json.dumps(row), file=sys.stderr, flush=True)
         rows.append(row)
     minutes = round((time.perf_counter() - started) / 60, 1)
@@ -110,7 +112,7 @@ def arm_rows(arm: str, options: argparse.Namespace, folder: Path, overrides: lis
     return rows
 
 
-def measured(arm: str, work: Workspace, folder: Path, data: Dataset) -> Iterator[dict[str, Any]]:
+def measured(variant: str, work: Workspace, folder: Path, data: Dataset) -> Iterator[dict[str, Any]]:
     """Test rows of every trained stage: the beam alone, and joined with the dense score where the state was trained."""
     spent = 0.0
     for stage in ("pretrain", "sft", "rl"):
@@ -119,7 +121,7 @@ def measured(arm: str, work: Workspace, folder: Path, data: Dataset) -> Iterator
             continue
         load_checkpoint(folder / f"{stage}.best.safetensors", work.network, None)
         spent += read_meta(folder / f"{stage}.latest.safetensors")["seconds"] / 60
-        label = f"{arm}: {stage}" if arm == "slow" else arm
+        label = f"{variant}: {stage}" if variant == "slow" else variant
         for steps in work.config.evaluation.steps:
             yield from test_rows(work, label, replace(work.settings, default_steps=steps), spent)
     if work.config.sft.steps:
@@ -137,9 +139,9 @@ def test_rows(work: Workspace, label: str, settings: BundleSettings, minutes: fl
 
 
 def code_of(work: Path, wanted: dict[str, list[str]]) -> dict[str, Any]:
-    """The commit that trained and measured; where arms ran at different ones, each is named."""
-    found = {arm: json.loads((work / arm / "arm.json").read_text()) for arm in wanted}
+    """The commit that trained and measured; where variants ran at different ones, each is named."""
+    found = {variant: json.loads((work / variant / "arm.json").read_text()) for variant in wanted}
     first = next(iter(found.values()))
-    same = all(arm["commit"] == first["commit"] for arm in found.values())
-    head = {"commit": first["commit"], "dirty": any(arm["dirty"] for arm in found.values())}
-    return head if same else head | {"commits": {arm: values["commit"] for arm, values in found.items()}}
+    same = all(variant["commit"] == first["commit"] for variant in found.values())
+    head = {"commit": first["commit"], "dirty": any(variant["dirty"] for variant in found.values())}
+    return head if same else head | {"commits": {variant: values["commit"] for variant, values in found.items()}}

@@ -1,9 +1,9 @@
 """Reasoning one can read: for a few users the history, the items nearest to the state after each step, the answers.
 
-    python -m benchmarks.accuracy.read --bundle bundles/demo --data runs/demo/shop --out docs/READING.md
+    python -m benchmarks.accuracy.inspect_reasoning --bundle bundles/demo --data runs/demo/shop --out docs/READING.md
 
 Users are drawn by a seed and not picked. The answers are those without steps and those of the best l > 0 on the
-validation figures in the bundle; the states are those of the deepest thought.
+validation figures in the bundle; the states are those of the largest number of steps.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ def reading(engine: Engine, history: Sequence[int], target: int, steps: int) -> 
     def named(items: Sequence[int]) -> str:
         return "; ".join(f"**{titles[item]}**" if item == target else str(titles[item]) for item in items)
 
-    thought = answer(engine.bundle.max_steps).trace
-    assert thought is not None
+    trace = answer(engine.bundle.max_steps).trace
+    assert trace is not None
     earlier = f"({len(history) - SHOWN_ITEMS} earlier) " if len(history) > SHOWN_ITEMS else ""
     lines = [f"History: {earlier}{named(history[-SHOWN_ITEMS:])}", "", f"Bought next: {named([target])}", ""]
     lines += ["| state after step | token | nearest items |", "|---|---|---|"]
-    for step, nearest in enumerate(thought.nearest_items):
-        token = thought.reasoning_tokens[step - 1] if step and thought.reasoning_tokens else ""
+    for step, nearest in enumerate(trace.nearest_items):
+        token = trace.reasoning_tokens[step - 1] if step and trace.reasoning_tokens else ""
         lines.append(f"| {step} | {token} | {named(nearest[:NEAREST])} |")
     lines += ["", "| steps | answer |", "|---|---|"]
     lines += [f"| {length} | {named(answer(length).items)} |" for length in (0, steps)]
@@ -61,7 +61,7 @@ def reading(engine: Engine, history: Sequence[int], target: int, steps: int) -> 
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy.read", description=__doc__,
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy.inspect_reasoning", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--bundle", type=Path, default=Path("bundles/demo"))
     parser.add_argument("--data", type=Path, required=True, help="the data folder that the bundle was trained on")
@@ -89,7 +89,7 @@ def main(arguments: list[str]) -> None:
     for number, user in enumerate(users, 1):
         history = rows[split.test_history[user]].tolist()
         parts += [f"## User {number}", reading(engine, history, int(rows[split.test_target[user]]), steps)]
-    made = shlex.join(["python", "-m", "benchmarks.accuracy.read", *arguments])
+    made = shlex.join(["python", "-m", "benchmarks.accuracy.inspect_reasoning", *arguments])
     parts.append(
         f"<sub>`{made}` · commit `{(commit()['commit'] or 'none')[:9]}` · bundle {engine.bundle.version}</sub>"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.accuracy.read import ANSWERS, BEAM, NEAREST, best_steps, main, reading
+from benchmarks.accuracy.inspect_reasoning import ANSWERS, BEAM, NEAREST, best_steps, main, reading
 from serving.bundle import Bundle
 from serving.engine import Engine
 from serving.types import Request, Rules

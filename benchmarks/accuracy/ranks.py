@@ -1,4 +1,4 @@
-"""What is measured: where each user's target stands, kept per user, so that any two arms can be compared in pairs."""
+"""The rank of each user's target, kept per user, so that any two variants can be compared over the same users."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from training.workspace import Workspace
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
-    """One way to answer. union: so many of the dense score's own best items join, at `union_weight`.
+class Inference:
+    """How answers are searched. union: so many of the dense score's own best items join, at `union_weight`.
 
     draws: instead of the model's own reasoning tokens, so many paths of random ones, each with a beam of its own; an
-    item's score is the best over the paths. int8: with 8-bit weights. memory: the weight of the workspace's neighbours.
+    item's score is the best over the paths. int8: with 8-bit weights. graph_weight: of the workspace's item graph.
     """
 
     split: str
@@ -36,7 +36,7 @@ class Ask:
     union_weight: float = 0.0
     draws: int = 0
     int8: bool = False
-    memory: float = 0.0
+    graph_weight: float = 0.0
 
     @property
     def file(self) -> str:
@@ -44,7 +44,7 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
-class Hits:
+class TargetRanks:
     """Per user; a rank counts from 0, `beam` stands for "not found".
 
     ranks (W, U): under each of `weights` (W,) of the dense score. dense (U,): by the dense score alone, of all items.
@@ -61,28 +61,28 @@ class Hits:
         return self.ranks[self.weights.tolist().index(weight)]
 
 
-def users(work: Workspace, split: str) -> tuple[list[np.ndarray], np.ndarray]:
+def evaluation_users(work: Workspace, split: str) -> tuple[list[np.ndarray], np.ndarray]:
     """All test users; of the validation users those that choose settings."""
     if split == "test":
         return list(work.split.test_history), work.split.test_target
     return sample_users(work.split.valid_history, work.split.valid_target, work.config.evaluation.choice_users)
 
 
-def kept(folder: Path, ask: Ask) -> Hits | None:
-    file = folder / "hits" / ask.file
+def load_ranks(folder: Path, inference: Inference) -> TargetRanks | None:
+    file = folder / "ranks" / inference.file
     if not file.exists():
         return None
     with np.load(file) as stored:
-        return Hits(**stored)
+        return TargetRanks(**stored)
 
 
-def keep(folder: Path, ask: Ask, hits: Hits) -> None:
-    with atomic_write(folder / "hits" / ask.file) as partial, partial.open("wb") as stream:
-        np.savez_compressed(stream, **asdict(hits))
+def save_ranks(folder: Path, inference: Inference, ranks: TargetRanks) -> None:
+    with atomic_write(folder / "ranks" / inference.file) as partial, partial.open("wb") as stream:
+        np.savez_compressed(stream, **asdict(ranks))
 
 
-class RandomThoughts(EagerRuntime):
-    """Thinks with random tokens, whatever the model prefers: the control for trees that are merely many."""
+class RandomTokens(EagerRuntime):
+    """Reasons with random tokens: the control for what comes from many paths alone."""
 
     reasoning_range = (0, 0)
 
@@ -90,47 +90,47 @@ class RandomThoughts(EagerRuntime):
         return self.network.step_input(torch.randint_like(token, *self.reasoning_range), state)
 
 
-def ranker_of(work: Workspace, ask: Ask) -> Ranker:
-    """The workspace's ranker with what `ask` changes. The dense score is always computed: weights are tried on it."""
+def ranker_of(work: Workspace, inference: Inference) -> Ranker:
+    """The workspace's ranker with what `inference` changes. It always computes the dense score, to try weights on."""
     settings = replace(
         work.settings,
-        paths=ask.paths,
-        merge=ask.merge,
-        dense_candidates=ask.union,
-        dense_weight=ask.union_weight if ask.union else 1.0,
-        neighbours_weight=ask.memory,
+        paths=inference.paths,
+        merge=inference.merge,
+        dense_candidates=inference.union,
+        dense_weight=inference.union_weight if inference.union else 1.0,
+        neighbours_weight=inference.graph_weight,
     )
     network, tokens, attention = work.network.eval(), work.item_tokens, work.settings.attention
     runtime: Runtime | None = None
-    if ask.int8:
+    if inference.int8:
         runtime = OnnxRuntime(network, tokens, attention, threads=torch.get_num_threads(), int8=True)
-    elif ask.draws:
-        runtime = RandomThoughts(network, tokens, attention)
+    elif inference.draws:
+        runtime = RandomTokens(network, tokens, attention)
         runtime.reasoning_range = work.vocabulary.reasoning_range
     return replace(work.ranker(runtime), settings=settings)
 
 
 @torch.inference_mode()
-def measure(work: Workspace, ask: Ask) -> Hits:
+def measure_ranks(work: Workspace, inference: Inference) -> TargetRanks:
     """Full ranking of a split's users. Seen items are permitted, as published tables do."""
-    histories, target = users(work, ask.split)
-    weights = (ask.union_weight,) if ask.union else work.config.evaluation.dense_weights
+    histories, target = evaluation_users(work, inference.split)
+    weights = (inference.union_weight,) if inference.union else work.config.evaluation.dense_weights
     vectors = work.network.item_vectors(work.item_tokens)
-    torch.manual_seed(0)  # for random thoughts
-    ranker, beam = ranker_of(work, ask), work.config.evaluation.beam
+    torch.manual_seed(0)  # for random tokens
+    ranker, beam = ranker_of(work, inference), work.config.evaluation.beam
     parts, order = [], []
     for index in ranker.batches(histories):
         batch = ranker.encode([histories[i] for i in index])
-        found = [ranker.search(batch, ask.steps, beam) for _ in range(ask.draws or 1)]
+        found = [ranker.search(batch, inference.steps, beam) for _ in range(inference.draws or 1)]
         wanted = torch.from_numpy(target[index].astype(np.int64)).to(work.device)
-        parts.append(_hits(found, ranker.settings.dense_weight, weights, wanted, vectors, beam))
+        parts.append(_target_ranks(found, ranker.settings.dense_weight, weights, wanted, vectors, beam))
         order.append(index)
     back = np.argsort(np.concatenate(order))
     whole = [np.concatenate(columns, -1)[..., back] for columns in zip(*parts, strict=True)]
-    return Hits(np.array(weights), *whole)
+    return TargetRanks(np.array(weights), *whole)
 
 
-def _hits(
+def _target_ranks(
     found: list[Beams],
     searched: float,
     weights: tuple[float, ...],
@@ -142,7 +142,7 @@ def _hits(
     items = torch.cat([beams.items for beams in found], 1)  # (B, P * K)
     dense = torch.cat([beams.dense for beams in found], 1)
     log_p = torch.cat([beams.scores for beams in found], 1) - searched * dense
-    ranks = [first_place(items, log_p + weight * dense, target, beam) for weight in weights]
+    ranks = [rank_of_target(items, log_p + weight * dense, target, beam) for weight in weights]
     states = found[0].states[:, 0]  # (B, L + 1, D)
     by_state = dense_logits(states[:, -1], vectors)
     own = by_state.gather(1, target[:, None])
@@ -156,7 +156,7 @@ def _hits(
     )
 
 
-def first_place(items: torch.Tensor, scores: torch.Tensor, target: torch.Tensor, beam: int) -> torch.Tensor:
+def rank_of_target(items: torch.Tensor, scores: torch.Tensor, target: torch.Tensor, beam: int) -> torch.Tensor:
     """The target's rank among distinct items by their best score, `beam` where it is not there or beyond.
 
     Shapes: items, scores (B, N), target (B,) -> (B,) int64.
@@ -164,6 +164,6 @@ def first_place(items: torch.Tensor, scores: torch.Tensor, target: torch.Tensor,
     order = scores.argsort(dim=1, descending=True, stable=True)
     items = items.gather(1, order)
     twice = (items[:, :, None] == items[:, None, :]).tril(-1).any(2)  # an item's later places
-    place = (~twice).cumsum(1) - 1
+    rank = (~twice).cumsum(1) - 1
     hit = (items == target[:, None]) & ~twice
-    return torch.where(hit.any(1), (place * hit).sum(1), beam).clamp(max=beam)
+    return torch.where(hit.any(1), (rank * hit).sum(1), beam).clamp(max=beam)

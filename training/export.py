@@ -71,10 +71,10 @@ def verify(bundle_folder: Path) -> None:
     inputs = torch.tensor([[bundle.vocabulary.start_tokens[0], *bundle.catalogue.tokens[0, :-1].tolist()]])
     at = torch.arange(inputs.shape[1])
     bias = t5.decoder.position_bias(at, at).masked_fill(at[None, :] > at[:, None], float("-inf"))
-    memory = t5.cross_keys_values(t5.encode(tokens, mask, "bidirectional", bundle.catalogue.tokens.shape[1]), mask)
-    ours = t5.logits(t5.decode(t5.shared(inputs), bias.unsqueeze(0), memory, None)[0])
-    theirs = T5ForConditionalGeneration.from_pretrained(bundle_folder / "model").eval()
-    expected = theirs(input_ids=tokens, attention_mask=mask.long(), decoder_input_ids=inputs).logits
+    cross = t5.cross_keys_values(t5.encode(tokens, mask, "bidirectional", bundle.catalogue.tokens.shape[1]), mask)
+    ours = t5.logits(t5.decode(t5.shared(inputs), bias.unsqueeze(0), cross, None)[0])
+    theirs: Any = T5ForConditionalGeneration.from_pretrained(bundle_folder / "model")
+    expected = theirs.eval()(input_ids=tokens, attention_mask=mask.long(), decoder_input_ids=inputs).logits
     if not torch.allclose(ours, expected, atol=1e-3, rtol=1e-3):
         raise BundleError("transformers reads other logits from the bundle than streamrec; report this as a bug.")
 
@@ -106,10 +106,12 @@ def choose(work: Workspace) -> Choice:
             row, ranked = measure(candidate, histories, target, settings.default_steps, evaluation.beam)
             table.append(row)
             seen[settings] = row, ndcg(target_ranks(ranked, target))
-        return seen[settings][0]["ndcg@10"]
+        return float(seen[settings][0]["ndcg@10"])
 
     def best_of(candidates: list[BundleSettings], desc: str) -> BundleSettings:
-        return max(tqdm(candidates, desc=desc, unit="setting", mininterval=1.0), key=mean_ndcg)  # the first of equals
+        for settings in tqdm(candidates, desc=desc, unit="setting", mininterval=1.0):
+            mean_ndcg(settings)
+        return max(candidates, key=mean_ndcg)  # the first of equals
 
     plain = replace(work.settings, default_steps=0)
     joined = [

@@ -56,8 +56,8 @@ def int8_gate(work: Workspace) -> dict[str, Any]:
 
 def passes(row: dict[str, Any]) -> bool:
     """Whether int8 is good enough in one row of `measured`."""
-    ndcg = row[f"ndcg@{TOP}"]
-    return row[f"overlap@{TOP}"] >= LEAST_OVERLAP and ndcg["int8"] >= LEAST_NDCG * ndcg["fp32"]
+    quality = row[f"ndcg@{TOP}"]
+    return bool(row[f"overlap@{TOP}"] >= LEAST_OVERLAP and quality["int8"] >= LEAST_NDCG * quality["fp32"])
 
 
 def overlap(ranked: np.ndarray, reference: np.ndarray) -> float:

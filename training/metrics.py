@@ -23,7 +23,8 @@ def target_ranks(ranked: np.ndarray, target: np.ndarray) -> np.ndarray:
     if (target < 0).any():
         raise ValueError("every user needs a target: a row of -1 would match the padding of the list")
     hit = ranked == target[:, None]  # (U, K)
-    return np.where(hit.any(axis=1), hit.argmax(axis=1), ranked.shape[1]).astype(np.int64)
+    rank: np.ndarray = np.where(hit.any(axis=1), hit.argmax(axis=1), ranked.shape[1])
+    return rank.astype(np.int64)
 
 
 def ndcg(rank: np.ndarray, cutoff: int = 10) -> np.ndarray:

@@ -216,8 +216,8 @@ def training_flops(work: Workspace, stage: str, config: RunConfig, steps: int = 
     step = TRAINED[stage](work, getattr(config, stage))
     with FlopCounterMode(display=False) as counter:
         for number in range(steps):
-            step(number)[0].backward()
-    return counter.get_total_flops() / steps
+            torch.autograd.backward(step(number)[0])
+    return float(counter.get_total_flops()) / steps
 
 
 @torch.no_grad()

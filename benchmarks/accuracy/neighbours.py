@@ -43,7 +43,8 @@ class Neighbours:
     def scores(self, histories: list[np.ndarray]) -> np.ndarray:
         """Shape: (U, I) float32. Histories are item rows, oldest first."""
         history = history_weights(histories, len(self.backfill), self.setting.recency)
-        return (history @ self.weights).toarray().astype(np.float32) + self.backfill
+        scores: np.ndarray = (history @ self.weights).toarray().astype(np.float32) + self.backfill
+        return scores
 
 
 def tune(

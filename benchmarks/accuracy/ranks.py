@@ -58,7 +58,8 @@ class TargetRanks:
     settled: np.ndarray
 
     def rank(self, weight: float) -> np.ndarray:
-        return self.ranks[self.weights.tolist().index(weight)]
+        ranks: np.ndarray = self.ranks[self.weights.tolist().index(weight)]
+        return ranks
 
 
 def evaluation_users(work: Workspace, split: str) -> tuple[list[np.ndarray], np.ndarray]:

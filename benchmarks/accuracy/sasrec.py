@@ -60,7 +60,8 @@ class SASRec(nn.Module):
         length = history.shape[1]
         hidden = self.dropout(self.norm(self.embedding(history) + self.position.weight[:length]))
         causal = nn.Transformer.generate_square_subsequent_mask(length)
-        return self.layers(hidden, mask=causal, is_causal=True)
+        states: torch.Tensor = self.layers(hidden, mask=causal, is_causal=True)
+        return states
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
         """(..., D) -> (..., I)."""
@@ -127,7 +128,7 @@ def train(
         for batch in batches(pieces, setting.batch, rng):
             loss = model.loss(batch)
             optimiser.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimiser.step()
             losses.append(loss.item())
         ndcg = validation_ndcg(model)

@@ -197,7 +197,7 @@ def _up_to(config: RunConfig, stage: Stage) -> dict[str, Any]:
 
 def finished(folder: Path, stage: Stage, config: RunConfig) -> bool:
     try:
-        return read_meta(folder / f"{stage}.latest.safetensors")["step"] == getattr(config, stage).steps
+        return bool(read_meta(folder / f"{stage}.latest.safetensors")["step"] == getattr(config, stage).steps)
     except (FileNotFoundError, SafetensorError):
         return False
 

@@ -90,7 +90,8 @@ def variant_rows(variant: str, options: argparse.Namespace, folder: Path, overri
     """Trains a variant and measures each of its stages; rows are kept in the variant's folder as they come."""
     file = folder / "rows.json"
     if file.exists():
-        return json.loads(file.read_text())
+        kept: list[dict[str, Any]] = json.loads(file.read_text())
+        return kept
     folder.mkdir(parents=True, exist_ok=True)
     code, started = commit(), time.perf_counter()
     config = load_config(options.config, [*options.set, *overrides])

@@ -1,7 +1,7 @@
 """Training sequences as examples: every prefix of a user's sequence with its next item, batched by length.
 
 Batches of one length need almost no padding, which is most of what makes training affordable on a CPU. Everything
-random follows from (seed, epoch), so that a resumed run sees the very batches an undisturbed one does.
+random follows from (seed, epoch), so that a resumed run sees the batches of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class Examples:
 
     def targets(self, index: np.ndarray) -> np.ndarray:
         """Shape: (B,) int64."""
-        return self.sequence[self.target[index]].astype(np.int64)
+        items: np.ndarray = self.sequence[self.target[index]]
+        return items.astype(np.int64)
 
 
 def all_prefixes(train: Sequence[np.ndarray], max_items: int) -> Examples:
@@ -62,8 +63,8 @@ def epoch_batches(examples: Examples, batch_size: int, seed: int, epoch: int) ->
 def batch_at(examples: Examples, batch_size: int, seed: int, step: int) -> np.ndarray:
     """The batch of a step, as if the epochs were laid end to end."""
     per_epoch = -(-len(examples) // batch_size)
-    epoch, place = divmod(step, per_epoch)
-    return _cached_epoch(examples, batch_size, seed, epoch)[place]
+    epoch, number = divmod(step, per_epoch)
+    return _cached_epoch(examples, batch_size, seed, epoch)[number]
 
 
 _EPOCH: dict[tuple[int, int, int, int], tuple[Examples, list[np.ndarray]]] = {}
@@ -74,6 +75,6 @@ def _cached_epoch(examples: Examples, batch_size: int, seed: int, epoch: int) ->
     key = (id(examples), batch_size, seed, epoch)
     if key not in _EPOCH:
         _EPOCH.clear()
-        # the examples are kept with their batches: an id may be given again once its object is gone
+        # the examples are kept with their batches: an id may be reused once its object is gone
         _EPOCH[key] = examples, epoch_batches(examples, batch_size, seed, epoch)
     return _EPOCH[key][1]

@@ -215,8 +215,9 @@ def _one_of(folder: Path, names: tuple[str, ...]) -> Path | None:
 
 
 def _open_text(path: Path) -> TextIO:
-    opener: Any = gzip.open if path.suffix == ".gz" else open
-    return opener(path, "rt", encoding="utf-8-sig", newline="")
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+    return path.open(encoding="utf-8-sig", newline="")
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -307,7 +308,7 @@ def _seconds(path: Path, column: pa.ChunkedArray) -> np.ndarray:
         parse = _number if _number(unique[0].as_py()) is not None else _date  # the first row decides which
         parsed = pa.array([parse(text) for text in unique.to_pylist()], pa.float64())
         values = pc.take(parsed, pc.index_in(texts, value_set=unique))
-    seconds = pc.fill_null(values, float("nan")).to_numpy()
+    seconds: np.ndarray = pc.fill_null(values, float("nan")).to_numpy()
     if not np.isfinite(seconds).all():
         row = int(np.flatnonzero(~np.isfinite(seconds))[0])
         raise DataError(

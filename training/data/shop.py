@@ -191,7 +191,8 @@ def next_item(shop: Shop, shoppers: Shoppers) -> np.ndarray:
     n, every = len(shoppers.kit), np.arange(len(shop.item_ids))
     variants = variant_probabilities(shop, shoppers, np.broadcast_to(every, (n, len(every))), shop.starts)
     nouns = shop.following[shoppers.kit * ROLES + shoppers.role]
-    return nouns[:, shop.noun] * (variants @ shoppers.posterior[:, :, None])[:, :, 0]
+    probabilities: np.ndarray = nouns[:, shop.noun] * (variants @ shoppers.posterior[:, :, None])[:, :, 0]
+    return probabilities
 
 
 def shop_events(
@@ -337,7 +338,8 @@ def best_gains(probabilities: np.ndarray) -> np.ndarray:
 def _draw(probabilities: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """One column per row. (n, W) -> (n,)."""
     cumulative = np.cumsum(probabilities, axis=1)
-    return (cumulative <= rng.random((len(cumulative), 1)) * cumulative[:, -1:]).sum(axis=1)
+    column: np.ndarray = (cumulative <= rng.random((len(cumulative), 1)) * cumulative[:, -1:]).sum(axis=1)
+    return column
 
 
 @contextmanager

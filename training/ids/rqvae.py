@@ -104,7 +104,7 @@ def train_rqvae(
             reconstruction = decoder(latent + (quantized - latent).detach()) if codebooks else decoder(latent)
             loss = F.mse_loss(reconstruction, batch) + config.commitment * commitment
             optimiser.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimiser.step()
             # none in the last quarter: a restarted code needs time to settle
             if codebooks and (step + 1) % config.restart_every == 0 and step < 0.75 * config.steps:
@@ -175,7 +175,7 @@ def restart_dead_codes(latent: Tensor, codebooks: list[Codebook], below: float, 
 def _batches(n_items: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Rows in shuffled batches, epoch after epoch, without end."""
     while True:
-        yield from torch.randperm(n_items, generator=generator).split(batch)
+        yield from torch.split(torch.randperm(n_items, generator=generator), batch)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from safetensors import safe_open
@@ -65,6 +65,15 @@ class Log:
         if not self.silent:
             self.file.close()
             self.board.close()
+
+
+class CheckpointMeta(TypedDict):
+    """How far a stage's latest checkpoint is, and the best evaluation until then."""
+
+    step: int
+    seconds: float
+    best: dict[str, Any]
+    best_step: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,13 +209,15 @@ def load_checkpoint(path: Path, network: nn.Module, optimiser: torch.optim.Optim
                 }
                 if state:
                     optimiser.state[parameter] = state
-        return json.loads((file.metadata() or {}).get("meta", "{}"))
+        meta: dict[str, Any] = json.loads((file.metadata() or {}).get("meta", "{}"))
+        return meta
 
 
-def read_meta(path: Path) -> dict[str, Any]:
-    """What a checkpoint says of itself: step, seconds, best, best_step."""
+def read_meta(path: Path) -> CheckpointMeta:
+    """The meta of a stage's latest checkpoint."""
     with safe_open(path, framework="pt") as file:
-        return json.loads((file.metadata() or {})["meta"])
+        meta: CheckpointMeta = json.loads((file.metadata() or {})["meta"])
+        return meta
 
 
 def _parameters(optimiser: torch.optim.Optimizer) -> list[nn.Parameter]:

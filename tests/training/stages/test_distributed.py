@@ -29,21 +29,21 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize(("batch", "parts", "world"), list(product(range(1, 8), range(1, 4), range(1, 4))))
-def test_shares_divide_a_batch(batch, parts, world):
+def test_shards_divide_a_batch(batch, parts, world):
     rows = torch.arange(batch)
     seen, weight = [], 0.0
     for part, rank in product(range(parts), range(world)):
         shard = BatchShard(part, parts, rank, world).of(batch)
         micro_batch = shard.micro_batch(rows)
-        own = shard.own(micro_batch)
-        assert len(micro_batch) == shard.rows and len(own) >= 1
-        assert micro_batch[shard.local_index].tolist() == own.tolist()
+        local = shard.local(micro_batch)
+        assert len(micro_batch) == shard.rows and len(local) >= 1
+        assert micro_batch[shard.local_index].tolist() == local.tolist()
         loss, terms = shard.mean(torch.ones(()), {"x": 2.0})
         weight += float(loss)
         assert terms["x"] == pytest.approx(2 * float(loss))
         if float(loss):
-            assert float(loss) == pytest.approx(len(own) / batch)
-            seen += own.tolist()
+            assert float(loss) == pytest.approx(len(local) / batch)
+            seen += local.tolist()
     assert sorted(seen) == list(range(batch)) and weight == pytest.approx(1.0)
 
 

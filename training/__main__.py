@@ -1,4 +1,4 @@
-"""`python -m training`: data, the stages one by one or all at once, and evaluation of a bundle."""
+"""`python -m training`: get data, train a bundle stage by stage or in one go, evaluate a bundle."""
 
 from __future__ import annotations
 
@@ -32,29 +32,33 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument(
             "--data", type=Path, required=True, help="folder with interactions.csv[.gz] and items.jsonl[.gz]"
         )
-        command.add_argument("--out", type=Path, required=True, help="the bundle's folder; the work lies in OUT.work")
+        command.add_argument(
+            "--out", type=Path, required=True, help="folder of the bundle; checkpoints and logs go to OUT.work"
+        )
         command.add_argument("--config", type=Path, help="YAML file of settings")
         command.add_argument(
             "--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help="such as sft.steps=500"
         )
-        command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="what computes (%(default)s)")
+        command.add_argument(
+            "--device", choices=("cpu", "cuda"), default="cpu", help="device that trains (default: %(default)s)"
+        )
         command.set_defaults(run=_run)
-    command = commands.add_parser("demo", help="make bundles/demo: the shop, then every stage (training/demo.yaml)")
+    command = commands.add_parser(
+        "demo", help="make bundles/demo: generate the shop, then run every stage (training/demo.yaml)"
+    )
     command.add_argument("--out", type=Path, default=Path("bundles/demo"))
-    command.add_argument("--work", type=Path, default=Path("runs/demo"), help="where the shop and the training lie")
+    command.add_argument("--work", type=Path, default=Path("runs/demo"), help="folder of the shop and of the training")
     command.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE")
     command.set_defaults(run=_demo)
-    command = commands.add_parser(
-        "evaluate", help="full ranking of a bundle, one JSON object a line per number of steps"
-    )
+    command = commands.add_parser("evaluate", help="full ranking with a bundle, one JSON object per number of steps")
     command.add_argument("--bundle", type=Path, required=True)
     command.add_argument("--data", type=Path, required=True)
-    command.add_argument("--steps", default="", help="such as 0,2,4; default: every number the bundle knows")
+    command.add_argument("--steps", default="", help="such as 0,2,4; default: every number the bundle supports")
     command.add_argument("--split", choices=("valid", "test"), default="valid", help="(%(default)s)")
     command.add_argument("--beam", type=int, default=50)
     command.add_argument("--paths", type=int, help="reasoning paths to keep; default: the bundle's")
-    command.add_argument("--users", type=int, default=0, help="how many users, drawn with a fixed seed; 0: all")
-    command.add_argument("--exclude-seen", action="store_true", help="keep the history's items out of the answer")
+    command.add_argument("--users", type=int, default=0, help="number of users, drawn with a fixed seed; 0: all")
+    command.add_argument("--exclude-seen", action="store_true", help="exclude the items of the history")
     command.set_defaults(run=_evaluate)
     options = parser.parse_args(arguments)
     try:
@@ -65,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _disk_is_full(error: Exception) -> bool:
-    """Whoever noticed it: Python says so by number, safetensors by the text."""
+    """Python reports a full disk by error number, safetensors only in the text."""
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error)
 
 

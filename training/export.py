@@ -1,4 +1,4 @@
-"""From trained weights to a bundle: validation chooses the defaults, then everything is measured and written down."""
+"""From trained weights to a bundle: validation chooses the defaults, accuracy is measured, the bundle written."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from training.workspace import Workspace
 def export(work: Workspace, data: Dataset, tokenizer_folder: Path, bundle_folder: Path, stages: dict[str, Any]) -> str:
     """Writes the bundle and returns its version. Validation NDCG@10 chooses the defaults (`choose`)."""
     choice = choose(work)
-    work = work.on("cpu")  # where a bundle is written, and its weights of 8 bits run
+    work = work.on("cpu")  # bundles are written from there, and 8-bit weights run there
     work.settings = choice.settings
     accuracy = [row | {"split": "valid"} for row in choice.table if measured_with(row, choice.settings)]
     bundle = Bundle(work.config.name, "", work.vocabulary, work.settings, work.network, catalogue(work, data), accuracy)
@@ -55,7 +55,7 @@ def export(work: Workspace, data: Dataset, tokenizer_folder: Path, bundle_folder
 
 @torch.no_grad()
 def verify(bundle_folder: Path) -> None:
-    """Opens the bundle as a stranger would, with transformers, and compares: raises BundleError where logits differ."""
+    """Opens the bundle with transformers, as anyone can, and compares. Raises BundleError if the logits differ."""
     from transformers import T5ForConditionalGeneration  # seconds to import, and only needed here
 
     bundle = Bundle.load(bundle_folder)
@@ -76,23 +76,24 @@ def verify(bundle_folder: Path) -> None:
     theirs: Any = T5ForConditionalGeneration.from_pretrained(bundle_folder / "model")
     expected = theirs.eval()(input_ids=tokens, attention_mask=mask.long(), decoder_input_ids=inputs).logits
     if not torch.allclose(ours, expected, atol=1e-3, rtol=1e-3):
-        raise BundleError("transformers reads other logits from the bundle than streamrec; report this as a bug.")
+        raise BundleError("transformers computes other logits from the bundle than streamrec; report this as a bug.")
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The settings that validation prefers, and `table`: a row per combination that was tried."""
+    """The settings with the best validation NDCG@10, and `table`: a row per combination tried."""
 
     settings: BundleSettings
     table: list[dict[str, Any]]
 
 
 def choose(work: Workspace) -> Choice:
-    """Measures settings on validation users and chooses: first, without steps and dense score, the weight of the
-    neighbours and how many candidates join the beam's; with these every number of steps with every dense weight.
+    """Chooses settings by validation NDCG@10.
 
-    Thinking costs time at every request, so it has to show a gain: steps above 0 are chosen only where their NDCG@10
-    lies above that of 0 steps, each with its best weight, by more than chance (95% paired bootstrap over users).
+    First, without steps and dense score: the item graph's weight, and how many candidates join the beam's items. With
+    these: the dense weight for every number of steps. Reasoning costs time at every request, so steps above 0 are
+    chosen only if they gain over 0 steps, each with its best weight, by more than chance (95% paired bootstrap over
+    users).
     """
     evaluation = work.config.evaluation
     histories, target = sample_users(work.split.valid_history, work.split.valid_target, evaluation.choice_users)
@@ -119,7 +120,7 @@ def choose(work: Workspace) -> Choice:
         for count in evaluation.dense_candidates
         for weight in evaluation.neighbours_weights
     ]
-    chosen = best_of(joined, "choose neighbours") if len(joined) > 1 else joined[0]
+    chosen = best_of(joined, "choose item graph") if len(joined) > 1 else joined[0]
     best = [
         best_of(
             [replace(chosen, default_steps=steps, dense_weight=weight) for weight in evaluation.dense_weights],
@@ -138,7 +139,7 @@ def choose(work: Workspace) -> Choice:
 
 
 def measured_with(row: dict[str, Any], settings: BundleSettings) -> bool:
-    """Whether a row of the table was measured with these settings, whatever its number of steps."""
+    """Whether a row of the table was measured with these settings, apart from the number of steps."""
     names = ("dense_weight", "neighbours_weight", "dense_candidates")
     return all(row[name] == getattr(settings, name) for name in names)
 
@@ -167,7 +168,7 @@ def model_card(
         f"| {row['steps']} | {row['overlap@10']:.4f} | {row['ndcg@10']['fp32']:.4f} | {row['ndcg@10']['int8']:.4f} |"
         for row in int8["measured"]
     )
-    least = int8["least"]
+    least, may = int8["least"], "may" if int8["passed"] else "may not"
     trained = "\n".join(
         f"- {name}: {getattr(config, name).steps} steps, best at {stage['best_step']}, "
         f"{stage['seconds'] / 60:.1f} minutes"
@@ -225,15 +226,15 @@ neighbours weight {work.settings.neighbours_weight}.
 Default: {work.settings.default_steps} steps. More than 0 are the default only where their gain on validation is more
 than chance.
 
-## Weights of 8 bits
-The runtime `onnx-int8` is {"open" if int8["passed"] else "closed"} to this bundle. Asked of {int8["users"]} validation
-users: {least["overlap@10"]:.0%} of float32's top 10, and {least["ndcg@10"]:.0%} of its NDCG@10.
+## 8-bit weights
+The runtime `onnx-int8` {may} serve this bundle. It may if it keeps {least["overlap@10"]:.0%} of float32's top 10 and
+{least["ndcg@10"]:.0%} of its NDCG@10 on {int8["users"]} validation users.
 
 | steps | overlap@10 | ndcg@10 float32 | ndcg@10 int8 |
 |---|---|---|---|
 {rounded}
 
 ## Limits
-It knows only the items of its catalogue, follows what people did in the training data with whatever bias that has, and
-says nothing about users whose behaviour is unlike theirs.
+The model knows only the items of its catalogue. It follows what people did in the training data, with whatever bias
+that has, and was not evaluated on users who behave differently.
 """

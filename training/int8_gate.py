@@ -1,6 +1,6 @@
-"""The gate for int8: what 8-bit weights do to the answers, measured on validation users when a bundle is exported.
+"""The int8 gate: what 8-bit weights do to the answers, measured on validation users when a bundle is exported.
 
-The engine serves a bundle with the runtime `onnx-int8` only where `passed` is true.
+The engine serves a bundle with the runtime `onnx-int8` only if it passed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from training.data.prepare import sample_users
 from training.metrics import ndcg, target_ranks
 from training.workspace import Workspace
 
-# [open] Of ten items shown, half a one may differ, and 2% of NDCG is what a thousand users can tell from chance.
+# [open] Half of one item in ten may differ, and 2% of NDCG is what a thousand users can distinguish from chance.
 LEAST_OVERLAP = 0.95  # mean share of float32's top 10 that int8 finds too
 LEAST_NDCG = 0.98  # share of float32's NDCG@10 that int8 keeps
 USERS = 1000  # measured, at most
@@ -27,8 +27,8 @@ USERS = 1000  # measured, at most
 def int8_gate(work: Workspace) -> dict[str, Any]:
     """Compares the answers with 8-bit and with float32 weights, with the default and every evaluated number of steps.
 
-    What it returns stands in bundle.json as `int8`: `passed` (all of them), the `users` and `beam` it was measured
-    with, the `least` that was asked for, and a row per number of steps in `measured`.
+    The result is stored in bundle.json as `int8`: `passed` (for every number of steps), `users` and `beam` of the
+    measurement, `least`, which is what passing requires, and a row per number of steps in `measured`.
     """
     evaluation, settings = work.config.evaluation, work.settings
     histories, target = sample_users(work.split.valid_history, work.split.valid_target, USERS)

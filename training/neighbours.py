@@ -1,13 +1,13 @@
-"""Fits the memory of `serving/items/neighbours.py`: what followed an item in other histories, and what its text
-resembles.
+"""Fits the item graph of `serving/items/neighbours.py`: what followed an item in other histories, and which items'
+texts resemble its own.
 
     w(i, j) = co(i, j) / (n_i ** source * n_j ** target)
               + similar_weight * exp((cos(e_i, e_j) - 1) / similar_temperature)   for j != i
     co(i, j) = sum over pairs of one training sequence, i then j, d <= window steps apart, of d ** -distance,
                plus backward * the same for j then i
 
-n counts training events; e embeds an item's text, or its company where the data have no text. Validation chooses every
-number. A row keeps its largest weights alone. [open: none of it is in the paper, whose model knows items by codes.]
+n counts training events; e embeds an item's text, or the items it occurs with if the data have no text. Validation
+chooses every number. Only a row's largest weights are kept. [open: none of this is in the paper.]
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CHUNK = 1024
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """The choices about co-occurrence, and how fast items of the history count less."""
+    """How co-occurrence is counted, and how fast the weight of older items in the history falls."""
 
     window: int = 20
     distance: float = 0.5
@@ -45,7 +45,7 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class JoinedSetting(Setting):
-    """Those about similar items besides."""
+    """The same, and how much similar texts count."""
 
     similar_weight: float = 1.0
     similar_temperature: float = 0.3
@@ -68,7 +68,7 @@ S = TypeVar("S", bound=Setting)
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """Ordered pairs of one sequence: (P,) item rows, the earlier and the later, and how many steps lie between."""
+    """Ordered pairs of one sequence: (P,) item rows, the earlier and the later one, and their distance in steps."""
 
     earlier: np.ndarray
     later: np.ndarray
@@ -78,7 +78,7 @@ class Pairs:
 def fit_neighbours(
     items: Items, split: Split, config: RunConfig, cache: Path | None = None
 ) -> tuple[Neighbours, dict[str, Any]]:
-    """The memory of the training part, chosen by validation NDCG@10 (nothing excluded), and a report for the bundle.
+    """The item graph of the training part, chosen by validation NDCG@10 (nothing excluded), and a report on it.
 
     cache: the folder of text embeddings, as in `training.ids.embed`. Takes half a minute of one core for 4,000 items.
     """
@@ -105,7 +105,7 @@ def similarity_embedding(
     """Rows of unit length; zero where nothing is known of an item. Shape: (I, E) float32."""
     if not items.has_text:
         made = collaborative_embedding(train_sequences, len(items), config.tokenizer.collaborative_dim, config.seed)
-        return np.where(np.linalg.norm(made, axis=1, keepdims=True) > 0.5, made, 0)  # short ones are drawn at random
+        return np.where(np.linalg.norm(made, axis=1, keepdims=True) > 0.5, made, 0)  # shorter ones were drawn at random
     texts = item_text(items)
     made = embed_text(texts, config.tokenizer.embedder, cache)
     return np.where([[bool(text)] for text in texts], made, np.float32(0))
@@ -113,7 +113,7 @@ def similarity_embedding(
 
 @dataclass(frozen=True, slots=True)
 class Log:
-    """What w is computed from, for any setting. counts: (I,) training events. cosine: (I, I), where it may matter."""
+    """What w is computed from, for any setting. counts: (I,) training events. cosine: (I, I), sparse."""
 
     pairs: Pairs
     counts: np.ndarray
@@ -121,7 +121,7 @@ class Log:
 
     @staticmethod
     def of(sequences: Sequence[np.ndarray], embedding: np.ndarray, keep: int) -> Log:
-        """cosine holds the `keep` most similar items of each and all that occur together: others never are kept."""
+        """cosine holds each item's `keep` most similar items and all that occur with it: others are never kept."""
         pairs = pairs_within(sequences, max(GRID["window"]))
         row, col = nearest(embedding, keep)
         row, col = np.concatenate([row, pairs.earlier, pairs.later]), np.concatenate([col, pairs.later, pairs.earlier])
@@ -136,7 +136,7 @@ class Log:
         return Log(pairs, event_counts(sequences, len(embedding)), sparse.csr_matrix((values, (row, col)), shape=shape))
 
     def weights(self, setting: JoinedSetting) -> sparse.csr_matrix:
-        """w, before rows are cut. Shape: (I, I) float64."""
+        """w, before rows are truncated. Shape: (I, I) float64."""
         similar = self.cosine.astype(np.float64)
         similar.data = setting.similar_weight * np.exp((similar.data - 1) / setting.similar_temperature)
         return (cooccurrence(self.pairs, self.counts, setting) + similar).tocsr()
@@ -184,10 +184,10 @@ def nearest(embedding: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def largest(weights: sparse.csr_matrix, keep: int) -> sparse.csr_matrix:
-    """Every row's `keep` largest weights. Equal ones fall by chance: rows of a catalogue may tell the future."""
+    """Every row's `keep` largest weights. Ties are broken at random: the order of a catalogue may reveal the future."""
     row = np.repeat(np.arange(weights.shape[0]), np.diff(weights.indptr))
-    chance = np.random.default_rng(0).permutation(weights.shape[1])
-    order = np.lexsort((chance[weights.indices], -weights.data, row))
+    tie_break = np.random.default_rng(0).permutation(weights.shape[1])
+    order = np.lexsort((tie_break[weights.indices], -weights.data, row))
     kept = order[(np.arange(len(row)) - weights.indptr[row] < keep) & (weights.data[order] > 0)]
     found = sparse.csr_matrix((weights.data[kept], (row[kept], weights.indices[kept])), shape=weights.shape)
     found.sort_indices()
@@ -205,7 +205,7 @@ def history_weights(histories: Sequence[np.ndarray], items: int, recency: float)
 
 
 def ndcg_of(history: sparse.csr_matrix, weights: sparse.csr_matrix, target: np.ndarray) -> float:
-    """NDCG@10 of n(j | history); equal scores count as ahead of the target, and a target without support as missed."""
+    """NDCG@10 of n(j | history); equal scores rank ahead of the target; a target without a score is missed."""
     total = 0.0
     for first in range(0, len(target), CHUNK):
         scores = (history[first : first + CHUNK] @ weights).tocsr()
@@ -220,7 +220,7 @@ def ndcg_of(history: sparse.csr_matrix, weights: sparse.csr_matrix, target: np.n
 def coordinate_search(
     start: S, grid: dict[str, tuple[Any, ...]], score: Callable[[S], float], passes: int = 2
 ) -> tuple[S, float]:
-    """One choice after the other through `grid`, twice over, keeping what raises the score."""
+    """Tries the values of one field after the other, in two passes at most, and keeps what raises the score."""
     best, best_score = start, score(start)
     for _ in range(passes):
         before = best_score

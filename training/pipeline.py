@@ -1,7 +1,7 @@
 """The whole path, stage after stage in one work folder: prepare, tokenize, pretrain, sft, rl, export.
 
-Every stage leaves its result in the folder and finds the earlier ones there, so that the same command goes on where a
-killed one stopped. One run owns the folder at a time, and a folder belongs to one configuration and one data set.
+Every stage leaves its result in the folder and finds the earlier ones there, so the same command resumes a run that was
+killed. One run at a time may use the folder, and a folder belongs to one configuration and one data set.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ def run(
     work_folder: Path | None = None,
     device: str = "cpu",
 ) -> None:
-    """Runs every stage up to `until` that is not done yet. The work folder is `<bundle>.work` unless given.
+    """Runs every stage up to `until` that is not done yet. work_folder: `<bundle>.work` unless given.
 
-    Under torchrun the processes train together; rank 0 owns the folder and does alone what cannot be shared.
+    Under torchrun the processes train together; rank 0 locks the folder and does what cannot be divided.
     """
     folder = work_folder or bundle_folder.with_name(bundle_folder.name + ".work")
     folder.mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ def run(
         with process.first_goes_ahead():
             if process.is_first:
                 stack.enter_context(locked_folder(folder))
-            data = read_data(data_folder)  # before the folder is claimed, so that bad data leave no trace
+            data = read_data(data_folder)  # before the folder is written to, so that bad data leave no trace
             split = split_by(data, config.split)
             if process.is_first:
                 _same_run(folder, {"data": fingerprint(data_folder), "config": config.to_json()})
@@ -106,7 +106,7 @@ def tokenize(
     config: RunConfig,
     device: torch.device | str = "cpu",
 ) -> Workspace:
-    """Semantic IDs (made once, then read back), and the workspace of all later stages around them."""
+    """Semantic IDs (made once, then read back), and the workspace of all later stages."""
     file = folder / "semantic_ids.safetensors"
     if not file.exists():
         given = None
@@ -139,7 +139,7 @@ def tokenize(
 
 
 def train_stage(stage: str, work: Workspace, folder: Path, log: Log, process: Process = SINGLE_PROCESS) -> Outcome:
-    """Runs one of the three stages on `work.network`; it starts from what the stage before left there."""
+    """Runs one of the three stages on `work.network`, which holds the weights of the stage before."""
     config = getattr(work.config, stage)
     step, reasons = TRAINED[stage](work, config), stage != "pretrain"
     return run_stage(stage, work.network, config, work.config.seed, folder, step, lambda: validate(work, reasons), log,
@@ -147,7 +147,7 @@ def train_stage(stage: str, work: Workspace, folder: Path, log: Log, process: Pr
 
 
 def fingerprint(data_folder: Path) -> dict[str, str]:
-    """sha256 of every data file, so that a changed one is not mixed with what was made from the old."""
+    """sha256 of every data file, to notice data that changed since the run began."""
     files = [path for path in sorted(data_folder.glob("*")) if path.name.startswith(("interactions.", "items."))]
     digests = {}
     for path in files:

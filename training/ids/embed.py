@@ -1,6 +1,6 @@
-"""One vector per item, from its text, from the company it keeps in the training histories, or from both.
+"""One vector per item: from its text, from the items it occurs with in the training histories, or from both.
 
-Knows nothing of item ids or row order: both may tell a model the future.
+It uses neither item ids nor their order: both may reveal the future to a model.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def collaborative_embedding(
 
     PPMI_ij = max(0, log(n_ij n / (n_i n_j))), n_ij = sum of 1 / distance over pairs at most `window` steps apart in
     a history; n_j is smoothed by a power of 0.75 against the pull of rare items (Levy, Goldberg & Dagan 2015).
-    Rows have unit length. An item without company gets a small seeded random vector of its own.
+    Rows have unit length. An item that occurs with no other gets a small seeded random vector.
     """
     counts = _cooccurrence(train_sequences, n_items, window)
     row_sum = np.asarray(counts.sum(axis=1)).ravel()
@@ -110,8 +110,8 @@ def collaborative_embedding(
     if ppmi.nnz and rank > 0:
         left, strength, _ = randomized_svd(ppmi, rank, n_iter=6, random_state=seed)
         vectors[:, :rank] = normalize(left * np.sqrt(strength))
-    lonely = np.linalg.norm(vectors, axis=1) < 1e-6
-    vectors[lonely] = 0.01 * rng.standard_normal((int(lonely.sum()), dim))
+    isolated = np.linalg.norm(vectors, axis=1) < 1e-6
+    vectors[isolated] = 0.01 * rng.standard_normal((int(isolated.sum()), dim))
     return vectors.astype(np.float32)
 
 

@@ -1,9 +1,9 @@
 """The RQ-VAE: an autoencoder whose middle is a sum of M codes, one from each of M codebooks.
 
 [paper] L = L_recon + L_quant. [open] everything else, as in TIGER: PCA first, an MLP on either side, k-means to
-start from, codebooks that follow their members by moving averages, and codes that died are put where items are.
-The quantizer is written out here because what must leave training is a handful of plain tensors (`Codec`), and
-because its every random draw must follow the seed.
+start from, codebooks that follow their members by moving averages, and dead codes restarted where items are.
+The quantizer is written out here because a bundle needs it as a few plain tensors (`Codec`), and because all of its
+random draws must follow the seed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Semantic IDs: M codes per item, unique whatever made them: an RQ-VAE, chance, or a file.
+"""Semantic IDs: M codes per item, unique, from an RQ-VAE, at random, or from a file.
 
-Where items collide, neither their ids nor their order decides who gets which code: both often follow first
-appearance, and a model would read the future from them.
+Where items collide, neither their ids nor their order decides which gets which code: both often follow first
+appearance and would reveal the future to a model.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ def build_semantic_ids(
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> SemanticIds:
-    """Semantic IDs as the config asks for. given: (I, M) codes for kind "given"; cache: folder for text embeddings."""
+    """Semantic IDs of the configured kind. given: (I, M) codes for kind "given"; cache: folder for text embeddings."""
     if config.kind == "random":
         return random_ids(len(items), (config.rqvae.codes,) * config.rqvae.levels, seed)
     if config.kind == "given":
         if given is None:
-            raise DataError('tokenizer kind "given" needs a file of semantic IDs; name one in the data folder')
+            raise DataError('tokenizer.kind "given" needs a file of semantic IDs; name it with given_ids')
         return given_ids(given, seed)
     embedding = item_embedding(items, train_sequences, config, seed, cache, progress=progress is not None)
     return rqvae_ids(embedding, config.rqvae, seed, progress)
@@ -62,7 +62,7 @@ def rqvae_ids(
         distance = torch.cdist(residual, codec.codebooks[-1])
     raw, sizes = codes.numpy().astype(np.int32), (config.codes,) * config.levels
     moved = move_colliding(raw, distance.numpy(), seed)
-    unique, sizes = tell_apart(moved, sizes, seed)
+    unique, sizes = separate_colliding(moved, sizes, seed)
     report = {"kind": "rqvae", "source": embedding.source} | errors | usage(raw, unique, sizes)
     return SemanticIds(unique, sizes, report | {"moved_items": int((raw != moved).any(axis=1).sum())}, codec)
 
@@ -79,12 +79,12 @@ def random_ids(n_items: int, codebook_sizes: Sequence[int], seed: int = 0) -> Se
 
 
 def given_ids(codes: np.ndarray, seed: int = 0) -> SemanticIds:
-    """IDs made elsewhere; a last level tells apart the items that share one. codes: (I, M), from 0."""
+    """IDs made elsewhere; an extra last level separates items that share one. codes: (I, M), from 0."""
     codes = np.asarray(codes)
     if codes.ndim != 2 or not len(codes) or not np.issubdtype(codes.dtype, np.integer) or codes.min() < 0:
         raise DataError("given semantic IDs must be whole numbers from 0, as many for every item; correct their file")
     codes = codes.astype(np.int32)
-    unique, sizes = tell_apart(codes, tuple(int(n) + 1 for n in codes.max(axis=0)), seed)
+    unique, sizes = separate_colliding(codes, tuple(int(n) + 1 for n in codes.max(axis=0)), seed)
     return SemanticIds(unique, sizes, {"kind": "given"} | usage(codes, unique, sizes))
 
 
@@ -95,7 +95,9 @@ def move_colliding(codes: np.ndarray, distance: np.ndarray, seed: int) -> np.nda
     Shapes: codes (I, M), distance (I, C) of every item to every code of the last level -> (I, M).
     """
     codes = codes.copy()
-    order = np.random.default_rng(seed).permutation(len(codes))  # equal texts have equal distances: ties fall by chance
+    order = np.random.default_rng(seed).permutation(
+        len(codes)
+    )  # equal texts have equal distances: ties are broken at random
     for group in _groups(codes[order, :-1]):
         group = order[group]
         last, counts = np.unique(codes[group, -1], return_counts=True)
@@ -109,7 +111,7 @@ def move_colliding(codes: np.ndarray, distance: np.ndarray, seed: int) -> np.nda
     return codes
 
 
-def tell_apart(codes: np.ndarray, sizes: tuple[int, ...], seed: int) -> tuple[np.ndarray, tuple[int, ...]]:
+def separate_colliding(codes: np.ndarray, sizes: tuple[int, ...], seed: int) -> tuple[np.ndarray, tuple[int, ...]]:
     """Add a level if any two items still share an ID: 0, 1, … in random order among those who do.
 
     Shapes: (I, M) -> (I, M) or (I, M + 1), and the codebook sizes to match.

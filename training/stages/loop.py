@@ -1,8 +1,8 @@
 """The loop every stage runs in: optimiser, learning rate, checkpoints that resume exactly, log, the best weights kept.
 
 All that is random at a step follows from (seed, stage, step), so a checkpoint needs no random state, and a run that was
-killed anywhere ends, on a CPU, with the very weights of an undisturbed one. Checkpoints are safetensors; they hold
-nothing of how many processes trained (`training.stages.distributed`), so that another number of them may go on.
+killed anywhere ends, on a CPU, with the weights of an uninterrupted one. Checkpoints are safetensors and do not depend
+on the number of processes (`training.stages.distributed`), so another number of them may resume.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LOG_EVERY = 50  # steps
 
 
 class Log:
-    """A line per event: JSON in log.jsonl, the same to TensorBoard, a short one on the screen. Rank 0's business."""
+    """A line per event: JSON in log.jsonl, the same to TensorBoard, a short one on the screen. Only rank 0 logs."""
 
     def __init__(self, folder: Path, silent: bool = False) -> None:
         self.silent = silent
@@ -78,7 +78,7 @@ class CheckpointMeta(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a stage ended with: the best evaluation, where, and the seconds spent (over all its processes)."""
+    """What a stage ended with: the best evaluation, its step, and the seconds spent, resumed runs included."""
 
     best: dict[str, Any]
     best_step: int
@@ -97,7 +97,7 @@ def run_stage(
     process: Process = SINGLE_PROCESS,
     precision: str = "float32",
 ) -> Outcome:
-    """Trains `network` in place for config.steps and leaves the weights in it that validation liked best.
+    """Trains `network` in place for config.steps and leaves the weights in it that were best on validation.
 
     The weights the stage starts with compete too, so that a stage cannot make the model worse on validation. A finished
     stage is read back from `folder`; an unfinished one goes on from its newest checkpoint. All processes evaluate,
@@ -115,7 +115,7 @@ def run_stage(
             save_checkpoint(path, network, optimiser, meta)
 
     started_before = latest.exists()
-    process.wait()  # nobody may write it before all have looked
+    process.wait()  # no process may write it before all have looked
     if started_before:
         meta = load_checkpoint(latest, network, optimiser)
         done, seconds, best, best_step = meta["step"], meta["seconds"], meta["best"], meta["best_step"]
@@ -125,7 +125,7 @@ def run_stage(
         save(best_file, None, {})
         save(latest, optimiser, {"step": 0, "seconds": 0.0, "best": best, "best_step": 0})
     started = time.perf_counter()
-    sound = torch.ones((), dtype=torch.bool, device=process.device)  # whether all gradients were finite
+    finite = torch.ones((), dtype=torch.bool, device=process.device)  # whether all gradients were
     with tqdm(total=config.steps, initial=done, desc=stage, unit="step", smoothing=0.05, mininterval=1.0,
               disable=not process.is_first) as bar:  # fmt: skip
         for number in range(done, config.steps):
@@ -143,13 +143,13 @@ def run_stage(
                     sums[name] = sums[name] + value if name in sums else value
             process.sum_gradients(network)
             norm = nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm)
-            sound &= norm.isfinite()
+            finite &= norm.isfinite()
             optimiser.step()
             done = number + 1
             bar.update()
             logs, saves = (done == config.steps or done % every == 0 for every in (LOG_EVERY, config.checkpoint_every))
             evaluates = done == config.steps or (config.eval_every and done % config.eval_every == 0)
-            if (logs or saves or evaluates) and not sound:
+            if (logs or saves or evaluates) and not finite:
                 raise FloatingPointError(f"Stage {stage} diverged by step {number}; lower {stage}.lr and run it again.")
             if logs:
                 values = process.sum_terms(sums)
@@ -184,7 +184,7 @@ def learning_rate_factor(step: int, config: StageConfig) -> float:
 def save_checkpoint(
     path: Path, network: nn.Module, optimiser: torch.optim.Optimizer | None, meta: dict[str, Any]
 ) -> None:
-    """Writes weights, optimiser and meta as one file, whole or not at all. Raises StorageError, say of a full disk."""
+    """Writes weights, optimiser and meta as one file, atomically. Raises StorageError, say for a full disk."""
     tensors = {f"weights/{name}": value.contiguous() for name, value in network.state_dict().items()}
     if optimiser is not None:
         for number, parameter in enumerate(_parameters(optimiser)):
@@ -195,7 +195,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: Path, network: nn.Module, optimiser: torch.optim.Optimizer | None) -> dict[str, Any]:
-    """Puts a checkpoint into network and optimiser and returns its meta."""
+    """Loads a checkpoint into network and optimiser and returns its meta."""
     with safe_open(path, framework="pt") as file:
         keys = list(file.keys())
         network.load_state_dict(
@@ -225,7 +225,7 @@ def _parameters(optimiser: torch.optim.Optimizer) -> list[nn.Parameter]:
 
 
 def _groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay on matrices only; embeddings, norms and biases are left alone."""
+    """Weight decay on matrices only, not on embeddings, norms and biases."""
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
     for name, parameter in network.named_parameters():

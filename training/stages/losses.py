@@ -1,4 +1,4 @@
-"""The losses of the three stages. Each opens with its formula and says what the paper gives and what it leaves open."""
+"""The losses of the three stages. Each opens with its formula and marks what the paper gives or leaves open."""
 
 from __future__ import annotations
 

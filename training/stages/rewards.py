@@ -1,4 +1,4 @@
-"""The five rewards of stage 3 [paper: names them in one line each; open: the formulas]. Each answers with (B, G)."""
+"""The five rewards of stage 3 [paper: names them in one line each; open: the formulas]. Each returns (B, G)."""
 
 from __future__ import annotations
 

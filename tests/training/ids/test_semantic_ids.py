@@ -20,7 +20,7 @@ from training.ids.semantic_ids import (
     move_colliding,
     random_ids,
     rqvae_ids,
-    tell_apart,
+    separate_colliding,
 )
 
 TINY = RqVaeConfig(levels=2, codes=8, latent=4, pca=8, hidden=16, steps=60, warmup_steps=20, batch=64, restart_every=10)
@@ -46,7 +46,7 @@ def test_always_unique_and_within_the_codebooks(n_items: int, levels: int, codes
     rng = np.random.default_rng(seed)
     raw = rng.integers(0, codes, (n_items, levels)).astype(np.int32)
     moved = move_colliding(raw, rng.random((n_items, codes)), seed)
-    unique, sizes = tell_apart(moved, (codes,) * levels, seed)
+    unique, sizes = separate_colliding(moved, (codes,) * levels, seed)
     assert distinct(unique) == n_items
     assert len(sizes) == unique.shape[1]
     assert (unique >= 0).all()
@@ -66,7 +66,7 @@ def test_a_prefix_with_more_items_than_codes_gets_a_level() -> None:
     raw[4, 0] = 1
     moved = move_colliding(raw, np.random.default_rng(0).random((5, 3)), seed=0)
     np.testing.assert_array_equal(moved, raw)
-    unique, sizes = tell_apart(moved, (2, 3), seed=0)
+    unique, sizes = separate_colliding(moved, (2, 3), seed=0)
     assert sizes == (2, 3, 4)
     assert sorted(unique[:4, 2]) == [0, 1, 2, 3]
     assert unique[4, 2] == 0
@@ -76,10 +76,10 @@ def test_equal_items_are_told_apart_by_chance_not_by_order() -> None:
     raw, equal = np.zeros((40, 1), dtype=np.int32), np.tile(np.arange(40.0), (40, 1))
     rows = np.arange(40)
     for seed in range(3):
-        for codes in (move_colliding(raw, equal, seed)[:, 0], tell_apart(raw, (1,), seed)[0][:, 1]):
+        for codes in (move_colliding(raw, equal, seed)[:, 0], separate_colliding(raw, (1,), seed)[0][:, 1]):
             assert sorted(codes) == rows.tolist()
             assert abs(np.corrcoef(rows, codes)[0, 1]) < 0.6  # 1.0 if rows decided; four standard errors
-    assert (tell_apart(raw, (1,), 0)[0] != tell_apart(raw, (1,), 1)[0]).any()
+    assert (separate_colliding(raw, (1,), 0)[0] != separate_colliding(raw, (1,), 1)[0]).any()
 
 
 def test_random_ids_fill_the_space_they_are_given() -> None:

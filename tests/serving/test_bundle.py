@@ -1,4 +1,4 @@
-"""The bundle: what is written is what is read, and whatever does not fit is refused in one sentence that names it."""
+"""The bundle: what is written is read back, and anything that does not fit is refused in one sentence naming it."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def files_of_a_tiny_bundle() -> list[str]:
             "trie.safetensors"]  # fmt: skip
 
 
-def test_the_list_of_files_below_is_whole(good):
+def test_the_list_of_files_is_complete(good):
     assert sorted(manifest(good)["files"]) == files_of_a_tiny_bundle()
 
 
@@ -121,7 +121,7 @@ def test_one_changed_byte_in_any_file_is_refused_and_named(copy, name, where):
 
 
 @pytest.mark.parametrize("name", files_of_a_tiny_bundle())
-def test_a_cut_or_missing_file_is_refused_and_named(copy, name):
+def test_a_truncated_or_missing_file_is_refused_and_named(copy, name):
     content = (copy / name).read_bytes()
     (copy / name).write_bytes(content[:-1])
     assert name in refused(copy)
@@ -130,7 +130,7 @@ def test_a_cut_or_missing_file_is_refused_and_named(copy, name):
 
 
 def test_no_byte_of_the_manifest_can_change_unnoticed(copy):
-    """Only the name of its seal may: then the bundle counts as one from before there were seals."""
+    """Only the name of its seal may: then the bundle counts as an older one without a seal."""
     content = (copy / "bundle.json").read_bytes()
     name = content.index(SEAL.encode())
     for place in {*range(0, len(content), max(1, len(content) // 60)), *range(name - 3, len(content))}:
@@ -141,7 +141,7 @@ def test_no_byte_of_the_manifest_can_change_unnoticed(copy):
             assert "bundle.json" in refused(copy) or "update streamrec" in refused(copy)
 
 
-def test_a_bundle_from_before_there_were_seals_is_opened(copy):
+def test_an_older_bundle_without_a_seal_is_opened(copy):
     about = manifest(copy)
     del about[SEAL]
     (copy / "bundle.json").write_text(json.dumps(about))
@@ -157,7 +157,7 @@ def test_a_newer_format_is_refused(copy):
 @pytest.mark.parametrize(
     "content", ["", "{", "[]", "3", "{}", '{"format": 1}', '{"format": 1, "name": "x", "files": []}']
 )
-def test_a_manifest_that_is_none_is_refused(copy, content):
+def test_a_file_that_is_not_a_manifest_is_refused(copy, content):
     (copy / "bundle.json").write_text(content)
     assert "bundle.json" in refused(copy)
 
@@ -167,7 +167,7 @@ def test_no_bundle_at_all_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("outside", ["../secret", "/etc/hostname", "model/../../secret"])
-def test_a_manifest_that_names_a_file_outside_is_refused(copy, outside):
+def test_a_manifest_that_names_a_file_outside_the_bundle_is_refused(copy, outside):
     (copy.parent / "secret").write_text("x")
     rewrite(copy, files=manifest(copy)["files"] | {outside: hashlib.sha256(b"x").hexdigest()})
     message = refused(copy)
@@ -239,7 +239,7 @@ def test_one_weight_that_is_not_finite_is_refused_and_named(copy, name, value):
 
 @pytest.mark.parametrize(("level", "change"), [(0, -1), (1, 6), (2, 4), (2, 10**6)])
 def test_an_item_with_a_token_of_another_level_or_of_none_is_refused(copy, level, change):
-    """Of 6, 5 and 4 codes per level; the first level's block begins behind padding, end and five start tokens."""
+    """Of 6, 5 and 4 codes per level; the first level's block begins after padding, end and five start tokens."""
     catalogue = Bundle.load(copy).catalogue
     assert catalogue.tokens.min(0).tolist() == [7, 13, 18] and catalogue.tokens.max(0).tolist() == [12, 17, 21]
     catalogue.tokens = catalogue.tokens.copy()
@@ -275,7 +275,7 @@ def test_a_weight_without_neighbours_is_refused(copy):
     assert "neighbours_weight" in refused(copy)
 
 
-def test_the_trie_is_the_catalogues_and_may_be_absent(copy):
+def test_the_trie_may_be_absent(copy):
     request = Request((1, 2), 10, 10, 2, Rules(exclude=(1, 2)))
 
     def answer(bundle: Bundle) -> Answer:
@@ -287,9 +287,9 @@ def test_the_trie_is_the_catalogues_and_may_be_absent(copy):
     assert opened.trie is not None and opened.trie.level_start == built.level_start
     assert all(array.equal(opened.trie.arrays()[name]) for name, array in built.arrays().items())
     files = manifest(copy)["files"]
-    del files["trie.safetensors"]  # a bundle from before there was one
+    del files["trie.safetensors"]  # as in an older bundle
     rewrite(copy, files=files)
-    (copy / "trie.safetensors").unlink()  # not written over: the engine above has it mapped
+    (copy / "trie.safetensors").unlink()  # not overwritten: the engine above has it mapped
     (copy / "trie.safetensors").write_bytes(b"not listed, and so not read")
     old = Bundle.load(copy)
     assert old.trie is None
@@ -311,12 +311,12 @@ def test_a_trie_of_another_catalogue_is_refused(copy, other):
     assert "trie of another catalogue" in refused(copy)
 
 
-def test_the_gate_for_int8_is_kept_and_may_be_absent(copy, tmp_path):
+def test_the_int8_gate_is_kept_and_may_be_absent(copy, tmp_path):
     assert Bundle.load(copy).int8 is None
     gate = {"passed": True, "users": 10}
     assert Bundle.load(tiny_bundle(tmp_path / "measured", int8=gate)).int8 == gate
     about = manifest(copy)
-    del about["int8"]  # a bundle from before there was a gate
+    del about["int8"]  # as in an older bundle
     (copy / "bundle.json").write_text(sealed(about))
     assert Bundle.load(copy).int8 is None
     rewrite(copy, int8=["passed"])
@@ -356,7 +356,7 @@ def test_writing_over_a_bundle_replaces_all_of_it(copy):
     assert [path.name for path in copy.parent.iterdir()] == [copy.name]
 
 
-def test_a_failed_write_leaves_the_old_bundle_whole(copy):
+def test_a_failed_write_leaves_the_old_bundle_as_it_was(copy):
     before = Bundle.load(copy).version
 
     def fail(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The memory of the log and the texts, looked up: a case worked out by hand, and files that do not fit."""
+"""The scores of the item graph: a case worked out by hand, the reference, and files that do not fit."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from serving.items.neighbours import Neighbours, read_neighbours, write_neighbou
 from serving.reference import Reference
 from tests.builders import random_neighbours, tiny_model
 
-# 0 -> 1 (w 3), 0 -> 2 (w 1), 1 -> 2 (w 2); items 2 and 3 call up nothing.
+# 0 -> 1 (w 3), 0 -> 2 (w 1), 1 -> 2 (w 2); items 2 and 3 have no neighbours.
 BY_HAND = Neighbours(
     np.array([0, 2, 3, 3, 3]), np.array([1, 2, 2], np.int32), np.array([3, 1, 2], np.float32), recency=1.0, floor=0.1
 )
 
 
-def test_a_history_by_hand():
+def test_scores_of_a_case_worked_out_by_hand():
     found = BY_HAND.log_scores([(0, 1), (1, 0), (3, 2), (), (0, 0)], max_items=20)
     assert found.dtype == np.float32
     nothing = [0.1, 0.1, 0.1, 0.1]
@@ -38,7 +38,7 @@ def test_only_the_last_items_count():
     )
 
 
-def test_the_same_alone_and_in_any_batch_and_as_the_reference_says():
+def test_scores_are_those_of_the_reference_alone_and_in_any_batch():
     bundle, rng = tiny_model(50, seed=4, neighbours=True), np.random.default_rng(0)
     histories = [tuple(rng.integers(0, 50, length).tolist()) for length in (0, 1, 4, 9, 5)]
     together = bundle.neighbours.log_scores(histories, bundle.max_items)
@@ -70,7 +70,7 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path: Path, spoil: dict, recenc
         read_neighbours(tmp_path / "n.safetensors", 4, recency, floor)
 
 
-def test_what_is_written_is_what_is_read(tmp_path: Path):
+def test_what_is_written_is_read_back(tmp_path: Path):
     made = random_neighbours(30)
     write_neighbours(tmp_path / "n.safetensors", made)
     found = read_neighbours(tmp_path / "n.safetensors", 30, made.recency, made.floor)

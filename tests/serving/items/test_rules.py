@@ -1,4 +1,4 @@
-"""Rules as counts over the trie against their definition, `Catalogue.permitted`."""
+"""Rules over the trie against their definition, `Catalogue.permitted`."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ def ask(book: RuleBook, trie: Trie, rules: list[Rules]) -> tuple[np.ndarray, np.
             parents = torch.arange(*trie.level_start[level : level + 2]).expand(len(rules), -1)
             log_probs = torch.zeros(*parents.shape, int(trie.token.max()) + 1)
             scores, child = blocked.expand(trie, log_probs, parents, level)
-            request, *place = torch.where(scores == 0)
-            nodes[request, child[request, *place]] = False
+            request, *index = torch.where(scores == 0)
+            nodes[request, child[request, *index]] = False
         by_item = blocked.items(trie).numpy()
     nodes[:, 0] = by_item.all(1)  # nothing leads to the root
     return nodes, by_item
@@ -88,9 +88,9 @@ def ask(book: RuleBook, trie: Trie, rules: list[Rules]) -> tuple[np.ndarray, np.
     entries=st.sampled_from([0, 20, TABLE_ENTRIES]),
     table_bytes=st.sampled_from([0, 0.8, 8]),
 )
-def test_blocks_what_the_definition_blocks(seed, items, levels, batches, sets, entries, table_bytes):
-    """With tables and runs, sets' tables as floats, as bits or left out; also when hardly a prepared set fits, so that
-    sets push each other out or have to do without."""
+def test_blocked_nodes_are_those_of_the_definition(seed, items, levels, batches, sets, entries, table_bytes):
+    """With tables and with runs; masks of sets as floats, as bits and not at all; and with room for hardly any prepared
+    set, so that sets replace each other or cannot be prepared."""
     sizes = (5, 4, 11)[:levels]
     catalogue = shop(min(items, int(np.prod(sizes))), seed, sizes)
     trie = build_trie(catalogue.tokens, table_entries=entries)
@@ -107,7 +107,7 @@ def test_blocks_what_the_definition_blocks(seed, items, levels, batches, sets, e
             np.testing.assert_array_equal(of_items, ~permitted)
 
 
-def test_nothing_is_left_behind():
+def test_nothing_is_left_in_the_buffers():
     catalogue = shop(60, 0)
     trie = build_trie(catalogue.tokens)
     book = RuleBook(trie, catalogue.members)
@@ -135,19 +135,19 @@ def test_two_batches_at_a_time_are_refused():
 
 
 def test_buffers_stay_where_they_are():
-    """A recorded search reads them by address."""
+    """A captured graph reads them by address."""
     catalogue = shop(60, 1)
     book = RuleBook(build_trie(catalogue.tokens), catalogue.members, rows=4)
-    places = set()
+    addresses = set()
     for rules in ([Rules(deny=(1,))], [Rules(catalogue="most"), Rules(categories=("a",))], [Rules(allow=(1,))] * 4):
         with book.blocked(rules) as blocked:
             assert blocked is not None
             parts = (blocked.own, blocked.inverted, blocked.sets, blocked.set_offset, *tree_leaves(blocked.level_masks))
-            places.add(tuple(part.untyped_storage().data_ptr() for part in parts))
-    assert len(places) == 1
+            addresses.add(tuple(part.untyped_storage().data_ptr() for part in parts))
+    assert len(addresses) == 1
 
 
-def test_takes_no_decision_on_the_host():
+def test_nothing_is_decided_on_the_host():
     """torch.export fails where a value decides what is computed."""
     catalogue = shop(60, 2)
     trie = build_trie(catalogue.tokens)

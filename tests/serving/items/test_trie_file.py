@@ -1,4 +1,4 @@
-"""A trie comes back from disk as it was, mapped and not copied, or is refused with a reason."""
+"""A trie is read back from disk as it was, mapped and not copied, or refused with a reason."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def small(table_entries: int = 8) -> Trie:
 
 
 @pytest.mark.parametrize("table_entries", [0, 8, 1000])
-def test_comes_back_as_it_was(tmp_path: Path, table_entries: int):
+def test_what_is_written_is_read_back(tmp_path: Path, table_entries: int):
     trie = small(table_entries)
     write_trie(tmp_path / "trie.safetensors", trie)
     read = read_trie(tmp_path / "trie.safetensors")
@@ -34,7 +34,7 @@ def test_comes_back_as_it_was(tmp_path: Path, table_entries: int):
     assert len(read.tables) == 3 and all(a.equal(b) for a, b in zip(read.tables, trie.tables, strict=True))
 
 
-def test_is_mapped(tmp_path: Path):
+def test_arrays_are_mapped_from_the_file(tmp_path: Path):
     write_trie(tmp_path / "trie.safetensors", small())
     read = read_trie(tmp_path / "trie.safetensors")
     maps = Path("/proc/self/maps")
@@ -65,7 +65,7 @@ def test_is_mapped(tmp_path: Path):
         ("tokens", None),
     ],
 )
-def test_refuses_what_does_not_fit(tmp_path: Path, name: str, wrong):
+def test_parts_that_do_not_fit_together_are_refused(tmp_path: Path, name: str, wrong):
     path = tmp_path / "trie.safetensors"
     write_trie(path, small())
     stored = {key: array.clone() for key, array in load_file(path).items()}
@@ -77,7 +77,7 @@ def test_refuses_what_does_not_fit(tmp_path: Path, name: str, wrong):
         read_trie(path)
 
 
-def test_refuses_what_is_no_trie(tmp_path: Path):
+def test_files_that_are_not_tries_are_refused(tmp_path: Path):
     path = tmp_path / "trie.safetensors"
     with pytest.raises(BundleError, match="is not a complete trie"):
         read_trie(path)

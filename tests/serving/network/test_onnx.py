@@ -1,4 +1,4 @@
-"""ONNX Runtime against eager torch: the same passes, the same answers; and int8, which is close and passed its gate."""
+"""ONNX Runtime against eager torch: the same passes and the same answers; int8 is close and needs its gate."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def runtimes(bundle: Bundle, int8: bool = False) -> tuple[EagerRuntime, OnnxRunt
 
 
 def random_histories(rng: np.random.Generator, items: int, batch: int) -> list[tuple[int, ...]]:
-    """Ragged: from none to more than the encoder reads."""
+    """Of no items up to more than the encoder reads."""
     return [tuple(rng.integers(0, items, rng.integers(0, 9)).tolist()) for _ in range(batch)]
 
 
@@ -67,7 +67,7 @@ def caches_are_close(ours: list[np.ndarray], theirs: KeysValues) -> None:
     attention=st.sampled_from(["bidirectional", "causal-by-item"]),
 )
 @torch.inference_mode()
-def test_every_pass_is_eager_torchs(seed, batch, rows, attention):
+def test_every_pass_equals_eager_torch(seed, batch, rows, attention):
     bundle = tiny_model(30, seed=seed, attention=attention)
     eager, onnx = runtimes(bundle)
     rng, config = np.random.default_rng(seed), bundle.network.t5.config
@@ -75,9 +75,9 @@ def test_every_pass_is_eager_torchs(seed, batch, rows, attention):
     tokens, mask = history_tokens(random_histories(rng, 30, batch), bundle.catalogue.tokens, 6, ())
     hidden = eager.encode(tokens, mask)
     close(onnx.encode(tokens, mask)[mask], hidden[mask])
-    expected, memory = eager.cross_keys_values(hidden, mask), onnx.cross_keys_values(hidden, mask)
-    close(memory.mask, expected.mask)
-    caches_are_close(memory.layers, expected.layers)
+    expected, cross = eager.cross_keys_values(hidden, mask), onnx.cross_keys_values(hidden, mask)
+    close(cross.mask, expected.mask)
+    caches_are_close(cross.layers, expected.layers)
     past, expected_past, written = None, None, 0
     for count in rows:
         written += count
@@ -86,7 +86,7 @@ def test_every_pass_is_eager_torchs(seed, batch, rows, attention):
         seen[..., written - count :] |= torch.eye(count, dtype=torch.bool)  # a row always sees itself
         bias = torch.randn(batch, config.num_heads, count, written).masked_fill(~seen, float("-inf"))
         theirs, their_logits, expected_past = eager.step(x, bias, expected, expected_past)
-        ours, logits, past = onnx.step(x, bias, memory, past)
+        ours, logits, past = onnx.step(x, bias, cross, past)
         close(ours, theirs)
         close(logits, their_logits)
         caches_are_close(past, expected_past)
@@ -103,7 +103,7 @@ def test_every_pass_is_eager_torchs(seed, batch, rows, attention):
     dense=st.sampled_from([0.0, 0.7]),
     beam=st.sampled_from([5, 64]),
 )
-def test_its_answers_are_eager_torchs(seed, items, steps, form, batch, paths, dense, beam):
+def test_answers_equal_eager_torch(seed, items, steps, form, batch, paths, dense, beam):
     bundle = tiny_model(items, seed=seed, step_form=form, dense_weight=dense, paths=paths, suffix_tokens=(1,))
     rng = np.random.default_rng(seed)
     requests = [
@@ -129,7 +129,7 @@ def test_a_wide_beam_scores_every_item_as_brute_force_does(seed, items, batch):
 
 
 @pytest.mark.parametrize("runtime", ["onnx", "onnx-int8"])
-def test_an_answer_does_not_depend_on_its_batch_mates(runtime):
+def test_an_answer_does_not_depend_on_the_rest_of_its_batch(runtime):
     engine = Engine(tiny_model(seed=9, int8=PASSED), runtime=runtime)
     requests = [Request(tuple(range(i, i + 1 + i % 5)), 10, 20, 3, Rules(exclude=(i,))) for i in range(9)]
     for request, answer in zip(requests, ask(engine, requests), strict=True):
@@ -143,7 +143,7 @@ def test_int8_is_close_to_float32_and_not_the_same():
     eager, onnx = runtimes(bundle, int8=True)
     tokens, mask = history_tokens([(1, 2, 3), (4,)], bundle.catalogue.tokens, 6, ())
     hidden = eager.encode(tokens, mask)
-    close(onnx.encode(tokens, mask)[mask], hidden[mask])  # a cached state must not say which runtime made it
+    close(onnx.encode(tokens, mask)[mask], hidden[mask])  # cached states must not depend on the runtime
     torch.manual_seed(0)
     x, bias = torch.randn(2, 5, 64), torch.randn(2, 2, 5, 5)
     _, expected, _ = eager.step(x, bias, eager.cross_keys_values(hidden, mask), None)
@@ -164,19 +164,19 @@ def test_a_row_of_zeros_stays_zero_in_int8():
 
 
 @pytest.mark.parametrize("name", ["", "ONNX", "onnx-int4"])
-def test_an_unknown_runtime_is_an_error_that_names_those_there_are(name):
+def test_an_unknown_runtime_is_an_error_that_lists_the_known_ones(name):
     with pytest.raises(ValueError, match="eager, onnx, onnx-int8"):
         Engine(tiny_model(), runtime=name)
 
 
 @pytest.mark.parametrize("gate", [None, {}, {"passed": False}, {"users": 10}])
-def test_int8_is_refused_where_its_gate_is_missing_or_failed(gate):
+def test_int8_is_refused_without_a_passed_gate(gate):
     with pytest.raises(BundleError, match="runtime onnx"):
         Engine(tiny_model(int8=gate), runtime="onnx-int8")
-    Engine(tiny_model(int8=gate), runtime="onnx")  # the gate is int8's alone
+    Engine(tiny_model(int8=gate), runtime="onnx")  # only int8 needs the gate
 
 
-def test_it_takes_as_many_threads_as_it_is_given_and_none_of_them_spins():
+def test_threads_are_as_configured_and_do_not_spin():
     bundle = tiny_model()
     tokens = torch.from_numpy(bundle.catalogue.tokens.astype(np.int64))
     options = OnnxRuntime(bundle.network, tokens, "bidirectional", threads=2)._step.get_session_options()
@@ -184,7 +184,7 @@ def test_it_takes_as_many_threads_as_it_is_given_and_none_of_them_spins():
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
 
 
-def test_numbers_below_the_normal_ones_are_zero_in_a_run_and_nowhere_else():
+def test_subnormals_are_flushed_to_zero_during_a_run_only():
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy")
     graph = helper.make_graph([helper.make_node("Mul", ["x", "x"], ["y"])], "square", [x], [y])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11)
@@ -193,8 +193,8 @@ def test_numbers_below_the_normal_ones_are_zero_in_a_run_and_nowhere_else():
     assert (torch.from_numpy(small) ** 2).item() > 0
 
 
-def test_onnx_runtime_neither_reports_nor_keeps_an_identifier(tmp_path: Path) -> None:
-    quiet = {name: value for name, value in os.environ.items() if name != "CI"}  # where it is set nothing is reported
+def test_importing_onnx_runtime_sends_and_stores_nothing(tmp_path: Path) -> None:
+    quiet = {name: value for name, value in os.environ.items() if name != "CI"}  # CI turns telemetry off by itself
     subprocess.run(
         [sys.executable, "-c", "import serving.network.onnx"],
         env=quiet | {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)},

@@ -142,7 +142,7 @@ def test_a_wide_beam_scores_every_item_as_brute_force_does(steps):
 
 
 def test_equal_scores_are_ordered_by_token_path():
-    """With all weights zero every token is equally likely, so every item is: nothing but the rule decides."""
+    """With all weights zero every token is equally likely, and so is every item: only the tie-break decides."""
     bundle = tiny_model(40, seed=2)
     for parameter in bundle.network.parameters():
         parameter.data.zero_()
@@ -163,7 +163,7 @@ def test_an_explanation_adds_up():
     np.testing.assert_allclose(np.sum(answer.trace.token_log_probs, axis=1), answer.scores, atol=TOLERANCE)
 
 
-def test_several_paths_cost_no_rows_of_the_beam(monkeypatch: pytest.MonkeyPatch):
+def test_reasoning_paths_do_not_multiply_the_beam(monkeypatch: pytest.MonkeyPatch):
     bundle = tiny_model(seed=4, paths=5)
     engine = Engine(bundle)
     rows = []
@@ -192,7 +192,7 @@ def test_paths_are_the_likeliest(monkeypatch: pytest.MonkeyPatch):
         np.testing.assert_allclose(found.numpy(), torch.stack(path.states).numpy(), atol=TOLERANCE)
 
 
-def test_scores_that_are_no_numbers_are_an_error():
+def test_nan_scores_are_an_error():
     bundle = tiny_model(seed=6)
     engine = Engine(bundle)
     bundle.network.t5.decoder.final_layer_norm.weight.data.fill_(float("nan"))
@@ -206,10 +206,10 @@ def test_a_history_with_an_item_that_does_not_exist_is_an_error(row):
     with pytest.raises(RequestError, match=f"row {row}; the catalogue has 0 to 59") as caught:
         engine.encode([(0, 59), (3, row)])
     assert caught.value.field == "history"
-    assert len(engine.encode([(row, *range(6))])) == 1  # of six items that are read it is none
+    assert len(engine.encode([(row, *range(6))])) == 1  # not among the last six items, which alone are read
 
 
-def test_a_runtime_that_is_not_there_is_an_error():
+def test_an_unavailable_runtime_is_an_error():
     with pytest.raises(ValueError, match="no runtime 'tpu'"):
         Engine(tiny_model(), runtime="tpu")  # type: ignore[arg-type]
     if not torch.cuda.is_available():
@@ -224,9 +224,9 @@ def test_small_catalogues_have_a_defined_answer(sizes, steps):
     items = min(3, int(np.prod(sizes)))
     bundle = tiny_model(items, sizes=sizes)
     engine = Engine(bundle)
-    nobody = Rules(deny=tuple(range(items)))
-    open_request, shut = Request((), 50, 50, steps), Request((0,), 50, 50, steps, nobody)
-    found, none = ask(engine, open_request, shut)
+    nothing = Rules(deny=tuple(range(items)))
+    open_request, closed = Request((), 50, 50, steps), Request((0,), 50, 50, steps, nothing)
+    found, none = ask(engine, open_request, closed)
     assert_as_reference(bundle, open_request, found)
     assert sorted(found.items) == list(range(items))
     assert none.items == [] and none.scores == []

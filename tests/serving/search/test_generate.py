@@ -16,7 +16,7 @@ HISTORY = (3, 1, 4, 1, 5)
 
 
 def generate(bundle: Bundle, prefix: list[int], beam_width: int) -> list[tuple[int, float]]:
-    """Items and scores by `generate` with `prefix_allowed_tokens_fn`, after a decoder prefix that is given."""
+    """Items and scores by `generate` with `prefix_allowed_tokens_fn`, after a given decoder prefix."""
     model = T5ForConditionalGeneration(T5Config(**bundle.network.t5.config.to_transformers()))
     model.load_state_dict(bundle.network.t5.state_dict(), strict=False)
     model = model.double().eval()
@@ -37,7 +37,7 @@ def generate(bundle: Bundle, prefix: list[int], beam_width: int) -> list[tuple[i
         max_new_tokens=len(next(iter(items))),
         prefix_allowed_tokens_fn=allowed,
         length_penalty=0.0,
-        eos_token_id=10**6,  # never written: an item ends where its tokens do
+        eos_token_id=10**6,  # never generated: an item ends with its last token
         do_sample=False,
         output_scores=True,
         return_dict_in_generate=True,
@@ -48,7 +48,7 @@ def generate(bundle: Bundle, prefix: list[int], beam_width: int) -> list[tuple[i
 
 @pytest.mark.parametrize("beam_width", [2, 5, 20])
 @pytest.mark.parametrize("steps", [0, 1, 3])
-def test_the_reference_finds_what_generate_finds(steps, beam_width):
+def test_the_reference_agrees_with_generate(steps, beam_width):
     bundle = tiny_model(40, seed=steps, step_form="token")
     reference = Reference(bundle, HISTORY, steps)
     (path,) = reference.paths()

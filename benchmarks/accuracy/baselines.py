@@ -63,9 +63,9 @@ def fit(
         near, _ = neighbours.tune(split.train, count, validation_ndcg)
         return Fitted(model, near.scores, dataclasses.asdict(near.setting), time.perf_counter() - start)
     if model == "neighbours+text":
-        memory, chosen = fit_neighbours(items, split, RunConfig(), CACHE)
+        graph, chosen = fit_neighbours(items, split, RunConfig(), CACHE)
         seconds = time.perf_counter() - start
-        return Fitted(model, lambda histories: memory.log_scores(histories, HISTORY_ITEMS), chosen, seconds)
+        return Fitted(model, lambda histories: graph.log_scores(histories, HISTORY_ITEMS), chosen, seconds)
     if model == "sasrec":
         net, epoch, _ = sasrec.train(split.train, count, sasrec_setting, seed, validation_ndcg, report)
         chosen = dataclasses.asdict(sasrec_setting) | {"best_epoch": epoch}

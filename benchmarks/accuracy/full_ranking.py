@@ -1,4 +1,4 @@
-"""Full ranking by models that score every item at once: the baselines. What they are is not known here."""
+"""Full ranking by models that score every item at once, as the baselines do."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ Score = Callable[[list[np.ndarray]], np.ndarray]  # histories of U users -> (U, 
 
 
 def top_items(scores: np.ndarray, seed: int = 0) -> np.ndarray:
-    """The ten best items per user. scores: (U, I) float, -inf for what must not come. Returns (U, 10) int64, -1 = none.
+    """The ten best items per user. scores: (U, I) float, -inf for excluded items. Returns (U, 10) int64, -1 = none.
 
-    Ties fall in an order drawn from the seed: rows may follow item ids, which give away the target in some data sets.
+    Ties are broken in an order drawn from the seed: rows may follow item ids, which may reveal the target.
     """
     shuffled = np.random.default_rng(seed).permutation(scores.shape[1])
     tried = torch.from_numpy(np.ascontiguousarray(scores[:, shuffled]))
-    values, places = tried.topk(min(TOP, scores.shape[1]), dim=1)
+    values, index = tried.topk(min(TOP, scores.shape[1]), dim=1)
     ranked = np.full((len(scores), TOP), -1, np.int64)
-    ranked[:, : places.shape[1]] = np.where(values.numpy() > -np.inf, shuffled[places.numpy()], -1)
+    ranked[:, : index.shape[1]] = np.where(values.numpy() > -np.inf, shuffled[index.numpy()], -1)
     return ranked
 
 

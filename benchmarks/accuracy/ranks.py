@@ -164,7 +164,7 @@ def rank_of_target(items: torch.Tensor, scores: torch.Tensor, target: torch.Tens
     """
     order = scores.argsort(dim=1, descending=True, stable=True)
     items = items.gather(1, order)
-    twice = (items[:, :, None] == items[:, None, :]).tril(-1).any(2)  # an item's later places
+    twice = (items[:, :, None] == items[:, None, :]).tril(-1).any(2)  # an item's later positions
     rank = (~twice).cumsum(1) - 1
     hit = (items == target[:, None]) & ~twice
     return torch.where(hit.any(1), (rank * hit).sum(1), beam).clamp(max=beam)

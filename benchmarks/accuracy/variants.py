@@ -105,7 +105,7 @@ VARIANTS: dict[str, Variant] = {
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """Where variants lie, from what settings they start, and what computes: "cpu" or "cuda"."""
+    """The data, the folder of all variants, the settings they start from, and the device: "cpu" or "cuda"."""
 
     data: Path
     work: Path

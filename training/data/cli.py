@@ -1,7 +1,7 @@
 """The commands `data amazon-2023`, `data shop` and `data stats`.
 
-Each sets `run`, to be called with the parsed arguments; what is wrong with the data comes as DataError
-or ValueError, whose message is one sentence for the user.
+Each sets `run`, to be called with the parsed arguments. Errors in the data are DataError or ValueError, with one
+sentence for the user.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from training.data.shop import write_shop
 
 def add_data_commands(subparsers: Any) -> None:
     """Add `data` with its three commands to what `ArgumentParser.add_subparsers()` returned."""
-    data = subparsers.add_parser("data", help="get, make or look at a data folder")
+    data = subparsers.add_parser("data", help="download, generate or inspect a data folder")
     commands = data.add_subparsers(dest="data_command", required=True)
 
     amazon = commands.add_parser(
@@ -27,10 +27,10 @@ def add_data_commands(subparsers: Any) -> None:
     )
     amazon.add_argument("name", help="category, e.g. Musical_Instruments")
     amazon.add_argument("--out", type=Path, required=True, help="data folder to write")
-    amazon.add_argument("--base-url", default=AMAZON_2023, help="where the files lie (default: %(default)s)")
+    amazon.add_argument("--base-url", default=AMAZON_2023, help="server of the files (default: %(default)s)")
     amazon.set_defaults(run=_amazon)
 
-    shop = commands.add_parser("shop", help="make up a shop of any size, with a known best possible recall")
+    shop = commands.add_parser("shop", help="generate a shop of any size, with a known best possible recall")
     shop.add_argument("--users", type=int, default=4000, help="default: %(default)s")
     shop.add_argument("--items", type=int, default=1000, help="default: %(default)s")
     shop.add_argument("--seed", type=int, default=0, help="default: %(default)s")

@@ -19,7 +19,7 @@ def nll(logits: torch.Tensor, tokens: torch.Tensor, temperature: float = 1.0, sm
 
 
 def contrastive(
-    state: torch.Tensor, target: torch.Tensor, item: torch.Tensor, local_index: torch.Tensor, temperature: float = 0.07
+    state: torch.Tensor, target: torch.Tensor, item: torch.Tensor, local_index: torch.Tensor, temperature: float
 ) -> torch.Tensor:
     """L = - log exp(cos(s, t)/tau) / sum_b exp(cos(s, t_b)/tau) over the batch   [paper: in-batch; open: cosine, tau].
 
@@ -55,7 +55,7 @@ def preference(
     direct: torch.Tensor,
     reference_reasoned: torch.Tensor,
     reference_direct: torch.Tensor,
-    beta: float = 0.1,
+    beta: float,
 ) -> torch.Tensor:
     """DPO: L = - log sigmoid(beta [(log p(y_w) - log ref(y_w)) - (log p(y_l) - log ref(y_l))]).
 
@@ -82,8 +82,8 @@ def grpo(
     old: torch.Tensor,
     reference: torch.Tensor,
     advantage: torch.Tensor,
-    clip: float = 0.2,
-    beta: float = 1e-3,
+    clip: float,
+    beta: float,
 ) -> torch.Tensor:
     """L = - E[min(rho A, clip(rho, 1 - eps, 1 + eps) A)] + beta KL, rho = exp(log p - log p_old)   [paper, stage 3].
 

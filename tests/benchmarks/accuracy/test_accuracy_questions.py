@@ -38,7 +38,16 @@ def setup(folder: Path) -> Setup:
     return Setup(folder / "shop", folder / "work", None, tuple(SMALL))
 
 
-def test_a_target_stands_where_its_best_path_puts_it_and_duplicates_take_no_place():
+def answered(question: str, folder: Path) -> tuple[Ablation, list[dict]]:
+    """Trains what a question needs on a tiny shop, and its rows."""
+    write_shop(folder / "shop", users=40, items=60, seed=0)
+    ablation = Ablation(setup(folder), (0,))
+    for variant in QUESTIONS[question].variants:
+        ablation.train(variant)
+    return ablation, QUESTIONS[question].rows(ablation)
+
+
+def test_a_targets_rank_is_that_of_its_best_path_and_duplicates_do_not_count():
     items = torch.tensor([[7, 5, 7, 3], [7, 5, 7, 3]])
     scores = torch.tensor([[-4.0, -2.0, -1.0, -3.0], [-4.0, -2.0, -1.0, -3.0]])
     # best first: 7, 5, 3, and 7 again
@@ -56,7 +65,7 @@ def test_the_gain_and_its_interval_by_hand(tmp_path):
     assert gain == {"gain": 0.5, "low": 0.0, "high": 1.0}
 
 
-def test_arms_share_the_stages_in_which_they_do_not_differ(tmp_path):
+def test_variants_share_the_stages_in_which_they_do_not_differ(tmp_path):
     here = setup(tmp_path)
     plain, two, four = (here.settings(variant, 0) for variant in ("plain", "l = 2", "l = 4"))
     assert shares(plain, two, "pretrain") and not shares(plain, here.settings("plain", 1), "pretrain")
@@ -65,7 +74,7 @@ def test_arms_share_the_stages_in_which_they_do_not_differ(tmp_path):
     assert not shares(plain, here.settings("plain", 0, ("tokenizer.kind=rqvae",)), "pretrain")
 
 
-def test_runs_older_than_a_setting_are_inherited_as_if_they_had_its_default(tmp_path):
+def test_runs_from_before_a_setting_existed_are_inherited_with_its_default(tmp_path):
     here = setup(tmp_path)
     old, config = here.folder("l = 4", 0), here.settings("l = 4", 0).to_json()
     del config["sft"]["distillation_weight"], config["sft"]["labels"], config["rl"]["group"]
@@ -86,7 +95,16 @@ def test_runs_older_than_a_setting_are_inherited_as_if_they_had_its_default(tmp_
         assert {file.name.split(".")[0] for file in folder.glob("*.latest.safetensors")} == stages, variant
 
 
-def test_every_question_names_arms_that_exist(tmp_path):
+def test_former_names_of_questions_are_understood(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["small", "--data", str(tmp_path), "--device", "cuda"])
+    assert "compression measures 8-bit weights" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["magic", "--data", str(tmp_path)])
+    assert "open_choices" in capsys.readouterr().err
+
+
+def test_every_question_names_variants_that_exist(tmp_path):
     for question in QUESTIONS.values():
         for variant in question.variants:
             assert variant in VARIANTS
@@ -129,12 +147,8 @@ def test_a_question_from_end_to_end(tmp_path):
     assert (variants[0] / "sft.latest.safetensors").stat().st_mtime_ns == before
 
 
-def test_the_memory_joins_and_is_held_against_neighbours(tmp_path):
-    write_shop(tmp_path / "shop", users=40, items=60, seed=0)
-    ablation = Ablation(setup(tmp_path), (0,))
-    for variant in QUESTIONS["deployed"].variants:
-        ablation.train(variant)
-    rows = QUESTIONS["deployed"].rows(ablation)
+def test_the_item_graph_joins_and_is_compared_with_neighbours(tmp_path):
+    ablation, rows = answered("deployed", tmp_path)
     named = {row["model"]: row for row in rows[:5]}
     assert list(named) == ["tuned neighbours", "item graph alone", "plain, and item graph", "l = 4, and item graph",
                            "l = 4, 4 steps, and item graph"]  # fmt: skip
@@ -151,12 +165,8 @@ def test_the_memory_joins_and_is_held_against_neighbours(tmp_path):
     assert (np.minimum(found, 10) == alone).mean() > 0.9  # but for ties
 
 
-def test_whether_thinking_pays_is_asked_with_every_control_beside_it(tmp_path):
-    write_shop(tmp_path / "shop", users=40, items=60, seed=0)
-    ablation = Ablation(setup(tmp_path), (0,))
-    for variant in QUESTIONS["pays"].variants:
-        ablation.train(variant)
-    rows = QUESTIONS["pays"].rows(ablation)
+def test_whether_reasoning_pays_is_answered_with_every_control(tmp_path):
+    ablation, rows = answered("pays", tmp_path)
     against = {(row["model"], row.get("against")) for row in rows}
     assert {("l = 4, 4 steps", "plain, as costly"), ("pause, 4 steps", "plain, as costly"),
             ("rl, 4 steps", "rl, anchor alone, 4 steps"), ("l = 4, 4 steps", "l = 4"),
@@ -167,12 +177,8 @@ def test_whether_thinking_pays_is_asked_with_every_control_beside_it(tmp_path):
             assert row["gain"] == pytest.approx(row["ndcg@10"] - costly["ndcg@10"], abs=2e-5)
 
 
-def test_open_choices_are_held_against_the_default_one_and_shared_codes_against_their_own_plain_model(tmp_path):
-    write_shop(tmp_path / "shop", users=40, items=60, seed=0)
-    ablation = Ablation(setup(tmp_path), (0,))
-    for variant in QUESTIONS["open_choices"].variants:
-        ablation.train(variant)
-    rows = QUESTIONS["open_choices"].rows(ablation)
+def test_open_choices_are_compared_with_the_default_and_shared_codes_with_their_own_plain_model(tmp_path):
+    ablation, rows = answered("open_choices", tmp_path)
     against = {(row["model"], row["against"]) for row in rows if "gain" in row}
     for choice in CHOICES:
         assert {(choice, "l = 4"), (f"{choice}, 4 steps", "l = 4, 4 steps")} <= against
@@ -189,7 +195,7 @@ def test_open_choices_are_held_against_the_default_one_and_shared_codes_against_
     )
 
 
-def test_an_arm_trained_with_other_settings_is_not_taken_for_the_one_asked_for(tmp_path):
+def test_a_variant_trained_with_other_settings_is_not_reused(tmp_path):
     write_shop(tmp_path / "shop", users=40, items=60, seed=0)
     train_variant(setup(tmp_path), "plain", 0)
     before = (tmp_path / "work/seed-0/plain/pretrain.latest.safetensors").stat().st_mtime_ns

@@ -40,10 +40,10 @@ def test_nll_spreads_a_share_of_the_label():
 def test_contrastive_by_hand():
     state, target = torch.tensor([[3.0, 0.0], [0.0, 0.5]]), torch.tensor([[1.0, 0.0], [0.0, 9.0]])
     # the cosines are 1 on the diagonal and 0 beside it, whatever the lengths: -ln(e / (e + 1)) = ln(1 + 1/e)
-    item, place = torch.tensor([4, 5]), torch.arange(2)
-    assert float(losses.contrastive(state, target, item, place, 1.0)) == approx(math.log(1 + math.exp(-1)))
+    item, index = torch.tensor([4, 5]), torch.arange(2)
+    assert float(losses.contrastive(state, target, item, index, 1.0)) == approx(math.log(1 + math.exp(-1)))
     # at temperature 1/2 they are 2 and 0
-    assert float(losses.contrastive(state, target, item, place, 0.5)) == approx(math.log(1 + math.exp(-2)))
+    assert float(losses.contrastive(state, target, item, index, 0.5)) == approx(math.log(1 + math.exp(-2)))
 
 
 def test_rows_of_the_same_item_are_no_negatives():
@@ -101,7 +101,7 @@ def test_preference_by_hand():
     # margin = (-1 + 2) - (-3 + 2) = 2; beta 0.5: -ln sigmoid(1) = ln(1 + 1/e)
     assert float(losses.preference(*now, *before, 0.5)) == approx(math.log(1 + math.exp(-1)))
     # nothing has changed since the reference: -ln sigmoid(0) = ln 2
-    assert float(losses.preference(*now, *now)) == approx(math.log(2))
+    assert float(losses.preference(*now, *now, 0.5)) == approx(math.log(2))
     # the direct answer gained: margin -2
     assert float(losses.preference(*now[::-1], *before, 0.5)) == approx(math.log(1 + math.exp(1)))
 
@@ -135,9 +135,9 @@ def test_grpo_clips_only_what_would_gain(advantage, expected):
 def test_grpo_kl_by_hand():
     now, reference = torch.zeros(1, 1, 2), torch.tensor([[[math.log(2), -math.log(2)]]])
     # k3 of a gap g: e^g - g - 1 = 2 - ln 2 - 1 and 1/2 + ln 2 - 1; mean (1 - 1/2) / 2 = 1/4
-    loss = losses.grpo(now, now, reference, torch.zeros(1, 1), beta=0.4)
+    loss = losses.grpo(now, now, reference, torch.zeros(1, 1), clip=0.2, beta=0.4)
     assert float(loss) == approx(0.4 * 0.25)
-    assert float(losses.grpo(now, now, now, torch.zeros(1, 1), beta=0.4)) == 0.0
+    assert float(losses.grpo(now, now, now, torch.zeros(1, 1), clip=0.2, beta=0.4)) == 0.0
 
 
 def test_advantages_by_hand():

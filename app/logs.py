@@ -66,16 +66,16 @@ def formatter() -> logging.Formatter:
     """Renders message, time, level, logger, request id, the fields of `extra={...}`, and the exception, as JSON."""
     return ProcessorFormatter(
         foreign_pre_chain=[
+            structlog.processors.TimeStamper(fmt="iso", key="time"),
             structlog.stdlib.add_log_level,
             structlog.stdlib.add_logger_name,
             structlog.contextvars.merge_contextvars,
             structlog.stdlib.ExtraAdder(),
-            structlog.processors.TimeStamper(fmt="iso", key="time"),
         ],
         processors=[
             ProcessorFormatter.remove_processors_meta,
-            structlog.processors.EventRenamer("message"),
             _render_exception,
+            _message_first,
             structlog.processors.JSONRenderer(),
         ],
     )
@@ -89,6 +89,10 @@ def _render_exception(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
         render = traceback_without_messages if in_request else _whole_traceback
         event["exception"] = render(exc_info[1])
     return event
+
+
+def _message_first(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    return {"message": event.pop("event"), **event}  # for people who read the lines as they are
 
 
 def _whole_traceback(error: BaseException) -> str:

@@ -68,7 +68,7 @@ def visit(browser: Browser, service: ServiceProcess) -> Iterator[Visit]:
 
 
 def columns(page: Page) -> list[str]:
-    """The headings of the answers, once nothing is under way."""
+    """The headings of the answers, once no request is running."""
     expect(page.locator("#columns[aria-busy=false]")).to_be_visible()
     return page.locator("#columns h3").all_inner_texts()
 
@@ -162,7 +162,7 @@ def test_the_keyboard_is_enough(visit: Visit) -> None:
 # What goes wrong
 
 
-def test_an_unknown_item_is_told_and_a_known_id_is_found(visit: Visit) -> None:
+def test_an_unknown_item_is_reported_and_a_known_id_is_found(visit: Visit) -> None:
     page = visit.open()
     columns(page)
     page.get_by_role("searchbox").fill("nonesuch")
@@ -193,7 +193,7 @@ def test_rules_that_permit_nothing_say_so(visit: Visit) -> None:
     expect(page.locator("#columns article").first.locator(".results button")).to_have_count(5)
 
 
-def test_a_full_service_is_told_and_asked_again(visit: Visit) -> None:
+def test_a_full_service_is_reported_and_retried(visit: Visit) -> None:
     page, refusals = visit.page, 2
 
     def refuse(route: Route) -> None:
@@ -214,7 +214,7 @@ def test_a_full_service_is_told_and_asked_again(visit: Visit) -> None:
     expect(alert).to_be_hidden()
 
 
-def test_too_little_time_is_told(visit: Visit) -> None:
+def test_too_small_a_time_budget_is_reported(visit: Visit) -> None:
     page = visit.open()
     columns(page)
     page.get_by_text("Rules and settings").click()
@@ -224,7 +224,7 @@ def test_too_little_time_is_told(visit: Visit) -> None:
     expect(page.get_by_role("alert")).to_be_hidden()
 
 
-def test_a_key_is_asked_for_and_a_service_that_goes_away_is_told(browser: Browser, start_service: StartService) -> None:
+def test_a_missing_key_and_a_service_that_goes_away_are_reported(browser: Browser, start_service: StartService) -> None:
     service = start_service(variables={"STREAMREC_API_KEYS": hashlib.sha256(b"sesame").hexdigest()})
     visit = Visit(browser, service.address)
     page = visit.open()

@@ -1,4 +1,4 @@
-"""Every error serving raises on purpose. Each message says, in one sentence, what to do.
+"""Every error that serving raises on purpose. Each message says in one sentence what to do.
 
 ServingError
 ├── BundleError          the bundle is missing, damaged, newer than this program, or does not fit together

@@ -27,7 +27,7 @@ CHOICES = {
 
 
 def settings_to_json(vocabulary: Vocabulary, settings: BundleSettings, neighbours: Neighbours | None) -> dict[str, Any]:
-    """The sections of a manifest that say how the bundle answers."""
+    """The sections of a manifest that determine what the bundle answers."""
     return {
         "tokens_per_item": vocabulary.tokens_per_item,
         "vocabulary": vocabulary.to_json(),
@@ -53,7 +53,7 @@ def settings_to_json(vocabulary: Vocabulary, settings: BundleSettings, neighbour
 
 
 def settings_from_json(manifest: dict[str, Any]) -> BundleSettings:
-    """Raises KeyError, TypeError or ValueError where a section is missing or holds what no bundle may have."""
+    """Raises KeyError, TypeError or ValueError if a section is missing or has a value that no bundle may have."""
     history, reasoning, score = manifest["history"], manifest["reasoning"], manifest["score"]
     settings = BundleSettings(
         max_items=history["max_items"],
@@ -80,9 +80,7 @@ def read_manifest(folder: Path) -> tuple[dict[str, Any], str]:
     """The manifest of a bundle and the bundle's version. Raises BundleError."""
     path = folder / MANIFEST
     if not path.is_file():
-        raise BundleError(
-            f"There is no bundle at {folder}: {MANIFEST} is missing; give the folder that training wrote."
-        )
+        raise BundleError(f"There is no bundle at {folder}: {MANIFEST} is missing; use the folder that training wrote.")
     content = path.read_bytes()
     try:
         manifest = json.loads(content)

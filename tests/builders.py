@@ -69,8 +69,8 @@ def tiny_model(
         subsets={"small": np.arange(min(5, items))},
     )
     made = BundleSettings(**{"max_items": 6, "default_steps": min(2, max_steps), "step_form": step_form, **settings})  # type: ignore[arg-type]
-    memory = random_neighbours(items, seed) if neighbours else None
-    return Bundle("tiny", f"tiny-{seed}", vocabulary, made, network.eval(), catalogue, int8=int8, neighbours=memory)
+    graph = random_neighbours(items, seed) if neighbours else None
+    return Bundle("tiny", f"tiny-{seed}", vocabulary, made, network.eval(), catalogue, int8=int8, neighbours=graph)
 
 
 def tiny_bundle(folder: Path, items: int = 60, **options: object) -> Path:

@@ -14,12 +14,12 @@ from serving.items.trie import LevelMask, Trie, minus_inf
 class Blocked:
     """What a batch of searches may not reach. The tensors are views of buffers that a `RuleBook` updates in place.
 
-    Bits are int8, 0 or -1. A row has one per node and W more, so that a run of W, the most children of any node, can be
+    Bits are int8, 0 or -1. A row has one per node and C more, so that a run of C, the most children of any node, can be
     read from any node. Offsets (B, 1) int64 say where a request's row begins in the flattened buffer.
 
-    own: (B, N + W) bits, the nodes that a request's own lists block; or, where the bit in `inverted` (B, 1) is -1, all
+    own: (B, N + C) bits, the nodes that a request's own lists block; or, where the bit in `inverted` (B, 1) is -1, all
         nodes that it permits. (B, 0) if no request has lists.
-    sets: (R, N + W) bits, the nodes that a prepared set blocks; the first row blocks none, and is the only one if no
+    sets: (slots, N + C) bits, the nodes that a prepared set blocks; slot 0 blocks none, and is the only one if no
         request has a set.
     level_masks: for every level, what the sets leave of it; None if that has to be read node by node.
     """
@@ -60,7 +60,7 @@ class Blocked:
 
 
 def _read(rows: torch.Tensor, offset: torch.Tensor, child: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """The bits of children, which are runs if there is no table. Shape: (n, N + W), (B, 1), (B, Q, C) -> (B, Q, C)."""
+    """The bits of children, which are runs if there is no table. Shape: (n, N + C), (B, 1), (B, Q, C) -> (B, Q, C)."""
     if not table.numel():
         return F.embedding(child[..., 0] + offset, rows.view(-1).unfold(0, child.shape[-1], 1))
     index = child + offset.unsqueeze(-1)

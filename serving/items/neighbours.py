@@ -72,5 +72,5 @@ def read_neighbours(path: Path, items: int, recency: float, floor: float) -> Nei
         and np.isfinite(recency)
         and 0 < floor <= 1
     ):
-        raise BundleError(f"{path.name} holds no neighbours of this catalogue; export the bundle again.")
+        raise BundleError(f"{path.name} does not contain neighbours of this catalogue; export the bundle again.")
     return Neighbours(offsets, rows, weights, recency, floor)

@@ -48,11 +48,11 @@ class LevelMask(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Trie:
-    """All arrays int32, on one device. J counts the nodes that have children, W is the most children of any node.
+    """All arrays int32, on one device. J counts the nodes that have children, C is the most children of any node.
 
-    token (N + W,): the vocabulary id that leads to a node (the root's is 0), then W zeros: a run of W tokens can be
+    token (N + C,): the vocabulary id that leads to a node (the root's is 0), then C zeros: a run of C tokens can be
         read from any node.
-    parent (N,): the root's is the root.
+    parent (N,): the root's is the root itself.
     first_child (J + 1,): the children of node n are the nodes first_child[n] .. first_child[n + 1] - 1.
     item (I,), leaf (I,): leaf -> catalogue row and back, leaves counted from 0.
     tables, one per level j: (nodes at j, tokens[j]) ids of the children, -1 where there is none; (0,) for runs.
@@ -127,7 +127,7 @@ def build_trie(tokens: np.ndarray, device: torch.device | str = "cpu", *, table_
     """
     tokens = np.asarray(tokens)
     if tokens.ndim != 2 or tokens.size == 0:
-        raise BundleError("The catalogue is empty; give it at least one item with at least one token.")
+        raise BundleError("The catalogue is empty; it needs at least one item with at least one token.")
     items, levels = tokens.shape
     first_token = tokens.min(0).astype(np.int64)
     spans = tokens.max(0).astype(np.int64) - first_token + 1

@@ -2,7 +2,7 @@
 
 Leaner than transformers' in what it computes, never in what it means: cross-attention keys and values are made once per
 history, several beams (or positions) are query rows of one user, and attention weights have no dropout of their own.
-Parameter names are T5's, so that one state_dict serves both; `tests/serving/network/test_t5.py` holds the two equal.
+Parameter names are T5's, so that one state_dict serves both; `tests/serving/network/test_t5.py` keeps the two equal.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class ModelConfig:
     layer_norm_epsilon: float = 1e-6
 
     def to_transformers(self) -> dict[str, Any]:
-        """What `config.json` holds, so that T5ForConditionalGeneration.from_pretrained opens the folder."""
+        """The contents of `config.json`, with which T5ForConditionalGeneration.from_pretrained opens the folder."""
         return {name.name: getattr(self, name.name) for name in fields(self)} | {
             "model_type": "t5",
             "architectures": ["T5ForConditionalGeneration"],
@@ -135,7 +135,7 @@ class Sublayer(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer. Its sublayers lie in the list `layer`, as in T5; the properties name them."""
+    """One layer. Its sublayers are in the list `layer`, as in T5; the properties name them."""
 
     def __init__(self, config: ModelConfig, decoder: bool, first: bool) -> None:
         super().__init__()

@@ -67,7 +67,7 @@ def open_histories(path: Path, part_rows: int) -> Histories:
         with path.open("rb") as file:
             head = file.read(4)
     except OSError as error:
-        raise ScoreError(f"{path} cannot be read ({error.strerror}); give a file of histories.") from error
+        raise ScoreError(f"{path} cannot be read ({error.strerror}); use a file of histories.") from error
     if head == b"PAR1":
         return ParquetHistories(path, part_rows)
     with path.open("rb") as file:
@@ -93,9 +93,9 @@ class ParquetHistories:
                 raise ScoreError(f"{path} has no column {name}; it needs user_id and history, a list of item ids.")
         history = schema.field("history").type
         if not (pa.types.is_list(history) or pa.types.is_large_list(history)) or not _is_id(history.value_type):
-            raise ScoreError(f"{path}: history must hold lists of item ids, not {history}.")
+            raise ScoreError(f"{path}: history must be lists of item ids, not {history}.")
         if not _is_id(schema.field("user_id").type):
-            raise ScoreError(f"{path}: user_id must hold strings, not {schema.field('user_id').type}.")
+            raise ScoreError(f"{path}: user_id must be strings, not {schema.field('user_id').type}.")
         self.cursor = (-1, 0)  # row group, rows of it that `batches` has yielded
         self.batches: Iterator[pa.RecordBatch] = iter(())
 

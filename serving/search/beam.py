@@ -192,7 +192,7 @@ def _decode_tokens(
 def _merge_paths(
     candidates: torch.Tensor, merge: Merge, child: torch.Tensor, count: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Merges what all paths say about each first token, and keeps the best tokens.
+    """Merges the scores of all paths for each first token, and keeps the best tokens.
 
     Shapes: candidates, child (B, P, C) -> scores, best path and index among C, each (B, count).
     """

@@ -21,7 +21,7 @@ class DecoderCache:
 
     attention_mask: (B, Q, W) float, 0 for the slots that are a row's prefix or the row itself, -inf for all others:
     beams are chosen by their mask, and no cache entry is ever moved. distance: (W,) int64, how many positions a slot
-    lies before the newest rows.
+    is before the newest rows.
     """
 
     past: KeysValues

@@ -133,10 +133,10 @@ def test_no_byte_of_the_manifest_can_change_unnoticed(copy):
     """Only the name of its seal may: then the bundle counts as an older one without a seal."""
     content = (copy / "bundle.json").read_bytes()
     name = content.index(SEAL.encode())
-    for place in {*range(0, len(content), max(1, len(content) // 60)), *range(name - 3, len(content))}:
-        if place not in range(name, name + len(SEAL)):
+    for index in {*range(0, len(content), max(1, len(content) // 60)), *range(name - 3, len(content))}:
+        if index not in range(name, name + len(SEAL)):
             changed = bytearray(content)
-            changed[place] ^= 1
+            changed[index] ^= 1
             (copy / "bundle.json").write_bytes(changed)
             assert "bundle.json" in refused(copy) or "update streamrec" in refused(copy)
 

@@ -66,7 +66,7 @@ def test_scores_are_those_of_the_reference_alone_and_in_any_batch():
 def test_a_file_that_does_not_fit_is_refused(tmp_path: Path, spoil: dict, recency: float, floor: float):
     arrays = {"offsets": BY_HAND.offsets, "items": BY_HAND.items, "weights": BY_HAND.weights} | spoil
     write_neighbours(tmp_path / "n.safetensors", Neighbours(**arrays, recency=recency, floor=floor))
-    with pytest.raises(BundleError, match=r"n\.safetensors holds no neighbours of this catalogue; export"):
+    with pytest.raises(BundleError, match=r"n\.safetensors does not contain neighbours of this catalogue; export"):
         read_neighbours(tmp_path / "n.safetensors", 4, recency, floor)
 
 

@@ -361,8 +361,8 @@ def test_parts_of_another_run_are_never_mixed_in(bundle, tmp_path):
         (b"user,item\n1,2\n", "neither Parquet nor JSON lines"),
         (b"PAR1 and nothing behind it", "is damaged"),
         (pa.table({"user": ["a"], "history": [["i1"]]}), "no column user_id"),
-        (pa.table({"user_id": ["a"], "history": ["i1"]}), "must hold lists of item ids"),
-        (pa.table({"user_id": [0.5], "history": [["i1"]]}), "user_id must hold strings"),
+        (pa.table({"user_id": ["a"], "history": ["i1"]}), "must be lists of item ids"),
+        (pa.table({"user_id": [0.5], "history": [["i1"]]}), "user_id must be strings"),
         (None, "cannot be read"),
     ],
 )

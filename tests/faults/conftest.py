@@ -27,13 +27,14 @@ HISTORY = ["i1", "i2", "i3"]
 class Load:
     """Clients that ask without pause; each repeats a request that got no answer until it gets one.
 
-    failed: attempts that ended in an error, by what it was.
+    failed: attempts that ended in an error, by what it was. cache_ms: what each answer says of its time in the cache.
     """
 
     service: ServiceProcess
     answered: int = 0
     items: set[tuple[str, ...]] = field(default_factory=set)
     failed: list[str] = field(default_factory=list)
+    cache_ms: list[float] = field(default_factory=list)
     unanswered: int = 0
     stop: threading.Event = field(default_factory=threading.Event)
 
@@ -58,6 +59,7 @@ class Load:
                 time.sleep(0.05)
             self.unanswered -= 1
             self.answered += 1
+            self.cache_ms.append(response.json()["timings_ms"]["cache"])
             self.items.add(tuple(item["item_id"] for item in response.json()["items"]))
         client.close()
 

@@ -92,14 +92,22 @@ def test_a_killed_redis_costs_no_answer(start_service: StartService, redis_serve
     assert (running.failed, running.unanswered, len(running.items)) == ([], 0, 1)
 
 
-def test_a_redis_that_hangs_costs_no_answer(start_service: StartService, redis_server: RedisServer) -> None:
-    service = start_service(variables=with_redis(redis_server))
+def test_a_redis_that_hangs_costs_its_time_limit_and_no_answer(
+    start_service: StartService, redis_server: RedisServer
+) -> None:
+    limit_ms = 2000  # long enough for a busy machine to make no difference
+    service = start_service(variables=with_redis(redis_server) | {"STREAMREC_REDIS_TIMEOUT_MS": str(limit_ms)})
     with load(service) as running:
         redis_server.freeze()
+        begun = len(running.cache_ms)
         running.more(40)
+        waits = sorted(running.cache_ms[begun:])
         redis_server.thaw()
         running.more(20)
     assert (running.failed, running.unanswered, len(running.items)) == ([], 0, 1)
+    # Some wait out the limit; once enough of them did, the others do not wait at all.
+    assert waits[-1] < 2 * limit_ms and waits[len(waits) // 2] < limit_ms / 2
+    assert waits[-1] > limit_ms / 2, "no request met the Redis that hangs"
 
 
 def test_a_clock_that_jumps_costs_no_answer(

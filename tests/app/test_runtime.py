@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
+from app import logs
 from app.__main__ import main
 from app.lifecycle import Service
 from app.main import create_app
@@ -79,7 +80,10 @@ def test_an_unknown_runtime_ends_in_a_sentence(capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_port_that_is_taken_ends_in_a_sentence(workers: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_port_that_is_taken_ends_in_a_sentence(
+    workers: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "set_up", lambda level: None)  # pytest's own stays
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         assert main(["serve", "--port", port, "--workers", workers]) == 1

@@ -7,7 +7,7 @@ import inspect
 import time
 from collections.abc import Awaitable, Callable
 
-DEADLINE = 120.0  # seconds; only a fault takes that long
+DEADLINE = 240.0  # seconds; only a fault takes that long
 
 
 def eventually(check: Callable[[], object]) -> None:

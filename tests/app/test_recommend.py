@@ -252,9 +252,9 @@ def test_without_tiers_the_cache_is_off(start: Start) -> None:
     ],
 )
 def test_a_body_that_does_not_fit_is_422_and_names_the_field(
-    client: TestClient, body: dict[str, Any], field: str
+    shared: TestClient, body: dict[str, Any], field: str
 ) -> None:
-    response = client.post("/recommend", content=json.dumps(body), headers={"content-type": "application/json"})
+    response = shared.post("/recommend", content=json.dumps(body), headers={"content-type": "application/json"})
     problem = response.json()
     assert response.status_code == problem["status"] == 422, problem
     assert response.headers["content-type"] == "application/problem+json"
@@ -263,25 +263,25 @@ def test_a_body_that_does_not_fit_is_422_and_names_the_field(
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'"x"', b"null", b'{"k": \xff}', b'{"dense_weight": NaN}'])
-def test_a_body_that_is_no_such_json_is_422(client: TestClient, content: bytes) -> None:
-    response = client.post("/recommend", content=content, headers={"content-type": "application/json"})
+def test_a_body_that_is_no_such_json_is_422(shared: TestClient, content: bytes) -> None:
+    response = shared.post("/recommend", content=content, headers={"content-type": "application/json"})
     assert response.status_code == 422, response.text
     assert response.json()["field"]
 
 
-def test_a_very_deep_body_is_422(client: TestClient) -> None:
-    response = client.post("/recommend", content=b"[" * 100_000, headers={"content-type": "application/json"})
+def test_a_very_deep_body_is_422(shared: TestClient) -> None:
+    response = shared.post("/recommend", content=b"[" * 100_000, headers={"content-type": "application/json"})
     assert response.status_code == 422
 
 
 @pytest.mark.parametrize("steps", ["5", "-1", "1.5", "many", "", "٣", "9" * 20])
-def test_a_number_of_steps_the_model_does_not_take_is_422(client: TestClient, steps: str) -> None:
-    response = ask(client, steps, history=HISTORY)
+def test_a_number_of_steps_the_model_does_not_take_is_422(shared: TestClient, steps: str) -> None:
+    response = ask(shared, steps, history=HISTORY)
     assert response.status_code == 422 and response.json()["field"] == "reasoning_steps"
 
 
-def test_an_unknown_named_catalogue_is_404(client: TestClient) -> None:
-    response = ask(client, history=HISTORY, catalogue="nope")
+def test_an_unknown_named_catalogue_is_404(shared: TestClient) -> None:
+    response = ask(shared, history=HISTORY, catalogue="nope")
     assert response.status_code == 404 and response.json()["field"] == "catalogue"
 
 

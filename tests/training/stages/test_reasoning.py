@@ -80,8 +80,8 @@ def test_own_greedy_tokens_and_states_are_those_of_the_search(form, attention):
     found = beam.search(runtime, build_trie(bundle.catalogue.tokens), settings, cross, steps=3, beam_width=64)
     best = items[found.items[:, 0]].unsqueeze(1)
     logits, state = decode_items(network, cross, trace, best)
-    torch.testing.assert_close(torch.stack([*trace.states, state], 2), reasoned.states, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(token_log_probs(logits, best)[:, 0], found.token_log_probs[:, 0], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(torch.stack([*trace.states, state], 2), reasoned.states, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(token_log_probs(logits, best)[:, 0], found.token_log_probs[:, 0], atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -97,10 +97,10 @@ def test_paths_side_by_side_equal_paths_one_by_one(form):
     for path in range(paths):
         alone = follow(bundle, cross, tokens[:, path : path + 1])
         one_logits, one_state = decode_items(bundle.network, cross, alone, items[:, path : path + 1])
-        torch.testing.assert_close(logits[:, path : path + 1], one_logits)
-        torch.testing.assert_close(state[:, path : path + 1], one_state)
+        torch.testing.assert_close(logits[:, path : path + 1], one_logits, atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(state[:, path : path + 1], one_state, atol=1e-4, rtol=1e-3)
         for mine, its in zip(together.states, alone.states, strict=True):
-            torch.testing.assert_close(mine[:, path : path + 1], its)
+            torch.testing.assert_close(mine[:, path : path + 1], its, atol=1e-4, rtol=1e-3)
 
 
 def test_a_later_token_of_an_item_does_not_reach_back():
@@ -112,9 +112,9 @@ def test_a_later_token_of_an_item_does_not_reach_back():
     before, state = decode_items(bundle.network, cross, trace, items)
     items[..., 1] = items[..., 1] + 1
     after, same_state = decode_items(bundle.network, cross, trace, items)
-    torch.testing.assert_close(before[:, :, :2], after[:, :, :2])
-    torch.testing.assert_close(state, same_state)
-    assert not torch.allclose(before[:, :, 2], after[:, :, 2])
+    torch.testing.assert_close(before[:, :, :2], after[:, :, :2], atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(state, same_state, atol=1e-4, rtol=1e-3)
+    assert not torch.allclose(before[:, :, 2], after[:, :, 2], atol=1e-2)
 
 
 def test_the_gradient_of_the_answer_reaches_back_through_every_step():

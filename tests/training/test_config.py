@@ -1,4 +1,4 @@
-"""Settings: defaults, file and overrides in this order; whatever is wrong is named."""
+"""Settings: defaults, file and overrides, in this order; errors name the setting."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from training.config import ConfigError, RunConfig, load_config, read_stored_config
 
 
-def test_nothing_given_is_the_defaults():
+def test_no_configuration_gives_the_defaults():
     assert load_config(None, []) == RunConfig()
 
 
@@ -80,7 +80,7 @@ def test_two_overrides_that_contradict_each_other_are_named():
 
 
 @pytest.mark.parametrize("content", ["- a list\n", "sft: 3\n", "{", "sft:\n  steps: {a: 1}\n"])
-def test_a_file_of_another_form_is_refused(tmp_path, content):
+def test_a_malformed_file_is_refused(tmp_path, content):
     (tmp_path / "c.yaml").write_text(content)
     with pytest.raises(ConfigError):
         load_config(tmp_path / "c.yaml", [])
@@ -98,7 +98,7 @@ def test_without_reasoning_only_stage_1_may_train():
     assert load_config(None, [*plain, "sft.steps=0", "rl.steps=0"]).model.max_steps == 0
 
 
-def test_a_stored_config_from_before_a_setting_came_or_went_is_read_as_it_was_meant():
+def test_a_stored_config_of_an_earlier_version_is_read_or_refused():
     stored = load_config(None, ["seed=3"]).to_json()
     stored["sft"] |= {"target": "item", "label_refresh": "every step"}  # settings of an earlier version
     stored["rl"]["rollouts"] = "sample"

@@ -43,7 +43,7 @@ def test_the_same_users_are_drawn_every_time():
     assert len(set(wanted.tolist())) == 20 and wanted.tolist() != sorted(wanted.tolist())
 
 
-def test_what_exists_and_what_does_not():
+def test_token_rows_that_are_items_and_rows_that_are_not():
     items = torch.tensor([[10, 20], [10, 21], [12, 20]])
     written = torch.tensor([[[10, 20], [12, 21]], [[21, 10], [0, 0]], [[12, 20], [500, 20]]])
     assert are_items(written, items).tolist() == [[True, False], [False, False], [True, False]]
@@ -123,7 +123,7 @@ def test_the_command_prints_a_line_per_number_of_steps(tmp_path, capsys):
     assert all((row["users"], row["split"], row["excluded"]) == (2, "test", True) for row in rows)
 
 
-def test_the_command_finds_items_by_their_id_and_not_by_their_place(tmp_path, capsys):
+def test_the_command_finds_items_by_id_and_not_by_row(tmp_path, capsys):
     """A bundle whose catalogue has another order than the data must rank the same things."""
     names = [f"i{row}" for row in range(20)]
     write_data(tmp_path / "data", names)
@@ -153,7 +153,7 @@ def test_the_command_says_in_one_line_what_is_wrong(tmp_path, capsys, steps, ite
     assert all(word in captured.err for word in words)
 
 
-def test_the_number_of_paths_is_the_bundles_or_what_was_asked_for(tmp_path, capsys):
+def test_the_number_of_paths_is_the_bundles_unless_given(tmp_path, capsys):
     write_data(tmp_path / "data", [f"i{row}" for row in range(40)], users=40)
     tiny_bundle(tmp_path / "b", 40, paths=3)
     command = ["evaluate", "--bundle", str(tmp_path / "b"), "--data", str(tmp_path / "data"), "--steps", "2"]

@@ -38,7 +38,7 @@ def test_by_hand() -> None:
     )
 
 
-def test_places_beyond_ten_do_not_count() -> None:
+def test_ranks_beyond_ten_do_not_count() -> None:
     ranked = np.arange(20)[None]
     assert recall_ndcg(ranked, np.array([10]))["recall@10"] == 0
     assert recall_ndcg(ranked, np.array([9]))["recall@10"] == 1

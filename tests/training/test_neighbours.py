@@ -1,4 +1,4 @@
-"""The memory of the log and the texts, fitted: weights by hand, rows cut, nothing learnt from what is held out."""
+"""Fitting the item graph: weights by hand, truncated rows, nothing learnt from held-out events."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ def test_weights_by_hand():
     np.testing.assert_allclose(weights, expected, rtol=1e-6)
 
 
-def test_an_item_that_follows_itself_is_no_text_like_it():
+def test_an_item_is_not_similar_to_itself():
     weights = Log.of([seq(0, 0), seq(1)], np.eye(2, dtype=np.float32), keep=1).weights(BY_HAND).toarray()
     assert weights[0, 0] == pytest.approx(1.25 / (2**0.5 * 2))
 
 
-def test_the_candidates_lose_nothing_that_a_row_would_keep():
+def test_the_candidates_include_everything_that_a_row_keeps():
     """Against all pairs of items, brute force: the rows that remain after the cut are the same."""
     rng = np.random.default_rng(0)
     embedding = rng.standard_normal((40, 6)).astype(np.float32)
@@ -83,7 +83,7 @@ def test_a_row_keeps_its_largest_weights():
         assert sorted(after[after > 0]) == sorted(before)[-4:]
 
 
-def test_the_nearest_are_those_of_brute_force():
+def test_nearest_items_equal_brute_force():
     rng = np.random.default_rng(2)
     embedding = rng.standard_normal((25, 4)).astype(np.float32)
     embedding[[3, 9]] = 0  # nothing known
@@ -108,7 +108,7 @@ def test_ndcg_by_hand():
     assert found == pytest.approx((1 + 1 / np.log2(4) + 0 + 1 / np.log2(3)) / 4)
 
 
-def test_the_search_takes_what_raises_the_score():
+def test_the_coordinate_search_keeps_what_raises_the_score():
     grid = {"recency": (0.3, 2.0), "similar_weight": (0.0, 0.5)}
     start = JoinedSetting()
     best, score = coordinate_search(start, grid, lambda s: -abs(s.recency - 1.9) - s.similar_weight)
@@ -131,7 +131,7 @@ def test_nothing_is_learnt_from_what_is_held_out():
     np.testing.assert_allclose(found.weights, expected.data, rtol=1e-6)
 
 
-def test_items_nobody_had_in_training_are_known_by_their_text_alone(monkeypatch):
+def test_items_unseen_in_training_are_found_by_their_text(monkeypatch):
     texts = ["red mug", "blue mug", "", "red mug"]
     items = Items([f"i{i}" for i in range(4)], [t or None for t in texts], [None] * 4, [[] for _ in texts], [None] * 4)
     unit = {"red mug": [1.0, 0.0], "blue mug": [0.6, 0.8], "": [1.0, 0.0]}
@@ -145,7 +145,7 @@ def test_items_nobody_had_in_training_are_known_by_their_text_alone(monkeypatch)
     assert not weights[2].any() and not weights[:, 2].any()
 
 
-def test_validation_chooses_the_weight_where_the_memory_knows_more_than_the_network():
+def test_validation_gives_the_item_graph_a_weight_where_it_knows_more_than_the_network():
     config = small_config("neighbours.enabled=true", "evaluation.neighbours_weights=[0,1,20]",
                           "evaluation.dense_candidates=[0,12]")  # fmt: skip
     work = small_workspace(config)

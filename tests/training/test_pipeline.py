@@ -1,4 +1,4 @@
-"""The whole path from the command line: data in, a bundle that serves out, one sentence for whatever is in the way."""
+"""The whole path from the command line: from data to a bundle that serves, and one sentence for every error."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_the_bundle_answers_and_transformers_opens_it(made):
     assert "tiny shop" in card and "CC0" in card and "bidirectional" not in card.split("## Method")[0]
 
 
-def test_the_bundle_says_what_was_measured_and_by_what_it_chose(made):
+def test_the_bundle_records_what_was_measured_and_how_settings_were_chosen(made):
     manifest = json.loads((made / "bundle/bundle.json").read_text())
     assert [row["steps"] for row in manifest["accuracy"]] == [0, 1, 2]
     assert all(row["split"] == "valid" for row in manifest["accuracy"])
@@ -74,7 +74,7 @@ def test_the_bundle_says_what_was_measured_and_by_what_it_chose(made):
     assert manifest["about"]["config"]["rl"]["steps"] == 20
 
 
-def test_the_log_holds_what_tells_how_a_stage_goes(made):
+def test_the_log_holds_losses_and_diagnostics_of_every_stage(made):
     lines = [json.loads(line) for line in (made / "bundle.work/log.jsonl").read_text().splitlines()]
     for stage in ("pretrain", "sft", "rl"):
         measured = [line for line in lines if line["stage"] == stage and "score" in line]
@@ -101,14 +101,14 @@ def test_popularity_counts_training_events_only(made):
     np.testing.assert_array_equal(bundle.catalogue.popularity, [counts[name] for name in bundle.catalogue.item_ids])
 
 
-def test_a_stage_that_is_done_is_not_done_again(made, capsys):
+def test_a_finished_stage_is_not_run_again(made, capsys):
     weights = made / "bundle.work/rl.latest.safetensors"
     before = weights.stat().st_mtime_ns
     assert main(command("rl", made / "shop", made / "bundle", "name=tiny shop", "licence=CC0")) == 0
     assert weights.stat().st_mtime_ns == before
 
 
-def test_the_stages_one_by_one_end_where_the_whole_command_does(made, tmp_path):
+def test_running_the_stages_one_by_one_gives_the_same_bundle(made, tmp_path):
     for stage in ("prepare", "tokenize", "pretrain", "sft", "rl", "export"):
         assert main(command(stage, made / "shop", tmp_path / "bundle")) == 0
         assert (tmp_path / "bundle").exists() == (stage == "export")
@@ -129,7 +129,7 @@ def test_given_semantic_ids_are_used(made, tmp_path):
     assert (bundle.catalogue.tokens[row] - bundle.vocabulary.level_offsets).tolist() == [3, 2]
 
 
-def test_other_settings_or_other_data_do_not_go_into_a_used_folder(made, capsys):
+def test_other_settings_or_other_data_are_refused_in_a_used_folder(made, capsys):
     message = fails(capsys, *command("run", made / "shop", made / "bundle", "sft.lr=0.5"))
     assert "other data or settings" in message and "--out" in message
     changed = write_shop(made / "another") / "interactions.csv"
@@ -176,7 +176,7 @@ def test_a_missing_column_an_unknown_item_and_a_bad_time_are_named_with_file_and
     assert f"interactions.csv, row {first}: item 'i29'" in message and "items.jsonl" in message
 
 
-def test_the_process_itself_ends_with_2_and_one_line(tmp_path):
+def test_the_process_exits_with_2_and_one_line(tmp_path):
     data = write_shop(tmp_path / "shop")
     (data / "interactions.csv").write_text("user_id,timestamp\nu1,1\n")
     done = subprocess.run([sys.executable, "-m", "training", *command("run", data, tmp_path / "b")],
@@ -185,7 +185,7 @@ def test_the_process_itself_ends_with_2_and_one_line(tmp_path):
     assert len(done.stderr.splitlines()) == 1 and "item_id" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_wrong_setting_ends_with_its_name(made, tmp_path, capsys):
+def test_a_wrong_setting_is_named(made, tmp_path, capsys):
     assert "sft.stepz" in fails(capsys, *command("run", made / "shop", tmp_path / "b", "sft.stepz=1"))
     assert not (tmp_path / "b.work").exists()
 
@@ -198,7 +198,7 @@ def test_a_learning_rate_that_diverges_says_so(made, tmp_path, capsys):
         assert all(tensor.isfinite().all() for tensor in weights.values())
 
 
-def test_a_full_disk_stops_with_one_sentence_and_the_run_goes_on_once_there_is_room(made, tmp_path, capsys):
+def test_a_full_disk_stops_with_one_sentence_and_the_run_resumes_once_there_is_room(made, tmp_path, capsys):
     assert main(command("pretrain", made / "shop", tmp_path / "b")) == 0
     done = (tmp_path / "b.work/pretrain.latest.safetensors").read_bytes()
     blocked = tmp_path / "b.work/sft.latest.safetensors.partial"
@@ -213,7 +213,7 @@ def test_a_full_disk_stops_with_one_sentence_and_the_run_goes_on_once_there_is_r
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
-def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before_whole(tmp_path, monkeypatch, number):
+def test_a_checkpoint_that_cannot_be_written_leaves_the_previous_one_intact(tmp_path, monkeypatch, number):
     network = torch.nn.Linear(3, 3)
     optimiser = torch.optim.AdamW(network.parameters())
     path = tmp_path / "x.safetensors"
@@ -233,7 +233,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before_whole(tmp_pat
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
 
 
-def test_a_full_disk_while_the_bundle_is_written_leaves_the_old_one(made, capsys, monkeypatch):
+def test_a_full_disk_while_the_bundle_is_written_keeps_the_old_one(made, capsys, monkeypatch):
     version = Bundle.load(made / "bundle").version
 
     def full(*_: object, **__: object) -> None:

@@ -72,7 +72,7 @@ def test_neighbours_by_hand() -> None:
     assert scores == pytest.approx(expected, abs=2 * neighbours.BACKFILL)
 
 
-def test_items_without_support_come_in_order_of_popularity() -> None:
+def test_items_without_neighbours_follow_by_popularity() -> None:
     model = neighbours.Neighbours.fit([seq(0, 1), seq(2), seq(2), seq(3)], 5, neighbours.Setting())
     assert rank(model.scores, [seq(0)], exclude_seen=True)[0, :4].tolist() == [1, 2, 3, 4]
 
@@ -179,7 +179,7 @@ def test_an_unknown_model_is_named(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "'magic'" in capsys.readouterr().err
 
 
-def test_record_leaves_no_half_file(tmp_path: Path) -> None:
+def test_record_leaves_no_partial_file(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         record(tmp_path / "x.json", "c", [0], [{"not json": object()}])
     assert list(tmp_path.iterdir()) == []

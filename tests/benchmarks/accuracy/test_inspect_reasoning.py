@@ -1,4 +1,4 @@
-"""Readable reasoning: what stands in the text is what the engine says."""
+"""Readable reasoning: the text shows what the engine answers."""
 
 from __future__ import annotations
 

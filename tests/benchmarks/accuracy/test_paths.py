@@ -1,4 +1,4 @@
-"""Accuracy beside cost, by steps and paths: every kind has its row, and the figures are those of `evaluate`."""
+"""Accuracy and cost by steps and paths: every combination has its row, with the figures of `evaluate`."""
 
 from __future__ import annotations
 

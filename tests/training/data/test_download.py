@@ -129,7 +129,7 @@ def test_an_interrupted_download_asks_for_the_rest(server, tmp_path):
     assert server.requests == [("/file", None, 200), ("/file", "bytes=1000-", 206), ("/file", "bytes=3000-", 206)]
 
 
-def test_another_run_goes_on_where_the_first_stopped(server, tmp_path):
+def test_a_second_run_resumes_the_download(server, tmp_path):
     body = server.files["/file"] = bytes(range(256)) * 40
     server.cut_after = [1000] + [0] * TRIES
     with pytest.raises(DataError, match="run the same command later"):
@@ -141,7 +141,7 @@ def test_another_run_goes_on_where_the_first_stopped(server, tmp_path):
     assert server.requests == [("/file", "bytes=1000-", 206)]
 
 
-def test_a_file_that_changed_meanwhile_is_fetched_anew(server, tmp_path):
+def test_a_file_that_changed_meanwhile_is_downloaded_again(server, tmp_path):
     server.files["/file"], server.cut_after = b"old" * 1000, [1000] + [0] * TRIES
     with pytest.raises(DataError):
         download(f"{server.url}/file", tmp_path / "file", pause=0)
@@ -152,14 +152,14 @@ def test_a_file_that_changed_meanwhile_is_fetched_anew(server, tmp_path):
 
 @pytest.mark.parametrize("left", [b"0123456789", b"0123456789 and more", b"01234"])
 @pytest.mark.parametrize("ranges", [True, False])
-def test_whatever_part_is_left_the_file_is_right(server, tmp_path, left, ranges):
+def test_the_file_is_right_whatever_was_left_of_an_earlier_download(server, tmp_path, left, ranges):
     server.files["/file"], server.ranges = b"0123456789", ranges
     (tmp_path / "file.part").write_bytes(left)
     download(f"{server.url}/file", tmp_path / "file", pause=0)
     assert (tmp_path / "file").read_bytes() == b"0123456789"
 
 
-def test_a_busy_server_is_asked_again(server, tmp_path):
+def test_a_busy_server_is_retried(server, tmp_path):
     server.files["/file"], server.failing = b"x", 2
     download(f"{server.url}/file", tmp_path / "file", pause=0)
     assert [status for _, _, status in server.requests] == [503, 503, 200]
@@ -168,7 +168,7 @@ def test_a_busy_server_is_asked_again(server, tmp_path):
         download(f"{server.url}/file", tmp_path / "other", pause=0)
 
 
-def test_what_cannot_work_ends_in_one_sentence(server, tmp_path):
+def test_permanent_errors_end_in_one_sentence(server, tmp_path):
     with pytest.raises(DataError, match=r"answered 404 .*check the name") as error:
         amazon_2023("Small_Things", tmp_path, server.url)
     assert "\n" not in str(error.value) and len(server.requests) == 1  # not tried again
@@ -178,7 +178,7 @@ def test_what_cannot_work_ends_in_one_sentence(server, tmp_path):
         amazon_2023("Small_Things", tmp_path, "http://127.0.0.1:9", pause=0)
 
 
-def test_a_full_disk_is_not_tried_again(server, tmp_path):
+def test_a_full_disk_is_not_retried(server, tmp_path):
     server.files["/file"] = b"x" * 1_000_000
     (tmp_path / "file.part").symlink_to(always_full())
     with pytest.raises(DataError, match=r"file.part cannot be written .*make room"):
@@ -186,7 +186,7 @@ def test_a_full_disk_is_not_tried_again(server, tmp_path):
     assert len(server.requests) == 1
 
 
-def test_damaged_files_name_themselves(server, tmp_path):
+def test_damaged_files_are_named(server, tmp_path):
     server.files = official_files()
     server.files[METADATA] = server.files[METADATA][:-20]
     with pytest.raises(DataError, match=r"meta_Small_Things.jsonl.gz is damaged .*delete it"):

@@ -61,7 +61,7 @@ def test_batches_follow_from_seed_epoch_and_step_alone():
         assert any(not np.array_equal(a, b) for a, b in zip(laid_out[0], other, strict=True))
 
 
-def test_new_examples_never_get_the_batches_of_gone_ones():
+def test_new_examples_never_get_the_batches_of_deleted_ones():
     for size in range(3, 60):
         examples = all_prefixes([np.arange(size, dtype=np.int32)], max_items=3)
         assert batch_at(examples, 10_000, 0, 0).tolist() != [] and len(batch_at(examples, 10_000, 0, 0)) == size - 1

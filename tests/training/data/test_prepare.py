@@ -75,7 +75,7 @@ def test_without_items_file_the_order_of_appearance_is_hidden(tmp_path):
     assert not data.items.has_text
 
 
-def test_the_forms_of_the_file_give_the_same_data(tmp_path):
+def test_csv_gzip_and_parquet_give_the_same_data(tmp_path):
     rows = [("b", "1", "2024-01-02"), ("a", "2", "2024-01-01T12:00:00Z"), ("b", "2", "2024-01-01 00:00:00")]
     folders = [tmp_path / name for name in ("csv", "gz", "parquet")]
     for folder in folders:

@@ -1,4 +1,4 @@
-"""The made-up shop: deterministic, readable, and its best possible recall is what it says."""
+"""The generated shop: deterministic, readable, and its best possible recall is as stated."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def slow_next_item(shop, bought: list[int], times: tuple[int, ...], now: float) 
     return result
 
 
-def test_the_promised_recall_is_what_the_best_ranking_gets(demo):
+def test_the_best_ranking_reaches_the_stated_recall(demo):
     """Expectation against outcome on the same users: within four standard errors, for every metric."""
     _, truth = demo
     shop = build_shop(1000, seed=3)
@@ -196,7 +196,7 @@ def test_the_promised_recall_is_what_the_best_ranking_gets(demo):
     assert 0.5 < truth["best"]["recall@10"] < 0.8
 
 
-def test_it_can_be_learnt_and_not_by_popularity(demo):
+def test_the_shop_can_be_learnt_but_not_by_popularity(demo):
     folder, truth = demo
     split = leave_one_out(read_data(folder))
     popular = [item for item, _ in Counter(np.concatenate(split.train).tolist()).most_common(10)]

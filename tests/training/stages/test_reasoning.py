@@ -1,4 +1,4 @@
-"""Training thinks exactly as serving does: the same tokens, states and scores as the search and as brute force."""
+"""Training reasons exactly like serving: the same tokens, states and scores as the search and as brute force."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def all_items(bundle: Bundle, paths: int) -> torch.Tensor:
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("steps", [0, 1, 3])
 @torch.no_grad()
-def test_training_scores_an_item_as_brute_force_does(form, steps):
+def test_training_scores_an_item_like_brute_force(form, steps):
     bundle = tiny_model(12, seed=steps, step_form=form, suffix_tokens=(1,), temperature=0.8)
     lo, hi = bundle.vocabulary.reasoning_range
     path = torch.randint(lo, hi, (steps,), generator=torch.Generator().manual_seed(1))
@@ -86,7 +86,7 @@ def test_own_greedy_tokens_and_states_are_those_of_the_search(form, attention):
 
 @pytest.mark.parametrize("form", FORMS)
 @torch.no_grad()
-def test_paths_side_by_side_equal_paths_one_by_one(form):
+def test_paths_decoded_together_equal_paths_decoded_one_by_one(form):
     bundle = tiny_model(20, seed=2, step_form=form)
     cross, paths, steps = read(bundle), 5, 3
     lo, hi = bundle.vocabulary.reasoning_range
@@ -140,7 +140,7 @@ def test_the_label_is_the_nearest_code_to_what_is_missing():
     assert residual.requires_grad and not label.requires_grad
 
 
-def test_balanced_labels_spread_where_the_nearest_code_would_be_one_alone():
+def test_balanced_labels_spread_where_every_nearest_code_is_the_same():
     bundle = tiny_model(20, seed=6, reasoning_codes=8)
     network, (lo, hi) = bundle.network, bundle.vocabulary.reasoning_range
     torch.manual_seed(0)
@@ -166,7 +166,7 @@ def test_sinkhorn_balances():
     assert torch.bincount(plan.argmax(1), minlength=8).max() < 20
 
 
-def test_sinkhorn_does_not_care_for_the_unit_of_the_scores():
+def test_sinkhorn_is_invariant_to_the_scale_of_the_scores():
     torch.manual_seed(0)
     scores = torch.randn(32, 4)
     torch.testing.assert_close(sinkhorn(scores), sinkhorn(1000 * scores + 5), atol=1e-4, rtol=1e-3)

@@ -1,4 +1,4 @@
-"""Killed anywhere and run again, training ends with the very weights of an undisturbed run."""
+"""Killed anywhere and run again, training ends with the weights of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def train(
     return {name: value.clone() for name, value in network.state_dict().items()}, outcome
 
 
-def test_a_stage_that_dies_at_each_of_its_steps_writes_and_evaluations_ends_the_same(tmp_path, monkeypatch):
+def test_a_stage_killed_at_any_step_write_or_evaluation_ends_with_the_same_weights(tmp_path, monkeypatch):
     weights, outcome = train(tmp_path / "whole", None, monkeypatch)
     assert 0 < outcome.best_step < 12  # so that the best weights are neither the first nor the last
     moments = 0
@@ -153,7 +153,7 @@ def test_a_stage_that_dies_at_each_of_its_steps_writes_and_evaluations_ends_the_
 
 
 @pytest.mark.parametrize("setting", ["sft.preference_weight=1", "rl.group=4"])
-def test_what_a_stage_takes_from_its_first_weights_is_there_again_after_a_kill(setting, tmp_path, monkeypatch):
+def test_a_resumed_stage_has_the_same_reference_weights(setting, tmp_path, monkeypatch):
     """Killed in the middle of a stage whose loss knows the weights it started from, and run again."""
     stages = ("pretrain", "sft", "rl") if setting.startswith("rl.") else ("pretrain", "sft")
     config = small_config(setting, *(f"{stage}.{what}" for stage in stages for what in (
@@ -183,7 +183,7 @@ def test_what_a_stage_takes_from_its_first_weights_is_there_again_after_a_kill(s
     assert all(torch.equal(again[name], value) for name, value in undisturbed.items())
 
 
-def test_a_stage_dying_again_and_again_still_ends_the_same(tmp_path, monkeypatch):
+def test_a_stage_killed_repeatedly_ends_with_the_same_weights(tmp_path, monkeypatch):
     weights, _ = train(tmp_path / "whole", None, monkeypatch)
     deaths, again = 0, None
     while again is None:

@@ -1,4 +1,4 @@
-"""The step of every stage: its losses fall when trained, in every form; what it must not see, it does not see."""
+"""The step of every stage: its losses fall when trained, in every form, and nothing leaks into its inputs."""
 
 from __future__ import annotations
 
@@ -131,13 +131,13 @@ def test_stage_2_is_the_weighted_sum_of_what_it_logs():
     assert float(loss.detach()) == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_a_run_without_thinking_trains_the_direct_answer_and_its_state_alone():
+def test_a_run_without_reasoning_trains_only_the_direct_answer_and_its_state():
     config = small_config("lengths=[0]")
     _, terms = SftStep(small_workspace(config), config.sft)(0)
     assert terms.keys() == {"nll_plain", "state"}
 
 
-def test_a_run_thinks_the_lengths_it_was_given():
+def test_a_run_draws_its_numbers_of_steps_from_lengths():
     config = small_config("model.max_steps=8", "lengths=[3,5]")
     work = small_workspace(config)
     draws = torch.Generator().manual_seed(0)
@@ -169,7 +169,7 @@ def test_labels_are_made_from_the_items_own_vector():
 
 
 @pytest.mark.parametrize(("inputs", "leaks"), [("own", False), ("label", True)])
-def test_own_inputs_know_nothing_of_the_target_and_labels_do(inputs, leaks):
+def test_labels_as_input_leak_the_target_and_own_tokens_do_not(inputs, leaks):
     config = small_config(f"sft.inputs={inputs}", "model.reasoning_codes=12", "sft.balanced=false")
     work = small_workspace(config)
     histories = [work.split.train[i] for i in range(12)]
@@ -244,7 +244,7 @@ def test_stage_3_starts_on_its_reference_and_ignores_groups_of_equal_rewards():
     assert max(float(p.grad.abs().max()) for p in work.network.parameters() if p.grad is not None) < 1e-5
 
 
-def test_updates_share_rollouts_and_the_clip_ends_what_the_first_gained():
+def test_updates_share_rollouts_and_the_clip_limits_later_updates():
     config = small_config("rl.anchor_weight=0", "rl.policy_weight=1", "rl.kl_weight=0", "rl.batch_size=12",
                           "rl.group=8", "rl.updates=2", "rl.checkpoint_every=2")  # fmt: skip
     work = small_workspace(config)
@@ -295,7 +295,7 @@ STEPS = {
 
 
 @pytest.mark.parametrize("case", STEPS)
-def test_no_step_asks_the_device_for_a_value_nor_mixes_devices(case):
+def test_no_step_reads_a_value_from_the_device_or_mixes_devices(case):
     kind, settings = STEPS[case]  # on the meta device there are no values: whoever asks for one fails
     config = small_config(*settings)
     loss, terms = kind(small_workspace(config).on("meta"), getattr(config, case.split(",")[0]))(0)

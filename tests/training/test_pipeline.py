@@ -239,7 +239,7 @@ def test_a_full_disk_while_the_bundle_is_written_keeps_the_old_one(made, capsys,
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("serving.bundle.save_file", full)
+    monkeypatch.setattr("serving.bundle_writer.save_file", full)
     message = fails(capsys, *command("run", made / "shop", made / "bundle", "name=tiny shop", "licence=CC0"))
     assert "The disk is full; free some space" in message
     assert Bundle.load(made / "bundle").version == version

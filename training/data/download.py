@@ -36,7 +36,7 @@ TIMEOUT = 60.0  # seconds without an answer
 def amazon_2023(name: str, folder: Path, base_url: str = AMAZON_2023, pause: float = 2.0) -> dict[str, int]:
     """Download one category (e.g. `Musical_Instruments`) and write it as a data folder.
 
-    The originals stay in `folder/raw`, so a second run downloads nothing and an interrupted one goes on.
+    The originals stay in `folder/raw`, so a second run downloads nothing and an interrupted one resumes.
     Items are those of the interactions; the store is taken as brand. `pause`: seconds before the first
     retry, doubled each time. Returns counts: users, items, events, items without metadata.
     Raises DataError.
@@ -90,7 +90,7 @@ def download(url: str, path: Path, pause: float = 2.0) -> None:
         if failures >= TRIES:
             raise DataError(f"{url} failed {TRIES} times ({reason}); run the same command later, it goes on from there")
         time.sleep(min(60.0, pause * 2 ** max(0, failures - 1)))
-    os.replace(part, path)
+    os.replace(part, path)  # not by serving.files.atomic_write: what was received must survive a failure
     tag.unlink(missing_ok=True)
 
 

@@ -15,6 +15,7 @@ import pytest
 import structlog
 
 from app import logs
+from tests.waiting import DEADLINE
 
 
 @pytest.fixture
@@ -91,7 +92,7 @@ def test_uvicorns_messages_are_lines_like_all_others(stream: io.StringIO) -> Non
 
 def test_the_end_of_the_process_writes_what_is_left() -> None:
     code = "import logging; from app import logs; logs.set_up('info'); [logging.info('%d', n) for n in range(2000)]"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=DEADLINE, check=True)
     assert [json.loads(line)["message"] for line in done.stderr.splitlines()] == [str(n) for n in range(2000)]
 
 

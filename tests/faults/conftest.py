@@ -109,7 +109,7 @@ class SmallDisk:
             shell.stdin.write(f"{shlex.join(step)} > '{names[0]}' 2> '{names[1]}'; echo $? > '{names[2]}'\n")
             done.append((step, names))
         shell.stdin.close()
-        assert shell.wait(timeout=280) == 0
+        assert shell.wait(timeout=DEADLINE) == 0
         return [
             subprocess.CompletedProcess(step, int(code.read_text()), out.read_text(), err.read_text())
             for step, (out, err, code) in done

@@ -13,6 +13,7 @@ import yaml
 
 from app.settings import Settings, variable
 from tests.tools import require_module
+from tests.waiting import DEADLINE
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "helm" / "streamrec"
@@ -22,7 +23,7 @@ Objects = dict[str, dict[str, Any]]
 
 
 def run(helm: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([helm, *arguments], capture_output=True, text=True, timeout=60)
+    return subprocess.run([helm, *arguments], capture_output=True, text=True, timeout=DEADLINE)
 
 
 def render(helm: Path, *arguments: str) -> Objects:

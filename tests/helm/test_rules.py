@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from tests.tools import require_program
+from tests.waiting import DEADLINE
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "helm" / "streamrec" / "rules" / "alerts.yaml"
@@ -20,7 +21,7 @@ ALERTS: list[dict[str, Any]] = [rule for group in GROUPS for rule in group["rule
 
 def promtool(*arguments: str) -> None:
     program = require_program("the alert rules are", "install promtool; Debian's package prometheus has it", "promtool")
-    done = subprocess.run([program, *arguments], cwd=CASES.parent, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([program, *arguments], cwd=CASES.parent, capture_output=True, text=True, timeout=DEADLINE)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from tests.tools import require
+from tests.waiting import DEADLINE
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "Dockerfile").read_text()
@@ -21,7 +22,7 @@ def test_hadolint_finds_no_fault() -> None:
         "the Dockerfile is",
         "install hadolint; requirements/tools.lock has it",
     )
-    done = subprocess.run([program, str(ROOT / "Dockerfile")], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([program, str(ROOT / "Dockerfile")], capture_output=True, text=True, timeout=DEADLINE)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

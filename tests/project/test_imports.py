@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import DEADLINE
+
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("app", "benchmarks", "serving", "training")
 PICKLERS = {"cloudpickle", "dill", "joblib", "pickle", "shelve"}
@@ -18,7 +20,7 @@ FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("
 
 def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
     program = Path(sys.executable).with_name("lint-imports")
-    return subprocess.run([program, "--no-cache"], cwd=folder, capture_output=True, text=True, timeout=120)
+    return subprocess.run([program, "--no-cache"], cwd=folder, capture_output=True, text=True, timeout=DEADLINE)
 
 
 def test_imports_point_downwards() -> None:

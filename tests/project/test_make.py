@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.waiting import DEADLINE
+
 ROOT = Path(__file__).parents[2]
 
 
 def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
-    return subprocess.run(["make", *arguments], cwd=folder, env=clean, capture_output=True, text=True, timeout=60)
+    return subprocess.run(["make", *arguments], cwd=folder, env=clean, capture_output=True, text=True, timeout=DEADLINE)
 
 
 @pytest.fixture

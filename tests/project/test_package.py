@@ -16,6 +16,7 @@ import pytest
 
 import serving
 import streamrec
+from tests.waiting import DEADLINE
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("app", "serving", "training")
@@ -30,7 +31,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     for name in ("pyproject.toml", "README.md", "LICENSE", "streamrec.py"):
         shutil.copy(ROOT / name, copy)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
-    done = subprocess.run([*command, "--wheel-dir", out, copy], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*command, "--wheel-dir", out, copy], capture_output=True, text=True, timeout=DEADLINE)
     assert done.returncode == 0, done.stderr
     (built,) = out.glob("streamrec-*.whl")
     return zipfile.ZipFile(built)
@@ -50,7 +51,9 @@ def installed(*arguments: str, path: list[Path], after: str = "") -> subprocess.
     program += f"except SystemExit as end:\n    status = end.code\n{after}\nsys.exit(status)"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, path))}
     command = [sys.executable, "-P", "-c", program]  # -P: the script's folder is not the current one
-    return subprocess.run(command, env=environment, cwd=path[-1].parent, capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        command, env=environment, cwd=path[-1].parent, capture_output=True, text=True, timeout=DEADLINE
+    )
 
 
 def test_the_wheel_has_all_code_and_data_files(wheel: zipfile.ZipFile) -> None:

@@ -11,7 +11,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.readme_tables import DOCUMENTS, fill
+from tests.waiting import DEADLINE, eventually
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -73,18 +73,19 @@ def serving(arguments: list[str], folder: Path) -> Iterator[str]:
             [sys.executable, *arguments, "--port", str(port)], cwd=folder, env=environment, stdout=out, stderr=out
         )
     try:
-        until = time.monotonic() + 60
-        while True:
+
+        def ready() -> bool:
             assert process.poll() is None, log.read_text()
-            assert time.monotonic() < until, f"not ready after a minute: {log.read_text()}"
             try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=2):
-                    break
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.1)
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=DEADLINE):
+                    return True
+            except OSError:
+                return False
+
+        eventually(ready)
         yield f"127.0.0.1:{port}"
         process.send_signal(signal.SIGTERM)
-        process.wait(timeout=30)
+        process.wait(timeout=DEADLINE)
     finally:
         process.kill()
         process.wait()
@@ -112,7 +113,12 @@ def test_from_data_to_an_answer(tmp_path: Path) -> None:
             if command.startswith(PYTHON + start):
                 arguments += more.split()
         done = subprocess.run(
-            [sys.executable, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240
+            [sys.executable, *arguments],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE,
         )
         assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
 
@@ -121,21 +127,21 @@ def ask(address: str, body: dict[str, object]) -> dict[str, list[object]]:
     request = urllib.request.Request(
         f"http://{address}/recommend", json.dumps(body).encode(), {"content-type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=30) as response:
+    with urllib.request.urlopen(request, timeout=DEADLINE) as response:
         return json.load(response)
 
 
 @pytest.mark.parametrize("command", commands("curl "))
 def test_curl_gets_an_answer(command: str, demo: str) -> None:
     sent = shlex.split(command.replace("127.0.0.1:8000", demo))
-    done = subprocess.run([*sent, "--fail-with-body"], capture_output=True, text=True, timeout=30)
+    done = subprocess.run([*sent, "--fail-with-body"], capture_output=True, text=True, timeout=DEADLINE)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(json.loads(done.stdout)["items"]) == 3
 
 
 def test_routes_exist(demo: str) -> None:
     """Each `METHOD /path` of the README's table is a route of the service."""
-    with urllib.request.urlopen(f"http://{demo}/openapi.json", timeout=10) as response:
+    with urllib.request.urlopen(f"http://{demo}/openapi.json", timeout=DEADLINE) as response:
         described = {
             (method.upper(), re.sub(r"\{\w+\}", "{}", path))
             for path, methods in json.load(response)["paths"].items()
@@ -157,7 +163,7 @@ def test_routes_exist(demo: str) -> None:
         if (method, path) in described:
             continue
         assert method == "GET", f"the README names {method} {path}, which does not exist"
-        with urllib.request.urlopen(f"http://{demo}{path}", timeout=10) as response:
+        with urllib.request.urlopen(f"http://{demo}{path}", timeout=DEADLINE) as response:
             assert response.status == 200
 
 

@@ -23,6 +23,7 @@ from serving.files import locked_folder
 from serving.types import Request
 from tests.tools import always_full
 from tests.training.shops import command, write_shop
+from tests.waiting import DEADLINE
 from training.__main__ import main
 from training.stages.loop import load_checkpoint, save_checkpoint
 
@@ -180,7 +181,7 @@ def test_the_process_exits_with_2_and_one_line(tmp_path):
     data = write_shop(tmp_path / "shop")
     (data / "interactions.csv").write_text("user_id,timestamp\nu1,1\n")
     done = subprocess.run([sys.executable, "-m", "training", *command("run", data, tmp_path / "b")],
-                          cwd=ROOT, capture_output=True, text=True, timeout=60)  # fmt: skip
+                          cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE)  # fmt: skip
     assert done.returncode == 2 and done.stdout == ""
     assert len(done.stderr.splitlines()) == 1 and "item_id" in done.stderr and "Traceback" not in done.stderr
 

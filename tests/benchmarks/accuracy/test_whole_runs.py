@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.waiting import DEADLINE
 from training.data.shop import write_shop
 
 ROOT = Path(__file__).parents[3]
@@ -21,7 +22,7 @@ SMALL = """
 def ask(folder: Path, *more: str) -> dict:
     command = [sys.executable, "-m", "benchmarks.accuracy", "stages", "--data", str(folder / "shop")]
     command += ["--work", str(folder / "work"), "--out", str(folder / "result.json"), *more, "--set", *SMALL]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=200)
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=DEADLINE)
     return json.loads((folder / "result.json").read_text())
 
 

@@ -15,6 +15,7 @@ from benchmarks.engine.constraint_contenders import BinarySearch, DictTrie, Hash
 from benchmarks.engine.constraint_walk import Walk, agree, samples
 from serving.items.rules import RuleBook
 from serving.types import Rules
+from tests.waiting import DEADLINE
 
 ROOT = Path(__file__).parents[3]
 
@@ -42,7 +43,7 @@ def test_a_contender_that_finds_other_items_is_not_timed() -> None:
 def test_every_part_has_its_rows(tmp_path: Path) -> None:
     out = tmp_path / "constraint.json"
     command = "-m benchmarks.engine.constraint --items 1.2e4,3e4 --rounds 2 --limit-gib 1".split()
-    subprocess.run([sys.executable, *command, "--out", str(out)], cwd=ROOT, check=True, timeout=200)
+    subprocess.run([sys.executable, *command, "--out", str(out)], cwd=ROOT, check=True, timeout=DEADLINE)
     result = json.loads(out.read_text())
     assert result["command"] == "python -m benchmarks.engine.constraint --items 12000,30000 --rounds 2 --limit-gib 1"
     rows = result["rows"]

@@ -20,6 +20,7 @@ from benchmarks.common import ROOT
 from benchmarks.service.load import plot, send
 from benchmarks.service.traffic import LONGEST, Traffic, body, phase_at, profile, zipf
 from tests.conftest import free_port
+from tests.waiting import eventually
 
 ITEMS, CATEGORIES = [f"i{n}" for n in range(100)], ["a", "b"]
 ANSWER = {"reasoning_steps": 0, "beam_width": 50, "cache": "miss", "timings_ms": {"total": 1.0}}
@@ -140,14 +141,15 @@ def test_the_page_starts_the_same_load(start: StartServer) -> None:
             process.terminate()
 
 
-def until(check: Callable[[], bool], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while True:
+def until(check: Callable[[], bool]) -> None:
+    """Waits until `check` holds, however long the page takes to be there."""
+
+    def holds() -> bool:
         with contextlib.suppress(httpx.TransportError):
-            if check():
-                return
-        assert time.monotonic() < deadline, "the condition was not met in time"
-        time.sleep(0.1)
+            return check()
+        return False
+
+    eventually(holds)
 
 
 def test_phases_follow_each_other() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from serving.bundle import Bundle
 from serving.engine import Engine
 from serving.types import Request
 from tests.builders import tiny_bundle
+from tests.waiting import eventually
 
 FASTAPI, LITSERVE = BARS
 
@@ -97,13 +97,11 @@ def test_the_other_servers_do_not_run_during_a_turn() -> None:
     try:
         ours, theirs = (Server("", process.pid, Path(os.devnull)) for process in processes)
         with others_stopped({OURS: ours, FASTAPI: theirs}, OURS):
-            time.sleep(0.05)  # a signal takes a moment
+            eventually(lambda: Path(f"/proc/{processes[1].pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
             before = ours.cpu_seconds(), theirs.cpu_seconds()
-            while ours.cpu_seconds() - before[0] < 0.05:
-                time.sleep(0.01)
+            eventually(lambda: ours.cpu_seconds() - before[0] > 0.05)
             assert theirs.cpu_seconds() == before[1]
-        while theirs.cpu_seconds() == before[1]:
-            time.sleep(0.01)
+        eventually(lambda: theirs.cpu_seconds() > before[1])
     finally:
         for process in processes:
             process.kill()

@@ -27,6 +27,7 @@ from serving.reference import score_all_items
 from serving.types import Answer, Request, Rules
 from tests.answers import assert_same_answer
 from tests.builders import tiny_model
+from tests.waiting import DEADLINE
 
 PASSED = {"passed": True}
 
@@ -200,6 +201,6 @@ def test_importing_onnx_runtime_sends_and_stores_nothing(tmp_path: Path) -> None
         env=quiet | {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)},
         cwd=Path(__file__).parents[3],
         check=True,
-        timeout=120,
+        timeout=DEADLINE,
     )
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

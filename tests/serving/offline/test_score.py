@@ -300,10 +300,10 @@ def test_memory_does_not_grow_with_the_number_of_users(bundle, tmp_path, kind):
             gc.collect()  # Python keeps thousands of freed tuples for reuse, which is not growth
             yield from Scorer(task, engine).score(part)
 
-    for users in (1_000, 8_000):
+    for users in (500, 3_000):
         write = write_parquet if kind == "parquet" else write_json
         source = write(tmp_path / f"{users}.{kind}", some_histories(users))
-        task = Task(bundle, source, tmp_path / f"out-{users}.parquet", k=3, beam=4, part_users=250)
+        task = Task(bundle, source, tmp_path / f"out-{users}.parquet", k=3, beam=4, part_users=125)
         tracemalloc.start()
         score(task, run)
         peaks.append(tracemalloc.get_traced_memory()[1])

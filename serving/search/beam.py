@@ -2,7 +2,7 @@
 
 One tensor program whose shapes depend on (B, beams, steps, S) alone, with no decision on the host, so that it can be
 captured whole as one CUDA graph (`serving/search/cuda_graph.py`). It knows nothing of HTTP, caches or data sets. What
-an answer is, is defined here and nowhere else: evaluation, rollouts and the service all call `search`.
+an answer is, is defined here and nowhere else: evaluation and the service both call `search`.
 `serving/reference.py` is the same definition in slow, plain Python.
 
     score(item) = merge over the P reasoning paths of [ log share(path) + log P(c_1 | path) ]

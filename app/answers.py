@@ -65,11 +65,10 @@ def to_response(bundle: Bundle, query: Query, found: Recommendation) -> Recommen
     )
 
 
-def to_items(catalogue: Catalogue, indices: Sequence[int], scores: Sequence[float]) -> list[RecommendedItem]:
+def to_items(catalogue: Catalogue, rows: Sequence[int], scores: Sequence[float]) -> list[RecommendedItem]:
     ids, titles, categories = catalogue.item_ids, catalogue.titles, catalogue.categories
     return [
-        RecommendedItem(ids[index], score, titles[index], categories[index])
-        for index, score in zip(indices, scores, strict=True)
+        RecommendedItem(ids[row], score, titles[row], categories[row]) for row, score in zip(rows, scores, strict=True)
     ]
 
 
@@ -78,7 +77,7 @@ def to_explanation(bundle: Bundle, query: Query, found: Recommendation, trace: T
     catalogue = bundle.catalogue
 
     def step(number: int, nearest: list[int]) -> ReasoningStep:
-        items = [NamedItem(item_id=catalogue.item_ids[index], title=catalogue.titles[index]) for index in nearest]
+        items = [NamedItem(item_id=catalogue.item_ids[row], title=catalogue.titles[row]) for row in nearest]
         has_token = 0 < number <= len(trace.reasoning_tokens)
         return ReasoningStep(
             step=number,
@@ -94,13 +93,13 @@ def to_explanation(bundle: Bundle, query: Query, found: Recommendation, trace: T
         steps=[step(number, nearest) for number, nearest in enumerate(trace.nearest_items)],
         items=[
             ItemExplanation(
-                item_id=catalogue.item_ids[index],
+                item_id=catalogue.item_ids[row],
                 token_log_probabilities=tokens,
                 dense_score=dense,
                 neighbour_score=neighbour_score,
                 similarity=similarity,
             )
-            for index, tokens, dense, neighbour_score, similarity in items
+            for row, tokens, dense, neighbour_score, similarity in items
         ],
         dense_weight=bundle.dense_weight if query.dense_weight is None else query.dense_weight,
         neighbours_weight=bundle.neighbours_weight if neighbours_weight is None else neighbours_weight,

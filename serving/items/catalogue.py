@@ -60,24 +60,23 @@ class Catalogue:
     def rows(self, item_ids: Sequence[str]) -> list[int | None]:
         return list(map(self._rows.get, item_ids))
 
+    def check_names(self, rules: Rules) -> None:
+        """Raises UnknownCatalogue or RequestError for a named subset or a category that does not exist."""
+        if rules.catalogue is not None and rules.catalogue not in self.subsets:
+            raise UnknownCatalogue("No catalogue of that name exists; choose one that the model lists.", "catalogue")
+        if any(name not in self._by_category for name in rules.categories):
+            raise RequestError("No item is in one of these categories; choose some that the model lists.", "categories")
+
     def members(self, rules: Rules) -> np.ndarray:
         """The rows in the named subset and the categories of a request, all rows if it has neither.
 
         Shape: (n,) int64, ascending. Raises UnknownCatalogue, RequestError.
         """
+        self.check_names(rules)
         rows = np.arange(len(self))
         if rules.catalogue is not None:
-            if rules.catalogue not in self.subsets:
-                raise UnknownCatalogue(
-                    "No catalogue of that name exists; see the bundle's catalogues folder.", "catalogue"
-                )
             rows = np.unique(self.subsets[rules.catalogue])
         if rules.categories:
-            unknown = [name for name in rules.categories if name not in self._by_category]
-            if unknown:
-                raise RequestError(
-                    f"Unknown category {unknown[0]!r}; use one that an item of the catalogue has.", "categories"
-                )
             named = np.unique(np.concatenate([self._by_category[name] for name in rules.categories]))
             rows = np.intersect1d(rows, named, assume_unique=True)
         return rows

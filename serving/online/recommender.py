@@ -1,4 +1,4 @@
-"""The way of a request: item ids to indices, cache, queue, search, and an answer that was checked. No HTTP in it.
+"""The way of a request: item ids to catalogue rows, cache, queue, search, and a checked answer. No HTTP in it.
 
     query -> resolve -> (nothing known: popularity) -> encoder state from the cache -> plan and queue -> search -> check
 
@@ -16,7 +16,7 @@ from typing import Literal, Protocol, TypeVar
 from redis.exceptions import RedisError
 
 from serving.bundle import Bundle
-from serving.errors import RequestError, UnknownCatalogue
+from serving.errors import RequestError
 from serving.online.admission import Demand, Plan
 from serving.online.batcher import Batcher
 from serving.online.cache import Flight, Lookup, Source, StateCache
@@ -57,7 +57,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Recommendation:
-    """Catalogue indices, best first, and how they came about. `seconds`: per stage, `total` included."""
+    """Catalogue rows, best first, and how they came about. `seconds`: per stage, `total` included."""
 
     items: list[int]
     scores: list[float]
@@ -80,7 +80,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A query in catalogue indices: the newest items of the history, the rules, and the ids nobody knows."""
+    """A query in catalogue rows: the newest items of the history, the rules, and the ids nobody knows."""
 
     history: tuple[int, ...]
     rules: Rules
@@ -245,31 +245,28 @@ class Recommender:
 
 
 def resolve(bundle: Bundle, query: Query, history: Sequence[str]) -> Resolved:
-    """The query in catalogue indices. Ids that the catalogue does not have are ignored and listed.
+    """The query in catalogue rows. Ids that the catalogue does not have are ignored and listed.
 
     Raises UnknownCatalogue and RequestError for a named subset or a category that does not exist.
     """
     catalogue = bundle.catalogue
-    if query.catalogue is not None and query.catalogue not in catalogue.subsets:
-        raise UnknownCatalogue("No catalogue of that name exists; GET /models lists them.", "catalogue")
-    if query.categories and not catalogue.category_names.issuperset(query.categories):
-        raise RequestError("No item is in one of these categories; GET /models lists them.", "categories")
     unknown: dict[str, None] = {}
 
-    def indices(ids: Sequence[str]) -> tuple[int, ...]:
+    def rows(ids: Sequence[str]) -> tuple[int, ...]:
         found = catalogue.rows(ids)
         if None in found:
-            unknown.update({item_id: None for item_id, index in zip(ids, found, strict=True) if index is None})
-        return tuple(index for index in found if index is not None)
+            unknown.update({item_id: None for item_id, row in zip(ids, found, strict=True) if row is None})
+        return tuple(row for row in found if row is not None)
 
-    seen = indices(history)
+    seen = rows(history)
     rules = Rules(
         exclude=tuple(set(seen)) if query.exclude_seen else (),
-        deny=indices(query.deny),
-        allow=None if query.allow is None else indices(query.allow),
+        deny=rows(query.deny),
+        allow=None if query.allow is None else rows(query.allow),
         categories=tuple(query.categories),
         catalogue=query.catalogue,
     )
+    catalogue.check_names(rules)
     return Resolved(seen[-bundle.max_items :], rules, list(unknown))
 
 

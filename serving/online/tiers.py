@@ -33,7 +33,7 @@ HEARTBEAT = 5.0  # seconds of silence before the channel is pinged, and again be
 
 
 def history_digest(version: str, history: Sequence[int]) -> bytes:
-    """16 bytes that identify a history (catalogue indices) under a model version."""
+    """16 bytes that identify a history (catalogue rows) under a model version."""
     return blake2b(np.asarray(history, dtype="<i8").tobytes(), digest_size=16, person=_person(version)).digest()
 
 

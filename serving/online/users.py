@@ -1,6 +1,6 @@
 """Known histories of users: appended, read, erased; in this process or in Redis.
 
-Item ids are kept as strings: they outlive model versions, catalogue indices do not. An append returns only once the
+Item ids are kept as strings: they outlive model versions, catalogue rows do not. An append returns only once the
 events are stored.
 """
 

@@ -116,7 +116,7 @@ def test_nothing_is_left_in_the_buffers():
         assert blocked is not None and bool(blocked.own[:, : trie.nodes].all())
         raise ZeroDivisionError
     assert not blocked.own.any()
-    with pytest.raises(RequestError, match="Unknown category 'd'"):
+    with pytest.raises(RequestError, match="No item is in one of these"):
         ask(book, trie, [everything, Rules(categories=("d",))])
     with pytest.raises(UnknownCatalogue):
         ask(book, trie, [everything, Rules(catalogue="d")])

@@ -220,9 +220,12 @@ def test_the_literal_recipe_differs_from_the_default_where_the_paper_does():
 def test_stage_3_makes_the_mean_reward_rise():
     config = small_config("model.step_form=token", "rl.batch_size=16", "rl.group=12", "rl.anchor_weight=0",
                           "rl.policy_weight=1")  # fmt: skip
-    work = small_workspace(config)
-    values = overfit(RlStep(work, config.rl), work.network, "reward", updates=60)
-    assert np.mean(values[-5:]) > np.mean(values[:5]) + 0.3  # most of it: nothing it writes is an item at first
+    gains = []
+    for seed in (0, 1):
+        work = small_workspace(config, seed)
+        values = overfit(RlStep(work, config.rl), work.network, "reward", updates=60)
+        gains.append(np.mean(values[-5:]) - np.mean(values[:5]))
+    assert np.mean(gains) > 0.25  # measured: 0.6; most of it because nothing it writes is an item at first
 
 
 @pytest.mark.parametrize("form", ["token", "state", "both"])

@@ -12,12 +12,14 @@ from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 from tests.e2e.conftest import ServiceProcess, StartService
 from tests.tools import require_program
+from tests.waiting import DEADLINE
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     names = ("chromium", "chromium-browser", "google-chrome")
     chromium = require_program("the pages are", "install Chromium; Debian's package chromium has it", *names)
+    expect.set_options(timeout=1000 * DEADLINE)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield browser
@@ -34,7 +36,7 @@ class Visit:
 
     def __init__(self, browser: Browser, address: str, **options: object) -> None:
         self.context = browser.new_context(base_url=address, **options)  # type: ignore[arg-type]
-        self.context.set_default_timeout(10_000)
+        self.context.set_default_timeout(1000 * DEADLINE)
         self.page: Page = self.context.new_page()
         self.address, self.asked, self.faults = address, list[str](), list[str]()
         self.page.on("request", lambda request: self.asked.append(request.url))

@@ -133,7 +133,8 @@ def test_sigterm_lets_every_worker_finish_and_exits_with_0(service: ServiceProce
 def test_with_redis_whichever_worker_answers_knows_the_user(start_service: StartService) -> None:
     redis = RedisServer()
     try:
-        service = start_service("--workers", "2", variables={"STREAMREC_REDIS_URL": redis.url})
+        variables = {"STREAMREC_REDIS_URL": redis.url, "STREAMREC_REDIS_STORE_TIMEOUT_MS": "2000"}  # on a busy machine
+        service = start_service("--workers", "2", variables=variables)
         service.http.post("/users/known/events", json={"items": HISTORY}).raise_for_status()
         found = each_on_its_own_connection(service, "/users/known", 10)
         assert [response.json()["items"] for response in found] == [HISTORY] * 10

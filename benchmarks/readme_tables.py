@@ -12,7 +12,7 @@ either, and `of=PART` takes the rows of another part of the file.
 
 `<!-- settings -->` to `<!-- /settings -->`: the service's settings, from app/settings.py.
 
-Beside what the JSON holds, a row has the columns `data` (its data set) and, where it has a gain with an interval,
+In addition to what the JSON holds, a row has the columns `data` (its data set) and, where it has a gain with an interval,
 `low_percent`, `high_percent` and `detectable`: see `_derived`.
 """
 
@@ -46,7 +46,7 @@ SETTINGS = re.compile(r"(?P<open><!-- settings -->\n).*?(?P<close><!-- /settings
 
 
 def fill(text: str, results: Path = RESULTS) -> str:
-    """The text with every marked table and value written anew. Raises SystemExit where one does not exist."""
+    """The text with every marked table and value written again. Raises SystemExit where one does not exist."""
     text = TABLE.sub(lambda found: found["open"] + _table(found, results) + found["close"], text)
     text = VALUE.sub(lambda found: found["open"] + _value(found, results) + found["close"], text)
     return SETTINGS.sub(lambda found: found["open"] + _settings() + found["close"], text)

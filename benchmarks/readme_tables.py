@@ -12,7 +12,7 @@ either, and `of=PART` takes the rows of another part of the file.
 
 `<!-- settings -->` to `<!-- /settings -->`: the service's settings, from app/settings.py.
 
-In addition to what the JSON holds, a row has the columns `data` (its data set) and, where it has a gain with an interval,
+Columns that are not in the JSON: `data`, the data set; where a row has a gain with an interval,
 `low_percent`, `high_percent` and `detectable`: see `_derived`.
 """
 

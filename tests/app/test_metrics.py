@@ -69,7 +69,7 @@ def test_beams_and_steps_are_measured_in_their_own_units(client: TestClient) -> 
 
 
 def test_the_redis_tier_counts_hits_misses_and_rubbish(start: Start, redis_server: RedisServer) -> None:
-    client = start(redis_url=redis_server.url, redis_timeout_ms=500, memory_cache_users=0)
+    client = start(redis_url=redis_server.url, redis_timeout_ms=2000, memory_cache_users=0)
     recommend(client, "u")
     recommend(client, "u")
     assert read(client, "streamrec_cache_total", tier="redis", result="miss") == 1

@@ -82,7 +82,7 @@ def test_nothing_of_a_client_is_told_elsewhere(
     engine: ShapedEngine, redis_server: RedisServer, written: io.StringIO
 ) -> None:
     collector = Collector()
-    values = {"api_keys": digest(KEY), "quota": "80/hour", "redis_url": redis_server.url, "redis_timeout_ms": 200}
+    values = {"api_keys": digest(KEY), "quota": "80/hour", "redis_url": redis_server.url, "redis_timeout_ms": 2000}
     app = create_app(settings(**values, otlp_endpoint=collector.address), engine)
     with TestClient(app, raise_server_exceptions=False) as client:
         ready(client)

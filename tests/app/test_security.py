@@ -109,7 +109,7 @@ def test_a_quota_comes_back(start: Start) -> None:
 
 
 def test_replicas_share_a_quota_in_redis_and_no_key_can_be_read_there(start: Start, redis_server: RedisServer) -> None:
-    shared = {"redis_url": redis_server.url, "redis_timeout_ms": 500, "api_keys": digest("one"), "quota": "4/hour"}
+    shared = {"redis_url": redis_server.url, "redis_timeout_ms": 2000, "api_keys": digest("one"), "quota": "4/hour"}
     first, second = start(**shared), start(**shared)
     statuses = [client.get("/models", headers=sending("one")).status_code for client in (first, second) * 3]
     assert statuses == [200] * 4 + [429] * 2
@@ -138,7 +138,7 @@ def test_a_full_redis_refuses_nobody(start: Start, redis_server: RedisServer) ->
     with redis_server.client() as redis:
         redis.config_set("maxmemory", 1)
         redis.config_set("maxmemory-policy", "noeviction")
-    client = start(redis_url=redis_server.url, redis_timeout_ms=500, quota="5/hour")
+    client = start(redis_url=redis_server.url, redis_timeout_ms=2000, quota="5/hour")
     assert [client.get("/models").status_code for _ in range(6)] == [200] * 5 + [429]
 
 

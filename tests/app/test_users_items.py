@@ -38,7 +38,7 @@ def test_erasing_leaves_nothing(client: TestClient) -> None:
 
 
 def test_erasing_leaves_nothing_in_redis(start: Start, redis_server: RedisServer) -> None:
-    client = start(redis_url=redis_server.url, redis_timeout_ms=500, redis_store_timeout_ms=2000)
+    client = start(redis_url=redis_server.url, redis_timeout_ms=2000, redis_store_timeout_ms=2000)
     client.post("/users/u1/events", json={"items": ["i1"]})
     ask(client, user_id="u1")
     assert client.get("/users/u1").json()["cached"] == ["memory", "redis"]
@@ -49,7 +49,7 @@ def test_erasing_leaves_nothing_in_redis(start: Start, redis_server: RedisServer
 
 
 def test_an_erasure_reaches_the_memory_of_other_replicas(start: Start, redis_server: RedisServer) -> None:
-    options = {"redis_url": redis_server.url, "redis_timeout_ms": 500, "redis_store_timeout_ms": 2000}
+    options = {"redis_url": redis_server.url, "redis_timeout_ms": 2000, "redis_store_timeout_ms": 2000}
     one, other = start(**options), start(**options)
     for replica in (one, other):
         replica.post("/users/u1/events", json={"items": ["i1"]})
@@ -64,7 +64,7 @@ def test_an_erasure_reaches_the_memory_of_other_replicas(start: Start, redis_ser
 def test_erasing_while_an_answer_is_computed_leaves_nothing(
     start: Start, engine: ShapedEngine, redis_server: RedisServer
 ) -> None:
-    client = start(redis_url=redis_server.url, redis_timeout_ms=500, redis_store_timeout_ms=2000)
+    client = start(redis_url=redis_server.url, redis_timeout_ms=2000, redis_store_timeout_ms=2000)
     client.post("/users/u1/events", json={"items": ["i1"]})
     computing, go_on = threading.Event(), threading.Event()
 
@@ -85,7 +85,7 @@ def test_erasing_while_an_answer_is_computed_leaves_nothing(
 
 
 def test_a_full_redis_refuses_events_and_costs_no_answer(start: Start, redis_server: RedisServer) -> None:
-    client = start(redis_url=redis_server.url, redis_timeout_ms=500, redis_store_timeout_ms=2000, memory_cache_users=0)
+    client = start(redis_url=redis_server.url, redis_timeout_ms=2000, redis_store_timeout_ms=2000, memory_cache_users=0)
     client.post("/users/u/events", json={"items": ["i1"]})
     redis_server.fill()
     refused = client.post("/users/u/events", json={"items": ["i2"]})
@@ -98,7 +98,7 @@ def test_a_full_redis_refuses_events_and_costs_no_answer(start: Start, redis_ser
 
 
 def test_something_else_under_our_keys_costs_no_answer(start: Start, redis_server: RedisServer) -> None:
-    client = start(redis_url=redis_server.url, redis_timeout_ms=500, redis_store_timeout_ms=2000, memory_cache_users=0)
+    client = start(redis_url=redis_server.url, redis_timeout_ms=2000, redis_store_timeout_ms=2000, memory_cache_users=0)
     client.post("/users/u/events", json={"items": ["i1"]})
     ask(client, user_id="u")
     with redis_server.client() as redis:

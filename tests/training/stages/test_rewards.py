@@ -85,18 +85,24 @@ def test_a_rollout_knows_the_probabilities_it_was_drawn_with(form, steps):
 
 def test_rollouts_are_drawn_with_the_temperature_they_are_scored_with():
     """The share of a token among many draws is its probability."""
-    config = small_config("model.temperature=0.3", "rl.group=4000")
+    # 40 times the same history: memory grows with the square of the group, since its outputs share one attention mask.
+    config = small_config("model.temperature=0.3", "rl.group=100")
     work = small_workspace(config)
     work.network.eval()
     torch.manual_seed(0)
-    rollout = sample(work, work.encode([work.split.train[0]]), torch.tensor([3]), 1, config.rl)
-    for at, tokens in ((0, rollout.reasoning[0, :, 0]), (1, rollout.item[0, :, 0])):
+    rollout = sample(work, work.encode([work.split.train[0]] * 40), torch.full((40,), 3), 1, config.rl)
+    reasoning, item, log_probs = (
+        rollout.reasoning.flatten(),
+        rollout.item[..., 0].flatten(),
+        rollout.log_probs.flatten(0, 1),
+    )
+    for at, tokens in ((0, reasoning), (1, item)):
         if at == 1:  # the item's first token depends on the reasoning token: take the commonest
-            chosen = rollout.reasoning[0, :, 0] == rollout.reasoning[0, :, 0].mode().values
+            chosen = reasoning == reasoning.mode().values
         else:
             chosen = torch.ones(len(tokens), dtype=torch.bool)
         commonest = tokens[chosen].mode().values
-        probability = rollout.log_probs[0, chosen, at][tokens[chosen] == commonest][0].exp()
+        probability = log_probs[chosen, at][tokens[chosen] == commonest][0].exp()
         shard = (tokens[chosen] == commonest).float().mean()
         assert float(shard) == pytest.approx(float(probability), abs=0.05)  # 2.5 standard errors and more
 

@@ -10,7 +10,7 @@ from fastapi import Depends, Path, Request
 from starlette.convertors import Convertor, register_url_convertor
 
 from app.lifecycle import Service
-from app.schemas import MAX_ID
+from serving.types import MAX_ID_LENGTH
 
 T = TypeVar("T")
 
@@ -38,8 +38,8 @@ class Anything(Convertor[str]):
 register_url_convertor("anything", Anything())  # for routes like /users/{user_id:anything}
 
 ServiceDep = Annotated[Service, Depends(get_service)]
-UserId = Annotated[str, Path(min_length=1, max_length=MAX_ID)]
-ItemId = Annotated[str, Path(min_length=1, max_length=MAX_ID)]
+UserId = Annotated[str, Path(min_length=1, max_length=MAX_ID_LENGTH)]
+ItemId = Annotated[str, Path(min_length=1, max_length=MAX_ID_LENGTH)]
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T | None:

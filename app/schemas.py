@@ -16,12 +16,13 @@ from pydantic import (
     model_validator,
 )
 
-MAX_ID = 256
+from serving.types import MAX_ID_LENGTH
+
 MAX_ITEMS = 10_000
 MAX_PATHS = 16
 EXAMPLE: dict[str, JsonValue] = {"history": [], "k": 5}  # works as it is, whatever the catalogue
 
-Id = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID)]
+Id = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_LENGTH)]
 Items = Annotated[list[Id], Field(max_length=MAX_ITEMS)]
 
 

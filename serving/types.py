@@ -27,6 +27,9 @@ Merge = Literal["logsumexp", "max"]
 RuntimeName = Literal["eager", "onnx", "onnx-int8", "cuda"]
 StateDtype = Literal["float32", "float16"]
 
+# Characters (code points) of a user's or an item's id: what can be trained can be sent over HTTP and scored offline.
+MAX_ID_LENGTH = 256
+
 
 @dataclass(frozen=True, slots=True)
 class BundleSettings:

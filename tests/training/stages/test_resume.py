@@ -32,7 +32,7 @@ FILES = ("model/model.safetensors", "heads.safetensors", "catalogue.parquet")
 
 
 PROCESSES = multiprocessing.get_context("forkserver")  # each a process of its own, without seconds of imports
-PROCESSES.set_forkserver_preload(["training.__main__", "torch.utils.tensorboard", "transformers"])
+PROCESSES.set_forkserver_preload(["training.__main__", "torch.utils.tensorboard", "torch._dynamo", "transformers"])
 
 
 def launch(data: Path, out: Path) -> ForkServerProcess:

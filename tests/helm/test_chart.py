@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 import yaml
+from redis.asyncio import SSLConnection
 
+from app.main import create_app
 from app.settings import Settings, variable
+from serving.online.redis_link import connect
 from tests.tools import require_module
 from tests.waiting import DEADLINE
 
@@ -68,15 +71,18 @@ def test_the_examples_use_everything(helm: Path) -> None:
     kinds = {key for path in EXAMPLES for key in render(helm, "--values", str(path))}
     assert kinds == {
         "ConfigMap", "ConfigMap dashboard", "Deployment", "HorizontalPodAutoscaler", "Ingress", "NetworkPolicy",
-        "NetworkPolicy redis", "PodDisruptionBudget", "PrometheusRule", "ScaledObject", "Service", "Service redis",
-        "ServiceMonitor", "StatefulSet redis",
+        "NetworkPolicy redis", "PodDisruptionBudget", "PrometheusRule", "ScaledObject", "Secret", "Service",
+        "Service redis", "ServiceMonitor", "StatefulSet redis",
     }  # fmt: skip
 
 
 @pytest.mark.parametrize("values", EXAMPLES, ids=lambda path: path.stem)
 def test_the_service_reads_every_setting(helm: Path, values: Path) -> None:
     known = {variable(name) for name in Settings.model_fields}
-    assert render(helm, "--values", str(values))["ConfigMap"]["data"].keys() <= known
+    objects = render(helm, "--values", str(values))
+    given = [*objects["ConfigMap"]["data"], *objects.get("Secret", {"stringData": {}})["stringData"]]
+    assert set(given) <= known
+    assert len(given) == len(set(given))
 
 
 @pytest.mark.parametrize("values", EXAMPLES, ids=lambda path: path.stem)
@@ -125,14 +131,133 @@ def test_settings_arrive_as_written_and_restart_the_pods(helm: Path, tmp_path: P
     assert before["checksum/config"] != after["checksum/config"]
 
 
-def test_a_secret_wins_over_what_is_written_openly(helm: Path) -> None:
+def test_an_existing_secret_wins_over_the_values(helm: Path) -> None:
     objects = render(helm, "--set", "existingSecret=vault,redis.url=redis://plain:6379/0")
-    assert objects["ConfigMap"]["data"]["STREAMREC_REDIS_URL"] == "redis://plain:6379/0"
+    assert objects["Secret"]["stringData"] == {"STREAMREC_REDIS_URL": "redis://plain:6379/0"}
     # Of two sources with the same name Kubernetes takes the last.
     assert pod(objects)["containers"][0]["envFrom"] == [
         {"configMapRef": {"name": "shop-streamrec"}},
+        {"secretRef": {"name": "shop-streamrec"}},
         {"secretRef": {"name": "vault"}},
     ]
+    sources = pod(render(helm))["containers"][0]["envFrom"]
+    assert sources == [{"configMapRef": {"name": "shop-streamrec"}}], "a Secret that nobody makes keeps the pod waiting"
+
+
+def secret_settings() -> dict[str, str]:
+    """A value per setting that must not be read by whoever may read ConfigMaps; each holds the word hunter2."""
+    found = {name: "hunter2" for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)}
+    assert {"redis_url", "user_hash_key"} <= found.keys()
+    found |= {"api_keys": "hunter2", "admin_keys": "hunter2", "otlp_endpoint": "http://me:hunter2@collector:4318"}
+    return {variable(name): value for name, value in found.items() if name != "redis_url"}
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://:hunter2@r:6379/0", "rediss://me:hunter2@r/1", "redis://r:6379/0?username=me&password=hunter2"]
+)
+def test_what_is_secret_lies_in_the_secret_alone(helm: Path, tmp_path: Path, url: str) -> None:
+    values = tmp_path / "values.yaml"
+    values.write_text(yaml.safe_dump({"redis": {"url": url}, "settings": secret_settings()}))
+    objects = render(helm, "--values", str(values))
+    assert objects.pop("Secret")["stringData"] == secret_settings() | {"STREAMREC_REDIS_URL": url}
+    assert "hunter2" not in str(objects)
+
+
+def test_a_changed_password_restarts_the_pods(helm: Path) -> None:
+    one, two = (render(helm, "--set", f"redis.url=redis://:{word}@r:6379/0") for word in ("old", "new"))
+    before, after = (found["Deployment"]["spec"]["template"]["metadata"]["annotations"] for found in (one, two))
+    assert before["checksum/config"] != after["checksum/config"]
+
+
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [
+        ("rediss://r:6380/0", "rediss://r:6380/0?ssl_ca_certs=/etc/redis-tls/ca.crt"),
+        ("rediss://r:6380/0?db=1", "rediss://r:6380/0?db=1&ssl_ca_certs=/etc/redis-tls/ca.crt"),
+        (
+            "rediss://r:6380/0?ssl_ca_certs=/etc/redis-tls/my.crt",
+            "rediss://r:6380/0?ssl_ca_certs=/etc/redis-tls/my.crt",
+        ),
+    ],
+)
+def test_redis_is_trusted_by_the_authority_that_is_mounted(helm: Path, given: str, used: str) -> None:
+    objects = render(helm, "--set", f"redis.url={given},redis.tlsSecret=redis-ca")
+    url = objects["Secret"]["stringData"]["STREAMREC_REDIS_URL"]
+    assert url == used
+    pool = connect(url).connection_pool
+    assert pool.connection_class is SSLConnection
+    authority = Path(pool.connection_kwargs["ssl_ca_certs"])
+    mount = next(one for one in pod(objects)["containers"][0]["volumeMounts"] if one["name"] == "redis-tls")
+    assert mount == {"name": "redis-tls", "mountPath": str(authority.parent), "readOnly": True}
+    assert {"name": "redis-tls", "secret": {"secretName": "redis-ca"}} in pod(objects)["volumes"]
+
+
+@pytest.mark.parametrize(
+    ("values", "cpu", "requested", "limit"),
+    [
+        ("podAnnotations.a=b", "1", "1024Mi", "2048Mi"),
+        ("settings.STREAMREC_WORKERS=4", "4", "3328Mi", "6656Mi"),
+        ("settings.STREAMREC_WORKERS=2,settings.STREAMREC_THREADS=3", "6", "1792Mi", "3584Mi"),
+        ("settings.STREAMREC_WORKERS=4,sizing.memoryMi=0,sizing.memoryMiPerWorker=100", "4", "400Mi", "800Mi"),
+        ("settings.STREAMREC_WORKERS=4,resources.requests.cpu=2,resources.limits.memory=9Gi", 2, "3328Mi", "9Gi"),
+    ],
+)
+def test_resources_follow_the_workers(helm: Path, values: str, cpu: str, requested: str, limit: str) -> None:
+    resources = pod(render(helm, "--set", values))["containers"][0]["resources"]
+    assert resources == {"requests": {"cpu": cpu, "memory": requested}, "limits": {"memory": limit}}
+
+
+def test_a_number_in_quotes_is_a_number_all_the_same(helm: Path) -> None:
+    resources = pod(render(helm, "--set-string", "settings.STREAMREC_WORKERS=4"))["containers"][0]["resources"]
+    assert resources["requests"] == {"cpu": "4", "memory": "3328Mi"}
+
+
+def test_replicas_are_spread_over_zones_and_nodes(helm: Path) -> None:
+    objects = render(helm)
+    labels = objects["Deployment"]["spec"]["template"]["metadata"]["labels"].items()
+    spread = pod(objects)["topologySpreadConstraints"]
+    assert [one["topologyKey"] for one in spread] == ["topology.kubernetes.io/zone", "kubernetes.io/hostname"]
+    for constraint in spread:
+        assert constraint["labelSelector"]["matchLabels"].items() <= labels
+        assert constraint["whenUnsatisfiable"] == "ScheduleAnyway", "one node must still do"
+    strict = pod(render(helm, "--set", "topologySpread.keys={disk},topologySpread.whenUnsatisfiable=DoNotSchedule"))
+    (constraint,) = strict["topologySpreadConstraints"]
+    assert (constraint["topologyKey"], constraint["whenUnsatisfiable"]) == ("disk", "DoNotSchedule")
+    assert "topologySpreadConstraints" not in pod(render(helm, "--set-json", "topologySpread.keys=[]"))
+
+
+def notes(helm: Path, *values: str) -> str:
+    done = run(helm, "install", "shop", str(CHART), "--dry-run=client", *values)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split("NOTES:")[1]
+
+
+def test_an_open_service_is_announced_loudly(helm: Path) -> None:
+    assert "WARNING: no API keys are set.\n" in notes(helm)
+    public = notes(helm, "--set", "ingress.enabled=true,ingress.host=recommend.example")
+    assert "lets everybody reach it who can open recommend.example" in public
+    assert "LoadBalancer is reachable from outside" in notes(helm, "--set", "service.type=LoadBalancer")
+    # What a Secret holds is known to the cluster alone, and here there is none.
+    assert "unless the Secret vault has an entry STREAMREC_API_KEYS" in notes(helm, "--set", "existingSecret=vault")
+    assert "WARNING" not in notes(helm, "--set-string", f"settings.STREAMREC_API_KEYS={'a' * 64}")
+
+
+def test_the_public_reaches_what_shops_call_and_nothing_else(helm: Path) -> None:
+    rules = render(helm, "--set", "ingress.enabled=true,ingress.host=recommend.example")["Ingress"]["spec"]["rules"]
+    public = {one["path"] for one in rules[0]["http"]["paths"]}
+    app = create_app(Settings.model_construct())
+    routes = {"/", "/docs", "/page/{name}", "/openapi.json", *app.openapi()["paths"]}
+    reached = {route for route in routes if any(route == path or route.startswith(f"{path}/") for path in public)}
+    assert routes - reached >= {"/metrics", "/livez", "/readyz", "/", "/docs", "/page/{name}", "/openapi.json"}
+    assert reached >= {
+        "/recommend",
+        "/recommend/batch",
+        "/users/{user_id}/events",
+        "/users/{user_id}",
+        "/items/{item_id}",
+        "/items",
+        "/models",
+    }
 
 
 def test_kubernetes_puts_no_variables_beside_the_settings(helm: Path) -> None:
@@ -224,6 +349,7 @@ def test_users_keep_to_their_replica(helm: Path) -> None:
     [
         ("redis.url=redis://r:6390/0", {53, 6390}),
         ("redis.url=redis://r", {53, 6379}),
+        ("redis.url=rediss://:77@r:6391?db=1", {53, 6391}),
         ("redis.deploy=true", {53, 6379}),
         ("existingSecret=s,networkPolicy.egressPorts={6380,4318}", {53, 6379, 6380, 4318}),
         ("bundle.objectStore.path=store:b,bundle.objectStore.secret=s", {53, 443}),
@@ -253,7 +379,7 @@ def test_policies_and_budget_select_the_pods(helm: Path) -> None:
 
 def test_own_redis_is_found_and_keeps_histories(helm: Path) -> None:
     objects = example(helm, "redis-and-rules")
-    address = objects["ConfigMap"]["data"]["STREAMREC_REDIS_URL"]
+    address = objects["Secret"]["stringData"]["STREAMREC_REDIS_URL"]
     assert address == f"redis://{objects['Service redis']['metadata']['name']}:6379/0"
     args = objects["StatefulSet redis"]["spec"]["template"]["spec"]["containers"][0]["args"]
     assert args[args.index("--maxmemory-policy") + 1] == "volatile-lru"
@@ -295,7 +421,14 @@ def test_values_that_mean_nothing_are_refused(helm: Path, value: str) -> None:
     [
         ("bundle.existingClaim=a,bundle.image=b", "a pod serves one bundle"),
         ("redis.deploy=true,redis.url=redis://x:6379/0", "the service uses one Redis"),
-        ("autoscaling.enabled=true,autoscaling.minReplicas=9,autoscaling.maxReplicas=3", "must not exceed"),
+        (
+            "redis.deploy=true,autoscaling.enabled=true,autoscaling.minReplicas=9,autoscaling.maxReplicas=3",
+            "must not exceed",
+        ),
+        ("replicaCount=2", "Several replicas need one Redis"),
+        ("autoscaling.enabled=true", "Several replicas need one Redis"),
+        ("settings.STREAMREC_REDIS_URL=redis://r", "Set redis.url, not settings.STREAMREC_REDIS_URL"),
+        ("redis.url=redis://r,redis.tlsSecret=ca", "begins with rediss://"),
     ],
 )
 def test_values_that_contradict_are_refused_in_a_sentence(helm: Path, values: str, sentence: str) -> None:

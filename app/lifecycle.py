@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable
 from itertools import product
 
+from app import logs
 from app.metrics import Metrics
 from app.settings import Settings
 from serving.bundle import Bundle
@@ -44,6 +45,7 @@ class Service:
         on_death: Callable[[BaseException], None] = lambda error: None,
     ) -> None:
         self.settings, self.metrics, self.costs = settings, Metrics(), CostTable()
+        logs.count_dropped(self.metrics.dropped_log_lines.inc)
         self._engine, self._on_ready, self._on_failure = engine, on_ready, on_failure
         self._recommender: Recommender | None = None
         self.admission: Admission[Ticket[Search, Answer]] = Admission(

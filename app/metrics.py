@@ -92,6 +92,11 @@ class Metrics(Observer):
             "Items found by the search that do not exist or are not permitted",
             registry=registry,
         )
+        self.dropped_log_lines = Counter(
+            "streamrec_log_lines_dropped",
+            "Log lines lost because nobody read stderr, or its disk was full",
+            registry=registry,
+        )
         self.tasks = Gauge(
             "streamrec_event_loop_tasks", "Tasks of the event loop", registry=registry, multiprocess_mode="livesum"
         )

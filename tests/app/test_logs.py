@@ -96,18 +96,6 @@ def test_the_end_of_the_process_writes_what_is_left() -> None:
     assert [json.loads(line)["message"] for line in done.stderr.splitlines()] == [str(n) for n in range(2000)]
 
 
-def test_a_stream_that_fails_ends_nothing(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(text: str) -> int:
-        raise OSError("nobody reads")
-
-    monkeypatch.setattr(stream, "write", fail)
-    logging.getLogger("streamrec.test").info("lost")
-    logs.flush()
-    monkeypatch.setattr(stream, "write", io.StringIO.write.__get__(stream))
-    logging.getLogger("streamrec.test").info("heard")
-    assert [line["message"] for line in lines(stream)] == ["heard"]
-
-
 def test_a_reader_that_stops_blocks_nobody_and_the_loss_is_logged() -> None:
     waiting: queue.Queue[logging.LogRecord] = queue.Queue(3)
     handler = logs.NeverBlockingHandler(waiting)
@@ -123,3 +111,51 @@ def test_a_reader_that_stops_blocks_nobody_and_the_loss_is_logged() -> None:
     rest = [json.loads(waiting.get().getMessage()) for _ in range(2)]
     assert rest[0]["level"] == "warning" and rest[0]["message"].startswith("7 log lines were dropped")
     assert rest[1]["message"] == "after" and handler.dropped == 0
+
+
+class FullDisk(io.StringIO):
+    full = True
+
+    def write(self, text: str) -> int:
+        if self.full:
+            raise OSError(28, "No space left on device")
+        return super().write(text)
+
+
+def test_lines_that_cannot_be_written_are_counted_and_reported_once_they_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = FullDisk()
+    monkeypatch.setattr(sys, "stderr", disk)
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    counted: list[int] = []
+    try:
+        logs.set_up("info")
+        logs.count_dropped(lambda: counted.append(1))
+        for number in range(5):
+            logging.getLogger("streamrec.test").info("line %d", number)
+            logs.flush()
+        disk.full = False
+        logging.getLogger("streamrec.test").info("after")
+        first, second = lines(disk)
+    finally:
+        root.handlers[:], root.level = handlers, level
+    assert first["message"].startswith("5 log lines were dropped") and second["message"] == "after"
+    assert len(counted) == 5  # each once, the line that could not report them not at all
+
+
+def test_a_reader_that_has_stopped_does_not_keep_the_process_from_ending() -> None:
+    """More than a pipe holds is logged and nobody reads: the end comes all the same, and so does the exit status."""
+    code = "import logging, sys; from app import logs; logs.set_up('info'); logs.FLUSH_TIMEOUT_S = 0.2; "
+    code += "[logging.info('x' * 100) for _ in range(15000)]; print('logged', flush=True); sys.exit(3)"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stderr is not None
+    with process.stdout, process.stderr:
+        assert process.wait(DEADLINE) == 3
+        assert process.stdout.read() == b"logged\n"
+
+
+def test_a_non_blocking_stderr_loses_nothing() -> None:
+    code = "import logging, os; from app import logs; os.set_blocking(2, False); logs.set_up('info'); "
+    code += "[logging.info('%d', n) for n in range(3000)]"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=DEADLINE, check=True)
+    assert [json.loads(line)["message"] for line in done.stderr.splitlines()] == [str(n) for n in range(3000)]

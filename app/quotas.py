@@ -1,15 +1,18 @@
 """Quotas per client: counted in Redis if there is one, so that replicas share the count, else in process.
 
-A sliding window of two counters (the `limits` library): constant memory per client, no burst at a window's edge.
+A sliding window: no burst at a window's edge, and memory per client that does not grow with its quota. In process no
+window holds more than the quota; in Redis, two counters estimate it (the `limits` library).
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
+from collections import deque
+from collections.abc import Callable
 
 from limits import RateLimitItem, parse_many
-from limits.aio.storage import MemoryStorage, RedisStorage
+from limits.aio.storage import RedisStorage
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
 from redis.exceptions import RedisError
 
@@ -18,6 +21,8 @@ from app.settings import Settings
 from serving.online.redis_link import RedisDown, RedisLink, connect
 
 MAX_REMEMBERED = 10_000  # clients over their quota; beyond that, all are forgotten and counted again
+MAX_COUNTED = 100_000  # clients counted in process; beyond that, likewise
+SLICES = 32  # of a window; what was counted in one of them leaves the window together
 
 
 class Quotas:
@@ -27,20 +32,24 @@ class Quotas:
         self._over: dict[str, tuple[float, str]] = {}  # client -> until when, and the message
         self._limits = parse_many(settings.quota) if settings.quota else []
         self._secret = settings.user_secret
-        self._here = SlidingWindowCounterRateLimiter(MemoryStorage())
+        self._here = LocalCounts()
         self._redis = None
         if self._limits and settings.redis_url is not None:
-            url = settings.redis_url.get_secret_value()
-            self._redis = connect(url)
+            self._redis = connect(settings.redis_url.get_secret_value())
             self._link = RedisLink(self._redis, settings.redis_timeout_ms / 1000)
             self._shared = SlidingWindowCounterRateLimiter(
                 RedisStorage(
-                    f"async+{url}",
+                    "async+redis://",  # only names the kind: the connections are the pool's
                     implementation="redispy",
                     key_prefix="streamrec:quota",
                     connection_pool=self._redis.connection_pool,  # type: ignore[arg-type]
                 )
             )
+
+    @property
+    def largest(self) -> float:
+        """The most that one call may ever count, however long its client waits."""
+        return min((limit.amount for limit in self._limits), default=float("inf"))
 
     async def take(self, client: str, cost: int = 1) -> None:
         """Counts `cost` requests of a client. Raises QuotaExceeded when that exceeds its quota."""
@@ -75,11 +84,41 @@ class Quotas:
                 return await self._link.call(lambda client: _hit(self._shared, limit, name, cost))
             except (RedisDown, RedisError):
                 pass  # counted here until Redis is back
-        return await _hit(self._here, limit, name, cost)
+        return self._here.hit(limit, name, cost)
 
     async def close(self) -> None:
         if self._redis is not None:
             await self._redis.aclose()
+
+
+class LocalCounts:
+    """Counts in process, by a clock that nobody sets: the storage in memory of `limits` goes by the wall clock, and a
+    client over its quota would stay so for as long as that clock was set back."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._counts: dict[tuple[RateLimitItem, str], deque[tuple[float, int]]] = {}  # when, and how many until then
+
+    def hit(self, limit: RateLimitItem, name: str, cost: int) -> float | None:
+        """Seconds until `cost` fits under the limit; or None if it fits, and is counted."""
+        now, period = self._clock(), limit.get_expiry()
+        if len(self._counts) >= MAX_COUNTED:
+            self._counts.clear()
+        counts = self._counts.setdefault((limit, name), deque())
+        while counts and counts[0][0] <= now - period:
+            counts.popleft()
+        excess = sum(count for _, count in counts) + cost - limit.amount
+        if excess > 0:
+            for at, count in counts:
+                excess -= count
+                if excess <= 0:
+                    return period - (now - at)
+            return float(period)
+        slice_ = period / SLICES
+        if counts and counts[-1][0] // slice_ == now // slice_:
+            cost += counts.pop()[1]
+        counts.append((now, cost))
+        return None
 
 
 async def _hit(limiter: SlidingWindowCounterRateLimiter, limit: RateLimitItem, name: str, cost: int) -> float | None:

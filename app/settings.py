@@ -7,10 +7,12 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 import limits
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from redis.asyncio.connection import parse_url
 
 from serving.types import RuntimeName, StateDtype
 
@@ -140,6 +142,16 @@ class Settings(BaseSettings):
             raise ValueError("give a quota like 100/second, or several like 100/second;5000/minute")
         return quota
 
+    @field_validator("redis_url")
+    @classmethod
+    def _is_redis(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None and not _names_a_redis(url.get_secret_value()):
+            raise ValueError(  # nothing of the address: what cannot be read may be a part of its password
+                "give an address like redis://:PASSWORD@host:6379/0, rediss://… over TLS, or unix:///path?db=0; "
+                "in the password write %40 for @, %2F for /, %3A for :, %3F for ? and %23 for #"
+            )
+        return url
+
     @field_validator("otlp_endpoint")
     @classmethod
     def _is_http(cls, address: str | None) -> str | None:
@@ -163,6 +175,19 @@ class Settings(BaseSettings):
     @property
     def user_secret(self) -> bytes:
         return self.user_hash_key.get_secret_value().encode()
+
+
+def _names_a_redis(url: str) -> bool:
+    """Whether redis-py reads the address as it is meant. It drops what it does not understand, and would connect to
+    another host where a password holds a slash."""
+    try:
+        parse_url(url)
+        parts = urlsplit(url)
+    except ValueError:
+        return False
+    if parts.scheme == "unix":
+        return bool(parts.path) and not parts.fragment
+    return bool(parts.hostname and re.fullmatch(r"/?\d*", parts.path)) and not parts.fragment
 
 
 def variable(name: str) -> str:

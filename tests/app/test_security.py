@@ -1,4 +1,4 @@
-"""Keys, admin keys, quotas, security headers, and pages of other origins."""
+"""Keys, admin keys, security headers, and pages of other origins."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from pydantic import ValidationError
 from app import security
 from tests.app.conftest import Start, settings
 from tests.app.test_recommend import HISTORY, ask
-from tests.conftest import RedisServer, SlowRoad
-from tests.waiting import eventually
 
 
 def digest(key: str) -> str:
@@ -76,70 +74,7 @@ def test_a_key_that_is_no_ascii_is_refused_and_not_a_fault(start: Start) -> None
     assert client.get("/models", headers={"X-API-Key": "schlüssel".encode()}).status_code == 403  # type: ignore[dict-item]
 
 
-# Quotas
-
-
-def test_a_client_over_its_quota_is_429_and_others_are_not(start: Start) -> None:
-    client = start(api_keys=f"{digest('one')},{digest('two')}", quota="3/hour")
-    body = {"history": HISTORY}
-    statuses = [client.post("/recommend", json=body, headers=sending("one")).status_code for _ in range(5)]
-    assert statuses == [200, 200, 200, 429, 429]
-    refused = client.get("/items", headers=sending("one"))
-    assert refused.headers["content-type"] == "application/problem+json"
-    assert refused.json()["type"].endswith("over-quota") and "3 per 1 hour" in refused.json()["detail"]
-    assert 1 <= int(refused.headers["retry-after"]) <= 3600 and refused.json()["retry_after"] >= 1
-    assert client.post("/recommend", json=body, headers=sending("two")).status_code == 200
-    assert client.get("/models", headers=sending("wrong")).status_code == 403  # and counts for nobody
-    assert client.get("/readyz").status_code == client.get("/").status_code == 200
-    assert 'streamrec_rejected_total{reason="over_quota"} 3.0' in client.get("/metrics").text
-
-
-def test_a_batch_counts_as_many_as_it_holds(start: Start) -> None:
-    client = start(quota="10/hour")
-    batch = {"requests": [{"history": HISTORY}] * 8}
-    assert client.post("/recommend/batch", json=batch).status_code == 200
-    assert client.post("/recommend/batch", json=batch).status_code == 429
-    assert ask(client, history=HISTORY).status_code == 200
-
-
-def test_a_quota_comes_back(start: Start) -> None:
-    client = start(quota="2/3 second;100/hour")
-    assert [client.get("/models").status_code for _ in range(3)] == [200, 200, 429]
-    eventually(lambda: client.get("/models").status_code == 200)
-
-
-def test_replicas_share_a_quota_in_redis_and_no_key_can_be_read_there(start: Start, redis_server: RedisServer) -> None:
-    shared = {"redis_url": redis_server.url, "redis_timeout_ms": 2000, "api_keys": digest("one"), "quota": "4/hour"}
-    first, second = start(**shared), start(**shared)
-    statuses = [client.get("/models", headers=sending("one")).status_code for client in (first, second) * 3]
-    assert statuses == [200] * 4 + [429] * 2
-    with redis_server.client() as redis:
-        keys = b" ".join(redis.keys("*"))
-        assert b"streamrec:quota" in keys and digest("one").encode() not in keys
-        assert all(0 < redis.ttl(key) <= 7200 for key in redis.keys("*"))
-
-
-def test_a_redis_outage_costs_three_waits_and_quotas_go_on_in_process(
-    start: Start, redis_server: RedisServer, slow_road: SlowRoad
-) -> None:
-    client = start(redis_url=slow_road.url, redis_timeout_ms=500, quota="30/hour")
-    assert client.get("/models").status_code == 200
-    before = slow_road.sent
-    slow_road.open.clear()
-    statuses = [client.get("/models").status_code for _ in range(31)]
-    assert statuses == [200] * 30 + [429]  # a count of its own, from the outage on
-    assert slow_road.sent - before < 15, "after three failures it asks every two seconds at most, not 31 times"
-    slow_road.open.set()
-    redis_server.kill()
-    assert client.get("/models").status_code == 429
-
-
-def test_a_full_redis_refuses_nobody(start: Start, redis_server: RedisServer) -> None:
-    with redis_server.client() as redis:
-        redis.config_set("maxmemory", 1)
-        redis.config_set("maxmemory-policy", "noeviction")
-    client = start(redis_url=redis_server.url, redis_timeout_ms=2000, quota="5/hour")
-    assert [client.get("/models").status_code for _ in range(6)] == [200] * 5 + [429]
+# Settings
 
 
 @pytest.mark.parametrize(

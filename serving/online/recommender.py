@@ -180,7 +180,7 @@ class Recommender:
         )
 
     def _demand(self, query: Query, now: float) -> Demand:
-        """A number of steps that was asked for is kept. `auto` takes as many as fit the time budget; so does, up to the
+        """A requested number of steps is kept. `auto` takes as many as fit the time budget; so does, up to the
         bundle's default, a query with a time budget and no steps."""
         bundle, limits = self.bundle, self._limits
         width = query.beam_width if query.beam_width is not None else max(query.k, limits.default_beam_width)

@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
                 options.batch, options.part_users, options.runtime)  # fmt: skip
     try:
         return _score(task, options)
-    except ServingError as error:
+    except (ServingError, OSError) as error:
         print(f"streamrec: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,39 +12,49 @@ import torch
 from safetensors.torch import save_file
 
 from serving.bundle import NEIGHBOURS, TRIE, Bundle
+from serving.files import replaced_folder
 from serving.items.catalogue import write_catalogue
 from serving.items.neighbours import write_neighbours
 from serving.items.trie import build_trie
 from serving.items.trie_file import write_trie
-from serving.manifest import FORMAT, MANIFEST, bundle_version, file_sha256, sealed, settings_to_json
+from serving.manifest import (
+    FOLDERS,
+    FORMAT,
+    MANIFEST,
+    bundle_version,
+    file_sha256,
+    foreign_to_bundle,
+    sealed,
+    settings_to_json,
+)
 
 
 def write_bundle(folder: Path, bundle: Bundle, *, model_card: str, write_tokenizer: Callable[[Path], None]) -> str:
-    """Writes `bundle` to `folder`, replacing what was there, and returns its version.
+    """Writes `bundle` to `folder`, in place of an earlier bundle there, and returns its version.
 
-    write_tokenizer fills the bundle's tokenizer folder.
+    write_tokenizer fills the bundle's tokenizer folder. Raises StorageError where the folder holds anything else.
     """
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    for name in ("model", "tokenizer", "catalogues"):
-        (partial / name).mkdir(parents=True)
-    _write_json(partial / "model/config.json", bundle.network.t5.config.to_transformers())
-    save_file(_on_cpu(bundle.network.t5.state_dict()), partial / "model/model.safetensors", {"format": "pt"})
-    save_file(_on_cpu(bundle.network.heads.state_dict()), partial / "heads.safetensors", {"format": "pt"})
-    write_catalogue(partial / "catalogue.parquet", bundle.catalogue)
-    write_trie(partial / TRIE, build_trie(bundle.catalogue.tokens))
+    with replaced_folder(folder, foreign_to_bundle, "a bundle") as new:
+        return _write_files(new, bundle, model_card, write_tokenizer)
+
+
+def _write_files(folder: Path, bundle: Bundle, model_card: str, write_tokenizer: Callable[[Path], None]) -> str:
+    for name in FOLDERS:
+        (folder / name).mkdir()
+    _write_json(folder / "model/config.json", bundle.network.t5.config.to_transformers())
+    save_file(_on_cpu(bundle.network.t5.state_dict()), folder / "model/model.safetensors", {"format": "pt"})
+    save_file(_on_cpu(bundle.network.heads.state_dict()), folder / "heads.safetensors", {"format": "pt"})
+    write_catalogue(folder / "catalogue.parquet", bundle.catalogue)
+    write_trie(folder / TRIE, build_trie(bundle.catalogue.tokens))
     if bundle.neighbours is not None:
-        write_neighbours(partial / NEIGHBOURS, bundle.neighbours)
+        write_neighbours(folder / NEIGHBOURS, bundle.neighbours)
     for name, rows in bundle.catalogue.subsets.items():
-        _write_json(partial / f"catalogues/{name}.json", [bundle.catalogue.item_ids[row] for row in rows])
-    write_tokenizer(partial / "tokenizer")
-    (partial / "README.md").write_text(model_card, encoding="utf-8")
-    version = _write_manifest(partial, bundle)
-    for path in partial.rglob("*"):
+        _write_json(folder / f"catalogues/{name}.json", [bundle.catalogue.item_ids[row] for row in rows])
+    write_tokenizer(folder / "tokenizer")
+    (folder / "README.md").write_text(model_card, encoding="utf-8")
+    version = _write_manifest(folder, bundle)
+    for path in folder.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)  # the service may run as another user
-    if folder.exists():
-        shutil.rmtree(folder)
-    partial.rename(folder)
     return version
 
 

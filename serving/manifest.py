@@ -18,6 +18,7 @@ MANIFEST = "bundle.json"
 SEAL = "manifest_sha256"  # the manifest's hash of itself; older bundles have none
 UNSEALED = "0" * 64
 GET_ANOTHER = "Get a fresh copy of the bundle, or export it again."
+FOLDERS = ("model", "tokenizer", "catalogues")
 REQUIRED_FILES = {"model/config.json", "model/model.safetensors", "heads.safetensors", "catalogue.parquet"}
 CHOICES = {
     "step_form": ("token", "state", "both"),
@@ -125,6 +126,22 @@ def check_files(folder: Path, files: dict[str, str]) -> None:
             raise BundleError(f"The bundle's file {name} is damaged: its sha256 is not the manifest's. {GET_ANOTHER}")
     if absent := REQUIRED_FILES - files.keys():
         raise BundleError(f"The bundle's manifest does not list {sorted(absent)[0]}. {GET_ANOTHER}")
+
+
+def foreign_to_bundle(folder: Path) -> str | None:
+    """The name of something in the folder that is not listed by a manifest there; None for a bundle, whole or damaged.
+
+    An empty folder has nothing foreign, and in one without a manifest everything is.
+    """
+    entries = sorted(folder.iterdir())
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        files = [Path(name) for name in manifest["files"]] if isinstance(manifest["format"], int) else []
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return entries[0].name if entries else None
+    known = {Path(name) for name in (MANIFEST, *FOLDERS)}.union(files, *(file.parents for file in files))
+    found = (path.relative_to(folder) for path in sorted(folder.rglob("*")))
+    return next((str(path) for path in found if path not in known), None)
 
 
 def file_sha256(path: Path) -> str:

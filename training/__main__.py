@@ -17,7 +17,8 @@ from training.data.cli import add_data_commands
 from training.data.prepare import read_data
 from training.data.shop import write_demo_shop
 from training.evaluate import evaluate_bundle
-from training.pipeline import STAGES, RunError, run
+from training.pipeline import STAGES, run
+from training.preflight import RunError
 
 DISK_FULL = "The disk is full; free some space and run the same command again."
 

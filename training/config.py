@@ -211,7 +211,7 @@ class EvalConfig(Settings):
     steps: Counts = (0, 2, 4)
     beam: Positive = 20
     valid_users: Positive = 1000
-    choice_users: Positive = 4000
+    choice_users: Annotated[int, Field(ge=2)] = 4000  # of one user nobody can say what is more than chance
     dense_weights: Weights = (0.0, 0.25, 0.5, 1.0)
     neighbours_weights: Weights = (0.0,)
     dense_candidates: Counts = (0,)

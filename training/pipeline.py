@@ -19,8 +19,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from serving.files import atomic_write, locked_folder
+from serving.files import atomic_write, check_replaceable, locked_folder
 from serving.items.tokenizer import save_tokenizer
+from serving.manifest import foreign_to_bundle
 from training.config import ConfigError, RunConfig, read_stored_config
 from training.data.prepare import (
     Dataset,
@@ -36,6 +37,7 @@ from training.export import export
 from training.ids.embed import item_embedding
 from training.ids.semantic_ids import build_semantic_ids
 from training.neighbours import fit_neighbours
+from training.preflight import RunError, check_data, check_work_folder, stored_run
 from training.stages.distributed import SINGLE_PROCESS, Process, join_processes
 from training.stages.loop import Log, Outcome, run_stage
 from training.stages.pretrain import PretrainStep
@@ -45,10 +47,6 @@ from training.workspace import Workspace, make_workspace
 
 STAGES = ("prepare", "tokenize", "pretrain", "sft", "rl", "export")
 TRAINED = {"pretrain": PretrainStep, "sft": SftStep, "rl": RlStep}
-
-
-class RunError(RuntimeError):
-    """The work folder does not fit the command; the message says what to do."""
 
 
 def run(
@@ -61,10 +59,13 @@ def run(
 ) -> None:
     """Runs every stage up to `until` that is not done yet. work_folder: `<bundle>.work` unless given.
 
-    Under torchrun the processes train together; rank 0 locks the folder and does what cannot be divided.
+    Under torchrun the processes train together; rank 0 locks the folder and does what cannot be divided. Whatever can
+    be refused (`training/preflight.py`) is refused before the first stage.
     """
+    bundle_folder = Path(os.path.abspath(bundle_folder))  # "." and ".." have no name, and links stay as they are
+    check_replaceable(bundle_folder, foreign_to_bundle, "a bundle")
     folder = work_folder or bundle_folder.with_name(bundle_folder.name + ".work")
-    folder.mkdir(parents=True, exist_ok=True)
+    check_work_folder(folder)
     config = config.model_copy(update={"name": config.name or data_folder.resolve().name})
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     with ExitStack() as stack:
@@ -74,6 +75,7 @@ def run(
                 stack.enter_context(locked_folder(folder))
             data = read_data(data_folder)  # before the folder is written to, so that bad data leave no trace
             split = split_by(data, config.split)
+            check_data(data, split)
             if process.is_first:
                 _same_run(folder, {"data": fingerprint(data_folder), "config": config.to_json()})
                 print(describe(data, split))
@@ -159,7 +161,7 @@ def fingerprint(data_folder: Path) -> dict[str, str]:
 def _same_run(folder: Path, wanted: dict[str, Any]) -> None:
     file = folder / "run.json"
     if file.exists():
-        found = json.loads(file.read_text())
+        found = stored_run(file)
         start_afresh = "choose another --out or remove that folder."
         try:
             found["config"] = read_stored_config(found["config"]).to_json()

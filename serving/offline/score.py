@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
+import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,8 +25,8 @@ import pyarrow.parquet as pq
 from serving.bundle import Bundle
 from serving.engine import Engine
 from serving.errors import ScoreError
-from serving.files import atomic_write, locked_folder
-from serving.offline.input import Part, open_histories
+from serving.files import atomic_write, check_writable, locked_folder
+from serving.offline.input import Part, Reject, open_histories
 from serving.offline.scorer import SCHEMA, Scorer, Task
 
 
@@ -50,6 +53,7 @@ def score(task: Task, run_parts: RunParts | None = None) -> Summary:
     """
     bundle = Bundle.load(task.bundle)
     _check_options(task, bundle)
+    _check_out(task)
     parts = open_histories(task.histories, task.part_users).parts()
     with locked_folder(task.parts_folder):
         _check_same_run(task, bundle)
@@ -59,8 +63,7 @@ def score(task: Task, run_parts: RunParts | None = None) -> Summary:
         for rows in (run_parts or run_here)(task, bundle, missing):
             progress.add(rows)
         summary = _join_parts(task, parts)
-        (task.parts_folder / "run.json").unlink()  # first: without it a later run ignores the parts
-        shutil.rmtree(task.parts_folder)
+        _remove_parts(task.parts_folder)
     return summary
 
 
@@ -105,6 +108,58 @@ def _check_options(task: Task, bundle: Bundle) -> None:
         raise ScoreError("--batch and --part-users must be at least 1.")
 
 
+OWN_FILE = re.compile(r"lock|(run\.json|part-\d{6,}\.(parquet|rejects\.jsonl))(\..*partial)?")  # of OUT.parts
+REJECT_FIELDS = {field.name for field in fields(Reject)}
+
+
+def _check_out(task: Task) -> None:
+    """Raises ScoreError where scoring would replace a file that no earlier scoring wrote, or could write none."""
+    for path, is_ours in ((task.out, _is_result), (task.rejects_file, _is_rejects)):
+        if path.exists() and os.path.samefile(path, task.histories):
+            raise ScoreError(f"{path} is the file of histories, which would be replaced; choose another --out.")
+        if os.path.lexists(path) and (path.is_symlink() or not path.is_file() or not is_ours(path)):
+            raise ScoreError(f"{path} is there already and no earlier result; choose another --out, or move it away.")
+    folder = task.parts_folder
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise ScoreError(f"{folder} is not a folder, in which this run would keep its parts; choose another --out.")
+    names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    foreign = [name for name in names if not OWN_FILE.fullmatch(name)]
+    if foreign or (names and "lock" not in names):
+        raise ScoreError(
+            f"{folder} holds {(foreign or names)[0]}, which no earlier run left there; choose another --out, or move "
+            "that away."
+        )
+    check_writable(folder)
+
+
+def _is_result(path: Path) -> bool:
+    """Whether a file is empty, or Parquet with the columns that scoring writes."""
+    try:
+        return path.stat().st_size == 0 or bool(pq.read_schema(path).equals(SCHEMA))
+    except (OSError, pa.ArrowException):
+        return False
+
+
+def _is_rejects(path: Path) -> bool:
+    with path.open("rb") as file:
+        first = file.readline()
+    try:
+        return not first or set(json.loads(first)) == REJECT_FIELDS
+    except (ValueError, TypeError, RecursionError):
+        return False
+
+
+def _remove_parts(folder: Path) -> None:
+    """Removes what scoring wrote to OUT.parts, and the folder unless somebody else has put something there."""
+    (folder / "run.json").unlink()  # first: without it a later run ignores the parts
+    for path in folder.iterdir():
+        if OWN_FILE.fullmatch(path.name) and path.name != "lock":
+            path.unlink()
+    (folder / "lock").unlink()  # last: a folder with parts and no lock is not ours
+    with suppress(OSError):
+        folder.rmdir()
+
+
 def _check_same_run(task: Task, bundle: Bundle) -> None:
     """Keeps parts of a run with other histories, bundle or options from being mixed with those of this one."""
     with task.histories.open("rb") as file:
@@ -114,13 +169,17 @@ def _check_same_run(task: Task, bundle: Bundle) -> None:
                 "exclude_seen": task.exclude_seen, "part_users": task.part_users, "runtime": task.runtime}  # fmt: skip
     file_of_run = task.parts_folder / "run.json"
     if file_of_run.exists():
-        if json.loads(file_of_run.read_text(encoding="utf-8")) != this_run:
+        try:
+            earlier = json.loads(file_of_run.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError):
+            earlier = None
+        if earlier != this_run:
             raise ScoreError(
                 f"{task.parts_folder} belongs to a run with other histories, bundle or options; "
                 "choose another --out or remove that folder."
             )
     else:
-        for stale in task.parts_folder.glob("part-*"):
+        for stale in task.parts_folder.glob("part-*"):  # all ours, see `_check_out`
             stale.unlink()
         with atomic_write(file_of_run) as path:
             path.write_text(json.dumps(this_run) + "\n", encoding="utf-8")

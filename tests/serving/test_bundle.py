@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from serving.bundle import Bundle
 from serving.bundle_writer import write_bundle
 from serving.engine import Engine
-from serving.errors import BundleError
+from serving.errors import BundleError, StorageError
 from serving.items.catalogue import write_catalogue
 from serving.items.trie import build_trie
 from serving.items.trie_file import write_trie
@@ -348,12 +348,26 @@ def test_the_version_follows_the_content(copy, good, tmp_path):
 
 
 def test_writing_over_a_bundle_replaces_all_of_it(copy):
-    (copy / "left-over.txt").write_text("old")
+    tiny_bundle(copy, neighbours=True)
     before = Bundle.load(copy).version
+    assert (copy / "neighbours.safetensors").exists()
     tiny_bundle(copy, seed=1)
     assert Bundle.load(copy).version != before
-    assert not (copy / "left-over.txt").exists()
+    assert not (copy / "neighbours.safetensors").exists()
     assert [path.name for path in copy.parent.iterdir()] == [copy.name]
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "model/notes.txt", "mine/notes.txt", "mine"])
+def test_a_bundle_with_something_of_others_in_it_is_not_replaced(copy, name):
+    before = Bundle.load(copy).version
+    if name == "mine":
+        (copy / name).mkdir()
+    else:
+        (copy / name).parent.mkdir(exist_ok=True)
+        (copy / name).write_text("mine")
+    with pytest.raises(StorageError, match="which is no part of a bundle"):
+        tiny_bundle(copy, seed=1)
+    assert Bundle.load(copy).version == before and (copy / name).exists()
 
 
 def test_a_failed_write_leaves_the_old_bundle_as_it_was(copy):

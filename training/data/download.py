@@ -24,7 +24,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from serving.files import atomic_write
+from serving.files import atomic_write, check_writable
 from training.data.read import DataError
 
 AMAZON_2023 = "https://mcauleylab.ucsd.edu/public_datasets/data/amazon_2023/"
@@ -45,11 +45,20 @@ def amazon_2023(name: str, folder: Path, base_url: str = AMAZON_2023, pause: flo
         raise DataError(f"{name!r} is not a category; use a name such as Musical_Instruments")
     raw, base = Path(folder) / "raw", base_url.rstrip("/")
     ratings, metadata = raw / f"{name}.csv.gz", raw / f"meta_{name}.jsonl.gz"
+    _check_folder(Path(folder), ratings)
     download(f"{base}/benchmark/5core/rating_only/{ratings.name}", ratings, pause)
     download(f"{base}/raw/meta_categories/{metadata.name}", metadata, pause)
     users, items, events = _convert_ratings(ratings, Path(folder) / "interactions.csv.gz")
     missing = _convert_metadata(metadata, items, Path(folder) / "items.jsonl.gz")
     return {"users": len(users), "items": len(items), "events": events, "items_without_metadata": missing}
+
+
+def _check_folder(folder: Path, ratings: Path) -> None:
+    """Raises DataError where the folder holds other data, StorageError where it cannot be written to."""
+    check_writable(folder)
+    theirs = sorted(path.name for path in folder.glob("*") if path.name.startswith(("interactions.", "items.")))
+    if theirs and not ratings.exists():
+        raise DataError(f"{folder} holds {theirs[0]}, which is of other data; choose another --out, or move it away.")
 
 
 def download(url: str, path: Path, pause: float = 2.0) -> None:

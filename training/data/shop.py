@@ -18,18 +18,19 @@ Users are made in chunks, so memory does not grow with their number.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from serving.files import atomic_write
+from serving.files import replaced_folder
 from training.data.shop_words import BRANDS, FINISHES, KITS, SERIES, TIERS
 
 ROLES = 4  # products per kit
@@ -47,6 +48,7 @@ TRUTH_USERS, TRUTH_CELLS = 2_000, 50_000_000  # best recall: at most so many use
 DEMO_SHOP = {"users": 20_000, "items": 1000, "seed": 0}
 
 Format = Literal["csv.gz", "parquet"]
+TRUTH = "truth.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,15 +265,13 @@ def write_shop(
 
     `progress` is called with the number of users written since the last call. truth.json holds the
     expected recall and NDCG at 5 and 10 of the best possible ranking for the last event of up to
-    TRUTH_USERS users, by p(next item | history, date). Raises ValueError for impossible sizes.
+    TRUTH_USERS users, by p(next item | history, date). Raises ValueError for impossible sizes, and
+    StorageError where the folder holds anything but an earlier shop, which is replaced.
     """
     if users < 1:
         raise ValueError(f"a shop needs at least one user, not {users}; give --users 1 or more")
     shop = build_shop(items, seed)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_items(shop, folder / "items.jsonl")
-
+    folder = Path(os.path.abspath(folder))
     gains: list[np.ndarray] = []
 
     def observe(shoppers: Shoppers, _: np.ndarray) -> None:
@@ -281,30 +281,52 @@ def write_shop(
                 best_gains(next_item(shop, shoppers.take(np.arange(begin, min(begin + size, len(shoppers.kit))))))
             )
 
-    path = folder / f"interactions.{format}"
     item_ids = pa.array(shop.item_ids)
     schema = pa.schema([("user_id", pa.string()), ("item_id", pa.string()), ("timestamp", pa.int64())])
     width = max(7, len(str(users - 1)))
-    with atomic_write(path) as partial, _table_writer(partial, schema, format) as writer:
-        for user, item, time in shop_events(shop, users, seed, observe):
-            names = pa.array([f"u{number:0{width}d}" for number in range(user[0], user[-1] + 1)])
-            columns = [names.take(pa.array(user - user[0])), item_ids.take(pa.array(item)), pa.array(time)]
-            writer.write_table(pa.table(columns, schema=schema))
-            progress(int(user[-1] - user[0]) + 1)
+    with replaced_folder(folder, foreign_to_shop, "a generated shop") as new:
+        _write_items(shop, new / "items.jsonl")
+        with _table_writer(new / f"interactions.{format}", schema, format) as writer:
+            for user, item, time in shop_events(shop, users, seed, observe):
+                names = pa.array([f"u{number:0{width}d}" for number in range(user[0], user[-1] + 1)])
+                columns = [names.take(pa.array(user - user[0])), item_ids.take(pa.array(item)), pa.array(time)]
+                writer.write_table(pa.table(columns, schema=schema))
+                progress(int(user[-1] - user[0]) + 1)
+        truth = _truth(np.concatenate(gains), users, items, seed)
+        (new / TRUTH).write_text(json.dumps(truth, indent=2) + "\n", encoding="utf-8")
+    return truth
 
-    gain = np.concatenate(gains).mean(axis=0)
-    truth = {
+
+def _truth(gains: np.ndarray, users: int, items: int, seed: int) -> dict[str, Any]:
+    """What truth.json says. gains: (evaluated users, 4), see `best_gains`."""
+    best = dict(zip(("recall@5", "recall@10", "ndcg@5", "ndcg@10"), gains.mean(axis=0).tolist(), strict=True))
+    return {
         "seed": seed,
         "users": users,
         "items": items,
-        "evaluated_users": sum(map(len, gains)),
-        "best": dict(zip(("recall@5", "recall@10", "ndcg@5", "ndcg@10"), gain.tolist(), strict=True)),
+        "evaluated_users": len(gains),
+        "best": best,
         "meaning": "expectation, over the last event of users, of the ranking by the generator's exact "
         "p(next item | history, date of the event); no model can expect more",
     }
-    with atomic_write(folder / "truth.json") as partial:
-        partial.write_text(json.dumps(truth, indent=2) + "\n", encoding="utf-8")
-    return truth
+
+
+def foreign_to_shop(folder: Path) -> str | None:
+    """The name of something in a folder that `write_shop` did not write there; None for a shop or an empty folder."""
+    names = sorted(path.name for path in folder.iterdir())
+    ours: set[str] = set()
+    if read_truth(folder):
+        ours = {TRUTH, "items.jsonl", *(f"interactions.{format}" for format in get_args(Format))}
+    return next((name for name in names if name not in ours), None)
+
+
+def read_truth(folder: Path) -> dict[str, Any] | None:
+    """What the truth.json of a generated shop says; None where there is no such file."""
+    try:
+        truth = json.loads((folder / TRUTH).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return truth if isinstance(truth, dict) and DEMO_SHOP.keys() <= truth.keys() else None
 
 
 def write_demo_shop(folder: Path) -> None:
@@ -312,12 +334,10 @@ def write_demo_shop(folder: Path) -> None:
 
     Raises ValueError where the folder holds another shop: the bundle would be evaluated on users it never saw.
     """
-    truth = folder / "truth.json"  # written last
-    if not truth.exists():
+    found = read_truth(folder)
+    if found is None:
         write_shop(folder, DEMO_SHOP["users"], DEMO_SHOP["items"], DEMO_SHOP["seed"])
-        return
-    found = json.loads(truth.read_text(encoding="utf-8"))
-    if any(found[name] != value for name, value in DEMO_SHOP.items()):
+    elif any(found[name] != value for name, value in DEMO_SHOP.items()):
         raise ValueError(
             f"{folder} holds a shop of {found['users']:,} users, seed {found['seed']}, not the demo's: remove the "
             "folder and run the same command again"
@@ -357,7 +377,7 @@ def _table_writer(path: Path, schema: pa.Schema, format: Format) -> Iterator[Any
 
 def _write_items(shop: Shop, path: Path) -> None:
     """One line per item, in the order of the (random) ids, so that the order tells nothing."""
-    with atomic_write(path) as partial, partial.open("w", encoding="utf-8") as file:
+    with path.open("w", encoding="utf-8") as file:
         for item in np.argsort(shop.item_ids):
             department, subcategory, product = shop.nouns[shop.noun[item]]
             brand, tier = BRANDS[department][shop.brand[item]], shop.tier[item]

@@ -375,6 +375,39 @@ def test_a_file_that_is_not_histories_ends_in_one_sentence(bundle, tmp_path, cap
     assert not (tmp_path / "out.parts").exists()
 
 
+def test_nothing_but_an_earlier_result_is_replaced(bundle, tmp_path):
+    source = write_json(tmp_path / "h.jsonl", some_histories(6))
+    task = Task(bundle, source, tmp_path / "out.parquet", k=3, beam=4)
+    (tmp_path / "link").symlink_to("nowhere")
+    (tmp_path / "hard").hardlink_to(source)
+    (tmp_path / "notes.txt").write_text("mine")
+    pq.write_table(pa.table({"mine": [1]}), tmp_path / "mine.parquet")
+    (tmp_path / "b.rejects.jsonl").write_text('{"mine": 1}\n')
+    (tmp_path / "c.rejects.jsonl").mkdir()
+    for name, content in (("d", "notes.txt"), ("e", "part-000001.parquet")):  # of a program with the same names
+        (tmp_path / f"{name}.parts").mkdir()
+        (tmp_path / f"{name}.parts" / content).write_text("mine")
+    (tmp_path / "f.parts").write_text("mine")
+    refused = {
+        "h.jsonl": "file of histories", "hard": "file of histories", "link": "no earlier result",
+        ".": "no earlier result", "notes.txt": "no earlier result", "mine.parquet": "no earlier result",
+        "b": "b.rejects.jsonl is there already", "c": "c.rejects.jsonl is there already",
+        "d": "d.parts holds notes.txt", "e": "e.parts holds part-000001.parquet", "f": "f.parts is not a folder",
+        "notes.txt/out": "cannot be written to",
+    }  # fmt: skip
+    before = {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for name, words in refused.items():
+        with pytest.raises((ScoreError, StorageError), match=words):
+            score(replace(task, out=tmp_path / name if name != "." else tmp_path))
+    assert {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    again = replace(task, histories=write_json(tmp_path / "g.rejects.jsonl", some_histories(6)), out=tmp_path / "g")
+    with pytest.raises(ScoreError, match=r"g\.rejects\.jsonl is the file of histories"):
+        score(again)
+    task.out.touch()  # as by mktemp
+    for _ in range(2):  # and over an earlier result
+        assert score(task).users == 6
+
+
 def test_bad_options_end_in_one_sentence(bundle, tmp_path, capsys):
     source = write_parquet(tmp_path / "h.parquet", some_histories(3))
     command = ["score", "--bundle", str(bundle), "--histories", str(source), "--out", str(tmp_path / "out")]

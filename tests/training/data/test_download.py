@@ -220,3 +220,11 @@ def test_the_commands(server, tmp_path, capsys):
     assert "test targets" in run("stats", str(tmp_path / "shop"), "--split", "chronological")
     assert "test targets" not in run("stats", str(tmp_path / "shop"))
     assert Path(tmp_path / "shop" / "items.jsonl").exists()
+
+
+def test_other_data_in_the_folder_are_not_replaced(server, tmp_path):
+    server.files = official_files()
+    (tmp_path / "interactions.csv.gz").write_bytes(b"mine")
+    with pytest.raises(DataError, match=r"holds interactions\.csv\.gz, which is of other data"):
+        amazon_2023("Small_Things", tmp_path, server.url)
+    assert (tmp_path / "interactions.csv.gz").read_bytes() == b"mine" and not server.requests

@@ -1,0 +1,100 @@
+"""Folders are replaced whole, and only where nothing in them is anybody else's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from serving.errors import StorageError
+from serving.files import check_replaceable, locked_folder, replaced_folder
+
+KIND = "a list"
+
+
+def foreign(folder: Path) -> str | None:
+    """Here a folder is ours as long as it holds nothing but `list.txt`."""
+    return next((path.name for path in sorted(folder.iterdir()) if path.name != "list.txt"), None)
+
+
+def write(folder: Path, text: str) -> None:
+    with replaced_folder(folder, foreign, KIND) as new:
+        (new / "list.txt").write_text(text)
+
+
+def test_a_new_an_empty_and_an_earlier_folder_are_replaced(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for name in ("new/deep", "empty", "empty"):
+        write(tmp_path / name, name)
+        assert (tmp_path / name / "list.txt").read_text() == name
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "new"]
+
+
+def test_what_is_of_others_stays_and_the_sentence_names_it(tmp_path):
+    folder = tmp_path / "out"
+    write(folder, "one")
+    (folder / "thesis.tex").write_text("a year's work")
+    with pytest.raises(StorageError, match=r"out holds thesis\.tex, which is no part of a list; choose another --out"):
+        write(folder, "two")
+    assert sorted(path.name for path in folder.iterdir()) == ["list.txt", "thesis.tex"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_others_put_there_meanwhile_stays_too(tmp_path):
+    folder = tmp_path / "out"
+    with pytest.raises(StorageError, match="thesis"), replaced_folder(folder, foreign, KIND):
+        folder.mkdir()
+        (folder / "thesis.tex").touch()
+    assert (folder / "thesis.tex").exists()
+
+
+def test_a_block_that_fails_leaves_the_earlier_folder(tmp_path):
+    write(tmp_path / "out", "one")
+    with pytest.raises(ZeroDivisionError), replaced_folder(tmp_path / "out", foreign, KIND) as new:
+        (new / "list.txt").write_text("two")
+        raise ZeroDivisionError
+    assert (tmp_path / "out/list.txt").read_text() == "one"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_leftovers_of_a_killed_run_are_removed_and_nothing_else(tmp_path):
+    leftover = tmp_path / ".out.partial"
+    (leftover / "new").mkdir(parents=True)
+    (leftover / "new/list.txt").touch()
+    write(tmp_path / "out", "one")
+    assert not leftover.exists()
+    leftover.mkdir()
+    (leftover / "notes").touch()
+    with pytest.raises(StorageError, match="was not left by an earlier run"):
+        write(tmp_path / "out", "two")
+    assert (leftover / "notes").exists() and (tmp_path / "out/list.txt").read_text() == "one"
+
+
+def test_links_files_and_the_current_folder_are_refused(tmp_path, monkeypatch):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "file").write_text("x")
+    monkeypatch.chdir(tmp_path / "real")
+    refused = {
+        tmp_path / "link": "is a link",
+        tmp_path / "dangling": "is a link",
+        tmp_path / "file": "is a file, and a list is a folder",
+        tmp_path / "file/in": "cannot be written to",
+        tmp_path / "real": "This command runs in",
+        Path("/proc"): "root of a disk",
+        Path("/proc/new"): "cannot be written to",
+    }
+    for folder, words in refused.items():
+        with pytest.raises(StorageError, match=words):
+            check_replaceable(folder, foreign, KIND)
+    assert (tmp_path / "file").read_text() == "x" and (tmp_path / "link").is_symlink()
+
+
+def test_a_folder_that_cannot_be_made_is_refused_in_one_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(StorageError, match=r"cannot be written .*; choose another --out"),
+        locked_folder(tmp_path / "file"),
+    ):
+        pass

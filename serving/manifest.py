@@ -13,7 +13,8 @@ from serving.items.neighbours import Neighbours
 from serving.items.vocabulary import Vocabulary
 from serving.types import BundleSettings
 
-FORMAT = 1
+FORMAT = 2  # from 2 on a bundle says what its softmax runs over
+READABLE = (1, 2)
 MANIFEST = "bundle.json"
 SEAL = "manifest_sha256"  # the manifest's hash of itself; older bundles have none
 UNSEALED = "0" * 64
@@ -24,6 +25,7 @@ CHOICES = {
     "step_form": ("token", "state", "both"),
     "merge": ("logsumexp", "max"),
     "attention": ("bidirectional", "causal-by-item"),
+    "normalise": ("block", "vocabulary"),
 }
 
 
@@ -42,6 +44,7 @@ def settings_to_json(vocabulary: Vocabulary, settings: BundleSettings, neighbour
         },
         "score": {
             "temperature": settings.temperature,
+            "normalise": settings.normalise,
             "dense_weight": settings.dense_weight,
             "dense_candidates": settings.dense_candidates,
             "neighbours_weight": settings.neighbours_weight,
@@ -68,6 +71,7 @@ def settings_from_json(manifest: dict[str, Any]) -> BundleSettings:
         dense_candidates=score.get("dense_candidates", 0),
         neighbours_weight=score.get("neighbours_weight", 0.0),
         attention=manifest["encoder"]["attention"],
+        normalise=score.get("normalise", "vocabulary"),
     )
     for name, values in CHOICES.items():
         if asdict(settings)[name] not in values:
@@ -89,9 +93,9 @@ def read_manifest(folder: Path) -> tuple[dict[str, Any], str]:
         name, _ = manifest["name"], manifest["files"].items()
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BundleError(f"{path} is not a bundle's manifest. {GET_ANOTHER}") from error
-    if number != FORMAT:
+    if number not in READABLE:
         raise BundleError(
-            f"The bundle {folder} has format {number} and this program reads {FORMAT}; "
+            f"The bundle {folder} has format {number} and this program reads {READABLE[0]} to {FORMAT}; "
             "update streamrec or export it again."
         )
     seal = manifest.get(SEAL)

@@ -136,9 +136,15 @@ class Reference:
         return state
 
     def _log_probs(self, path: Path, prefix: Tokens) -> torch.Tensor:
-        """log P(next token | reasoning, prefix of an item). Shape: (V,) float64."""
+        """log P(next token | reasoning, prefix of an item). Shape: (V,) float64, -inf where none may be."""
         hidden = self._decode(self._inputs(path, prefix))[0, -1]
-        return (self.network.t5.logits(hidden) / self.settings.temperature).log_softmax(-1)
+        logits = self.network.t5.logits(hidden) / self.settings.temperature
+        if self.settings.normalise == "block":
+            vocabulary, reasons = self.bundle.vocabulary, len(path.tokens) < self.steps
+            first, end = vocabulary.reasoning_range if reasons else vocabulary.level_ranges[len(prefix)]
+            token = torch.arange(len(logits))
+            logits = logits.masked_fill((token < first) | (token >= end), -math.inf)
+        return logits.log_softmax(-1)
 
     def _inputs(self, path: Path, prefix: Tokens) -> torch.Tensor:
         """The decoder's input: start token of l, reasoning so far, prefix of an item. Shape: (1, T, D), T positions."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # takes seconds to import, which callers that only need the o
 EncoderAttention = Literal["bidirectional", "causal-by-item"]
 StepForm = Literal["token", "state", "both"]
 Merge = Literal["logsumexp", "max"]
+Normalise = Literal["block", "vocabulary"]
 RuntimeName = Literal["eager", "onnx", "onnx-int8", "cuda"]
 StateDtype = Literal["float32", "float16"]
 
@@ -37,7 +38,8 @@ class BundleSettings:
 
     max_items: history items that the encoder reads. suffix_tokens: ids after the history. paths: reasoning paths kept.
     dense_candidates: how many items with the highest dense and neighbour scores are added to those the beam has found.
-    neighbours_weight: of an item's log score by neighbours (`serving/items/neighbours.py`); 0: off.
+    neighbours_weight: of an item's log score by neighbours (`serving/items/neighbours.py`); 0: off. normalise: what a
+    token's softmax runs over, the tokens that may stand at its position or the whole vocabulary, as in older bundles.
     """
 
     max_items: int = 20
@@ -51,6 +53,7 @@ class BundleSettings:
     dense_candidates: int = 0
     neighbours_weight: float = 0.0
     attention: EncoderAttention = "bidirectional"
+    normalise: Normalise = "vocabulary"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,17 +90,19 @@ class Request:
 class SearchSettings:
     """What the search needs to know of a bundle.
 
-    start_tokens[l] starts a search with l steps. reasoning_range: [lo, hi) of the tokens a step may choose. paths: P,
-    the reasoning paths kept. merge: how paths are merged at the first item token. dense_candidates: see
-    `BundleSettings`.
+    start_tokens[l] starts a search with l steps. reasoning_range: [lo, hi) of the tokens a step may choose;
+    level_ranges: of those at each level of an item. paths: P, the reasoning paths kept. merge: how paths are merged at
+    the first item token. dense_candidates, normalise: see `BundleSettings`.
     """
 
     start_tokens: tuple[int, ...]
     reasoning_range: tuple[int, int]
+    level_ranges: tuple[tuple[int, int], ...]
     temperature: float = 1.0
     paths: int = 1
     merge: Merge = "logsumexp"
     dense_candidates: int = 0
+    normalise: Normalise = "vocabulary"
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import ErrorDetails
 
 from serving.items.tokenizer import PACKAGED, Source
-from serving.types import EncoderAttention, Merge, StepForm
+from serving.types import EncoderAttention, Merge, Normalise, StepForm
 from training.data.prepare import SplitKind
 
 
@@ -83,7 +83,11 @@ class TokenizeConfig(Settings):
 
 
 class ModelSettings(Settings):
-    """The network's size and the form of its reasoning. reasoning_codes 0: reasoning tokens are item codes [paper]."""
+    """The network's size and the form of its reasoning. reasoning_codes 0: reasoning tokens are item codes [paper].
+
+    normalise: what a token's softmax runs over, the tokens that may stand at its position (`block`) or the whole
+    `vocabulary` [paper].
+    """
 
     d_model: Positive = 128
     d_kv: Positive = 32
@@ -99,6 +103,7 @@ class ModelSettings(Settings):
     step_form: StepForm = "both"
     paths: Positive = 1
     merge: Merge = "logsumexp"
+    normalise: Normalise = "block"
     temperature: Annotated[Number, Field(gt=0)] = 1.0
 
 
@@ -296,13 +301,17 @@ def read_config(data: Any) -> RunConfig:
 
 # Settings that left the code because they gained nothing, with the value that stayed.
 RETIRED = {("sft", "target"): "item", ("sft", "label_refresh"): "every step", ("rl", "rollouts"): "sample"}
+# Settings that are younger than some stored runs, with what the code did before them, where that is not the default.
+BEFORE: dict[tuple[str, str], Any] = {("model", "normalise"): "vocabulary"}
 
 
 def read_stored_config(data: dict[str, Any]) -> RunConfig:
-    """The settings of an earlier run. Those it did not know yet have their defaults; retired ones must have had the
-    value that stayed. Raises ConfigError otherwise.
+    """The settings of an earlier run. Those it did not know yet have what was done before there was a choice; retired
+    ones must have had the value that stayed. Raises ConfigError otherwise.
     """
     data = json.loads(json.dumps(data))
+    for (section, name), before in BEFORE.items():
+        data.setdefault(section, {}).setdefault(name, before)
     for (section, name), kept in RETIRED.items():
         if name in data.get(section, {}) and (value := data[section].pop(name)) != kept:
             raise ConfigError(f"{section}.{name}={value} is no longer supported, only {kept}.")

@@ -175,6 +175,13 @@ def model_card(
         for name, stage in stages.items()
     )
     codes = model.reasoning_codes or "no, shared with the items"
+    softmax = "A token's probability is normalised over the whole vocabulary."
+    if model.normalise == "block":
+        softmax = (
+            "A token's probability is normalised over the tokens that may stand at its position: the codes of the "
+            "item's level\n(`vocabulary.level_offsets` and `codebook_sizes` in bundle.json), or the reasoning codes "
+            "(`vocabulary.reasoning_range`)."
+        )
     causal = ""
     if model.attention == "causal-by-item":
         causal = (
@@ -213,6 +220,7 @@ paper and chosen here: a reasoning step takes `{model.step_form}`, reasoning cod
 labels `{config.sft.labels}` fed as `{config.sft.inputs}`, state loss `{config.sft.state_loss}`. An item's dense score
 is log_softmax over all items of (s_l . v) / sqrt(d_model), with v = the sum of the item's token embeddings + its row of
 `item_free.weight`, s_l = `state` MLP of the sum of the decoder's outputs at positions 0..l (all in heads.safetensors).
+{softmax}
 With `step_form` state or both, the decoder's input at step i also gets `feedback.weight` times s_(i-1).
 {causal}{near}
 ## Accuracy on validation

@@ -98,6 +98,7 @@ def bundle_settings(model: ModelSettings, default_steps: int = 0, dense_weight: 
         temperature=model.temperature,
         dense_weight=dense_weight,
         attention=model.attention,
+        normalise=model.normalise,
     )
 
 

@@ -18,7 +18,8 @@ from serving.network.t5 import CrossKeysValues
 from serving.search.beam import search
 from serving.types import SearchSettings
 
-NETWORK = {"step": "step", "embed": "step", "step_input": "step", "state": "step"}  # method of a runtime -> part
+# method of a runtime -> part
+NETWORK = dict.fromkeys(("step", "logits", "embed", "step_input", "state"), "step")
 CONSTRAINT = {"expand": "constraint"}
 PARTS = ("encode", "cross_keys_values", "step", "constraint", "topk", "rest")
 

@@ -21,8 +21,8 @@ from serving.items.vocabulary import Vocabulary
 from serving.network.model import StreamRec
 from serving.network.runtime import Runtime
 from serving.network.t5 import ModelConfig
-from serving.search.beam import search
-from serving.types import SearchSettings
+from serving.search.beam import search, search_settings
+from serving.types import BundleSettings
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def make_case(model: Model, steps: int, batch: int, beams: int, seed: int) -> Ca
 
 def ours(model: Model, runtime: Runtime, paths: int = 1) -> Contender:
     """Our search over one runtime, from encoder states: every search computes its cross-attention keys and values."""
-    settings = SearchSettings(tuple(model.vocabulary.start_tokens), model.vocabulary.reasoning_range, paths=paths)
+    settings = search_settings(model.vocabulary, BundleSettings(paths=paths))  # normalised as `generate` does
 
     def answer(case: Case) -> Any:
         cross = runtime.cross_keys_values(case.hidden, torch.ones(case.tokens.shape, dtype=torch.bool))

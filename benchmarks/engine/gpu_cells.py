@@ -21,10 +21,10 @@ from serving.items.rules import RuleBook
 from serving.items.trie import Trie, build_trie
 from serving.items.vocabulary import Vocabulary
 from serving.network.t5 import ModelConfig
-from serving.search.beam import search
+from serving.search.beam import search, search_settings
 from serving.search.cuda_graph import GraphSearch, capture_cuda_graph, padded_batch
 from serving.search.decoder import stable_topk
-from serving.types import Rules, SearchSettings
+from serving.types import BundleSettings, Rules
 
 SEED = 0
 TOLERANCE = 1e-4  # of a score, the sum of up to 12 log-probabilities
@@ -108,8 +108,7 @@ class Subject:
         vocabulary, record = plan.vocabulary, None if device.type == "cuda" else run_again
         codes = clustered_codes(plan.items, vocabulary.tokens_per_item, vocabulary.codebook_sizes[0], SEED)
         tokens = vocabulary.tokens_of(codes)
-        start, dense = tuple(vocabulary.start_tokens), min(plan.beams)
-        settings = SearchSettings(start, vocabulary.reasoning_range, dense_candidates=dense)
+        settings = search_settings(vocabulary, BundleSettings(dense_candidates=min(plan.beams)))
         network = random_network(plan.sizes[size], plan.items, SEED)
         self.parameters = sum(parameter.numel() for parameter in network.t5.parameters())
         self.here = Model.make(network, torch.from_numpy(tokens.astype(np.int64)), build_trie(tokens), settings)

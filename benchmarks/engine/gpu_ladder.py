@@ -151,18 +151,18 @@ def all_rows(model: Model, case: Case) -> Paths:
     lo, hi = model.settings.reasoning_range
     shape = len(case.hidden), case.beams
     start = torch.full(shape, model.settings.start_tokens[case.steps], device=device)
-    hidden, logits, rows = decode_step(runtime, cross, None, runtime.embed(start))
+    hidden, rows = decode_step(runtime, cross, None, runtime.embed(start))
     hidden_sum, states = hidden, [runtime.state(hidden)]
     tokens = torch.zeros(*shape, 0, dtype=torch.int64, device=device)
     log_probs = torch.zeros(*shape, 0, device=device)
     for _ in range(case.steps):
-        log_prob, token = logits.log_softmax(-1)[..., lo:hi].max(-1)
+        log_prob, token = runtime.logits(hidden).log_softmax(-1)[..., lo:hi].max(-1)
         tokens = torch.cat([tokens, token.unsqueeze(-1) + lo], -1)
         log_probs = torch.cat([log_probs, log_prob.unsqueeze(-1)], -1)
-        hidden, logits, rows = decode_step(runtime, cross, rows, runtime.step_input(token + lo, states[-1]))
+        hidden, rows = decode_step(runtime, cross, rows, runtime.step_input(token + lo, states[-1]))
         hidden_sum = hidden_sum + hidden
         states.append(runtime.state(hidden_sum))
-    paths = ReasoningPaths(rows, logits, first_row_scores(case), torch.stack(states, 2), tokens, log_probs)
+    paths = ReasoningPaths(rows, hidden, first_row_scores(case), torch.stack(states, 2), tokens, log_probs)
     return as_paths(decode_items(runtime, model.trie, model.settings, cross, paths, case.beams, None, None))
 
 
@@ -193,9 +193,12 @@ class Bfloat16Runtime(EagerRuntime):
 
     def step(
         self, x: torch.Tensor, bias: torch.Tensor, cross: CrossKeysValues, past: KeysValues | None
-    ) -> tuple[torch.Tensor, torch.Tensor, KeysValues]:
+    ) -> tuple[torch.Tensor, KeysValues]:
         hidden, present = self.network.t5.decode(x, bias, cross, past)
-        return hidden.float(), self.output.logits(hidden.float()), present
+        return hidden.float(), present
+
+    def logits(self, hidden: torch.Tensor, block: tuple[int, int] | None = None) -> torch.Tensor:
+        return self.output.logits(hidden, block)
 
     def step_input(self, token: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
         return super().step_input(token, state.bfloat16())

@@ -28,7 +28,8 @@ from serving.network.eager import EagerRuntime
 from serving.network.onnx import OnnxRuntime
 from serving.network.runtime import Runtime
 from serving.network.t5 import ModelConfig
-from serving.types import SearchSettings
+from serving.search.beam import search_settings
+from serving.types import BundleSettings
 
 SEED = 0
 FUNCTION, MASK, GREEDY = "generate, prefix function", "generate, vectorised mask", "generate, greedy reasoning"
@@ -163,7 +164,7 @@ def cost_of_paths(
 
 def parts_of_time(model: Model, runtime: Runtime, case: Case, library: str, rounds: int = 15) -> Row:
     """Milliseconds by part. `step_products`: the step's matrix products alone, by the runtime's library."""
-    settings = SearchSettings(tuple(model.vocabulary.start_tokens), model.vocabulary.reasoning_range)
+    settings = search_settings(model.vocabulary, BundleSettings())
     parts = breakdown(runtime, model.trie, settings, case.tokens, steps=case.steps, beams=case.beams, rounds=rounds)
     passes = [one for one in _products(model, case) if one.kind != "cross_keys_values"]
     cpu, _ = in_turns({library: in_order(FLOORS[library](passes))}, seconds=0, least=rounds)

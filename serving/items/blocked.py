@@ -37,12 +37,12 @@ class Blocked:
         return self.own.shape[1] > 0, self.sets.shape[0] > 1
 
     def expand(
-        self, trie: Trie, log_probs: torch.Tensor, node: torch.Tensor, level: int
+        self, trie: Trie, log_probs: torch.Tensor, node: torch.Tensor, level: int, *, first_id: int = 0
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As `Trie.expand`, with -inf also where no permitted item is at or below a child."""
         lists, sets = self.reads
         mask = self.level_masks[level] if sets else None
-        scores, child = trie.expand(log_probs, node, level, mask)
+        scores, child = trie.expand(log_probs, node, level, mask, first_id=first_id)
         if lists:
             bits = _read(self.own, self.own_offset, child, trie.tables[level])
             scores = scores + minus_inf(bits ^ self.inverted.unsqueeze(-1))

@@ -86,17 +86,24 @@ class Trie:
         return self.level_start[level + 1] - self.level_start[level]
 
     def expand(
-        self, log_probs: torch.Tensor, node: torch.Tensor, level: int, mask: LevelMask | None = None
+        self,
+        log_probs: torch.Tensor,
+        node: torch.Tensor,
+        level: int,
+        mask: LevelMask | None = None,
+        *,
+        first_id: int = 0,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Children of nodes of one level, in token order, and the log-probabilities of the tokens that lead to them.
 
-        Shapes: log_probs (B, Q, V) float, node (B, Q) integer -> scores (B, Q, C) float, -inf where there is no child;
-        child (B, Q, C) int32, any node of the next level there. C is a constant of the level.
+        Shapes: log_probs (B, Q, n) float, of the ids first_id .. first_id + n - 1, node (B, Q) integer -> scores
+        (B, Q, C) float, -inf where there is no child; child (B, Q, C) int32, any node of the next level there. C is a
+        constant of the level.
         mask: hides children; None if the searches may reach all of them.
         """
         if self.tables[level].numel():
             child = F.embedding(node - self.level_start[level], self.tables[level])
-            first = self.first_token[level]
+            first = self.first_token[level] - first_id
             hidden = _mask_negative(child) if mask is None else mask.read_table(node, self.tokens[level])
             scores = log_probs[..., first : first + self.tokens[level]] + hidden
             return scores, child.clamp(min=self.level_start[level + 1])
@@ -109,6 +116,8 @@ class Trie:
         left = end - 1 - child  # negative behind the last child
         if mask is not None:
             left |= F.embedding(first_child + mask.offset, mask.bits)
+        if first_id:  # behind the last child a run goes on with tokens that may lie outside of log_probs
+            token = (token - first_id).clamp_(0, log_probs.shape[-1] - 1)
         scores = log_probs.gather(-1, token) + _mask_negative(left)
         return scores, child.clamp(max=self.level_start[level + 2] - 1)
 

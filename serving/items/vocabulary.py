@@ -43,6 +43,12 @@ class Vocabulary:
         return np.cumsum([self.item_offset, *self.codebook_sizes[:-1]], dtype=np.int64)
 
     @property
+    def level_ranges(self) -> tuple[tuple[int, int], ...]:
+        """[first, last + 1) of every level's block."""
+        offsets = self.level_offsets.tolist()
+        return tuple((first, first + size) for first, size in zip(offsets, self.codebook_sizes, strict=True))
+
+    @property
     def item_range(self) -> tuple[int, int]:
         """[first, last + 1) of all item codes."""
         return self.item_offset, self.item_offset + int(sum(self.codebook_sizes))

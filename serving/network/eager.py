@@ -34,9 +34,11 @@ class EagerRuntime:
 
     def step(
         self, x: torch.Tensor, bias: torch.Tensor, cross: CrossKeysValues, past: KeysValues | None
-    ) -> tuple[torch.Tensor, torch.Tensor, KeysValues]:
-        hidden, present = self.network.t5.decode(x, bias, cross, past)
-        return hidden, self.network.t5.logits(hidden), present
+    ) -> tuple[torch.Tensor, KeysValues]:
+        return self.network.t5.decode(x, bias, cross, past)
+
+    def logits(self, hidden: torch.Tensor, block: tuple[int, int] | None = None) -> torch.Tensor:
+        return self.network.t5.logits(hidden, block)
 
     def embed(self, token: torch.Tensor) -> torch.Tensor:
         embedding: torch.Tensor = self.network.t5.shared(token)

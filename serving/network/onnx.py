@@ -1,8 +1,9 @@
 """The network on ONNX Runtime, for serving on a CPU: the answers of eager torch in about half the time.
 
 The encoder and the decoder step are ONNX graphs; the rest (embeddings, position bias, keys and values of the
-cross-attention, the method's heads) is eager torch. There is no CUDA here: on a GPU the search, eager step included, is
-captured as one graph, which leaves nothing for another runtime to save.
+cross-attention, the output layer, of which a position needs one block only, the method's heads) is eager torch. There
+is no CUDA here: on a GPU the search, eager step included, is captured as one graph, which leaves nothing for another
+runtime to save.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class OnnxRuntime(EagerRuntime):
     """Runs a StreamRec with its weights as they are at construction. Implements `Runtime`.
 
     threads: of ONNX Runtime's arithmetic. int8: the weights of the decoder step in 8 bits. The encoder stays float32,
-    so that an encoder state is the same whichever runtime made it, and runtimes can share a cache.
+    so that an encoder state is the same whichever runtime made it, and runtimes can share a cache; so does the output
+    layer.
 
     Nothing is copied: torch, numpy and ONNX Runtime share the same buffers. What the search only passes on, the past
     and `CrossKeysValues.layers`, stays a flat list of arrays (keys, values, layer by layer): making tensors of them
@@ -66,13 +68,13 @@ class OnnxRuntime(EagerRuntime):
 
     def step(
         self, x: torch.Tensor, bias: torch.Tensor, cross: CrossKeysValues, past: KeysValues | None
-    ) -> tuple[torch.Tensor, torch.Tensor, KeysValues]:
+    ) -> tuple[torch.Tensor, KeysValues]:
         layers: Any = cross.layers
         past = past or [keys_or_values[:, :, :0] for keys_or_values in layers]
         joined = [view.swapaxes(1, 2).reshape(len(view), view.shape[2], -1) for view in layers]  # a view too
         values = (x.numpy(), bias.numpy(), cross.mask.numpy(), *joined, *past)
-        *present, hidden, logits = _run(self._step, dict(zip(self._inputs, values, strict=True)))
-        return torch.from_numpy(hidden), torch.from_numpy(logits), present
+        *present, hidden = _run(self._step, dict(zip(self._inputs, values, strict=True)))
+        return torch.from_numpy(hidden), present
 
 
 def _run(session: onnxruntime.InferenceSession, inputs: dict[str, Any]) -> Any:

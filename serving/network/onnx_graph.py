@@ -133,11 +133,11 @@ def encoder(t5: T5) -> bytes:
 
 
 def step(t5: T5, int8: bool) -> bytes:
-    """One call of the decoder, `T5.decode` and `T5.logits` together. int8: with weights in 8 bits.
+    """One call of the decoder, `T5.decode`. int8: with weights in 8 bits.
 
     Inputs, in this order: x (B, Q, D), bias (B, H, Q, W), mask (B, 1, 1, S), per layer cross_keys_i, cross_values_i
     (B, S, H * d_kv), per layer past_keys_i, past_values_i (B, H, W - Q, d_kv). Outputs: per layer keys_i, values_i
-    (B, H, W, d_kv), then hidden (B, Q, D), logits (B, Q, V).
+    (B, H, W, d_kv), then hidden (B, Q, D).
     """
     config, heads, d_kv = t5.config, t5.config.num_heads, t5.config.d_kv
     graph = Graph(config, int8)
@@ -156,7 +156,5 @@ def step(t5: T5, int8: bool) -> bytes:
         normed = graph.norm(x, to_history.layer_norm)
         x = graph.op("Add", x, graph.cross_attention(normed, to_history.part, *cross[i], mask))
         x = graph.op("Add", x, graph.feed_forward(graph.norm(x, feed_forward.layer_norm), feed_forward.part))
-    hidden = graph.name(graph.norm(x, t5.decoder.final_layer_norm), graph.output("hidden", "B", "Q", config.d_model))
-    logits = graph.linear(hidden, t5.shared.weight * config.d_model**-0.5)
-    graph.name(logits, graph.output("logits", "B", "Q", config.vocab_size))
+    graph.name(graph.norm(x, t5.decoder.final_layer_norm), graph.output("hidden", "B", "Q", config.d_model))
     return graph.model()

@@ -29,8 +29,12 @@ class Runtime(Protocol):
 
     def step(
         self, x: torch.Tensor, bias: torch.Tensor, cross: CrossKeysValues, past: KeysValues | None
-    ) -> tuple[torch.Tensor, torch.Tensor, KeysValues]:
-        """One call of the decoder. Shapes: x (B, Q, D), bias (B, H, Q, W) -> (B, Q, D), logits (B, Q, V), new past."""
+    ) -> tuple[torch.Tensor, KeysValues]:
+        """One call of the decoder. Shapes: x (B, Q, D), bias (B, H, Q, W) -> hidden (B, Q, D), new past."""
+        ...
+
+    def logits(self, hidden: torch.Tensor, block: tuple[int, int] | None = None) -> torch.Tensor:
+        """The output layer, for all ids or for those of one block. Shape: (B, Q, D) -> (B, Q, V) or (B, Q, C)."""
         ...
 
     def embed(self, token: torch.Tensor) -> torch.Tensor:

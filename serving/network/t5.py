@@ -280,9 +280,10 @@ class T5(nn.Module):
             present.append(keys_values)
         return self.decoder.dropout(self.decoder.final_layer_norm(x)), present
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Shape: (..., D) -> (..., V)."""
-        return F.linear(hidden * self.config.d_model**-0.5, self.shared.weight)
+    def logits(self, hidden: torch.Tensor, block: tuple[int, int] | None = None) -> torch.Tensor:
+        """Of all ids, or of those in `block`, [first, last + 1). Shape: (..., D) -> (..., V) or (..., C)."""
+        weight = self.shared.weight if block is None else self.shared.weight[block[0] : block[1]]
+        return F.linear(hidden * self.config.d_model**-0.5, weight)
 
 
 def float_mask(mask: torch.Tensor) -> torch.Tensor:

@@ -9,10 +9,11 @@ an answer is, is defined here and nowhere else: evaluation and the service both 
                 + sum_{j=2..M} log P(c_j | best path for c_1, c_1 .. c_{j-1})  +  dense_weight * dense(item | s_L)
                 + neighbour_bonus(item)
 
-log P is a log_softmax(logits / temperature) over the whole vocabulary. Tokens outside the trie have probability zero in
-the search (masked before top-k), not in the normalisation. A path's share is its probability among the paths kept; a
-single path has share 1 and adds nothing: its item scores are the sum over the item's tokens. neighbour_bonus is the
-weighted log score of the item graph (`serving/items/neighbours.py`).
+log P is a log_softmax(logits / temperature) over the tokens that may stand at the position: the codes of the item's
+level, or the reasoning codes (`normalise: block`); in older bundles over the whole vocabulary. Tokens outside the trie
+have probability zero in the search (masked before top-k), not in the normalisation. A path's share is its probability
+among the paths kept; a single path has share 1 and adds nothing: its item scores are the sum over the item's tokens.
+neighbour_bonus is the weighted log score of the item graph (`serving/items/neighbours.py`).
 
 After the last reasoning step all paths are at the root of the trie. They are merged there, for every first token, and
 the path that gives a token the highest probability continues with it: from then on every beam is at a node of its own,
@@ -39,7 +40,7 @@ from serving.search.decoder import (
     decode_step,
     select_rows,
     stable_topk,
-    token_log_softmax,
+    token_log_probs,
 )
 from serving.types import Beams, BundleSettings, Merge, SearchSettings
 
@@ -49,10 +50,12 @@ def search_settings(vocabulary: Vocabulary, settings: BundleSettings) -> SearchS
     return SearchSettings(
         start_tokens=tuple(vocabulary.start_tokens),
         reasoning_range=vocabulary.reasoning_range,
+        level_ranges=vocabulary.level_ranges,
         temperature=settings.temperature,
         paths=settings.paths,
         merge=settings.merge,
         dense_candidates=settings.dense_candidates,
+        normalise=settings.normalise,
     )
 
 
@@ -82,7 +85,7 @@ def reason(runtime: Runtime, settings: SearchSettings, cross: CrossKeysValues, s
     """Decodes the start token of `steps`, then that many steps, keeping the `settings.paths` likeliest paths."""
     batch, device = cross.mask.shape[0], runtime.device
     start = torch.full((batch, 1), settings.start_tokens[steps], dtype=torch.int64, device=device)
-    hidden, logits, cache = decode_step(runtime, cross, None, runtime.embed(start))
+    hidden, cache = decode_step(runtime, cross, None, runtime.embed(start))
     scores = hidden.new_zeros(batch, 1)
     hidden_sum, states = hidden, runtime.state(hidden).unsqueeze(2)  # (B, 1, D), (B, 1, 1, D)
     tokens = torch.zeros(batch, 1, 0, dtype=torch.int64, device=device)
@@ -92,7 +95,7 @@ def reason(runtime: Runtime, settings: SearchSettings, cross: CrossKeysValues, s
         if runtime.step_form == "state":  # a fed-back state alone has no token to choose, and so a single path
             token = torch.zeros_like(start)
         else:
-            step = token_log_softmax(logits, settings.temperature)[..., lo:hi]  # (B, P, hi - lo)
+            step = token_log_probs(runtime, settings, hidden, (lo, hi))  # (B, P, hi - lo)
             candidates = (scores.unsqueeze(-1) + step).flatten(1)
             flat = stable_topk(candidates, None, min(settings.paths, candidates.shape[1]))  # (B, P')
             scores, parent, token = candidates.gather(1, flat), flat // (hi - lo), flat % (hi - lo) + lo
@@ -100,10 +103,10 @@ def reason(runtime: Runtime, settings: SearchSettings, cross: CrossKeysValues, s
             hidden_sum, states = select_rows(hidden_sum, parent), select_rows(states, parent)
             tokens = torch.cat([select_rows(tokens, parent), token.unsqueeze(-1)], -1)
             log_probs = torch.cat([select_rows(log_probs, parent), step.flatten(1).gather(1, flat).unsqueeze(-1)], -1)
-        hidden, logits, cache = decode_step(runtime, cross, cache, runtime.step_input(token, states[:, :, -1]))
+        hidden, cache = decode_step(runtime, cross, cache, runtime.step_input(token, states[:, :, -1]))
         hidden_sum = hidden_sum + hidden
         states = torch.cat([states, runtime.state(hidden_sum).unsqueeze(2)], 2)
-    return ReasoningPaths(cache, logits, scores, states, tokens, log_probs)
+    return ReasoningPaths(cache, hidden, scores, states, tokens, log_probs)
 
 
 def decode_items(
@@ -161,17 +164,17 @@ def _decode_tokens(
     blocked: Blocked | None,
 ) -> DecodedItems:
     """The beam over item tokens, from the root of the trie to its leaves; best item first."""
-    cache, logits = reasoned.cache, reasoned.logits
+    cache, hidden = reasoned.cache, reasoned.hidden
     scores = reasoned.scores.log_softmax(-1)  # (B, P): the log shares
     node = torch.zeros(scores.shape, dtype=torch.int64, device=scores.device)
     path = torch.arange(scores.shape[1], device=scores.device).expand(scores.shape)
-    token_log_probs = scores.new_zeros(*scores.shape, 0)
-    for level in range(trie.levels):
-        log_probs = token_log_softmax(logits, settings.temperature)
+    chosen_log_probs = scores.new_zeros(*scores.shape, 0)
+    for level, block in enumerate(settings.level_ranges):
+        log_probs = token_log_probs(runtime, settings, hidden, block)
         if blocked is None:
-            step, child = trie.expand(log_probs, node, level)  # (B, Q, C)
+            step, child = trie.expand(log_probs, node, level, first_id=block[0])  # (B, Q, C)
         else:
-            step, child = blocked.expand(trie, log_probs, node, level)
+            step, child = blocked.expand(trie, log_probs, node, level, first_id=block[0])
         candidates = scores.unsqueeze(-1) + step
         count = min(beam_width, trie.nodes_at(level + 1), child.shape[1] * child.shape[2])
         if level == 0:
@@ -183,10 +186,10 @@ def _decode_tokens(
         node = child.flatten(1).gather(1, flat).long()
         path = path.gather(1, parent)
         chosen = step.flatten(1).gather(1, flat).unsqueeze(-1)
-        token_log_probs = torch.cat([select_rows(token_log_probs, parent), chosen], -1)
+        chosen_log_probs = torch.cat([select_rows(chosen_log_probs, parent), chosen], -1)
         if level + 1 < trie.levels:
-            _, logits, cache = decode_step(runtime, cross, cache.select(parent), runtime.embed(trie.token[node]))
-    return DecodedItems(node - trie.level_start[trie.levels], scores, path, token_log_probs)
+            hidden, cache = decode_step(runtime, cross, cache.select(parent), runtime.embed(trie.token[node]))
+    return DecodedItems(node - trie.level_start[trie.levels], scores, path, chosen_log_probs)
 
 
 def _merge_paths(

@@ -12,7 +12,7 @@ from serving.items.blocked import Blocked
 from serving.items.trie import Trie
 from serving.network.runtime import Runtime
 from serving.network.t5 import CrossKeysValues
-from serving.search.decoder import NEG_INF, DecodedItems, ReasoningPaths, stable_topk, token_log_softmax
+from serving.search.decoder import NEG_INF, DecodedItems, ReasoningPaths, stable_topk, token_log_probs
 from serving.types import SearchSettings
 
 
@@ -50,9 +50,8 @@ def add_candidates(
         bonus = bonus.masked_fill(blocked.items(trie), NEG_INF)
     item = stable_topk(bonus, None, min(settings.dense_candidates, bonus.shape[1]))  # (B, U)
     leaf, tokens = trie.leaf[item].long(), runtime.item_tokens[item]  # (B, U), (B, U, M)
-    logits = _logits(runtime, cross, reasoned, tokens)
-    token_log_probs = token_log_softmax(logits, settings.temperature).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-    scores = token_log_probs.sum(-1) + reasoned.scores.log_softmax(-1)[:, :1]
+    log_probs = _log_probs(runtime, settings, cross, reasoned, tokens)  # (B, U, M)
+    scores = log_probs.sum(-1) + reasoned.scores.log_softmax(-1)[:, :1]
     scores = scores.masked_fill(bonus.gather(1, item) == NEG_INF, NEG_INF)
     is_duplicate = ((leaf.unsqueeze(2) == found.leaf.unsqueeze(1)) & (found.scores > NEG_INF).unsqueeze(1)).any(2)
     scores = scores.masked_fill(is_duplicate | ~has_bonus[:, None], NEG_INF)
@@ -60,19 +59,31 @@ def add_candidates(
         torch.cat([found.leaf, leaf], 1),
         torch.cat([found.scores, scores], 1),
         torch.cat([found.path, torch.zeros_like(leaf)], 1),
-        torch.cat([found.token_log_probs, token_log_probs], 1),
+        torch.cat([found.token_log_probs, log_probs], 1),
     )
 
 
-def _logits(runtime: Runtime, cross: CrossKeysValues, reasoned: ReasoningPaths, tokens: torch.Tensor) -> torch.Tensor:
-    """Logits of every position of items after the likeliest path. Shapes: tokens (B, U, M) -> (B, U, M, V).
+def _log_probs(
+    runtime: Runtime, settings: SearchSettings, cross: CrossKeysValues, reasoned: ReasoningPaths, tokens: torch.Tensor
+) -> torch.Tensor:
+    """log P of the tokens of items after the likeliest path. Shape: tokens (B, U, M) -> (B, U, M)."""
+    hidden = _hidden(runtime, cross, reasoned, tokens)
+    found = []
+    for level, block in enumerate(settings.level_ranges):
+        log_probs = token_log_probs(runtime, settings, hidden[:, :, level], block)
+        found.append(log_probs.gather(-1, tokens[..., level, None] - block[0]))
+    return torch.cat(found, -1)
+
+
+def _hidden(runtime: Runtime, cross: CrossKeysValues, reasoned: ReasoningPaths, tokens: torch.Tensor) -> torch.Tensor:
+    """The decoder's outputs at every position of items after the likeliest path. Shapes: (B, U, M) -> (B, U, M, D).
 
     One pass over the tokens of all items: row (u, j) attends to the reasoning and to its own item's tokens up to c_j.
     """
     batch, count, levels = tokens.shape
-    cache, logits = reasoned.cache, reasoned.logits[:, :1].unsqueeze(2).expand(-1, count, -1, -1)  # (B, U, 1, V)
+    cache, hidden = reasoned.cache, reasoned.hidden[:, :1].unsqueeze(2).expand(-1, count, -1, -1)  # (B, U, 1, D)
     if levels == 1:
-        return logits
+        return hidden
     row = torch.arange(count * (levels - 1), device=tokens.device)
     candidate, position = row // (levels - 1), row % (levels - 1)
     behind = position[:, None] - position
@@ -82,5 +93,5 @@ def _logits(runtime: Runtime, cross: CrossKeysValues, reasoned: ReasoningPaths, 
     reasoning_mask = cache.attention_mask[:, :1].expand(-1, len(row), -1)
     attention_mask = torch.cat([reasoning_mask, own_mask.expand(batch, -1, -1)], -1)
     bias = runtime.relative_bias[:, distance] + attention_mask.unsqueeze(1)
-    _, rest, _ = runtime.step(runtime.embed(tokens[:, :, :-1].flatten(1)), bias, cross, cache.past)
-    return torch.cat([logits, rest.view(batch, count, levels - 1, -1)], 2)
+    rest, _ = runtime.step(runtime.embed(tokens[:, :, :-1].flatten(1)), bias, cross, cache.past)
+    return torch.cat([hidden, rest.view(batch, count, levels - 1, -1)], 2)

@@ -11,6 +11,7 @@ import torch
 
 from serving.network.runtime import Runtime
 from serving.network.t5 import CrossKeysValues, KeysValues
+from serving.types import SearchSettings
 
 NEG_INF = float("-inf")
 
@@ -37,12 +38,12 @@ class DecoderCache:
 class ReasoningPaths:
     """The reasoning paths at their last step, the likeliest first.
 
-    logits: (B, P, V) float32, for the first item token. scores: (B, P), log-probability of the path. states:
-    (B, P, L + 1, D). tokens, log_probs: (B, P, L).
+    hidden: (B, P, D), the decoder's last output, from which the first item token follows. scores: (B, P),
+    log-probability of the path. states: (B, P, L + 1, D). tokens, log_probs: (B, P, L).
     """
 
     cache: DecoderCache
-    logits: torch.Tensor
+    hidden: torch.Tensor
     scores: torch.Tensor
     states: torch.Tensor
     tokens: torch.Tensor
@@ -64,8 +65,8 @@ class DecodedItems:
 
 def decode_step(
     runtime: Runtime, cross: CrossKeysValues, cache: DecoderCache | None, x: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, DecoderCache]:
-    """Decodes one more position of every row. Shapes: x (B, Q, D) -> hidden (B, Q, D), logits (B, Q, V)."""
+) -> tuple[torch.Tensor, DecoderCache]:
+    """Decodes one more position of every row. Shapes: x (B, Q, D) -> hidden (B, Q, D)."""
     batch, count, _ = x.shape
     attention_mask = x.new_full((count, count), NEG_INF).fill_diagonal_(0).expand(batch, -1, -1)
     distance = torch.zeros(count, dtype=torch.int64, device=x.device)
@@ -74,12 +75,24 @@ def decode_step(
         distance = torch.cat([cache.distance + 1, distance])
     # Adding the mask to the relative bias takes a fraction of the time that choosing between them does.
     bias = runtime.relative_bias[:, distance].unsqueeze(1) + attention_mask.unsqueeze(1)  # (B, H, Q, W)
-    hidden, logits, past = runtime.step(x, bias, cross, cache.past if cache is not None else None)
-    return hidden, logits, DecoderCache(past, attention_mask, distance)
+    hidden, past = runtime.step(x, bias, cross, cache.past if cache is not None else None)
+    return hidden, DecoderCache(past, attention_mask, distance)
 
 
-def token_log_softmax(logits: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Over the whole vocabulary. Shape: (..., V) -> (..., V)."""
+def token_log_probs(
+    runtime: Runtime, settings: SearchSettings, hidden: torch.Tensor, block: tuple[int, int]
+) -> torch.Tensor:
+    """log P of the ids that may come next, those of `block`: normalised over them, or over the whole vocabulary.
+
+    Shape: (..., D) -> (..., C).
+    """
+    first, end = block
+    if settings.normalise == "block":
+        return _log_softmax(runtime.logits(hidden, block), settings.temperature)
+    return _log_softmax(runtime.logits(hidden), settings.temperature)[..., first:end]
+
+
+def _log_softmax(logits: torch.Tensor, temperature: float) -> torch.Tensor:
     return (logits if temperature == 1.0 else logits / temperature).log_softmax(-1)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from serving.bundle import Bundle
 from serving.errors import BundleError
-from serving.manifest import sealed
+from serving.manifest import FORMAT, sealed
 from tests.e2e.conftest import StartService
 from tests.waiting import DEADLINE
 
@@ -49,7 +49,7 @@ def test_a_service_does_not_start_with_a_spoilt_bundle_or_a_newer_one(
     weights[-1] ^= 1
     (spoilt / "heads.safetensors").write_bytes(weights)
     manifest = json.loads((newer / "bundle.json").read_text())
-    (newer / "bundle.json").write_text(sealed(manifest | {"format": manifest["format"] + 1}))
+    (newer / "bundle.json").write_text(sealed(manifest | {"format": FORMAT + 1}))
     for folder, words in ((spoilt, "heads.safetensors is damaged"), (newer, "update streamrec")):
         service = start_service(of=folder, wait=False)
         assert service.process.wait(DEADLINE) == 1

@@ -21,7 +21,7 @@ from serving.errors import BundleError, StorageError
 from serving.items.catalogue import write_catalogue
 from serving.items.trie import build_trie
 from serving.items.trie_file import write_trie
-from serving.manifest import SEAL, sealed
+from serving.manifest import FORMAT, SEAL, sealed
 from serving.types import Answer, Request, Rules
 from tests.answers import assert_same_answer
 from tests.builders import tiny_bundle, tiny_model
@@ -83,7 +83,7 @@ def test_round_trip(good):
 
 def test_the_folder_is_what_the_contract_says(good):
     about = manifest(good)
-    assert about["format"] == 1 and about["tokens_per_item"] == 3
+    assert about["format"] == 2 and about["tokens_per_item"] == 3
     assert about["history"] == {"max_items": 6, "suffix_tokens": [1]}
     assert about["reasoning"]["max_steps"] == 4 and len(about["reasoning"]["start_tokens"]) == 5
     assert about["reasoning"]["default_steps"] == 2
@@ -149,9 +149,15 @@ def test_an_older_bundle_without_a_seal_is_opened(copy):
 
 
 def test_a_newer_format_is_refused(copy):
-    rewrite(copy, format=2)
+    rewrite(copy, format=FORMAT + 1)
     message = refused(copy)
-    assert "format 2" in message and "update" in message
+    assert f"format {FORMAT + 1}" in message and "update" in message
+
+
+def test_a_bundle_of_the_first_format_is_normalised_over_the_vocabulary_as_it_was_trained(copy):
+    score = {name: value for name, value in manifest(copy)["score"].items() if name != "normalise"}
+    rewrite(copy, format=1, score=score)
+    assert Bundle.load(copy).settings.normalise == "vocabulary"
 
 
 @pytest.mark.parametrize(
@@ -206,6 +212,7 @@ def test_a_manifest_without_a_part_is_refused(copy, key):
         ("reasoning", "step_form", "dream"),
         ("reasoning", "default_steps", 9),
         ("score", "merge", "mean"),
+        ("score", "normalise", "item"),
         ("encoder", "attention", "sideways"),
         ("vocabulary", "codebook_sizes", [6, 5, 5]),
         ("vocabulary", "codebook_sizes", [6, 9]),

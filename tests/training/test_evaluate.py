@@ -15,7 +15,7 @@ from training.__main__ import main
 from training.data.prepare import sample_users
 from training.evaluate import measure, validate
 from training.stages.diagnostics import are_items, reasoning_diagnostics, unparsable_share
-from training.stages.reasoning import decode_items, reason
+from training.stages.reasoning import decode_items, greedy, reason
 
 HISTORIES = [np.array(h, dtype=np.int32) for h in ([1, 2, 3], [4], [9, 8, 7, 6, 5, 4, 3, 2], [11, 1])]
 
@@ -66,7 +66,7 @@ def test_diagnostics_of_a_model_that_collapsed_onto_one_code():
                 weight.zero_()  # no history counts: every user gets the same tokens and the same states
         cross = work.encode(histories[:1])
         start = work.vocabulary.start_tokens[2]
-        trace = reason(work.network, cross, start, 2, lambda _, logits, __: logits[..., lo:hi].argmax(-1) + lo)
+        trace = reason(work.network, cross, start, 2, greedy(work.network, (lo, hi)))
         _, last = decode_items(work.network, cross, trace, work.item_tokens[:1].unsqueeze(1))
         wanted = work.network.item_vectors(work.item_tokens)[torch.from_numpy(target).long()]
     collapsed = reasoning_diagnostics(work, histories, target, 2)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from serving.network.t5 import CrossKeysValues
+from training.stages.predictions import predict_items
 from training.stages.reasoning import decode_items, greedy, reason
 from training.workspace import Workspace
 
@@ -42,12 +43,12 @@ def reasoning_diagnostics(
 def unparsable_share(work: Workspace, cross: CrossKeysValues, steps: int) -> float:
     """Share of greedy outputs, written without the trie, that are not an item of the catalogue."""
     network, vocabulary = work.network, work.vocabulary
-    trace = reason(network, cross, vocabulary.start_tokens[steps], steps, greedy(vocabulary.reasoning_range))
+    trace = reason(network, cross, vocabulary.start_tokens[steps], steps, greedy(network, vocabulary.reasoning_range))
     batch, levels = cross.mask.shape[0], work.item_tokens.shape[1]
     written = torch.zeros(batch, 1, levels, dtype=torch.int64, device=work.device)
     for level in range(levels):  # levels is 3 to 5: running the prefix again is simpler than a cache
-        logits, _ = decode_items(network, cross, trace, written)
-        written[..., level] = logits[:, :, level].argmax(-1)
+        predictions = predict_items(work, decode_items(network, cross, trace, written)[0])
+        written[..., level] = predictions.log_probs[level].argmax(-1) + predictions.first[level]
     return float(1 - are_items(written[:, 0], work.item_tokens).float().mean())
 
 

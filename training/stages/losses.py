@@ -5,17 +5,21 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from training.stages.predictions import Predictions
 
-def nll(logits: torch.Tensor, tokens: torch.Tensor, temperature: float = 1.0, smoothing: float = 0.0) -> torch.Tensor:
-    """L = - sum_t log P(y_t | y_<t, x), P = softmax(p / tau)   [paper, stages 1 and 2], averaged over sequences.
 
-    smoothing: the share of a label that is spread evenly over the vocabulary   [open: against overfitting].
-    Shapes: logits (..., T, V), tokens (..., T) int64 -> scalar.
+def nll(predictions: Predictions, tokens: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
+    """L = - sum_t log P(y_t | y_<t, x)   [paper, stages 1 and 2], averaged over sequences.
+
+    smoothing: the share of a label that is spread evenly over all that P is normalised over   [open: against
+    overfitting].
+    Shape: tokens (B, Q, T) int64 -> scalar.
     """
-    each = F.cross_entropy(
-        (logits / temperature).flatten(0, -2), tokens.flatten(), reduction="none", label_smoothing=smoothing
-    )
-    return each.view(tokens.shape).sum(-1).mean()
+    loss = -predictions.of(tokens)
+    if smoothing:
+        even = torch.stack([-log_probs.mean(-1) for log_probs in predictions.log_probs], -1)
+        loss = (1 - smoothing) * loss + smoothing * even
+    return loss.sum(-1).mean()
 
 
 def contrastive(
@@ -67,14 +71,14 @@ def preference(
     return -F.logsigmoid(beta * margin).mean()
 
 
-def distillation(student: torch.Tensor, teacher: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+def distillation(student: Predictions, teacher: Predictions) -> torch.Tensor:
     """L = sum_t KL(P_teacher(. | y_<t) || P_student(. | y_<t)), the teacher held fixed   [open: fewer steps from many].
 
-    Shapes: logits (..., T, V) of both -> scalar, averaged over sequences.
+    A scalar, averaged over sequences.
     """
-    given = (teacher.detach() / temperature).log_softmax(-1)
-    gap = given - (student / temperature).log_softmax(-1)
-    return (given.exp() * gap).sum((-1, -2)).mean()
+    pairs = zip(student.log_probs, (given.detach() for given in teacher.log_probs), strict=True)
+    each = [(given.exp() * (given - learnt)).sum(-1) for learnt, given in pairs]  # T of (B, Q)
+    return torch.stack(each).sum(0).mean()
 
 
 def grpo(
@@ -96,11 +100,6 @@ def grpo(
     gap = reference - log_probs
     kl = gap.exp() - gap - 1
     return (beta * kl - gain).mean()
-
-
-def token_log_probs(logits: torch.Tensor, tokens: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
-    """log P of given tokens. Shapes: (..., V), (...) -> (...)."""
-    return (logits / temperature).log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
 
 
 def advantages(rewards: torch.Tensor, epsilon: float = 1e-4) -> torch.Tensor:

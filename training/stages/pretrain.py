@@ -17,6 +17,7 @@ from training.config import PretrainConfig
 from training.data.examples import batch_at
 from training.stages.distributed import WHOLE_BATCH, BatchShard, Terms
 from training.stages.losses import nll
+from training.stages.predictions import predict_items
 from training.stages.reasoning import decode_directly
 from training.workspace import Workspace
 
@@ -44,14 +45,14 @@ class PretrainStep:
         loss = torch.zeros(())
         terms: Terms = {}
         if config.plain_weight:
-            logits, _ = decode_directly(work.network, cross, start_tokens[0], target)
-            plain = nll(logits, target, work.settings.temperature, config.label_smoothing)
+            hidden, _ = decode_directly(work.network, cross, start_tokens[0], target)
+            plain = nll(predict_items(work, hidden), target, config.label_smoothing)
             loss, terms["nll"] = loss + config.plain_weight * plain, plain.detach()
         if self.nearest is not None:
             sequence = torch.cat([self.similar(item, shard), target], -1)
             steps = min(sequence.shape[-1] - target.shape[-1], work.vocabulary.max_steps)
-            logits, _ = decode_directly(work.network, cross, start_tokens[steps], sequence)
-            similar = nll(logits, sequence, work.settings.temperature, config.label_smoothing)
+            hidden, _ = decode_directly(work.network, cross, start_tokens[steps], sequence)
+            similar = nll(predict_items(work, hidden), sequence, config.label_smoothing)
             loss, terms["nll_similar"] = loss + config.similar_weight * similar, similar.detach()
         return shard.mean(loss, terms)
 

@@ -22,7 +22,7 @@ from serving.network.model import StreamRec
 from serving.network.t5 import T5, CrossKeysValues, KeysValues
 from training.stages.distributed import WHOLE_BATCH, BatchShard
 
-# (step from 1, logits (B, Q, V), state s_{i-1} (B, Q, D)) -> token (B, Q)
+# (step from 1, the decoder's output d_{i-1} (B, Q, D), state s_{i-1} (B, Q, D)) -> token (B, Q)
 Choose = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -31,7 +31,8 @@ class ReasoningTrace:
     """Q reasoning paths of B histories, ready for their last position, which runs together with the item's tokens.
 
     next_input (B, Q, D): the decoder's input at position l. hidden_sum (B, Q, D): d_0 + .. + d_{l-1}.
-    states: s_0..s_{l-1}, each (B, Q, D). tokens: o_1..o_l, each (B, Q); logits: what they were chosen from, (B, Q, V).
+    states: s_0..s_{l-1}, each (B, Q, D). tokens: o_1..o_l, each (B, Q); hidden: d_0..d_{l-1}, which predict them,
+    each (B, Q, D).
     """
 
     next_input: torch.Tensor
@@ -39,7 +40,7 @@ class ReasoningTrace:
     past: KeysValues | None
     states: list[torch.Tensor]
     tokens: list[torch.Tensor]
-    logits: list[torch.Tensor]
+    hidden: list[torch.Tensor]
 
     @property
     def steps(self) -> int:
@@ -52,10 +53,14 @@ def begin(network: StreamRec, start_token: int, batch: int, paths: int = 1) -> R
     return ReasoningTrace(network.t5.shared(start), None, None, [], [], [])
 
 
-def greedy(reasoning_range: tuple[int, int]) -> Choose:
+def greedy(network: StreamRec, reasoning_range: tuple[int, int]) -> Choose:
     """Chooses the likeliest reasoning token."""
-    lo, hi = reasoning_range
-    return lambda _, logits, __: logits[..., lo:hi].argmax(-1) + lo
+
+    @torch.no_grad()
+    def choose(step: int, hidden: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        return network.t5.logits(hidden, reasoning_range).argmax(-1) + reasoning_range[0]
+
+    return choose
 
 
 def reason(
@@ -69,11 +74,10 @@ def reason(
         hidden, trace.past = t5.decode(trace.next_input, bias, cross, trace.past)
         trace.hidden_sum = hidden if trace.hidden_sum is None else trace.hidden_sum + hidden
         state = heads.state(trace.hidden_sum)
-        logits = t5.logits(hidden)
-        token = choose(i, logits, state)
+        token = choose(i, hidden, state)
         trace.states.append(state)
         trace.tokens.append(token)
-        trace.logits.append(logits)
+        trace.hidden.append(hidden)
         trace.next_input = network.step_input(token, state)
     return trace
 
@@ -81,9 +85,10 @@ def reason(
 def decode_items(
     network: StreamRec, cross: CrossKeysValues, trace: ReasoningTrace, item: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits of the item's tokens after the reasoning, in one pass together with its last position.
+    """What predicts the item's tokens after the reasoning, in one pass together with its last position.
 
-    Shapes: item (B, Q, M) int64 -> logits (B, Q, M, V) of c_1..c_M and the final state s_l (B, Q, D).
+    Shapes: item (B, Q, M) int64 -> the decoder's outputs (B, Q, M, D), which predict c_1..c_M, and the final state s_l
+    (B, Q, D).
     """
     t5 = network.t5
     batch, paths, levels = item.shape
@@ -93,13 +98,13 @@ def decode_items(
     hidden = hidden.view(batch, paths, levels, -1)
     last = hidden[:, :, 0]
     hidden_sum = last if trace.hidden_sum is None else trace.hidden_sum + last
-    return t5.logits(hidden), network.heads.state(hidden_sum)
+    return hidden, network.heads.state(hidden_sum)
 
 
 def decode_directly(
     network: StreamRec, cross: CrossKeysValues, start_token: int, item: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`decode_items` without reasoning. Shapes: item (B, 1, M) -> (B, 1, M, V), (B, 1, D)."""
+    """`decode_items` without reasoning. Shapes: item (B, 1, M) -> (B, 1, M, D), (B, 1, D)."""
     return decode_items(network, cross, begin(network, start_token, len(item)), item)
 
 

@@ -18,6 +18,7 @@ from training.config import RlConfig
 from training.data.examples import batch_at
 from training.stages.distributed import WHOLE_BATCH, BatchShard, Terms
 from training.stages.losses import advantages, grpo, nll
+from training.stages.predictions import predict_items
 from training.stages.reasoning import decode_directly, decode_items, greedy, reason
 from training.stages.rollouts import Rollout, policy_log_probs, sample
 from training.workspace import Workspace
@@ -95,7 +96,9 @@ class RlStep:
         work, network = self.work, self.work.network
         target, start_tokens = work.item_tokens[target_item].unsqueeze(1), work.vocabulary.start_tokens
         direct, _ = decode_directly(network, cross, start_tokens[0], target)
-        trace = reason(network, cross, start_tokens[steps], steps, greedy(work.vocabulary.reasoning_range))
+        trace = reason(network, cross, start_tokens[steps], steps, greedy(network, work.vocabulary.reasoning_range))
         reasoned, _ = decode_items(network, cross, trace, target)
-        temperature, smoothing = work.settings.temperature, self.config.label_smoothing
-        return nll(direct, target, temperature, smoothing) + nll(reasoned, target, temperature, smoothing)
+        smoothing = self.config.label_smoothing
+        return nll(predict_items(work, direct), target, smoothing) + nll(
+            predict_items(work, reasoned), target, smoothing
+        )

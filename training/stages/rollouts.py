@@ -12,7 +12,7 @@ from training.config import RlConfig
 from training.stages import rewards
 from training.stages.diagnostics import are_items
 from training.stages.distributed import WHOLE_BATCH, BatchShard
-from training.stages.losses import token_log_probs
+from training.stages.predictions import predict_items, predict_reasoning
 from training.stages.reasoning import ReasoningTrace, decode_directly, decode_items, reason
 from training.workspace import Workspace, send
 
@@ -49,27 +49,29 @@ def sample(
     all_targets: (B,) int64, target items of the micro-batch on all processes; `cross` is of the local histories.
     """
     shard = shard if shard.batch else shard.of(len(all_targets))
-    network, temperature = work.network, work.settings.temperature
+    network = work.network
     lo, hi = work.vocabulary.reasoning_range
-    trace = reason(
-        network, cross, work.vocabulary.start_tokens[steps], steps,
-        lambda _, logits, __: draw(logits[..., lo:hi] / temperature, shard) + lo, paths=config.group,
-    )  # fmt: skip
+
+    def choose(step: int, hidden: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        return draw(network.t5.logits(hidden, (lo, hi)) / work.settings.temperature, shard) + lo
+
+    trace = reason(network, cross, work.vocabulary.start_tokens[steps], steps, choose, paths=config.group)
     batch, levels = len(cross.mask), work.item_tokens.shape[1]
     item = torch.zeros(batch, config.group, levels, dtype=torch.int64, device=work.device)
     for level in range(levels):
-        logits, state = decode_items(network, cross, trace, item)
-        item[..., level] = draw(logits[:, :, level] / temperature, shard)
+        hidden, state = decode_items(network, cross, trace, item)
+        predictions = predict_items(work, hidden)
+        item[..., level] = draw(predictions.log_probs[level], shard) + predictions.first[level]
     reasoning = torch.stack(trace.tokens, -1) if steps else item[..., :0]
-    log_probs = _log_probs(work, trace, logits, reasoning, item)
+    log_probs = _log_probs(work, trace, hidden, reasoning, item)
     return Rollout(reasoning, item, log_probs, _rewards(work, cross, trace, item, state, all_targets, shard))
 
 
 def policy_log_probs(work: Workspace, network: StreamRec, cross: CrossKeysValues, rollout: Rollout) -> torch.Tensor:
     """log P of a rollout's tokens under `network`, with gradient where it has any. Shape: (B, G, l + M)."""
     trace = _replay(work, network, cross, rollout.reasoning)
-    logits, _ = decode_items(network, cross, trace, rollout.item)
-    return _log_probs(work, trace, logits, rollout.reasoning, rollout.item)
+    hidden, _ = decode_items(network, cross, trace, rollout.item)
+    return _log_probs(work.with_network(network), trace, hidden, rollout.reasoning, rollout.item)
 
 
 def _replay(work: Workspace, network: StreamRec, cross: CrossKeysValues, tokens: torch.Tensor) -> ReasoningTrace:
@@ -80,20 +82,13 @@ def _replay(work: Workspace, network: StreamRec, cross: CrossKeysValues, tokens:
 
 
 def _log_probs(
-    work: Workspace, trace: ReasoningTrace, item_logits: torch.Tensor, reasoning: torch.Tensor, item: torch.Tensor
+    work: Workspace, trace: ReasoningTrace, item_hidden: torch.Tensor, reasoning: torch.Tensor, item: torch.Tensor
 ) -> torch.Tensor:
     """Reasoning tokens are drawn among the reasoning codes, so that is what their probabilities are normalised over."""
-    lo, hi = work.vocabulary.reasoning_range
-    temperature = work.settings.temperature
-    parts = [
-        token_log_probs(logits[..., lo:hi], reasoning[..., i] - lo, temperature)
-        for i, logits in enumerate(trace.logits)
-    ]
-    parts = [] if work.network.step_form == "state" else parts  # no token was acted on
-    return torch.cat(
-        [torch.stack(parts, -1) if parts else item_logits[..., 0, :0], token_log_probs(item_logits, item, temperature)],
-        -1,
-    )
+    of_item = predict_items(work, item_hidden).of(item)
+    if work.network.step_form == "state" or not trace.steps:  # no token was acted on
+        return of_item
+    return torch.cat([predict_reasoning(work, trace.hidden).of(reasoning), of_item], -1)
 
 
 def _rewards(
@@ -111,10 +106,9 @@ def _rewards(
     vectors = network.item_vectors(work.item_tokens)[all_targets]  # (B, D)
     group = item.shape[1]
     given = target.unsqueeze(1).expand(-1, group, -1)
-    temperature = work.settings.temperature
-    reasoned = token_log_probs(decode_items(network, cross, trace, given)[0], given, temperature).sum(-1)
-    direct_logits, _ = decode_directly(network, cross, work.vocabulary.start_tokens[0], target.unsqueeze(1))
-    direct = token_log_probs(direct_logits, target.unsqueeze(1), temperature).sum((1, 2))
+    reasoned = predict_items(work, decode_items(network, cross, trace, given)[0]).of(given).sum(-1)
+    directly, _ = decode_directly(network, cross, work.vocabulary.start_tokens[0], target.unsqueeze(1))
+    direct = predict_items(work, directly).of(target.unsqueeze(1)).sum((1, 2))
     return {
         "format": rewards.format_reward(are_items(item, work.item_tokens)),
         "match": rewards.match_reward(item, target),

@@ -24,9 +24,9 @@ from training.stages.losses import (
     nll,
     preference,
     quantization,
-    token_log_probs,
 )
-from training.stages.reasoning import ReasoningTrace, decode_directly, decode_items, reason, residual_label
+from training.stages.predictions import Predictions, predict_items, predict_reasoning
+from training.stages.reasoning import ReasoningTrace, decode_directly, decode_items, greedy, reason, residual_label
 from training.workspace import Workspace
 
 
@@ -53,7 +53,6 @@ class SftStep:
         histories = work.examples.histories(shard.local(micro_batch))
         cross = work.encode(histories)
         steps = work.draw_steps(shard.draws)
-        temperature = work.settings.temperature
         vectors = network.item_vectors(work.item_tokens)
         total = torch.zeros(())
         terms: Terms = {}
@@ -63,29 +62,29 @@ class SftStep:
             total = total + weight * value
             terms[name] = value.detach()
 
-        direct_logits, direct_state = decode_directly(network, cross, start_tokens[0], target)
-        states = [direct_state]
+        hidden, direct_state = decode_directly(network, cross, start_tokens[0], target)
+        direct, states = predict_items(work, hidden), [direct_state]
         if config.plain_weight:
-            add("nll_plain", config.plain_weight, nll(direct_logits, target, temperature, config.label_smoothing))
+            add("nll_plain", config.plain_weight, nll(direct, target, config.label_smoothing))
         if steps:
             labeller = Labeller(work, config, vectors[target_item].detach(), shard)
             trace = reason(network, cross, start_tokens[steps], steps, labeller.choose)
-            logits, state = decode_items(network, cross, trace, target)
+            hidden, state = decode_items(network, cross, trace, target)
+            reasoned = predict_items(work, hidden)
             states += [*trace.states, state]
             if config.answer_weight:
-                add("nll_answer", config.answer_weight, nll(logits, target, temperature, config.label_smoothing))
+                add("nll_answer", config.answer_weight, nll(reasoned, target, config.label_smoothing))
             if labeller.labels and config.reasoning_weight:
-                chosen_from = torch.cat(trace.logits, 1)  # (B, l, V)
-                labels = torch.stack(labeller.labels, 1)
-                add("nll_reasoning", config.reasoning_weight, nll(chosen_from, labels, temperature))
+                labels = torch.stack(labeller.labels, 1).unsqueeze(1)  # (B, 1, l)
+                add("nll_reasoning", config.reasoning_weight, nll(predict_reasoning(work, trace.hidden), labels))
             if labeller.residuals and config.quantization_weight:
                 codes = [network.t5.shared(label) for label in labeller.labels]
                 each = [quantization(r, c) for r, c in zip(labeller.residuals, codes, strict=True)]
                 add("quantization", config.quantization_weight, torch.stack(each).mean())
             if config.distillation_weight:
-                add("distillation", config.distillation_weight, distillation(direct_logits, logits, temperature))
+                add("distillation", config.distillation_weight, distillation(direct, reasoned))
             if config.preference_weight:
-                now = self.log_probs(target, direct_logits, logits)
+                now = self.log_probs(target, direct, reasoned)
                 before = self.reference_log_probs(histories, trace, target)
                 add("preference", config.preference_weight, preference(*now, *before, config.preference_beta))
         if config.state_weight:
@@ -103,14 +102,10 @@ class SftStep:
         return full_softmax(dense_logits(state, vectors), all_targets[local_index])
 
     def log_probs(
-        self, target: torch.Tensor, direct: torch.Tensor, reasoned: torch.Tensor
+        self, target: torch.Tensor, direct: Predictions, reasoned: Predictions
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """log P(target | x, o) and log P(target | x). Shapes: (B,) both."""
-        temperature = self.work.settings.temperature
-        return (
-            token_log_probs(reasoned, target, temperature).sum((1, 2)),
-            token_log_probs(direct, target, temperature).sum((1, 2)),
-        )
+        return reasoned.of(target).sum((1, 2)), direct.of(target).sum((1, 2))
 
     @torch.no_grad()
     def reference_log_probs(
@@ -124,7 +119,7 @@ class SftStep:
         replay = reason(self.reference, cross, start_tokens[steps], steps, lambda i, *_: trace.tokens[i - 1])
         reasoned, _ = decode_items(self.reference, cross, replay, target)
         direct, _ = decode_directly(self.reference, cross, start_tokens[0], target)
-        return self.log_probs(target, direct, reasoned)
+        return self.log_probs(target, predict_items(work, direct), predict_items(work, reasoned))
 
 
 class Labeller:
@@ -141,10 +136,10 @@ class Labeller:
         self.labels: list[torch.Tensor] = []
         self.residuals: list[torch.Tensor] = []
 
-    def choose(self, step: int, logits: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+    def choose(self, step: int, hidden: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
         lo, hi = self.work.vocabulary.reasoning_range
         network = self.work.network
-        own = logits[..., lo:hi].detach().argmax(-1) + lo
+        own = greedy(network, (lo, hi))(step, hidden, state)
         if network.step_form == "state":
             return own
         if self.config.labels == "residual":

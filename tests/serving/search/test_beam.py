@@ -57,6 +57,7 @@ def worlds(draw: st.DrawFn) -> tuple[Bundle, list[Request]]:
         suffix_tokens=draw(st.sampled_from([(), (1,)])),
         temperature=draw(st.sampled_from([1.0, 0.8])),
         merge=draw(st.sampled_from(["logsumexp", "max"])),
+        normalise=draw(st.sampled_from(["block", "vocabulary"])),
         dense_candidates=draw(st.sampled_from([0, 4])),
         neighbours=True,
     )

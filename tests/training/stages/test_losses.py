@@ -8,33 +8,33 @@ import pytest
 import torch
 
 from serving.network.model import dense_logits
+from tests.training.small import small_config, small_workspace
 from training.stages import losses
+from training.stages.predictions import Predictions, predict_items
 
 
 def approx(value: float) -> object:
     return pytest.approx(value, abs=1e-5)
 
 
+def predictions(logits: torch.Tensor, first: int = 0) -> Predictions:
+    """Of every position over the same ids, `first` and those that follow. Shape: (B, T, C)."""
+    return Predictions([part.log_softmax(-1).unsqueeze(1) for part in logits.unbind(1)], [first] * logits.shape[1])
+
+
 def test_nll_sums_over_tokens_and_averages_over_sequences():
     log_p = torch.tensor([0.5, 0.25, 0.125, 0.125]).log()
     logits = log_p.expand(2, 2, 4)
-    tokens = torch.tensor([[0, 1], [2, 3]])
+    tokens = torch.tensor([[[0, 1]], [[2, 3]]])
     # -ln(1/2) - ln(1/4) = 3 ln 2;  -ln(1/8) - ln(1/8) = 6 ln 2;  mean 4.5 ln 2
-    assert float(losses.nll(logits, tokens)) == approx(4.5 * math.log(2))
-
-
-def test_nll_divides_by_the_temperature():
-    logits = torch.tensor([[[2 * math.log(3), 0.0]]])
-    # at temperature 2 the logits are ln 3 and 0, so P = 3/4 and 1/4
-    assert float(losses.nll(logits, torch.tensor([[1]]), 2.0)) == approx(math.log(4))
-    # at temperature 1 they are ln 9 and 0, so P = 9/10 and 1/10
-    assert float(losses.nll(logits, torch.tensor([[1]]))) == approx(math.log(10))
+    assert float(losses.nll(predictions(logits), tokens)) == approx(4.5 * math.log(2))
+    assert float(losses.nll(predictions(logits, first=7), tokens + 7)) == approx(4.5 * math.log(2))
 
 
 def test_nll_spreads_a_share_of_the_label():
     log_p = torch.tensor([[[0.5, 0.25, 0.125, 0.125]]]).log()
     # a fifth of the label lies evenly on all four: .8 ln 2 + .05 (1 + 2 + 3 + 3) ln 2
-    assert float(losses.nll(log_p, torch.tensor([[0]]), smoothing=0.2)) == approx(1.25 * math.log(2))
+    assert float(losses.nll(predictions(log_p), torch.tensor([[[0]]]), smoothing=0.2)) == approx(1.25 * math.log(2))
 
 
 def test_contrastive_by_hand():
@@ -65,7 +65,7 @@ def test_rows_of_the_same_item_are_no_negatives():
 def test_distillation_by_hand():
     teacher = torch.tensor([[[1.0, 1.0], [0.0, 0.0]]]).requires_grad_()  # 1/2 and 1/2, twice
     student = torch.tensor([[[math.log(3), 0.0], [0.0, 0.0]]]).requires_grad_()  # 3/4 and 1/4, then the teacher's own
-    loss = losses.distillation(student, teacher)
+    loss = losses.distillation(predictions(student), predictions(teacher))
     assert float(loss.detach()) == approx(0.5 * math.log(2 / 3) + 0.5 * math.log(2))
     loss.backward()
     assert teacher.grad is None and student.grad is not None
@@ -106,10 +106,38 @@ def test_preference_by_hand():
     assert float(losses.preference(*now[::-1], *before, 0.5)) == approx(math.log(1 + math.exp(1)))
 
 
-def test_token_log_probs_by_hand():
-    logits = torch.tensor([[0.0, math.log(3)], [math.log(4), 0.0]])
-    found = losses.token_log_probs(logits, torch.tensor([1, 1]))
-    torch.testing.assert_close(found, torch.tensor([math.log(3 / 4), math.log(1 / 5)]))
+def test_log_probs_of_given_tokens_by_hand():
+    """Each position has ids and a number of ids of its own."""
+    first = torch.tensor([[[0.0, math.log(3)]], [[math.log(4), 0.0]]]).log_softmax(-1)
+    second = torch.tensor([[[1.0, 1.0, 1.0]], [[0.0, math.log(2), 0.0]]]).log_softmax(-1)
+    found = Predictions([first, second], [10, 12]).of(torch.tensor([[[11, 14]], [[11, 13]]]))
+    expected = [[[math.log(3 / 4), math.log(1 / 3)]], [[math.log(1 / 5), math.log(1 / 2)]]]
+    torch.testing.assert_close(found, torch.tensor(expected))
+
+
+@pytest.mark.parametrize(("normalise", "probability"), [("block", 3 / 4), ("vocabulary", 3 / 12)])
+def test_a_prediction_is_normalised_over_the_block_or_over_everything(normalise, probability):
+    work = small_workspace(small_config(f"model.normalise={normalise}", "model.temperature=2"))
+    (lo, hi), size = work.vocabulary.level_ranges[1], work.vocabulary.size
+    direction = torch.nn.functional.one_hot(torch.tensor(0), 16).float()
+    scale = 2 * 16**0.5  # undoes the temperature and the scaling of the logits
+    with torch.no_grad():
+        work.network.t5.shared.weight.fill_(-1e4)
+        work.network.t5.shared.weight[lo : lo + 2] = scale * torch.tensor([[3.0], [1.0]]).log() * direction
+        work.network.t5.shared.weight[size - 1] = scale * math.log(8) * direction  # a reasoning code
+    hidden = direction.expand(1, 1, 3, 16)
+    found = predict_items(work, hidden).of(torch.tensor([[[lo - 1, lo, hi]]]))
+    assert float(found[0, 0, 1].detach()) == approx(math.log(probability))
+
+
+def test_smoothing_spreads_over_the_block_only():
+    work = small_workspace(small_config())
+    tokens = work.item_tokens[:4].unsqueeze(1)
+    hidden = torch.randn(4, 1, 3, 16)
+    losses.nll(predict_items(work, hidden), tokens, 0.3).backward()
+    touched = work.network.t5.shared.weight.grad.abs().sum(1) > 0
+    first, end = work.vocabulary.item_range
+    assert touched[first:end].all() and not touched[:first].any() and not touched[end:].any()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import cast
+
 import numpy as np
 import pytest
 import torch
@@ -14,8 +17,9 @@ from serving.network.t5 import CrossKeysValues
 from serving.reference import Reference
 from serving.search import beam
 from tests.builders import tiny_model
-from training.stages.losses import token_log_probs
-from training.stages.reasoning import ReasoningTrace, decode_items, reason, residual_label, sinkhorn
+from training.stages.predictions import predict_items, predict_reasoning
+from training.stages.reasoning import ReasoningTrace, decode_items, greedy, reason, residual_label, sinkhorn
+from training.workspace import Workspace
 
 FORMS = ("token", "state", "both")
 HISTORIES = [(1, 2, 3), (4,), (9, 8, 7, 6, 5, 4, 3, 2)]
@@ -39,20 +43,27 @@ def all_items(bundle: Bundle, paths: int) -> torch.Tensor:
     return items[:paths].expand(len(HISTORIES), -1, -1)
 
 
+def workspace(bundle: Bundle) -> Workspace:
+    """As much of one as predictions need."""
+    return cast(Workspace, SimpleNamespace(**{n: getattr(bundle, n) for n in ("network", "vocabulary", "settings")}))
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("steps", [0, 1, 3])
+@pytest.mark.parametrize("normalise", ["block", "vocabulary"])
 @torch.no_grad()
-def test_training_scores_an_item_like_brute_force(form, steps):
-    bundle = tiny_model(12, seed=steps, step_form=form, suffix_tokens=(1,), temperature=0.8)
+def test_training_scores_an_item_like_brute_force(form, steps, normalise):
+    bundle = tiny_model(12, seed=steps, step_form=form, suffix_tokens=(1,), temperature=0.8, normalise=normalise)
     lo, hi = bundle.vocabulary.reasoning_range
     path = torch.randint(lo, hi, (steps,), generator=torch.Generator().manual_seed(1))
     cross = read(bundle)
     trace = follow(bundle, cross, path.expand(len(HISTORIES), 12, -1))
     items = all_items(bundle, 12)
-    logits, _ = decode_items(bundle.network, cross, trace, items)
-    scores = token_log_probs(logits, items, 0.8).sum(-1)
-    pairs = zip(trace.logits, trace.tokens, strict=True) if form != "state" else ()
-    reasoning = torch.stack([torch.zeros_like(scores), *(token_log_probs(*pair, 0.8) for pair in pairs)]).sum(0)
+    hidden, _ = decode_items(bundle.network, cross, trace, items)
+    scores = predict_items(workspace(bundle), hidden).of(items).sum(-1)
+    reasoning = torch.zeros_like(scores)
+    if steps and form != "state":
+        reasoning = predict_reasoning(workspace(bundle), trace.hidden).of(torch.stack(trace.tokens, -1)).sum(-1)
     for row, history in enumerate(HISTORIES):
         reference = Reference(bundle, history, steps)
         taken = reference.path((0,) * steps if form == "state" else tuple(path.tolist()))
@@ -70,18 +81,16 @@ def test_own_greedy_tokens_and_states_are_those_of_the_search(form, attention):
     items = torch.from_numpy(bundle.catalogue.tokens.astype(np.int64))
     runtime = EagerRuntime(network, items, attention)
     cross = read(bundle)
-    lo, hi = settings.reasoning_range
-    trace = reason(
-        network, cross, settings.start_tokens[3], 3, lambda _, logits, __: logits[..., lo:hi].argmax(-1) + lo
-    )
+    trace = reason(network, cross, settings.start_tokens[3], 3, greedy(network, settings.reasoning_range))
     reasoned = beam.reason(runtime, settings, cross, 3)
     if form != "state":
         assert torch.equal(torch.stack(trace.tokens, -1), reasoned.tokens)
     found = beam.search(runtime, build_trie(bundle.catalogue.tokens), settings, cross, steps=3, beam_width=64)
     best = items[found.items[:, 0]].unsqueeze(1)
-    logits, state = decode_items(network, cross, trace, best)
+    hidden, state = decode_items(network, cross, trace, best)
+    of_best = predict_items(workspace(bundle), hidden).of(best)
     torch.testing.assert_close(torch.stack([*trace.states, state], 2), reasoned.states, atol=1e-4, rtol=1e-3)
-    torch.testing.assert_close(token_log_probs(logits, best)[:, 0], found.token_log_probs[:, 0], atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(of_best[:, 0], found.token_log_probs[:, 0], atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -93,11 +102,11 @@ def test_paths_decoded_together_equal_paths_decoded_one_by_one(form):
     tokens = torch.randint(lo, hi, (len(HISTORIES), paths, steps), generator=torch.Generator().manual_seed(3))
     items = all_items(bundle, paths)
     together = follow(bundle, cross, tokens)
-    logits, state = decode_items(bundle.network, cross, together, items)
+    hidden, state = decode_items(bundle.network, cross, together, items)
     for path in range(paths):
         alone = follow(bundle, cross, tokens[:, path : path + 1])
-        one_logits, one_state = decode_items(bundle.network, cross, alone, items[:, path : path + 1])
-        torch.testing.assert_close(logits[:, path : path + 1], one_logits, atol=1e-4, rtol=1e-3)
+        one_hidden, one_state = decode_items(bundle.network, cross, alone, items[:, path : path + 1])
+        torch.testing.assert_close(hidden[:, path : path + 1], one_hidden, atol=1e-4, rtol=1e-3)
         torch.testing.assert_close(state[:, path : path + 1], one_state, atol=1e-4, rtol=1e-3)
         for mine, its in zip(together.states, alone.states, strict=True):
             torch.testing.assert_close(mine[:, path : path + 1], its, atol=1e-4, rtol=1e-3)
@@ -123,8 +132,8 @@ def test_the_gradient_of_the_answer_reaches_back_through_every_step():
     trace = follow(bundle, cross, torch.zeros(len(HISTORIES), 1, 3, dtype=torch.int64))
     for state in trace.states:
         state.retain_grad()
-    logits, _ = decode_items(bundle.network, cross, trace, all_items(bundle, 1))
-    logits.square().mean().backward()
+    hidden, _ = decode_items(bundle.network, cross, trace, all_items(bundle, 1))
+    hidden[..., 0].square().mean().backward()
     assert all(state.grad is not None and state.grad.abs().max() > 0 for state in trace.states)
 
 

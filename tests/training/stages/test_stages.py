@@ -15,6 +15,7 @@ from tests.training.small import overfit, small_config, small_workspace
 from training.evaluate import validate
 from training.stages import pretrain
 from training.stages.losses import nll
+from training.stages.predictions import Predictions
 from training.stages.pretrain import PretrainStep
 from training.stages.reasoning import decode_directly, reason
 from training.stages.rl import RlStep
@@ -58,9 +59,9 @@ def test_stage_1_writes_whole_similar_items_before_the_target_and_announces_thei
         seen.append(work.vocabulary.start_tokens.index(start_token))
         return decode_directly(network, cross, start_token, item)
 
-    def seen_nll(logits: torch.Tensor, tokens: torch.Tensor, *how: float) -> torch.Tensor:
+    def seen_nll(predictions: Predictions, tokens: torch.Tensor, *how: float) -> torch.Tensor:
         seen.append(tokens)
-        return nll(logits, tokens, *how)
+        return nll(predictions, tokens, *how)
 
     monkeypatch.setattr(pretrain, "decode_directly", seen_decode)
     monkeypatch.setattr(pretrain, "nll", seen_nll)

@@ -33,7 +33,7 @@ from training.data.shop import write_shop
 from training.ids.semantic_ids import random_ids
 from training.stages.distributed import WHOLE_BATCH, Process
 from training.stages.loop import Log, run_stage
-from training.stages.pretrain import PretrainStep
+from training.stages.pretrain import SIMILAR_START, PretrainStep
 from training.workspace import Workspace, make_workspace
 
 COLUMNS = ["task", "contender", "examples", "seconds", "examples_per_second", "ratio"]
@@ -157,15 +157,13 @@ def transformers_loss(
     """The loss of stage 1, one call of the model per term: NLL of the item, and of similar items before the item."""
     inputs = {name: batch[name].to(work.device) for name in ("input_ids", "attention_mask")}
     target = work.item_tokens[batch["item"]]
-    sequences = [(config.plain_weight, target)]
+    sequences = [(config.plain_weight, work.vocabulary.start_tokens[0], target)]
     if config.similar_weight:
-        sequences.append(
-            (config.similar_weight, torch.cat([step.similar(batch["item"], WHOLE_BATCH)[:, 0], target], 1))
-        )
+        similar = step.similar(batch["item"], WHOLE_BATCH)[:, 0]
+        sequences.append((config.similar_weight, SIMILAR_START, torch.cat([similar, target], 1)))
     loss = torch.zeros(())
-    for weight, sequence in sequences:
-        steps = min(sequence.shape[1] - target.shape[1], work.vocabulary.max_steps)
-        start = torch.full((len(sequence), 1), work.vocabulary.start_tokens[steps], device=work.device)
+    for weight, start_token, sequence in sequences:
+        start = torch.full((len(sequence), 1), start_token, device=work.device)
         decoder_input_ids = torch.cat([start, sequence[:, :-1]], 1)
         mean = model(**inputs, decoder_input_ids=decoder_input_ids, labels=sequence).loss
         loss = loss + weight * sequence.shape[1] * mean  # a mean over tokens; ours is a sum over them

@@ -2,8 +2,9 @@
 
     Y = [c'_1 .. c'_q ; target],   L = - sum_{t=1}^{q+m} log P(y_t | y_<t, history)      [paper]
 
-[open]: similar = nearest by the items' embedding, drawn among the nearest; q = whole items; the start token tells q,
-and the plain sequence (l = 0) is trained in the same step on the same encoder pass. Without them it is a TIGER.
+[open]: similar = nearest by the items' embedding, drawn among the nearest; q = whole items; these sequences begin with
+`SIMILAR_START`, and the plain sequence (l = 0) is trained in the same step on the same encoder pass. Without them it is
+a TIGER.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from serving.items.nearest import nearest_items
+from serving.items.vocabulary import PAD
 from training.config import PretrainConfig
 from training.data.examples import batch_at
 from training.stages.distributed import WHOLE_BATCH, BatchShard, Terms
@@ -20,6 +22,11 @@ from training.stages.losses import nll
 from training.stages.predictions import predict_items
 from training.stages.reasoning import decode_directly
 from training.workspace import Workspace
+
+
+# A start token of their own, which no search uses: were it that of q steps, the network would have to unlearn in stage 2
+# that item codes follow it. Padding is what T5 starts its decoder with, and has no other use in ours.
+SIMILAR_START = PAD
 
 
 class PretrainStep:
@@ -35,7 +42,6 @@ class PretrainStep:
 
     def __call__(self, step: int, shard: BatchShard = WHOLE_BATCH) -> tuple[torch.Tensor, Terms]:
         work, config = self.work, self.config
-        start_tokens = work.vocabulary.start_tokens
         batch = batch_at(work.examples, config.batch_size, work.config.seed, step)
         shard = shard.of(len(batch))
         index = shard.local(shard.micro_batch(batch))
@@ -45,13 +51,12 @@ class PretrainStep:
         loss = torch.zeros(())
         terms: Terms = {}
         if config.plain_weight:
-            hidden, _ = decode_directly(work.network, cross, start_tokens[0], target)
+            hidden, _ = decode_directly(work.network, cross, work.vocabulary.start_tokens[0], target)
             plain = nll(predict_items(work, hidden), target, config.label_smoothing)
             loss, terms["nll"] = loss + config.plain_weight * plain, plain.detach()
         if self.nearest is not None:
             sequence = torch.cat([self.similar(item, shard), target], -1)
-            steps = min(sequence.shape[-1] - target.shape[-1], work.vocabulary.max_steps)
-            hidden, _ = decode_directly(work.network, cross, start_tokens[steps], sequence)
+            hidden, _ = decode_directly(work.network, cross, SIMILAR_START, sequence)
             similar = nll(predict_items(work, hidden), sequence, config.label_smoothing)
             loss, terms["nll_similar"] = loss + config.similar_weight * similar, similar.detach()
         return shard.mean(loss, terms)

@@ -49,14 +49,13 @@ def test_stage_1_is_the_weighted_sum_of_what_it_logs():
     assert float(loss.detach()) == pytest.approx(float(2 * terms["nll"] + 0.5 * terms["nll_similar"]), rel=1e-5)
 
 
-def test_stage_1_writes_whole_similar_items_before_the_target_and_announces_their_length(monkeypatch):
-    config = small_config("pretrain.similar_items=2", "pretrain.neighbours=4", "pretrain.plain_weight=0",
-                          "model.max_steps=8")  # fmt: skip
+def test_stage_1_writes_whole_similar_items_before_the_target(monkeypatch):
+    config = small_config("pretrain.similar_items=2", "pretrain.neighbours=4", "pretrain.plain_weight=0")
     work = small_workspace(config)
     seen: list = []
 
     def seen_decode(network: StreamRec, cross: CrossKeysValues, start_token: int, item: torch.Tensor) -> Decoded:
-        seen.append(work.vocabulary.start_tokens.index(start_token))
+        seen.append(start_token)
         return decode_directly(network, cross, start_token, item)
 
     def seen_nll(predictions: Predictions, tokens: torch.Tensor, *how: float) -> torch.Tensor:
@@ -67,14 +66,25 @@ def test_stage_1_writes_whole_similar_items_before_the_target_and_announces_thei
     monkeypatch.setattr(pretrain, "nll", seen_nll)
     step = PretrainStep(work, config.pretrain)
     step(3)
-    steps, sequence = seen
-    assert steps == 6 and sequence.shape[1:] == (1, 9)  # two items of three tokens, then the target's
+    start_token, sequence = seen
+    assert start_token not in work.vocabulary.start_tokens  # it would teach that number of steps to write item codes
+    assert sequence.shape[1:] == (1, 9)  # two items of three tokens, then the target's
     rows = {tuple(tokens): row for row, tokens in enumerate(work.item_tokens.tolist())}
     assert step.nearest is not None
     for tokens in sequence[:, 0].tolist():
         first, second, target = (rows[tuple(tokens[at : at + 3])] for at in (0, 3, 6))
         assert len({first, second, target}) == 3
         assert {first, second} <= set(step.nearest[target].tolist())
+
+
+def test_stage_1_leaves_the_start_tokens_of_all_steps_above_0_alone():
+    work = small_workspace(small_config("pretrain.similar_weight=1"))
+    loss, _ = PretrainStep(work, work.config.pretrain)(0)
+    loss.backward()
+    gradient = work.network.t5.shared.weight.grad
+    assert gradient is not None
+    touched = gradient.abs().sum(1)[work.vocabulary.start_tokens] > 0
+    assert touched.tolist() == [True] + [False] * work.vocabulary.max_steps
 
 
 def test_stage_1_without_similar_items_is_a_plain_tiger():

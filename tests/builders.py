@@ -43,6 +43,7 @@ def tiny_model(
     sizes: tuple[int, ...] = (6, 5, 4),
     max_steps: int = 4,
     reasoning_codes: int = 8,
+    shared_levels: int = 0,
     step_form: StepForm = "both",
     seed: int = 0,
     width: int = 16,
@@ -53,7 +54,7 @@ def tiny_model(
     """A bundle in memory: random weights, random distinct semantic IDs, two categories and a named subset `small`."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    vocabulary = Vocabulary(max_steps, sizes, reasoning_codes)
+    vocabulary = Vocabulary(max_steps, sizes, reasoning_codes, shared_levels)
     config = ModelConfig(
         vocabulary.size, d_model=width, d_kv=8, d_ff=32, num_layers=2, num_decoder_layers=2, num_heads=2
     )

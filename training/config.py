@@ -71,7 +71,8 @@ class TokenizeConfig(Settings):
     """How semantic IDs are made. `random` takes its shape (levels, codes) from `rqvae`.
 
     source: what an item's embedding is made from; items without any text fall back to `collaborative`, and the report
-    says so. text_weight: the share of text in the inner product of `both`.
+    says so. text_weight: the share of text in the inner product of `both`. shared_codebook: whether the levels of given
+    IDs have one codebook; null: as their file says, by naming all levels alike (`"<T_3>"`) or each its own way.
     """
 
     kind: Literal["rqvae", "random", "given"] = "rqvae"
@@ -79,6 +80,7 @@ class TokenizeConfig(Settings):
     embedder: str = PACKAGED
     text_weight: Annotated[Number, Field(ge=0, le=1)] = 0.5
     collaborative_dim: Positive = 128
+    shared_codebook: bool | None = None
     rqvae: RqVaeConfig = RqVaeConfig()
 
 

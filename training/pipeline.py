@@ -35,7 +35,7 @@ from training.data.prepare import (
 from training.evaluate import validate
 from training.export import export
 from training.ids.embed import item_embedding
-from training.ids.semantic_ids import build_semantic_ids
+from training.ids.semantic_ids import GivenIds, build_semantic_ids
 from training.neighbours import fit_neighbours
 from training.preflight import RunError, check_data, check_work_folder, stored_run
 from training.stages.distributed import SINGLE_PROCESS, Process, join_processes
@@ -111,10 +111,10 @@ def tokenize(
     """Semantic IDs (made once, then read back), and the workspace of all later stages."""
     file = folder / "semantic_ids.safetensors"
     if not file.exists():
-        given = None
-        if config.tokenizer.kind == "given":
-            given = load_given_ids(data_folder / "semantic_ids" / f"{config.given_ids}.json.gz", data.items)
-        tokenizer = config.tokenizer
+        given, tokenizer = None, config.tokenizer
+        if tokenizer.kind == "given":
+            codes, shared = load_given_ids(data_folder / "semantic_ids" / f"{config.given_ids}.json.gz", data.items)
+            given = GivenIds(codes, shared if tokenizer.shared_codebook is None else tokenizer.shared_codebook)
         with tqdm(desc="tokenize", unit="step", mininterval=1.0) as bar:
 
             def progress(done: int, total: int) -> None:
@@ -130,11 +130,14 @@ def tokenize(
             "embedding": torch.from_numpy(np.ascontiguousarray(embedding, np.float32)),
         }
         with atomic_write(file) as partial:
-            save_file(tensors, partial, {"codebook_sizes": json.dumps(ids.codebook_sizes)})
+            sizes = {"codebook_sizes": json.dumps(ids.codebook_sizes), "shared_levels": str(ids.shared_levels)}
+            save_file(tensors, partial, sizes)
     with safe_open(file, framework="pt") as stored:
-        sizes = tuple(json.loads((stored.metadata() or {})["codebook_sizes"]))
+        about = stored.metadata() or {}
+        codebook_sizes = tuple(json.loads(about["codebook_sizes"]))
+        shared_levels = int(about.get("shared_levels", 0))  # runs of earlier versions have none
         codes, embedding = stored.get_tensor("codes").numpy(), stored.get_tensor("embedding").numpy()
-    work = make_workspace(config, split, codes, sizes, embedding, device)
+    work = make_workspace(config, split, codes, codebook_sizes, embedding, device, shared_levels)
     if config.neighbours.enabled:
         work.neighbours, work.neighbours_report = fit_neighbours(data.items, split, config, folder / "cache")
     return work

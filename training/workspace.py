@@ -109,10 +109,11 @@ def make_workspace(
     sizes: tuple[int, ...],
     embedding: np.ndarray,
     device: torch.device | str = "cpu",
+    shared_levels: int = 0,
 ) -> Workspace:
     """A fresh network for given data and semantic IDs; its weights follow from the seed, whatever the device."""
     model = config.model
-    vocabulary = Vocabulary(model.max_steps, sizes, model.reasoning_codes)
+    vocabulary = Vocabulary(model.max_steps, sizes, model.reasoning_codes, shared_levels)
     torch.manual_seed(config.seed)
     network = StreamRec(
         ModelConfig(

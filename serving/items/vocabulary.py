@@ -2,8 +2,9 @@
 
     0 pad | 1 end | start_0 .. start_Lmax | level 0 codes | level 1 codes | … | reasoning codes
 
-Every level of the semantic ID has its own block, so that a token determines its level. Reasoning codes have a block
-of their own unless they are item codes (`reasoning_codes == 0`) [paper].
+Every level of the semantic ID has its own block, so that a token determines its level; where given IDs take the codes
+of several levels from one codebook, the first `shared_levels` levels have one block together. Reasoning codes have a
+block of their own unless they are item codes (`reasoning_codes == 0`) [paper].
 """
 
 from __future__ import annotations
@@ -18,11 +19,18 @@ PAD, END, FIRST_START = 0, 1, 2
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """The sizes of the blocks, which determine where each begins."""
+    """The sizes of the blocks, which determine where each begins. ValueError for levels that cannot share a block."""
 
     max_steps: int
     codebook_sizes: tuple[int, ...]  # length M
     reasoning_codes: int  # 0: reasoning tokens are item codes [paper]
+    shared_levels: int = 0  # levels, from the first on, whose codes are of one codebook
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.shared_levels <= len(self.codebook_sizes):
+            raise ValueError("shared_levels is not in 0..tokens_per_item")
+        if len(set(self.codebook_sizes[: self.shared_levels])) > 1:
+            raise ValueError("levels that share a codebook must have one codebook size")
 
     @property
     def tokens_per_item(self) -> int:
@@ -40,7 +48,7 @@ class Vocabulary:
     @property
     def level_offsets(self) -> np.ndarray:
         """First id of every level's block. Shape: (M,), int64."""
-        return np.cumsum([self.item_offset, *self.codebook_sizes[:-1]], dtype=np.int64)
+        return np.cumsum([self.item_offset, *self._new_ids[:-1]], dtype=np.int64)
 
     @property
     def level_ranges(self) -> tuple[tuple[int, int], ...]:
@@ -51,7 +59,7 @@ class Vocabulary:
     @property
     def item_range(self) -> tuple[int, int]:
         """[first, last + 1) of all item codes."""
-        return self.item_offset, self.item_offset + int(sum(self.codebook_sizes))
+        return self.item_offset, self.item_offset + sum(self._new_ids)
 
     @property
     def reasoning_range(self) -> tuple[int, int]:
@@ -62,6 +70,11 @@ class Vocabulary:
     @property
     def size(self) -> int:
         return self.item_range[1] + self.reasoning_codes
+
+    @property
+    def _new_ids(self) -> list[int]:
+        """How many ids every level adds: none where the next one has the same block."""
+        return [0 if level + 1 < self.shared_levels else size for level, size in enumerate(self.codebook_sizes)]
 
     def tokens_of(self, codes: np.ndarray) -> np.ndarray:
         """Semantic IDs (codes counted from 0 at each level) as vocabulary ids. Shapes: (I, M) -> (I, M), int32."""
@@ -81,5 +94,8 @@ class Vocabulary:
     @staticmethod
     def from_json(data: dict[str, Any]) -> Vocabulary:
         return Vocabulary(
-            int(data["max_steps"]), tuple(int(n) for n in data["codebook_sizes"]), int(data["reasoning_codes"])
+            int(data["max_steps"]),
+            tuple(int(n) for n in data["codebook_sizes"]),
+            int(data["reasoning_codes"]),
+            int(data.get("shared_levels", 0)),  # bundles of format 1 have none
         )

@@ -22,9 +22,12 @@ from serving.errors import StorageError
 from serving.files import locked_folder
 from serving.types import Request
 from tests.tools import always_full
-from tests.training.shops import command, write_shop
+from tests.training.shops import QUICK, command, write_shop
 from tests.waiting import DEADLINE
 from training.__main__ import main
+from training.config import load_config
+from training.data.prepare import read_data, split_by
+from training.pipeline import tokenize
 from training.stages.loop import load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -128,6 +131,21 @@ def test_given_semantic_ids_are_used(made, tmp_path):
     assert bundle.vocabulary.codebook_sizes == (5, 6)
     row = bundle.catalogue.row("i13")
     assert (bundle.catalogue.tokens[row] - bundle.vocabulary.level_offsets).tolist() == [3, 2]
+
+
+def test_given_semantic_ids_of_one_codebook_share_a_block(tmp_path):
+    data = write_shop(tmp_path / "shop")
+    (data / "semantic_ids").mkdir()
+    codes = {f"i{i}": [f"<T_{i % 5}>", f"<T_{i // 5}>", f"<T_{i % 3}>"] for i in range(30)} | {"i29": ["<T_1>"] * 3}
+    (data / "semantic_ids/mine.json.gz").write_bytes(gzip.compress(json.dumps(codes).encode()))
+    settings = ("tokenizer.kind=given", "given_ids=mine")
+    assert main(command("tokenize", data, tmp_path / "b", *settings)) == 0
+    config = load_config(None, [*QUICK, *settings])
+    read = read_data(data)
+    work = tokenize(read, split_by(read, "leave-one-out"), data, tmp_path / "b.work", config)
+    assert work.vocabulary.shared_levels == 3 and work.vocabulary.codebook_sizes == (6, 6, 6)
+    row = read.items.item_ids.index("i13")
+    assert (work.item_tokens_np[row] - work.vocabulary.item_offset).tolist() == [3, 2, 1]
 
 
 def test_other_settings_or_other_data_are_refused_in_a_used_folder(made, capsys):

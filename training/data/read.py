@@ -166,11 +166,12 @@ def read_items(path: Path) -> Items:
     return table
 
 
-def load_given_ids(path: Path, items: Items) -> np.ndarray:
+def load_given_ids(path: Path, items: Items) -> tuple[np.ndarray, bool]:
     """Given semantic IDs, `{item_id: [codes]}` as JSON, plain or gzipped, for every item of the catalogue.
 
     A code is a whole number, or a text that ends in one (`"<a_121>"` is code 121 of its level).
-    Returns: (I, M) int64, codes per level as the file numbers them; two items may share all codes.
+    Returns: (I, M) int64, codes per level as the file numbers them; two items may share all codes. And whether the file
+    names all levels alike (`"<T_3>"` at every one): then their codes are of one codebook.
     Raises DataError where an item has no codes, the lengths differ or a code has no number.
     """
     try:
@@ -204,7 +205,7 @@ def load_given_ids(path: Path, items: Items) -> np.ndarray:
                 f"{path}: item {item_id!r} names its levels {prefix}, others {prefixes}; use one name per level"
             )
         rows.append([int(match[2]) for match in found if match])
-    return np.asarray(rows, dtype=np.int64)
+    return np.asarray(rows, dtype=np.int64), len(prefixes) > 1 and set(prefixes) != {""} and len(set(prefixes)) == 1
 
 
 def _one_of(folder: Path, names: tuple[str, ...]) -> Path | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice, permutations
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,24 @@ from training.ids.rqvae import Progress, train_rqvae
 
 @dataclass(frozen=True, slots=True)
 class SemanticIds:
-    """codes: (I, M), int32, unique rows, counted from 0 at each level. report: JSON-ready, see `usage`."""
+    """codes: (I, M), int32, unique rows, counted from 0 at each level. report: JSON-ready, see `usage`.
+
+    shared_levels: how many levels, from the first on, have one codebook together.
+    """
 
     codes: np.ndarray
     codebook_sizes: tuple[int, ...]
     report: dict[str, Any]
     codec: Codec | None = None
+    shared_levels: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class GivenIds:
+    """Codes (I, M) made elsewhere, and whether all levels take them from one codebook."""
+
+    codes: np.ndarray
+    shared_codebook: bool = False
 
 
 def build_semantic_ids(
@@ -37,11 +50,11 @@ def build_semantic_ids(
     train_sequences: Sequence[np.ndarray],
     config: TokenizeConfig,
     seed: int = 0,
-    given: np.ndarray | None = None,
+    given: GivenIds | None = None,
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> SemanticIds:
-    """Semantic IDs of the configured kind. given: (I, M) codes for kind "given"; cache: folder for text embeddings."""
+    """Semantic IDs of the configured kind. given: for kind "given"; cache: folder for text embeddings."""
     if config.kind == "random":
         return random_ids(len(items), (config.rqvae.codes,) * config.rqvae.levels, seed)
     if config.kind == "given":
@@ -78,14 +91,39 @@ def random_ids(n_items: int, codebook_sizes: Sequence[int], seed: int = 0) -> Se
     return SemanticIds(codes, sizes, {"kind": "random"} | usage(codes, codes, sizes))
 
 
-def given_ids(codes: np.ndarray, seed: int = 0) -> SemanticIds:
-    """IDs made elsewhere; an extra last level separates items that share one. codes: (I, M), from 0."""
-    codes = np.asarray(codes)
+def given_ids(given: GivenIds, seed: int = 0) -> SemanticIds:
+    """IDs made elsewhere, codes from 0. Items that share one get their codes in other orders where all levels have one
+    codebook, and where that is not enough, or not possible, all items get an extra last level.
+    """
+    codes = np.asarray(given.codes)
     if codes.ndim != 2 or not len(codes) or not np.issubdtype(codes.dtype, np.integer) or codes.min() < 0:
         raise DataError("given semantic IDs must be whole numbers from 0, as many for every item; correct their file")
     codes = codes.astype(np.int32)
-    unique, sizes = separate_colliding(codes, tuple(int(n) + 1 for n in codes.max(axis=0)), seed)
-    return SemanticIds(unique, sizes, {"kind": "given"} | usage(codes, unique, sizes))
+    levels, apart, sizes = codes.shape[1], codes, tuple(int(n) + 1 for n in codes.max(axis=0))
+    if given.shared_codebook:
+        apart, sizes = reorder_colliding(codes, seed), (int(codes.max()) + 1,) * levels
+    unique, sizes = separate_colliding(apart, sizes, seed)
+    shared_levels = levels if given.shared_codebook else 0
+    report = {"kind": "given", "shared_levels": shared_levels} | usage(codes, unique, sizes)
+    return SemanticIds(unique, sizes, report, shared_levels=shared_levels)
+
+
+def reorder_colliding(codes: np.ndarray, seed: int) -> np.ndarray:
+    """Give items that share an ID of one codebook its codes in other orders, that of the last codes changed first.
+
+    One of them, drawn at random, keeps its ID, and the codes say of every item what they said before. Where all orders
+    are taken (of those tried, 1,000 an item) an item stays as it is. Shape: (I, M) -> (I, M).
+    """
+    codes, order = codes.copy(), np.random.default_rng(seed).permutation(len(codes))
+    taken = set(map(tuple, codes.tolist()))
+    for group in _groups(codes[order]):
+        orders = permutations(codes[order[group[0]]].tolist())
+        for row in order[group[1:]]:
+            free = next((other for other in islice(orders, 1000) if other not in taken), None)
+            if free is not None:
+                codes[row] = free
+                taken.add(free)
+    return codes
 
 
 def move_colliding(codes: np.ndarray, distance: np.ndarray, seed: int) -> np.ndarray:

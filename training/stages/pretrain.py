@@ -23,9 +23,8 @@ from training.stages.predictions import predict_items
 from training.stages.reasoning import decode_directly
 from training.workspace import Workspace
 
-
-# A start token of their own, which no search uses: were it that of q steps, the network would have to unlearn in stage 2
-# that item codes follow it. Padding is what T5 starts its decoder with, and has no other use in ours.
+# A start token of their own, which no search uses: were it that of q steps, stage 2 would have to unlearn that item
+# codes follow it. Padding is what T5 starts its decoder with, and has no other use in ours.
 SIMILAR_START = PAD
 
 

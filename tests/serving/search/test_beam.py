@@ -46,9 +46,14 @@ def worlds(draw: st.DrawFn) -> tuple[Bundle, list[Request]]:
     seed = draw(st.integers(0, 10_000))
     items = draw(st.integers(1, 40))
     levels = draw(st.integers(1, 4))
+    shared = draw(st.sampled_from([0, 2, 3]))  # levels with one codebook
+    sizes = ((40,), (8, 7), (5, 4, 4), (4, 3, 3, 3))[levels - 1]
+    if shared and levels > 2:
+        sizes = (4, 4, 4) + (3,) * (levels - 3)
     bundle = tiny_model(
         items,
-        sizes=((40,), (8, 7), (5, 4, 4), (4, 3, 3, 3))[levels - 1],
+        sizes=sizes,
+        shared_levels=shared if levels > 2 else 0,
         seed=seed,
         max_steps=3,
         reasoning_codes=draw(st.sampled_from([0, 3, 8])),

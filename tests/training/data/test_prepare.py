@@ -257,7 +257,9 @@ def test_given_ids(tmp_path):
     def load(content: object) -> np.ndarray:
         path = tmp_path / "ids.json.gz"
         path.write_bytes(gzip.compress(json.dumps(content).encode()))
-        return load_given_ids(path, items)
+        codes, shared = load_given_ids(path, items)
+        assert not shared
+        return codes
 
     codes = load({"a": ["<a_1>", "<b_20>"], "b": ["<a_3>", "<b_4>"], "not ours": [1]})
     assert codes.dtype == np.int64 and codes.tolist() == [[3, 4], [1, 20]]  # in the order of the items
@@ -270,6 +272,9 @@ def test_given_ids(tmp_path):
         load({"b": ["<x>"], "a": [1]})
     with pytest.raises(DataError, match="one name per level"):
         load({"b": ["<a_1>"], "a": ["<b_1>"]})
+    (tmp_path / "ids.json").write_text(json.dumps({"a": ["<T_7>", "<T_2>"], "b": ["<T_3>", "<T_4>"]}))
+    codes, shared = load_given_ids(tmp_path / "ids.json", items)
+    assert shared and codes.tolist() == [[3, 4], [7, 2]]  # one name for all levels: one codebook
     (tmp_path / "ids.json").write_text("{")
     with pytest.raises(DataError, match="cannot be read"):
         load_given_ids(tmp_path / "ids.json", items)

@@ -15,6 +15,7 @@ from training.config import RqVaeConfig, TokenizeConfig
 from training.data.prepare import DataError, Items
 from training.ids.embed import ItemEmbedding, item_embedding, item_text
 from training.ids.semantic_ids import (
+    GivenIds,
     build_semantic_ids,
     given_ids,
     move_colliding,
@@ -96,11 +97,11 @@ def test_random_ids_fill_the_space_they_are_given() -> None:
 
 
 def test_given_ids_are_kept_and_made_unique() -> None:
-    kept = given_ids(np.array([[5, 0], [5, 1], [0, 1023]]))
+    kept = given_ids(GivenIds(np.array([[5, 0], [5, 1], [0, 1023]])))
     assert kept.codes.tolist() == [[5, 0], [5, 1], [0, 1023]]
     assert kept.codebook_sizes == (6, 1024)
     assert kept.report["extra_level"] == 0
-    shared = given_ids(np.array([[5, 0], [5, 0], [0, 3]]))
+    shared = given_ids(GivenIds(np.array([[5, 0], [5, 0], [0, 3]])))
     assert shared.codes[:, :2].tolist() == [[5, 0], [5, 0], [0, 3]]
     assert sorted(shared.codes[:2, 2]) == [0, 1]
     assert shared.codebook_sizes == (6, 4, 2)
@@ -108,11 +109,23 @@ def test_given_ids_are_kept_and_made_unique() -> None:
     assert shared.report["collisions_after"]["items"] == 0
     for bad in (np.array([[1, -1]]), np.array([1, 2]), np.array([[0.5]]), np.zeros((0, 3), dtype=int)):
         with pytest.raises(DataError, match="whole numbers"):
-            given_ids(bad)
+            given_ids(GivenIds(bad))
+
+
+def test_given_ids_of_one_codebook_keep_it_and_collide_no_more() -> None:
+    codes = np.array([[5, 0, 7], [5, 0, 7], [5, 0, 7], [5, 7, 0], [1, 2, 9]])
+    ids = given_ids(GivenIds(codes, shared_codebook=True))
+    assert ids.shared_levels == 3 and ids.codebook_sizes == (10, 10, 10)
+    assert distinct(ids.codes) == 5 and ids.report["extra_level"] == 0
+    np.testing.assert_array_equal(np.sort(ids.codes), np.sort(codes))  # each item has the codes it had
+    assert ids.codes[3:].tolist() == [[5, 7, 0], [1, 2, 9]]  # unique ones in the order they had
+    assert sum(row == [5, 0, 7] for row in ids.codes.tolist()) == 1
+    alike = given_ids(GivenIds(np.array([[4, 4], [4, 4], [3, 2]]), shared_codebook=True))
+    assert alike.codebook_sizes == (5, 5, 2) and alike.shared_levels == 2 and distinct(alike.codes) == 3
 
 
 def test_report_counts_use_and_perplexity() -> None:
-    report = given_ids(np.array([[0, 0], [0, 1], [0, 2], [2, 0]])).report
+    report = given_ids(GivenIds(np.array([[0, 0], [0, 1], [0, 2], [2, 0]]))).report
     assert report["codes_used"] == [2, 3]
     share = np.array([0.75, 0.25])
     assert report["perplexity"][0] == pytest.approx(np.exp(-(share * np.log(share)).sum()), abs=0.01)
@@ -143,7 +156,8 @@ def test_kinds_that_need_no_training() -> None:
     assert random.codebook_sizes == (8, 8)
     assert random.codec is None
     codes = np.array([[0, 1], [1, 1], [2, 2]])
-    np.testing.assert_array_equal(build_semantic_ids(items, [], TokenizeConfig(kind="given"), given=codes).codes, codes)
+    given = build_semantic_ids(items, [], TokenizeConfig(kind="given"), given=GivenIds(codes))
+    np.testing.assert_array_equal(given.codes, codes)
     with pytest.raises(DataError, match="file of semantic IDs"):
         build_semantic_ids(items, [], TokenizeConfig(kind="given"))
 

@@ -91,6 +91,7 @@ class Reference:
         for t, row in enumerate(reversed(self.history)):
             for entry in range(graph.offsets[row], graph.offsets[row + 1]):
                 n[graph.items[entry]] += (t + 1) ** -graph.recency * float(graph.weights[entry])
+        n = [max(x, 0.0) for x in n]
         return np.array([math.log((x / sum(n) if sum(n) else 0.0) + graph.floor) for x in n])
 
     @torch.no_grad()

@@ -42,6 +42,9 @@ Weights = Annotated[tuple[Weight, ...], Field(strict=False, min_length=1)]
 Counts = Annotated[tuple[Count, ...], Field(strict=False, min_length=1)]
 
 
+MemoryParts = Literal["both", "counted", "linear"]
+
+
 class Settings(BaseModel):
     """Frozen; an unknown key, a value of another type and NaN are errors. Lists become tuples."""
 
@@ -198,12 +201,14 @@ class RlConfig(StageConfig):
 
 
 class NeighboursConfig(Settings):
-    """The item graph, from the log and the texts (training/neighbours.py). enabled: whether a run fits one.
+    """The item graph (training/memory.py). enabled: whether a run fits one.
 
-    keep: weights per item. floor: what a share of nothing counts as, in the logarithm.
+    parts: what was counted in the log and the texts, what a linear model learnt, or both, in the blend that validation
+    prefers. keep: weights per item. floor: what a share of nothing counts as, in the logarithm.
     """
 
     enabled: bool = False
+    parts: MemoryParts = "both"
     keep: Positive = 200
     floor: Annotated[Number, Field(gt=0, le=1)] = 1e-4
 

@@ -1,5 +1,4 @@
-"""Fits the item graph of `serving/items/neighbours.py`: what followed an item in other histories, and which items'
-texts resemble its own.
+"""The counted part of the item graph: what followed an item in other histories, and which texts resemble its own.
 
     w(i, j) = co(i, j) / (n_i ** source * n_j ** target)
               + similar_weight * exp((cos(e_i, e_j) - 1) / similar_temperature)   for j != i
@@ -7,26 +6,28 @@ texts resemble its own.
                plus backward * the same for j then i
 
 n counts training events; e embeds an item's text, or the items it occurs with if the data have no text. Validation
-chooses every number. Only a row's largest weights are kept. [open: none of this is in the paper.]
+chooses every number (`training/memory.py`). [open: none of this is in the paper.]
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 from scipy import sparse
 
 from serving.items.nearest import nearest_items
-from serving.items.neighbours import Neighbours
 from training.config import RunConfig
-from training.data.prepare import Items, Split, sample_users
+from training.data.prepare import Items
 from training.ids.embed import collaborative_embedding, embed_text, item_text
 from training.metrics import ndcg
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 CHUNK = 1024
 
@@ -63,7 +64,7 @@ JOINED_GRID = GRID | {
     "similar_weight": (0.0, 0.03, 0.1, 0.3, 1.0, 2.0, 4.0),
     "similar_temperature": (0.05, 0.1, 0.2, 0.3, 0.5),
 }
-S = TypeVar("S", bound=Setting)
+S = TypeVar("S", bound="DataclassInstance")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,30 +74,6 @@ class Pairs:
     earlier: np.ndarray
     later: np.ndarray
     steps: np.ndarray
-
-
-def fit_neighbours(
-    items: Items, split: Split, config: RunConfig, cache: Path | None = None
-) -> tuple[Neighbours, dict[str, Any]]:
-    """The item graph of the training part, chosen by validation NDCG@10 (nothing excluded), and a report on it.
-
-    cache: the folder of text embeddings, as in `training.ids.embed`. Takes half a minute of one core for 4,000 items.
-    """
-    embedding = similarity_embedding(items, split.train, config, cache)
-    log = Log.of(split.train, embedding, config.neighbours.keep)
-    users, target = sample_users(split.valid_history, split.valid_target, config.evaluation.choice_users)
-    histories = [history[-config.model.max_items :] for history in users]
-
-    def validation_ndcg(setting: JoinedSetting) -> float:
-        return ndcg_of(history_weights(histories, len(items), setting.recency), log.weights(setting), target)
-
-    setting, quality = coordinate_search(JoinedSetting(), JOINED_GRID, validation_ndcg)
-    kept = largest(log.weights(setting), config.neighbours.keep)
-    found = Neighbours(
-        kept.indptr.astype(np.int64), kept.indices.astype(np.int32), kept.data.astype(np.float32), setting.recency,
-        config.neighbours.floor,
-    )  # fmt: skip
-    return found, {"setting": asdict(setting), "valid_ndcg@10": round(quality, 5), "entries": len(found.items)}
 
 
 def similarity_embedding(
@@ -118,6 +95,7 @@ class Log:
     pairs: Pairs
     counts: np.ndarray
     cosine: sparse.csr_matrix
+    counted: dict[tuple[int, float], sparse.csr_matrix] = field(default_factory=dict)  # the last pairs counted
 
     @staticmethod
     def of(sequences: Sequence[np.ndarray], embedding: np.ndarray, keep: int) -> Log:
@@ -139,7 +117,11 @@ class Log:
         """w, before rows are truncated. Shape: (I, I) float64."""
         similar = self.cosine.astype(np.float64)
         similar.data = setting.similar_weight * np.exp((similar.data - 1) / setting.similar_temperature)
-        return (cooccurrence(self.pairs, self.counts, setting) + similar).tocsr()
+        key = (setting.window, setting.distance)
+        if key not in self.counted:  # most settings that a search tries share these two
+            self.counted.clear()
+            self.counted[key] = forward_pairs(self.pairs, len(self.counts), *key)
+        return (scaled_pairs(self.counted[key], self.counts, setting) + similar).tocsr()
 
 
 def event_counts(sequences: Sequence[np.ndarray], items: int) -> np.ndarray:
@@ -162,11 +144,19 @@ def pairs_within(sequences: Sequence[np.ndarray], window: int) -> Pairs:
 
 def cooccurrence(pairs: Pairs, counts: np.ndarray, setting: Setting) -> sparse.csr_matrix:
     """co(i, j) / (n_i ** source * n_j ** target). Shape: (I, I) float64."""
-    near = pairs.steps <= setting.window
-    earlier, later = pairs.earlier[near], pairs.later[near]
-    weight = pairs.steps[near].astype(np.float64) ** -setting.distance
-    items, events = len(counts), np.maximum(counts, 1.0)
-    forward = sparse.coo_matrix((weight, (earlier, later)), shape=(items, items)).tocsr()
+    return scaled_pairs(forward_pairs(pairs, len(counts), setting.window, setting.distance), counts, setting)
+
+
+def forward_pairs(pairs: Pairs, items: int, window: int, distance: float) -> sparse.csr_matrix:
+    """The part of co(i, j) that counts j after i. Shape: (I, I) float64."""
+    near = pairs.steps <= window
+    weight = pairs.steps[near].astype(np.float64) ** -distance
+    return sparse.csr_matrix((weight, (pairs.earlier[near], pairs.later[near])), shape=(items, items))
+
+
+def scaled_pairs(forward: sparse.csr_matrix, counts: np.ndarray, setting: Setting) -> sparse.csr_matrix:
+    """co(i, j), with what precedes, divided by the powers of n_i and n_j. Shape: (I, I) float64."""
+    events = np.maximum(counts, 1.0)
     scaled = (
         sparse.diags(events**-setting.source)
         @ (forward + setting.backward * forward.T)
@@ -183,17 +173,6 @@ def nearest(embedding: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     return np.repeat(known, found.shape[1]), known[found.ravel()]
 
 
-def largest(weights: sparse.csr_matrix, keep: int) -> sparse.csr_matrix:
-    """Every row's `keep` largest weights. Ties are broken at random: the order of a catalogue may reveal the future."""
-    row = np.repeat(np.arange(weights.shape[0]), np.diff(weights.indptr))
-    tie_break = np.random.default_rng(0).permutation(weights.shape[1])
-    order = np.lexsort((tie_break[weights.indices], -weights.data, row))
-    kept = order[(np.arange(len(row)) - weights.indptr[row] < keep) & (weights.data[order] > 0)]
-    found = sparse.csr_matrix((weights.data[kept], (row[kept], weights.indices[kept])), shape=weights.shape)
-    found.sort_indices()
-    return found
-
-
 def history_weights(histories: Sequence[np.ndarray], items: int, recency: float) -> sparse.csr_matrix:
     """(t + 1) ** -recency of every item of a history, oldest first. Shape: (U, I); times w it is n(j | history)."""
     lengths = np.array([len(history) for history in histories])
@@ -204,17 +183,27 @@ def history_weights(histories: Sequence[np.ndarray], items: int, recency: float)
     )
 
 
-def ndcg_of(history: sparse.csr_matrix, weights: sparse.csr_matrix, target: np.ndarray) -> float:
-    """NDCG@10 of n(j | history); equal scores rank ahead of the target; a target without a score is missed."""
-    total = 0.0
+def ndcg_of(history: sparse.csr_matrix, weights: sparse.csr_matrix, target: np.ndarray) -> np.ndarray:
+    """NDCG@10 of n(j | history) per user. Shapes: (U, I), (I, I), (U,) -> (U,) float64.
+
+    Equal scores rank ahead of the target; a target whose score is not positive is missed.
+    """
+    found = []
     for first in range(0, len(target), CHUNK):
         scores = (history[first : first + CHUNK] @ weights).tocsr()
         wanted = target[first : first + CHUNK]
         row = np.repeat(np.arange(len(wanted)), np.diff(scores.indptr))
         own = np.bincount(row, scores.data * (scores.indices == wanted[row]), minlength=len(wanted))
         rank = np.bincount(row, scores.data >= own[row], minlength=len(wanted)) - 1  # the target itself does not count
-        total += ndcg(np.where(own > 0, rank, np.inf)).sum()
-    return float(total) / len(target)
+        found.append(ndcg(np.where(own > 0, rank, np.inf)))
+    return np.concatenate(found)
+
+
+def target_ndcg(scores: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """The same of scores for every item. Shapes: (U, I), (U,) -> (U,) float64."""
+    own = scores[np.arange(len(target)), target]
+    rank = (scores >= own[:, None]).sum(1) - 1
+    return ndcg(np.where(own > 0, rank, np.inf))
 
 
 def coordinate_search(

@@ -36,7 +36,7 @@ from training.evaluate import validate
 from training.export import export
 from training.ids.embed import item_embedding
 from training.ids.semantic_ids import GivenIds, build_semantic_ids
-from training.neighbours import fit_neighbours
+from training.memory import fit_memory
 from training.preflight import RunError, check_data, check_work_folder, stored_run
 from training.stages.distributed import SINGLE_PROCESS, Process, join_processes
 from training.stages.loop import Log, Outcome, run_stage
@@ -139,7 +139,8 @@ def tokenize(
         codes, embedding = stored.get_tensor("codes").numpy(), stored.get_tensor("embedding").numpy()
     work = make_workspace(config, split, codes, codebook_sizes, embedding, device, shared_levels)
     if config.neighbours.enabled:
-        work.neighbours, work.neighbours_report = fit_neighbours(data.items, split, config, folder / "cache")
+        memory = fit_memory(data.items, split, config, folder / "cache")
+        work.neighbours, work.neighbours_report = memory.whole, memory.report
     return work
 
 

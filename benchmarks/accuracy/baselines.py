@@ -1,4 +1,7 @@
-"""Popularity, item-to-item neighbours without and with item texts, and SASRec, all under the project's own protocol.
+"""Popularity, item-to-item neighbours, the item memories of a bundle, and SASRec, all under the project's protocol.
+
+`neighbours+text` counts and compares texts, `linear` is the linear next-item model, and `memory` the blend of both that
+validation prefers (`training/memory.py`).
 
     python -m benchmarks.accuracy.baselines --data DIR --out benchmarks/results/baselines-NAME.json
 
@@ -24,13 +27,14 @@ from benchmarks.accuracy import neighbours, sasrec
 from benchmarks.accuracy.full_ranking import HISTORY_ITEMS, Score, rank
 from benchmarks.accuracy.popularity import Popularity
 from benchmarks.common import ROOT, commit, record, table
-from training.config import RunConfig
+from training.config import MemoryParts, NeighboursConfig, RunConfig
 from training.data.prepare import Items, Split, leave_one_out, read_data
+from training.memory import fit_memory
 from training.metrics import recall_ndcg
-from training.neighbours import fit_neighbours
 
 METRICS = ["recall@5", "recall@10", "ndcg@5", "ndcg@10"]
-MODELS = ("popularity", "neighbours", "neighbours+text", "sasrec")
+MEMORIES: dict[str, MemoryParts] = {"neighbours+text": "counted", "linear": "linear", "memory": "both"}
+MODELS = ("popularity", "neighbours", *MEMORIES, "sasrec")
 CACHE = ROOT / "runs/cache"  # of text embeddings, which take minutes
 PROTOCOL = " ".join((__doc__ or "").split("\n\n")[-1].split())  # goes with the figures
 
@@ -62,10 +66,12 @@ def fit(
     if model == "neighbours":
         near, _ = neighbours.tune(split.train, count, validation_ndcg)
         return Fitted(model, near.scores, dataclasses.asdict(near.setting), time.perf_counter() - start)
-    if model == "neighbours+text":
-        graph, chosen = fit_neighbours(items, split, RunConfig(), CACHE)
+    if model in MEMORIES:
+        memory = fit_memory(items, split, RunConfig(neighbours=NeighboursConfig(parts=MEMORIES[model])), CACHE)
         seconds = time.perf_counter() - start
-        return Fitted(model, lambda histories: graph.log_scores(histories, HISTORY_ITEMS), chosen, seconds)
+        return Fitted(
+            model, lambda histories: memory.whole.log_scores(histories, HISTORY_ITEMS), memory.report, seconds
+        )
     if model == "sasrec":
         net, epoch, _ = sasrec.train(split.train, count, sasrec_setting, seed, validation_ndcg, report)
         chosen = dataclasses.asdict(sasrec_setting) | {"best_epoch": epoch}

@@ -12,8 +12,8 @@ from benchmarks.accuracy.variants import Setup
 from serving.items.neighbours import Neighbours
 from training.data.prepare import Split, sample_users, split_by
 from training.data.read import Dataset, read_data
+from training.memory import fit_memory
 from training.metrics import recall_ndcg, target_ranks
-from training.neighbours import fit_neighbours
 
 TUNED, ITEM_GRAPH = "tuned neighbours", "item graph alone"
 TUNING_USERS = 10_000  # validation users that tune the neighbours, at most: all of 57,000 would take an hour
@@ -28,7 +28,7 @@ def data_of(setup: Setup) -> tuple[Dataset, Split]:
 @lru_cache(maxsize=1)
 def item_graph_of(setup: Setup) -> Neighbours:
     data, split = data_of(setup)
-    return fit_neighbours(data.items, split, setup.settings("plain", 0), setup.work / "cache")[0]
+    return fit_memory(data.items, split, setup.settings("plain", 0), setup.work / "cache").whole
 
 
 @lru_cache(maxsize=2)

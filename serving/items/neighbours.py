@@ -23,7 +23,8 @@ from serving.errors import BundleError
 class Neighbours:
     """w as flat rows: the neighbours of item i are the entries offsets[i] .. offsets[i + 1] - 1 of n in all.
 
-    offsets: (I + 1,) int64. items: (n,) int32 catalogue rows. weights: (n,) float32, not negative.
+    offsets: (I + 1,) int64. items: (n,) int32 catalogue rows. weights: (n,) float32; negative ones speak against an
+    item, and an n(j | history) below zero counts as zero.
     """
 
     offsets: np.ndarray
@@ -47,6 +48,7 @@ class Neighbours:
         items = len(self.offsets) - 1
         cell = np.repeat(np.repeat(np.arange(len(recent)), lengths) * items, count) + self.items[entry]  # of (B, I)
         n = np.bincount(cell, weight, minlength=len(recent) * items).reshape(len(recent), items)
+        n = n.clip(min=0)
         total = n.sum(1, keepdims=True)
         return np.log(n / np.where(total > 0, total, 1) + self.floor).astype(np.float32)
 
@@ -68,7 +70,7 @@ def read_neighbours(path: Path, items: int, recency: float, floor: float) -> Nei
         and offsets[0] == 0
         and (np.diff(offsets) >= 0).all()
         and ((rows >= 0) & (rows < items)).all()
-        and (np.isfinite(weights) & (weights >= 0)).all()
+        and np.isfinite(weights).all()
         and np.isfinite(recency)
         and 0 < floor <= 1
     ):

@@ -16,16 +16,17 @@ from training.__main__ import main
 from training.config import ConfigError
 from training.data.read import Items
 from training.export import choose
+from training.linear import largest
+from training.memory import fit_memory
 from training.neighbours import (
     JoinedSetting,
     Log,
     coordinate_search,
-    fit_neighbours,
     history_weights,
-    largest,
     ndcg_of,
     nearest,
     similarity_embedding,
+    target_ndcg,
 )
 
 BY_HAND = JoinedSetting(
@@ -102,10 +103,11 @@ def test_ndcg_by_hand():
     weights[0, [1, 2, 3]] = [3, 2, 1]
     weights[4, [1, 2]] = 1
     histories = [seq(0), seq(0), seq(0), seq(4)]
-    found = ndcg_of(
-        history_weights(histories, 5, 1.0), sparse.csr_matrix(weights), np.array([1, 3, 4, 2], dtype=np.int32)
-    )
-    assert found == pytest.approx((1 + 1 / np.log2(4) + 0 + 1 / np.log2(3)) / 4)
+    target = np.array([1, 3, 4, 2], dtype=np.int32)
+    history = history_weights(histories, 5, 1.0)
+    expected = pytest.approx([1, 1 / np.log2(4), 0, 1 / np.log2(3)])
+    assert ndcg_of(history, sparse.csr_matrix(weights), target) == expected
+    assert target_ndcg(history @ weights, target) == expected
 
 
 def test_the_coordinate_search_keeps_what_raises_the_score():
@@ -113,22 +115,6 @@ def test_the_coordinate_search_keeps_what_raises_the_score():
     start = JoinedSetting()
     best, score = coordinate_search(start, grid, lambda s: -abs(s.recency - 1.9) - s.similar_weight)
     assert best == replace(start, recency=2.0, similar_weight=0.0) and score == pytest.approx(-0.1)
-
-
-def test_nothing_is_learnt_from_what_is_held_out():
-    """Validation chooses among few settings and leaves no item behind; the test does nothing at all."""
-    config = small_config("neighbours.enabled=true", "neighbours.keep=30")
-    split, items = small_workspace(config).split, items_without_text(30)
-    found, report = fit_neighbours(items, split, config)
-    other = replace(split, test_history=split.test_history[::-1], test_target=split.test_target[::-1].copy())
-    again, _ = fit_neighbours(items, other, config)
-    for name in ("offsets", "items", "weights", "recency"):
-        np.testing.assert_array_equal(getattr(found, name), getattr(again, name))
-    # Every weight follows from the training sequences and the setting alone.
-    embedding = similarity_embedding(items, split.train, config, None)
-    expected = largest(Log.of(split.train, embedding, 30).weights(JoinedSetting(**report["setting"])), 30)
-    np.testing.assert_array_equal(found.items, expected.indices)
-    np.testing.assert_allclose(found.weights, expected.data, rtol=1e-6)
 
 
 def test_items_unseen_in_training_are_found_by_their_text(monkeypatch):
@@ -149,7 +135,7 @@ def test_validation_gives_the_item_graph_a_weight_where_it_knows_more_than_the_n
     config = small_config("neighbours.enabled=true", "evaluation.neighbours_weights=[0,1,20]",
                           "evaluation.dense_candidates=[0,12]")  # fmt: skip
     work = small_workspace(config)
-    work.neighbours, _ = fit_neighbours(items_without_text(30), work.split, config)
+    work.neighbours = fit_memory(items_without_text(30), work.split, config).whole
     choice = choose(work)
     best = max(row["ndcg@10"] for row in choice.table)
     assert choice.settings.neighbours_weight > 0 and best > 0.5  # the walks are certain, the network is untrained

@@ -159,9 +159,9 @@ def test_a_run_from_folder_to_file(
         result["command"].startswith("python -m benchmarks.accuracy.baselines --data ") and result["machine"]["torch"]
     )
     rows = result["rows"]
-    assert len(rows) == 4 * (1 + 1 + 1 + 2)
+    assert len(rows) == 4 * (5 + 2)
     models = [(r["model"], r["seed"]) for r in rows[::4]]
-    without_chance = [(name, None) for name in ("popularity", "neighbours", "neighbours+text")]
+    without_chance = [(name, None) for name in ("popularity", "neighbours", "neighbours+text", "linear", "memory")]
     assert models == [*without_chance, ("sasrec", 0), ("sasrec", 1)]
     assert all(r["setting"]["width"] == 8 for r in rows if r["model"] == "sasrec")
     near = {(r["split"], r["excluded"]): r for r in rows if r["model"] == "neighbours"}

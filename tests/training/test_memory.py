@@ -1,0 +1,86 @@
+"""Choosing the item memory: counted, linear or both, on validation users that do not judge what they chose."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tests.training.small import small_config, small_workspace
+from training import memory
+from training.data.prepare import Split, sample_users
+from training.data.read import Items
+from training.linear import LINEAR_GRID
+from training.memory import FittedMemory, fit_memory
+from training.neighbours import JOINED_GRID
+
+PARTS = ("counted", "linear", "both")
+
+
+def items_without_text(count: int) -> Items:
+    nothing = [None] * count
+    return Items([f"i{row}" for row in range(count)], nothing, nothing, [[] for _ in range(count)], nothing)
+
+
+def fit(split: Split, parts: str) -> FittedMemory:
+    config = small_config("neighbours.enabled=true", f"neighbours.parts={parts}", "neighbours.keep=30")
+    return fit_memory(items_without_text(30), split, config)
+
+
+@pytest.fixture(autouse=True)
+def small_grids(monkeypatch: pytest.MonkeyPatch) -> None:
+    for grid in (JOINED_GRID, LINEAR_GRID):
+        for name, values in grid.items():
+            monkeypatch.setitem(grid, name, values[1:3])
+
+
+@pytest.fixture(scope="module")
+def split() -> Split:
+    return small_workspace(small_config()).split
+
+
+@pytest.mark.parametrize("parts", PARTS)
+def test_every_kind_of_memory_finds_the_next_step_of_a_certain_walk(split: Split, parts: str) -> None:
+    found = fit(split, parts)
+    best = found.whole.log_scores(split.test_history, 5).argmax(1)
+    assert (best == split.test_target).mean() > 0.9
+    assert found.report["setting"]["linear_share"] in {"counted": (0.0,), "linear": (1.0,)}.get(parts, memory.SHARES)
+
+
+@pytest.mark.parametrize("parts", PARTS)
+def test_nothing_is_learnt_from_the_test_targets(split: Split, parts: str) -> None:
+    other = replace(split, test_history=split.test_history[::-1], test_target=split.test_target[::-1].copy())
+    for name in ("offsets", "items", "weights", "recency"):
+        np.testing.assert_array_equal(getattr(fit(split, parts).whole, name), getattr(fit(other, parts).whole, name))
+
+
+def test_a_user_is_judged_with_a_memory_that_others_chose(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the users of one fold bought next changes nothing about the memory that judges them, and that of others."""
+    users, _ = sample_users(list(range(len(split.valid_target))), split.valid_target, 40)
+    first, second = (part for part, _ in fit(split, "both").folds)
+    np.testing.assert_array_equal(np.sort(np.concatenate([first, second])), np.arange(40))
+    spoilt = split.valid_target.copy()
+    spoilt[np.array(users)[first]] = np.random.default_rng(0).integers(0, 30, len(first))
+    before, after = fit(split, "both"), fit(replace(split, valid_target=spoilt), "both")
+    for name in ("offsets", "items", "weights", "recency"):
+        np.testing.assert_array_equal(getattr(before.folds[0][1], name), getattr(after.folds[0][1], name))
+    assert before.report["valid_ndcg@10_cross_fitted"] > after.report["valid_ndcg@10_cross_fitted"]
+    assert before.folds[1][1].recency != after.folds[1][1].recency or not np.array_equal(
+        before.folds[1][1].weights, after.folds[1][1].weights
+    )
+
+
+def test_the_numbers_of_the_linear_model_are_chosen_on_frequent_items_alone(
+    split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A target that is not frequent is missed, and the final weights cover all items."""
+    monkeypatch.setattr(memory, "TUNED_ITEMS", 10)
+    shapes = []
+    predict = memory.predict
+    monkeypatch.setattr(
+        memory, "predict", lambda moments, *rest: shapes.append(moments.gram.shape) or predict(moments, *rest)
+    )
+    found = fit(split, "linear")
+    assert set(shapes) == {(10, 10)}
+    assert len(np.unique(found.whole.items)) == 30

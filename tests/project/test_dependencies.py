@@ -22,8 +22,10 @@ OURS = {"app", "benchmarks", "serving", "streamrec", "tests", "training"}
 TOOLS = {
     "httptools": ("app/server.py", 'http="httptools"'),
     "import-linter": ("Makefile", "lint-imports"),
+    "cyclonedx-bom": ("Makefile", "-m cyclonedx_py"),
     "mypy": ("Makefile", "-m mypy"),
     "onnxruntime-gpu": ("serving/network/onnx.py", "import onnxruntime"),  # another build of the same module
+    "pip-audit": ("requirements/audit.py", '"pip_audit"'),
     "pip-tools": ("requirements/lock.py", '"piptools"'),
     "pytest-cov": ("Makefile", "--cov"),
     "pytest-timeout": ("pyproject.toml", "timeout ="),
@@ -136,27 +138,42 @@ for name in {modules!r}:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(("lock", "extras"), [("serving.lock", []), ("dev.lock", ["dev"])])
-def test_lock_holds_exact_versions_of_all_that_is_declared(lock: str, extras: list[str]) -> None:
+def pins(lock: str) -> dict[str, str]:
+    """A lock's packages: name -> its entry, which is `name==version` and the hashes that its files may have."""
     lines = [line for line in (ROOT / "requirements" / lock).read_text().splitlines() if not line.startswith("#")]
-    exact = re.compile(r'[a-z0-9-]+==[0-9a-z.]+( ; sys_platform != "win32")?')
-    for line in lines:
-        assert exact.fullmatch(line), f"not an exact version for every machine: {line}"
-    pinned = {line.split("==")[0] for line in lines}
-    assert declared(*extras) <= pinned, f"`make lock` is due: {sorted(declared(*extras) - pinned)}"
+    entries = re.split(r"\n(?! )", "\n".join(lines))
+    return {entry.split("==")[0]: entry for entry in entries}
+
+
+@pytest.mark.parametrize(("lock", "extras"), [("serving.lock", []), ("dev.lock", ["dev"])])
+def test_lock_holds_exact_versions_and_hashes_of_all_that_is_declared(lock: str, extras: list[str]) -> None:
+    pinned = pins(lock)
+    exact = re.compile(r'[a-z0-9-]+==[0-9a-z.]+( ; sys_platform != "win32")?( \\\n    --hash=sha256:[0-9a-f]{64})+')
+    for entry in pinned.values():
+        assert exact.fullmatch(entry), f"not an exact version with hashes for every machine: {entry}"
+    missing = declared(*extras) - pinned.keys() - {"torch"}
+    assert not missing, f"`make lock` is due: {sorted(missing)}"
     foreign = [name for name in pinned if name.startswith(("nvidia", "cuda", "triton"))]
     assert not foreign, f"{foreign} belong to one kind of machine; its torch brings them"
 
 
+def test_torch_alone_has_no_hash() -> None:
+    """Its builds differ by machine; a hash of one of them would refuse the others."""
+    assert re.fullmatch(r"torch==[\d.]+", pins("torch.lock")["torch"].strip())
+    for lock in ("serving.lock", "dev.lock", "tools.lock"):
+        assert "torch" not in pins(lock)
+        assert all("--hash=sha256:" in entry for entry in pins(lock).values())
+
+
 def test_the_locks_agree() -> None:
-    serving, dev = ((ROOT / "requirements" / name).read_text().splitlines() for name in ("serving.lock", "dev.lock"))
-    assert set(serving) <= set(dev), "make serve and make test would undo each other's versions in one .venv"
+    differing = pins("serving.lock").items() - pins("dev.lock").items()
+    assert not differing, "make serve and make test would undo each other's versions in one .venv"
 
 
-def test_the_serving_lock_pins_every_dependency() -> None:
-    """Indirect dependencies included, so that two installations never differ."""
-    lines = (ROOT / "requirements" / "serving.lock").read_text().splitlines()
-    pinned = {line.split("==")[0] for line in lines if "==" in line}
-    for package in sorted(pinned - {"torch"}):  # torch's needs differ by build, and are left to it
+@pytest.mark.parametrize("lock", ["serving.lock", "dev.lock"])
+def test_a_lock_pins_every_dependency(lock: str) -> None:
+    """Indirect dependencies included: pip installs a lock without resolving, so what it leaves out is not installed."""
+    pinned = pins(lock).keys() | {"torch"}
+    for package in sorted(pinned - {"torch"}):  # torch's needs differ by build, and are resolved when it is installed
         needs = {normal(line) for line in requires(package) or [] if ";" not in line}
-        assert needs <= pinned, f"{package} needs {sorted(needs - pinned)}, which the lock leaves open"
+        assert needs <= pinned, f"{package} needs {sorted(needs - pinned)}, which {lock} leaves open"

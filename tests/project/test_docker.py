@@ -47,3 +47,10 @@ def test_the_user_is_a_number_and_the_one_of_the_chart() -> None:
     deployment = (ROOT / "helm" / "streamrec" / "templates" / "deployment.yaml").read_text()
     assert f"runAsUser: {user[1]}" in deployment
     assert f"runAsGroup: {user[2]}" in deployment
+
+
+def test_every_package_is_checked_against_its_hash_and_torch_taken_from_one_index() -> None:
+    installs = re.findall(r"pip install ([^\n]*)", TEXT)
+    assert [line.split()[-1] for line in installs] == ["/tmp/serving.lock", "/tmp/torch.lock", "/tmp/torch.lock"]
+    assert all("--require-hashes" in line for line in installs if "serving.lock" in line)
+    assert not any("extra-index-url" in line for line in installs), "the newer of two indexes' files would win"

@@ -6,6 +6,7 @@ carry the metadata, which is all that pip decides by, and the code is linked in 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -44,14 +45,26 @@ def normal(package: Distribution) -> str:
     return re.sub(r"[-_.]+", "_", package.name).lower()
 
 
-def pack(package: Distribution, folder: Path) -> None:
+def pack(package: Distribution, folder: Path) -> Path:
     """A wheel of an installed package's metadata."""
     tags = re.findall(r"^Tag: (\S+)$", package.read_text("WHEEL") or "", re.MULTILINE)
     tag = "-".join(".".join(dict.fromkeys(part)) for part in zip(*(tag.split("-") for tag in tags), strict=True))
-    with zipfile.ZipFile(folder / f"{normal(package)}-{package.version}-{tag}.whl", "w") as wheel:
+    path = folder / f"{normal(package)}-{package.version}-{tag}.whl"
+    with zipfile.ZipFile(path, "w") as wheel:
         for file in package.files or []:
             if file.parts[0].endswith(".dist-info"):
                 wheel.write(file.locate(), str(file))
+    return path
+
+
+def with_hashes_of(lock: str, wheels: dict[str, Path]) -> str:
+    """The lock with the hashes of these wheels for those of the published files."""
+
+    def entry(match: re.Match[str]) -> str:
+        wheel = wheels[match[1].replace("-", "_")]
+        return f"{match[0]} --hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}"
+
+    return re.sub(r"^([a-z0-9-]+)==[^\\\n]*", entry, re.sub(r" \\\n +--hash=\S+", "", lock), flags=re.MULTILINE)
 
 
 def link(package: Distribution, site: Path) -> None:
@@ -70,10 +83,11 @@ def opt(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if kind == "COPY":
             source, target = rest.split()
             shutil.copy(ROOT / source, folder / Path(target).name)
-    lock = (ROOT / "requirements" / "serving.lock").read_text().splitlines()
-    packages = [distribution(line.split("==")[0]) for line in lock if "==" in line]
-    for package in packages:
-        pack(package, wheels)
+    lock = folder / "serving.lock"
+    names = re.findall(r"^([a-z0-9-]+)==", lock.read_text(), re.MULTILINE)
+    packages = [distribution(name) for name in [*names, "torch"]]
+    files = {package.name: pack(package, wheels) for package in packages}
+    lock.write_text(with_hashes_of(lock.read_text(), {normal(package): files[package.name] for package in packages}))
     offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels), "PIP_CONFIG_FILE": os.devnull}
     offline |= {"PATH": os.environ["PATH"], "HOME": str(folder)}
     for kind, rest in steps:

@@ -32,6 +32,7 @@ from training.data.prepare import (
     split_by,
     statistics,
 )
+from training.data.read import data_files
 from training.evaluate import validate
 from training.export import export
 from training.ids.embed import item_embedding
@@ -154,9 +155,8 @@ def train_stage(stage: str, work: Workspace, folder: Path, log: Log, process: Pr
 
 def fingerprint(data_folder: Path) -> dict[str, str]:
     """sha256 of every data file, to notice data that changed since the run began."""
-    files = [path for path in sorted(data_folder.glob("*")) if path.name.startswith(("interactions.", "items."))]
     digests = {}
-    for path in files:
+    for path in filter(None, data_files(data_folder)):
         with path.open("rb") as file:
             digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
     return digests

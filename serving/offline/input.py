@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from serving.errors import ScoreError
+from serving.ids import id_fault, id_values, is_id_list_type, is_id_type
+from serving.types import MAX_ID_LENGTH
 
 COLUMNS = ["user_id", "history"]
 
@@ -71,9 +73,11 @@ def open_histories(path: Path, part_rows: int) -> Histories:
     if head == b"PAR1":
         return ParquetHistories(path, part_rows)
     with path.open("rb") as file:
-        sample = [line for line in islice(file, 100) if line.strip()]
-    if sample and not any(isinstance(_parsed(0, line), User) for line in sample):
-        raise ScoreError(f'{path} is neither Parquet nor JSON lines such as {{"user_id": "u1", "history": ["i1"]}}.')
+        lines = [line.strip() for line in islice(file, 100)]
+        if any(lines) and not any(_object(line) is not None for line in chain(lines, file)):
+            raise ScoreError(
+                f'{path} is neither Parquet nor JSON lines such as {{"user_id": "u1", "history": ["i1"]}} in UTF-8.'
+            )
     return JsonHistories(path, part_rows)
 
 
@@ -81,7 +85,7 @@ class ParquetHistories:
     """A part never spans two row groups."""
 
     def __init__(self, path: Path, part_rows: int) -> None:
-        self.part_rows = part_rows
+        self.path, self.part_rows = path, part_rows
         try:
             # Buffered and not read ahead: a whole row group, a million rows, would be in memory otherwise.
             self.file = pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
@@ -89,13 +93,14 @@ class ParquetHistories:
             raise ScoreError(f"{path} is damaged ({str(error).splitlines()[0]}); write it again.") from error
         schema = self.file.schema_arrow
         for name in COLUMNS:
-            if schema.get_field_index(name) < 0:
-                raise ScoreError(f"{path} has no column {name}; it needs user_id and history, a list of item ids.")
-        history = schema.field("history").type
-        if not (pa.types.is_list(history) or pa.types.is_large_list(history)) or not _is_id(history.value_type):
+            if (count := schema.names.count(name)) != 1:
+                found = f"{count} columns named" if count else "no column"
+                raise ScoreError(f"{path} has {found} {name}; it needs user_id and history, a list of item ids.")
+        history, user = schema.field("history").type, schema.field("user_id").type
+        if not is_id_list_type(history):
             raise ScoreError(f"{path}: history must be lists of item ids, not {history}.")
-        if not _is_id(schema.field("user_id").type):
-            raise ScoreError(f"{path}: user_id must be strings, not {schema.field('user_id').type}.")
+        if not is_id_type(user):
+            raise ScoreError(f"{path}: user_id must be strings, not {user}.")
         self.cursor = (-1, 0)  # row group, rows of it that `batches` has yielded
         self.batches: Iterator[pa.RecordBatch] = iter(())
 
@@ -111,6 +116,18 @@ class ParquetHistories:
         return found
 
     def read(self, part: Part) -> list[User | Reject]:
+        try:
+            batch = self._batch(part)
+        except (pa.ArrowException, OSError) as error:
+            raise ScoreError(f"{self.path} is damaged ({str(error).splitlines()[0]}); write it again.") from error
+        users = id_values(batch.column("user_id"), pa.string())
+        histories = id_values(batch.column("history"), pa.list_(pa.string()))
+        return [
+            _checked(part.first_row + i + 1, user, history)
+            for i, (user, history) in enumerate(zip(users, histories, strict=True))
+        ]
+
+    def _batch(self, part: Part) -> pa.RecordBatch:
         group, done = self.cursor
         if group != part.group or done > part.offset:
             self.batches, done = self.file.iter_batches(self.part_rows, [part.group], COLUMNS), 0
@@ -120,12 +137,7 @@ class ParquetHistories:
                 break
         self.cursor = (part.group, done)
         assert done == part.offset + part.rows, "Parquet was read in batches of another size"
-        users = batch.column("user_id").cast(pa.string()).to_pylist()
-        histories = batch.column("history").cast(pa.list_(pa.string())).to_pylist()
-        return [
-            _checked(part.first_row + i + 1, user, history)
-            for i, (user, history) in enumerate(zip(users, histories, strict=True))
-        ]
+        return batch
 
 
 class JsonHistories:
@@ -160,32 +172,29 @@ class JsonHistories:
         return found
 
 
-def _parsed(row: int, text: bytes) -> User | Reject:
+def _object(line: bytes) -> dict[str, Any] | None:
+    """A line's JSON object; None where it holds none. A line of the file's first may begin with a byte order mark."""
     try:
-        data = json.loads(text)
+        data = json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError):
-        return Reject(row, None, "the line is not JSON")
-    if not isinstance(data, dict):
-        return Reject(row, None, "the line is not an object with user_id and history")
+        return None
+    return data if isinstance(data, dict) else None
+
+
+def _parsed(row: int, line: bytes) -> User | Reject:
+    data = _object(line)
+    if data is None:
+        return Reject(row, None, "the line is not JSON, or no object with user_id and history")
     return _checked(row, data.get("user_id"), data.get("history"))
 
 
 def _checked(row: int, user: Any, history: Any) -> User | Reject:
     """Ids are strings, whatever they look like: numbers are converted."""
-    if not _is_name(user):
-        return Reject(row, None, "user_id is missing or not a string")
+    if fault := id_fault(user):
+        return Reject(row, str(user)[:MAX_ID_LENGTH] if isinstance(user, str) else None, f"user_id {fault}")
     if not isinstance(history, list):
         return Reject(row, str(user), "history is missing or not a list of item ids")
-    if not all(_is_name(item) for item in history):
-        return Reject(row, str(user), "history contains something that is not an item id")
+    for index, item in enumerate(history):
+        if fault := id_fault(item):
+            return Reject(row, str(user), f"item {index + 1} of the history {fault}, so it is not an item id")
     return User(row, str(user), [str(item) for item in history])
-
-
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str | int) and not isinstance(value, bool)
-
-
-def _is_id(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind))

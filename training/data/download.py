@@ -25,7 +25,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from serving.files import atomic_write, check_writable
-from training.data.read import DataError
+from training.data.errors import DataError
 
 AMAZON_2023 = "https://mcauleylab.ucsd.edu/public_datasets/data/amazon_2023/"
 CHUNK = 1 << 20

@@ -6,31 +6,31 @@ the first one after the header) and what to do. Splits and statistics are in `pr
 
 from __future__ import annotations
 
-import csv
 import gzip
 import json
+import math
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.parquet as pq
 
-INTERACTIONS = ("interactions.csv.gz", "interactions.csv", "interactions.parquet")
+from serving.ids import id_fault, is_unicode
+from training.data.errors import DataError
+from training.data.interactions import find_interactions, open_text, read_interactions
+
+__all__ = ["DataError", "Dataset", "Items", "data_files", "load_given_ids", "read_data", "read_items"]
+
 ITEMS = ("items.jsonl.gz", "items.jsonl")
-TIME_COLUMNS = ("timestamp", "timestamp_or_order")
-UNREADABLE = (OSError, EOFError, zlib.error, UnicodeDecodeError, pa.ArrowException)
-
-
-class DataError(ValueError):
-    """A data folder that cannot be used as it stands; the message says what to do."""
+MAX_CODE = 1_000_000  # of a given semantic ID: the vocabulary has an embedding for every code below the largest
+TEXTS = ("title", "brand", "categories", "description")
+UNREADABLE = (OSError, EOFError, zlib.error, UnicodeDecodeError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,7 @@ class Items:
     brands: list[str | None]
     categories: list[list[str]]
     descriptions: list[str | None]
+    mended: dict[str, int] = field(default_factory=dict)  # harmless oddities of the file, counted by reason
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -65,7 +66,7 @@ class Dataset:
     user_ids: list[str]
     offsets: np.ndarray  # (users + 1,) int64; events of user u are sequence[offsets[u]:offsets[u + 1]]
     sequence: np.ndarray  # (events,) int32, item rows
-    times: np.ndarray  # (events,) float64, seconds since 1970 or whatever unit the file counts in
+    times: np.ndarray  # (events,) whole numbers or float64, seconds since 1970 or whatever unit the file counts in
     skipped: dict[str, int]  # harmless oddities, counted by reason
 
     def events(self, user: int) -> np.ndarray:
@@ -74,7 +75,7 @@ class Dataset:
 
 
 def read_data(folder: Path) -> Dataset:
-    """Read and check a data folder: `interactions.csv[.gz]` or `.parquet`, optionally `items.jsonl[.gz]`.
+    """Read and check a data folder: `interactions.csv[.gz]`, `.parquet` or `*.inter`, optionally `items.jsonl[.gz]`.
 
     Events of a user are sorted by time; where times tie, file order stays. Items without an event are
     kept (they can still be recommended). Without an items file the items are those of the interactions,
@@ -82,19 +83,9 @@ def read_data(folder: Path) -> Dataset:
     Raises DataError.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder; name the folder that holds interactions.csv")
-    path = _one_of(folder, INTERACTIONS)
-    if path is None:
-        raise DataError(f"{folder} has no {', '.join(INTERACTIONS)}; put one of these there")
-    users, items, times = _read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
-    if not len(users):
-        raise DataError(f"{path} has no data rows; every row is one event: user_id,item_id,timestamp")
-    _refuse_null(path, "user_id", users)
-    _refuse_null(path, "item_id", items)
-    seconds = _seconds(path, times)
-
-    items_path = _one_of(folder, ITEMS)
+    path, items_path = data_files(folder)
+    events = read_interactions(path)
+    users, items = events.users, events.items
     if items_path is None:
         ids = pc.unique(items).to_pylist()
         ids = [ids[i] for i in np.random.default_rng(0).permutation(len(ids))]
@@ -103,7 +94,7 @@ def read_data(folder: Path) -> Dataset:
         catalogue = read_items(items_path)
     rows = pc.index_in(items, value_set=pa.array(catalogue.item_ids, pa.string()))
     if rows.null_count:
-        row = _first(pc.is_null(rows))
+        row = int(np.flatnonzero(pc.is_null(rows).to_numpy())[0])
         raise DataError(
             f"{path}, row {row + 1}: item {items[row].as_py()!r} is not in {items_path and items_path.name}; "
             "add the item there or remove the row"
@@ -111,12 +102,14 @@ def read_data(folder: Path) -> Dataset:
 
     user_ids = pc.unique(users)  # in order of first appearance
     user = pc.index_in(users, value_set=user_ids).to_numpy()
-    order = np.lexsort((seconds, user))  # a stable sort: ties keep file order
+    order = np.lexsort((events.times.order, user))  # a stable sort: ties keep file order
     counts = np.bincount(user, minlength=len(user_ids))
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     skipped = {
         "users with fewer than 3 events (used for training only)": int((counts < 3).sum()),
         "items without an event (kept in the catalogue)": len(catalogue) - len(pc.unique(rows)),
+        **catalogue.mended,
+        "files .item (not read: texts of items belong into items.jsonl)": sum(1 for _ in folder.glob("*.item")),
     }
     return Dataset(
         name=folder.resolve().name,
@@ -124,45 +117,64 @@ def read_data(folder: Path) -> Dataset:
         user_ids=user_ids.to_pylist(),
         offsets=offsets,
         sequence=rows.to_numpy()[order].astype(np.int32),
-        times=seconds[order],
+        times=events.times.values[order],
         skipped={reason: count for reason, count in skipped.items() if count},
     )
+
+
+def data_files(folder: Path) -> tuple[Path, Path | None]:
+    """The interactions of a data folder and, where it has one, the file of items. Raises DataError."""
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder; name the folder that holds interactions.csv")
+    items = [folder / name for name in ITEMS if (folder / name).is_file()]
+    if len(items) > 1:
+        raise DataError(f"{folder} has {' and '.join(path.name for path in items)}; keep one of them")
+    return find_interactions(folder), items[0] if items else None
 
 
 def read_items(path: Path) -> Items:
     """Read `items.jsonl[.gz]`: one object a line, `item_id` and any of title, brand, categories, description.
 
-    Ids that are numbers become strings, lists of texts become one text, nested categories become flat.
-    Further keys are ignored. Raises DataError.
+    Ids that are numbers become strings, lists of texts become one text, nested categories become flat, NaN is nothing,
+    and half a character at the end of a text that was cut is dropped. Further keys are ignored. Raises DataError.
     """
     table = Items([], [], [], [], [])
     first_row: dict[str, int] = {}
-    try:
-        for row, line in _lines(path):
-            where = f"{path}, row {row}"
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{where}: not valid JSON ({error.msg}); write one complete object a line") from None
-            item_id = record.get("item_id") if isinstance(record, dict) else None
-            if isinstance(item_id, bool) or not isinstance(item_id, str | int) or item_id == "":
-                raise DataError(f"{where}: no item_id; give every item a string (or whole number) as item_id")
-            item_id = str(item_id)
-            if item_id in first_row:
-                raise DataError(
-                    f"{where}: item_id {item_id!r} is already in row {first_row[item_id]}; keep one row per item"
-                )
-            first_row[item_id] = row
-            table.item_ids.append(item_id)
-            table.titles.append(_text(record.get("title"), where, "title"))
-            table.brands.append(_text(record.get("brand"), where, "brand"))
-            table.descriptions.append(_text(record.get("description"), where, "description"))
-            names = [name.strip() for name in _strings(record.get("categories"), where, "categories")]
-            table.categories.append(list(dict.fromkeys(filter(None, names))))
-    except UNREADABLE as error:
-        raise DataError(f"{path} cannot be read ({error}); write it again as UTF-8 JSON lines") from error
+    mended: Counter[str] = Counter()
+    for row, line in _lines(path):
+        where = f"{path}, row {row}"
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{where}: not valid JSON ({error.msg}); write one complete object a line") from None
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists in lists without end
+            raise DataError(f"{where}: not readable ({error}); write one flat object a line") from None
+        item_id = record.get("item_id") if isinstance(record, dict) else None
+        if item_id is None:
+            raise DataError(f"{where}: no item_id; give every item a string (or whole number) as item_id")
+        if fault := id_fault(item_id):
+            raise DataError(f"{where}: item_id {fault}; give every item a string (or whole number) as item_id")
+        item_id = str(item_id)
+        if item_id in first_row:
+            raise DataError(
+                f"{where}: item_id {item_id!r} is already in row {first_row[item_id]}; keep one row per item"
+            )
+        first_row[item_id] = row
+        texts = {name: _strings(record.get(name), where, name) for name in TEXTS}
+        for name, parts in texts.items():
+            if not all(map(is_unicode, parts)):
+                texts[name] = [part.encode(errors="ignore").decode() for part in parts]
+                mended["texts of items with half a character (dropped)"] += 1
+        joined = {name: " ".join(parts).strip() or None for name, parts in texts.items()}
+        table.item_ids.append(item_id)
+        table.titles.append(joined["title"])
+        table.brands.append(joined["brand"])
+        table.descriptions.append(joined["description"])
+        names = [name.strip() for name in texts["categories"]]
+        table.categories.append(list(dict.fromkeys(filter(None, names))))
     if not table.item_ids:
         raise DataError(f"{path} has no items; write one JSON object a line, or remove the file")
+    table.mended.update(mended)
     return table
 
 
@@ -175,9 +187,9 @@ def load_given_ids(path: Path, items: Items) -> tuple[np.ndarray, bool]:
     Raises DataError where an item has no codes, the lengths differ or a code has no number.
     """
     try:
-        with _open_text(path) as file:
+        with open_text(path) as file:
             given = json.load(file)
-    except (*UNREADABLE, json.JSONDecodeError) as error:
+    except (*UNREADABLE, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read ({error}); write it again as {{item_id: [codes]}}") from error
     if not isinstance(given, dict):
         raise DataError(f"{path} is not an object; write it as {{item_id: [codes]}}")
@@ -204,146 +216,36 @@ def load_given_ids(path: Path, items: Items) -> tuple[np.ndarray, bool]:
             raise DataError(
                 f"{path}: item {item_id!r} names its levels {prefix}, others {prefixes}; use one name per level"
             )
-        rows.append([int(match[2]) for match in found if match])
+        numbers = [match[2] for match in found if match]
+        if any(len(number) > 9 or int(number) > MAX_CODE for number in numbers):
+            raise DataError(f"{path}: item {item_id!r} has a code above {MAX_CODE:,}; number the codes from 0")
+        rows.append(list(map(int, numbers)))
     return np.asarray(rows, dtype=np.int64), len(prefixes) > 1 and set(prefixes) != {""} and len(set(prefixes)) == 1
 
 
-def _one_of(folder: Path, names: tuple[str, ...]) -> Path | None:
-    found = [folder / name for name in names if (folder / name).is_file()]
-    if len(found) > 1:
-        raise DataError(f"{folder} has {' and '.join(path.name for path in found)}; keep one of them")
-    return found[0] if found else None
-
-
-def _open_text(path: Path) -> TextIO:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
-    return path.open(encoding="utf-8-sig", newline="")
-
-
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    with _open_text(path) as file:
-        for row, line in enumerate(file, start=1):
-            if line.strip():
-                yield row, line
-
-
-def _time_column(path: Path, names: list[str]) -> str:
-    for name in ("user_id", "item_id"):
-        if name not in names:
-            raise DataError(f"{path} has no column {name}; its first line must name user_id,item_id,timestamp")
-    for name in TIME_COLUMNS:
-        if name in names:
-            return name
-    raise DataError(f"{path} has no column {' or '.join(TIME_COLUMNS)}; add one, or the order of events as 0,1,2,…")
-
-
-def _read_csv(path: Path) -> tuple[pa.ChunkedArray, pa.ChunkedArray, pa.ChunkedArray]:
-    """User ids, item ids and times, all as text: "007" must stay "007"."""
+    """The lines of a file that are not blank, with their numbers. Raises DataError."""
+    row = 0
     try:
-        with _open_text(path) as file:
-            header = next(csv.reader(file), [])
-        if not header:
-            raise DataError(f"{path} is empty; its first line must name user_id,item_id,timestamp")
-        columns = ["user_id", "item_id", _time_column(path, header)]
-        table = pyarrow.csv.read_csv(
-            path,  # decompressed by its suffix
-            read_options=pyarrow.csv.ReadOptions(use_threads=False),  # so that an error names the row
-            convert_options=pyarrow.csv.ConvertOptions(
-                include_columns=columns,
-                column_types=dict.fromkeys(columns, pa.string()),
-                strings_can_be_null=True,
-                null_values=[""],
-            ),
-        )
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            for row, line in enumerate(file, start=1):
+                if line.strip():
+                    yield row, line.decode("utf-8-sig" if row == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}, row {row}: not UTF-8 ({error.reason}); write it again as UTF-8 JSON lines") from error
     except UNREADABLE as error:
-        text = str(error)
-        if bad := re.search(r"Row #(\d+): Expected (\d+) columns, got (\d+)", text):
-            raise DataError(
-                f"{path}, row {int(bad[1]) - 1}: {bad[3]} fields where the header has {bad[2]}; correct the row"
-            ) from error
-        raise DataError(f"{path} cannot be read ({text}); write it again as UTF-8 CSV") from error
-    user, item, time = (table.column(name) for name in columns)
-    return user, item, time
-
-
-def _read_parquet(path: Path) -> tuple[pa.ChunkedArray, pa.ChunkedArray, pa.ChunkedArray]:
-    try:
-        names = pq.read_schema(path).names
-        table = pq.read_table(path, columns=["user_id", "item_id", _time_column(path, names)])
-    except UNREADABLE as error:
-        raise DataError(f"{path} cannot be read ({error}); write it again as Parquet") from error
-    ids = []
-    for name in ("user_id", "item_id"):
-        column = table.column(name)
-        kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind)):
-            raise DataError(f"{path}: column {name} is {column.type}; store ids as strings (or whole numbers)")
-        ids.append(column.cast(kind).cast(pa.string()))
-    return ids[0], ids[1], table.column(2)
-
-
-def _refuse_null(path: Path, name: str, column: pa.ChunkedArray) -> None:
-    missing = pc.or_kleene(pc.is_null(column), pc.equal(column, ""))
-    if pc.any(missing).as_py():
-        raise DataError(f"{path}, row {_first(missing) + 1}: {name} is empty; fill it in or remove the row")
-
-
-def _first(mask: pa.ChunkedArray) -> int:
-    return int(
-        np.flatnonzero(mask.to_numpy(zero_copy_only=False) if isinstance(mask, pa.Array) else mask.to_numpy())[0]
-    )
-
-
-def _seconds(path: Path, column: pa.ChunkedArray) -> np.ndarray:
-    """Times as float64: numbers as they are, ISO 8601 dates (UTC unless they say otherwise) as seconds since 1970."""
-    kind = column.type
-    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
-        micro = column.cast(pa.timestamp("us", getattr(kind, "tz", None)), safe=False).cast(pa.int64())
-        values = pc.divide(micro.cast(pa.float64(), safe=False), 1e6)
-    elif pa.types.is_integer(kind) or pa.types.is_floating(kind):
-        values = column.cast(pa.float64(), safe=False)
-    else:
-        texts = pc.utf8_trim_whitespace(column.cast(pa.string()))
-        unique = pc.unique(texts)
-        parse = _number if _number(unique[0].as_py()) is not None else _date  # the first row decides which
-        parsed = pa.array([parse(text) for text in unique.to_pylist()], pa.float64())
-        values = pc.take(parsed, pc.index_in(texts, value_set=unique))
-    seconds: np.ndarray = pc.fill_null(values, float("nan")).to_numpy()
-    if not np.isfinite(seconds).all():
-        row = int(np.flatnonzero(~np.isfinite(seconds))[0])
-        raise DataError(
-            f"{path}, row {row + 1}: {column.slice(row, 1)[0].as_py()!r} is not a time; "
-            "write all times as numbers or all as ISO dates such as 2024-05-31T12:00:00"
-        )
-    return seconds
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        return float(text) if text is not None else None
-    except ValueError:
-        return None
-
-
-def _date(text: str | None) -> float | None:
-    try:
-        time = datetime.fromisoformat(text or "")
-    except ValueError:
-        return None
-    return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
+        raise DataError(f"{path} cannot be read ({error}); write it again as UTF-8 JSON lines") from error
 
 
 def _strings(value: Any, where: str, name: str) -> list[str]:
-    """All texts in a value that is null, a text, a number or a (nested) list of these."""
-    if value is None:
-        return []
-    if isinstance(value, list):
-        return [text for part in value for text in _strings(part, where, name)]
-    if isinstance(value, str | int | float):
-        return [str(value)]
-    raise DataError(f"{where}: {name} is an object; make it a text, a list of texts or null")
-
-
-def _text(value: Any, where: str, name: str) -> str | None:
-    return " ".join(_strings(value, where, name)).strip() or None
+    """All texts in a value that is null, a text, a number, or a (nested) list of these; pandas writes NaN for null."""
+    texts, left = [], [value]
+    while left:
+        value = left.pop()
+        if isinstance(value, list):
+            left += reversed(value)
+        elif isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value)):
+            texts.append(str(value))
+        elif isinstance(value, dict):
+            raise DataError(f"{where}: {name} is an object; make it a text, a list of texts or null")
+    return texts

@@ -24,7 +24,7 @@ from serving.bundle import Bundle
 from serving.engine import Engine
 from serving.errors import FolderInUse, ScoreError, StorageError
 from serving.files import locked_folder
-from serving.offline.input import open_histories
+from serving.offline.input import Reject, User, open_histories
 from serving.offline.score import run_here, score
 from serving.offline.scorer import SCHEMA, Scorer, Task
 from serving.types import Answer, Request, Rules
@@ -236,6 +236,90 @@ def test_bad_rows_are_rejected_with_row_user_and_reason(bundle, tmp_path):
     assert not task.rejects_file.exists()  # those were the rejects of an earlier run
 
 
+def test_every_bad_row_of_json_is_one_reject(bundle, tmp_path):
+    bad: list[str | bytes] = [
+        '{"user_id": "half\\ud83d", "history": []}',
+        '{"user_id": "", "history": []}',
+        '{"user_id": "%s", "history": []}' % ("x" * 257),
+        '{"user_id": NaN, "history": []}',
+        '{"user_id": "u", "history": NaN}',
+        '{"user_id": "u", "history": "i1 i2"}',
+        '{"user_id": "u", "history": [["i1"]]}',
+        '{"user_id": "u", "history": ["i1", NaN]}',
+        '{"user_id": "u", "history": ["half\\ud83d"]}',
+        '{"user_id": "u", "history": ["%s"]}' % ("x" * 257),
+        '{"user_id": %s, "history": []}' % ("9" * 5000),
+        "[" * 100_000 + "]" * 100_000,
+        b'{"user_id": "caf\xe9", "history": []}',
+        b'{"user_id": "\xed\xa0\xbd", "history": []}',
+        b"\0\0\0",
+    ]
+    lines = [line.encode() if isinstance(line, str) else line for line in bad]
+    good = [b'\xef\xbb\xbf{"user_id": "a", "history": []}\r', b'{"user_id": 7, "history": ["\\ud83d\\ude00", 1]}']
+    (tmp_path / "h.jsonl").write_bytes(b"\n".join([good[0], *lines, good[1]]))
+    task = Task(bundle, tmp_path / "h.jsonl", tmp_path / "out.parquet", k=3, beam=4)
+    score(task)
+    assert [row["user_id"] for row in rows_of(task.out)] == ["a", "7"]
+    rejects = [json.loads(line) for line in task.rejects_file.read_text().splitlines()]
+    assert [reject["row"] for reject in rejects] == list(range(2, 2 + len(bad)))
+
+
+def test_many_leading_rows_without_a_history_do_not_condemn_a_file(bundle, tmp_path):
+    bad = ['{"user_id": "new"}'] * 150 + ["# no JSON"] * 150
+    (tmp_path / "h.jsonl").write_text("\n".join([*bad, '{"user_id": "a", "history": []}']))
+    task = Task(bundle, tmp_path / "h.jsonl", tmp_path / "out.parquet", k=3, beam=4)
+    assert (score(task).users, score(task).rejected) == (1, 300)
+    (tmp_path / "h.jsonl").write_text("\n".join([*bad[150:], *bad[:150]]))
+    assert (score(task).users, score(task).rejected) == (0, 300)
+
+
+@pytest.mark.parametrize(
+    ("user", "history"),
+    [
+        (pa.string_view(), pa.list_(pa.string_view())),
+        (pa.large_string(), pa.large_list(pa.large_string())),
+        (pa.dictionary(pa.int32(), pa.string()), pa.list_(pa.dictionary(pa.int32(), pa.string()))),
+        (pa.binary(), pa.list_(pa.binary())),
+        (pa.int64(), pa.list_(pa.int16())),
+        (pa.string(), pa.list_view(pa.string())),
+        (pa.string(), pa.list_(pa.string(), 2)),
+    ],
+)
+def test_every_kind_of_text_and_list_in_parquet_is_read(tmp_path, user, history):
+    users = pa.array(["7", "8"]).cast(user) if not pa.types.is_integer(user) else pa.array([7, 8])
+    number = pa.types.is_integer(history.value_type)
+    lists = pa.array([[1, 2], None] if number else [["1", "2"], None], history)
+    pq.write_table(pa.table({"user_id": users, "history": lists}), tmp_path / "h.parquet")
+    opened = open_histories(tmp_path / "h.parquet", 10)
+    first, second = opened.read(opened.parts()[0])
+    assert first == User(1, "7", ["1", "2"])
+    assert isinstance(second, Reject) and second.user_id == "8" and "history is missing" in second.reason
+
+
+def test_parquet_without_any_item_and_with_broken_text_is_read_row_by_row(tmp_path):
+    path = tmp_path / "h.parquet"
+    pq.write_table(pa.table({"user_id": ["a", "b"], "history": [[], []]}), path)  # Arrow calls that a list of nulls
+    opened = open_histories(path, 10)
+    assert opened.read(opened.parts()[0]) == [User(1, "a", []), User(2, "b", [])]
+    offsets = pa.py_buffer(np.array([0, 1, 2, 3], np.int32))
+    broken = pa.Array.from_buffers(pa.string(), 3, [None, offsets, pa.py_buffer(b"a\xffc")])
+    lists = pa.ListArray.from_arrays(pa.array([0, 1, 2, 3], pa.int32()), broken[::-1])
+    pq.write_table(pa.table({"user_id": broken, "history": lists}), path)
+    opened = open_histories(path, 10)
+    rows = opened.read(opened.parts()[0])
+    assert [type(row) for row in rows] == [User, Reject, User] and rows[0] == User(1, "a", ["c"])
+
+
+def test_a_parquet_file_damaged_in_the_middle_ends_in_one_sentence(tmp_path):
+    path = write_parquet(tmp_path / "h.parquet", some_histories(500))
+    content = bytearray(path.read_bytes())
+    content[4:200] = b"\xff" * 196
+    path.write_bytes(content)
+    opened = open_histories(path, 500)
+    with pytest.raises(ScoreError, match="is damaged"):
+        opened.read(opened.parts()[0])
+
+
 def test_nulls_in_parquet_are_rejected(bundle, tmp_path):
     data = {"user_id": ["a", "b", None, "d"], "history": [["i1"], None, ["i1"], ["i2", None]]}
     task = Task(bundle, write_parquet(tmp_path / "h.parquet", data), tmp_path / "out.parquet", k=3, beam=4)
@@ -360,6 +444,8 @@ def test_parts_of_another_run_are_never_mixed_in(bundle, tmp_path):
         (pa.table({"user": ["a"], "history": [["i1"]]}), "no column user_id"),
         (pa.table({"user_id": ["a"], "history": ["i1"]}), "must be lists of item ids"),
         (pa.table({"user_id": [0.5], "history": [["i1"]]}), "user_id must be strings"),
+        (pa.table({"user_id": ["a"], "history": [[["i1"]]]}), "must be lists of item ids"),
+        (pa.table([["a"], ["b"], [["i1"]]], names=["user_id", "user_id", "history"]), "2 columns named user_id"),
         (None, "cannot be read"),
     ],
 )

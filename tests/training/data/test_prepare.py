@@ -112,7 +112,7 @@ def test_csv_gzip_and_parquet_give_the_same_data(tmp_path):
         (HEADER + "u,1,1\nu,1,soon\n", None, "row 2: 'soon' is not a time"),
         (HEADER + "u,1,1\nu,1,2024-01-01\n", None, "row 2: '2024-01-01' is not a time"),
         (HEADER + "u,1,2024-01-01\nu,1,7\n", None, "row 2: '7' is not a time"),
-        (HEADER + "u,1,\n", None, "row 1: None is not a time"),
+        (HEADER + "u,1,\n", None, "row 1: the time is empty"),
         (HEADER + "u,1,inf\n", None, "row 1: 'inf' is not a time"),
         (HEADER + "u,1,1\nu,1,2\nu,1,2,3\n", None, "row 3: 4 fields where the header has 3"),
         (HEADER + "u,1,1\n", [{"item_id": 1}, {"item_id": "1"}], "row 2: item_id '1' is already in row 1"),

@@ -6,21 +6,27 @@ import asyncio
 import gc
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import product
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from app import logs
 from app.metrics import Metrics
 from app.settings import Settings
 from serving.bundle import Bundle
 from serving.engine import Engine
+from serving.errors import StoreError
 from serving.online.admission import Admission, State, narrower_beams
-from serving.online.batcher import Batcher, Ticket
+from serving.online.batcher import Batcher, EngineHung, Ticket
 from serving.online.cache import StateCache
 from serving.online.costs import CostTable
-from serving.online.recommender import EngineLike, Limits, Recommender, Search
-from serving.online.redis_link import RedisLink, connect
+from serving.online.recommender import EngineLike, Limits, Recommender, Search, encode_and_search
+from serving.online.redis_link import RedisDown, RedisLink, connect, fault_of
 from serving.online.tiers import MemoryTier, RedisTier
-from serving.online.users import MemoryUsers, NoUsers, RedisUsers, UserStore
+from serving.online.users import Bounds, MemoryUsers, NoUsers, RedisUsers, UserStore
+from serving.online.watchdog import LOOK_EVERY, Watchdog
 from serving.types import Answer, Request, Rules
 
 log = logging.getLogger("streamrec.service")
@@ -33,7 +39,7 @@ class Service:
 
     The model is loaded and warmed on the engine's own thread, so that the probes answer meanwhile. With `engine`
     nothing is loaded. Called on that thread: `on_failure` with what kept the engine from starting, then and later
-    `on_death` with whatever stopped it.
+    `on_death` with whatever stopped it. An engine that hangs is reported to `on_death` on the event loop's thread.
     """
 
     def __init__(
@@ -46,7 +52,9 @@ class Service:
     ) -> None:
         self.settings, self.metrics, self.costs = settings, Metrics(), CostTable()
         logs.count_dropped(self.metrics.dropped_log_lines.inc)
-        self._engine, self._on_ready, self._on_failure = engine, on_ready, on_failure
+        self._engine, self._on_ready, self._on_failure, self._on_death = engine, on_ready, on_failure, on_death
+        self._start_failure: BaseException | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._recommender: Recommender | None = None
         self.admission: Admission[Ticket[Search, Answer]] = Admission(
             self.costs,
@@ -59,28 +67,34 @@ class Service:
             self.admission,
             lambda searches: self.recommender.run(searches),
             prepare=self._prepare,
+            check=self._check_engine,
             on_depth=self.metrics.queue_depth.set,
-            on_death=on_death,
+            on_death=self._died,
         )
         self._connect()
 
     def _connect(self) -> None:
         settings = self.settings
         in_process = redis = None
-        self._redis = None
-        self.users: UserStore = MemoryUsers(settings.max_known_users, settings.max_known_items)
+        self._redis: Redis | None = None
+        self._redis_fault: str | None = None
+        bounds = Bounds(settings.max_known_items, settings.max_known_user_bytes, settings.known_ttl_s)
+        self.users: UserStore = MemoryUsers(settings.max_known_users, settings.max_known_bytes, bounds)
         if settings.memory_cache_users:
             in_process = MemoryTier(settings.memory_cache_users, settings.memory_cache_bytes, settings.cache_ttl_s)
-        if settings.workers > 1 and settings.redis_url is None:
+        if settings.workers * settings.replicas > 1 and settings.redis_url is None:
             # What one process knew of a user, the others would neither use nor erase.
-            log.warning("several workers without Redis keep nothing about users; set STREAMREC_REDIS_URL")
+            log.warning("several processes without Redis keep nothing about users; set STREAMREC_REDIS_URL")
             self.users, in_process = NoUsers(), None
         if settings.redis_url is not None:
             self._redis = connect(settings.redis_url.get_secret_value())
             link = RedisLink(self._redis, settings.redis_timeout_ms / 1000)
             store = RedisLink(self._redis, settings.redis_store_timeout_ms / 1000)
-            redis = RedisTier(link, store, settings.cache_ttl_s, settings.redis_max_value_bytes, settings.state_dtype)
-            self.users = RedisUsers(store, settings.max_known_items, settings.user_secret)
+            redis = RedisTier(
+                link, store, settings.cache_ttl_s, settings.redis_max_value_bytes, settings.state_dtype,
+                prefix=settings.redis_prefix, secret=settings.user_secret,
+            )  # fmt: skip
+            self.users = RedisUsers(store, bounds, settings.user_secret, settings.redis_prefix)
         self.cache = StateCache(in_process, redis, lambda tier, result: self.metrics.cache.labels(tier, result).inc())
 
     @property
@@ -103,13 +117,36 @@ class Service:
     async def start(self) -> None:
         if self._redis is not None:
             # Opens a connection ahead of the first request, which has only milliseconds for it.
-            await asyncio.gather(RedisLink(self._redis, 1.0).call(lambda client: client.ping()), return_exceptions=True)
+            with suppress(RedisDown, RedisError):
+                self._redis_fault = await RedisLink(self._redis, 1.0).call(fault_of)
         await self.cache.start()
         self.batcher.start()
+        self._watching = asyncio.ensure_future(self._watch())
+
+    async def _watch(self) -> None:
+        watchdog = Watchdog(self.settings.hung_after_s)
+        while self.batcher.death is None:
+            self.batcher.watch(watchdog)
+            await asyncio.sleep(LOOK_EVERY)
+
+    def _check_engine(self) -> None:
+        """On the engine's thread: a search known to work, by the defaults. Raises what the engine raises."""
+        bundle = self.bundle
+        history = tuple(bundle.catalogue.popular(bundle.max_items, Rules()))
+        request = Request(history, 1, self.settings.default_beam_width, bundle.default_steps)
+        encode_and_search(self.recommender.engine, [Search(request)])
+
+    def _died(self, error: BaseException) -> None:
+        if error is not self._start_failure:
+            stack = {"stack": error.stack} if isinstance(error, EngineHung) else {}
+            log.error("the engine is dead, restart the service: %s", error, exc_info=error, extra=stack)
+        self._on_death(error)
 
     def _prepare(self) -> None:
         """On the engine's thread: load, warm up, measure. Nothing is answered before it ends."""
         try:
+            if self._redis_fault is not None:
+                raise StoreError(self._redis_fault)
             engine = self._engine or self._load()
             self._recommender = Recommender(
                 engine,
@@ -124,6 +161,7 @@ class Service:
                 ),
                 self.settings.user_secret,
                 self.metrics,
+                self.settings.runtime,
             )
             self.admission.advance("warming")
             engine.warm_up()
@@ -134,6 +172,7 @@ class Service:
             gc.freeze()  # what lives as long as the process need not be searched again: no long collection stalls
         except BaseException as error:
             log.error("the engine could not start: %s", error)
+            self._start_failure = error
             self._on_failure(error)
             raise
         self.admission.advance("ready")
@@ -181,6 +220,8 @@ class Service:
 
     async def close(self) -> None:
         await self.drain()
+        if self._watching is not None:
+            self._watching.cancel()
         await self.cache.close()
         if self._redis is not None:
             await self._redis.aclose()

@@ -41,7 +41,7 @@ class Quotas:
                 RedisStorage(
                     "async+redis://",  # only names the kind: the connections are the pool's
                     implementation="redispy",
-                    key_prefix="streamrec:quota",
+                    key_prefix=f"{settings.redis_prefix}:quota",
                     connection_pool=self._redis.connection_pool,  # type: ignore[arg-type]
                 )
             )

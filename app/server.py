@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import json
 import shlex
 import signal
@@ -19,12 +20,13 @@ from app.lifecycle import Service
 from app.main import create_app
 from app.settings import Settings
 from app.slot import WorkerSlot
-from serving.errors import BundleError
+from serving.errors import ServingError
 from serving.types import Rules
 
 # Seconds that an idle connection stays open: longer than clients and proxies keep theirs (5 to 60 by default), or they
 # would send on one that is just being closed, and see a reset instead of an answer.
 KEEP_ALIVE_S = 75
+EXIT_GRACE_S = 5.0  # beyond the drain timeout, for a worker whose engine is dead
 
 
 def serve(settings: Settings, listening: socket.socket, slot: WorkerSlot | None = None) -> int:
@@ -48,6 +50,8 @@ def serve(settings: Settings, listening: socket.socket, slot: WorkerSlot | None 
         if slot is not None:
             failures.append(error)
             server.should_exit = True
+            # A thread that hangs outside Python can hang the interpreter's end as well: then it is cut short.
+            faulthandler.dump_traceback_later(settings.drain_timeout_s + EXIT_GRACE_S, exit=True)
 
     app = create_app(settings, None, on_ready, on_failure, on_death, slot)
     config = uvicorn.Config(
@@ -60,7 +64,7 @@ def serve(settings: Settings, listening: socket.socket, slot: WorkerSlot | None 
     if failures:
         logs.flush()
         if slot is None or slot.number == 0:  # all workers fail for the same reason
-            kind = "" if isinstance(failures[0], BundleError) else f"{type(failures[0]).__name__}: "
+            kind = "" if isinstance(failures[0], ServingError) else f"{type(failures[0]).__name__}: "
             print(f"{kind}{failures[0]}", file=sys.stderr)
         return 1
     return 0 if server.started else 1

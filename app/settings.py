@@ -14,7 +14,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from redis.asyncio.connection import parse_url
 
-from serving.types import RuntimeName, StateDtype
+from serving.types import REDIS_PREFIX, RuntimeName, StateDtype
 
 PREFIX = "STREAMREC_"
 
@@ -39,6 +39,9 @@ class Settings(BaseSettings):
         le=256,
         description="number of worker processes; without Redis, several keep no user data",
     )
+    replicas: int = Field(
+        default=1, ge=1, description="number of services behind one address; without Redis, several keep no user data"
+    )
     threads: int = Field(default=1, ge=1, description="threads for the engine's computations")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="lowest level that is logged"
@@ -54,6 +57,11 @@ class Settings(BaseSettings):
     )
     max_batch_users: int = Field(default=128, ge=1, description="most requests in one call of /recommend/batch")
     max_body_bytes: int = Field(default=1 << 20, ge=1, description="largest request body; beyond it: 413")
+    hung_after_s: float = Field(
+        default=30.0,
+        gt=0,
+        description="seconds a batch may take before the engine counts as hung; or 50 times the estimate, if longer",
+    )
     drain_timeout_s: float = Field(default=20.0, ge=0, description="longest wait for running requests at shutdown")
 
     memory_cache_users: int = Field(
@@ -72,6 +80,11 @@ class Settings(BaseSettings):
     redis_url: SecretStr | None = Field(
         default=None, description="Redis for known and encoded histories; unset: both are kept in process"
     )
+    redis_prefix: str = Field(
+        default=REDIS_PREFIX,
+        pattern=r"^[A-Za-z0-9._:-]{1,64}$",
+        description="what every key and channel in Redis begins with; deployments that share a Redis need one each",
+    )
     redis_timeout_ms: float = Field(
         default=5.0, gt=0, description="longest a request waits for an encoded history from Redis"
     )
@@ -82,9 +95,19 @@ class Settings(BaseSettings):
     max_known_users: int = Field(
         default=100_000, ge=1, description="most users whose history is kept in process, without Redis"
     )
+    max_known_bytes: int = Field(
+        default=256 << 20, ge=1, description="most bytes of histories kept in process, without Redis"
+    )
     max_known_items: int = Field(default=1000, ge=1, description="how many of a user's newest items are kept")
+    max_known_user_bytes: int = Field(
+        default=64 << 10, ge=4096, description="most bytes of item ids kept of a user; the oldest items make room"
+    )
+    known_ttl_s: int = Field(
+        default=90 * 86_400, ge=1, description="seconds after a user's last event for which the history is kept"
+    )
     user_hash_key: SecretStr = Field(
-        default=SecretStr(""), description="secret for hashing the user ids in cache and Redis keys"
+        default=SecretStr(""),
+        description="secret that hashes user ids in cache and Redis keys, and signs encoded histories in Redis",
     )
 
     api_keys: Listed = Field(

@@ -27,10 +27,11 @@ from serving.manifest import GET_ANOTHER, check_files, read_manifest, settings_f
 from serving.network.model import StreamRec
 from serving.network.t5 import ModelConfig
 from serving.search.beam import search_settings
-from serving.types import BundleSettings, SearchSettings
+from serving.types import BundleSettings, EncoderState, SearchSettings
 
 TRIE = "trie.safetensors"
 NEIGHBOURS = "neighbours.safetensors"
+BOUND_SLACK = np.float32(1.01)  # rounding, to float16 at worst
 
 
 @dataclass(slots=True)
@@ -49,6 +50,12 @@ class Bundle:
     int8: dict[str, Any] | None = None  # what the int8 gate measured at export; None: it did not run
     trie: Trie | None = None  # of the catalogue, mapped; None: an older bundle, which has no file of it
     neighbours: Neighbours | None = None  # mapped too; None: training made none
+    _state_bound: np.ndarray = field(init=False, repr=False)  # (D,)
+
+    def __post_init__(self) -> None:
+        # The encoder ends in an RMS norm: x / rms(x) is at most sqrt(D) in size, and is then scaled per dimension.
+        scale = self.network.t5.encoder.final_layer_norm.weight.detach().abs().float().cpu().numpy()
+        self._state_bound = np.sqrt(np.float32(len(scale))) * scale * BOUND_SLACK
 
     @property
     def max_steps(self) -> int:
@@ -73,6 +80,14 @@ class Bundle:
     @property
     def search_settings(self) -> SearchSettings:
         return search_settings(self.vocabulary, self.settings)
+
+    def fits(self, state: EncoderState, items: int) -> bool:
+        """Whether the encoder could have made this state of a history of so many items: the shape is right, and no
+        number is NaN, infinite or larger than its last layer lets through."""
+        tokens = max(1, items * self.vocabulary.tokens_per_item + len(self.settings.suffix_tokens))
+        if state.hidden.shape != (tokens, len(self._state_bound)):
+            return False
+        return bool((np.abs(state.hidden) <= self._state_bound).all())  # no comparison with NaN is true
 
     @staticmethod
     def load(folder: Path | str) -> Bundle:

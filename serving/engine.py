@@ -73,8 +73,8 @@ class Engine:
         neighbour_scores = self._neighbour_scores(requests)
         beams, reasoned_at = self._search(requests, states, neighbour_scores)
         beams = beams.to("cpu")
-        if beams.scores.isnan().any():
-            raise EngineError("The network's scores are not numbers (NaN); go back to the bundle served before.")
+        if (beams.scores.isnan() | (beams.scores.isinf() & (beams.items >= 0))).any():
+            raise EngineError("The network's scores are not finite numbers; go back to the bundle served before.")
         answers = [self._answer(beams, i, request, neighbour_scores) for i, request in enumerate(requests)]
         seconds = {"reason": reasoned_at - started, "decode": time.perf_counter() - reasoned_at}
         for answer in answers:

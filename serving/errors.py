@@ -11,6 +11,7 @@ ServingError
 ├── EngineDead           the engine's thread has stopped
 ├── EngineError          the runtime or the device cannot do what is required
 ├── ScoreError           offline scoring: histories, options or an earlier run's parts do not fit
+├── StoreError           the Redis that is configured cannot be used
 ├── StorageError         a file cannot be written
 └── FolderInUse          another run uses the folder
 """
@@ -64,6 +65,10 @@ class EngineDead(ServingError):
 
 class EngineError(ServingError):
     """The runtime or the device cannot do what is required."""
+
+
+class StoreError(ServingError):
+    """The Redis that is configured cannot be used by this service."""
 
 
 class ScoreError(ServingError):

@@ -30,6 +30,7 @@ StateDtype = Literal["float32", "float16"]
 
 # Characters (code points) of a user's or an item's id: what can be trained can be sent over HTTP and scored offline.
 MAX_ID_LENGTH = 256
+REDIS_PREFIX = "streamrec"  # of every key and channel, unless the settings name another
 
 
 @dataclass(frozen=True, slots=True)

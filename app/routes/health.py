@@ -17,7 +17,7 @@ router = APIRouter(tags=["health"])
 
 @router.get("/livez", responses={503: {}})
 async def livez(service: ServiceDep) -> Response:
-    """503 once the engine is dead: only a restart helps then."""
+    """503 once the engine is dead (ended, hung, or failing at everything): only a restart helps then."""
     dead = service.status == "engine dead"
     return JSONResponse({"status": service.status}, 503 if dead else 200)
 

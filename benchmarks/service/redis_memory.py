@@ -20,7 +20,7 @@ def bytes_per_user(bundle: Path) -> tuple[float, float]:
     from serving.engine import Engine
     from serving.online.redis_link import RedisLink, connect
     from serving.online.tiers import RedisTier
-    from serving.online.users import RedisUsers, digest
+    from serving.online.users import Bounds, RedisUsers, digest
 
     opened = Bundle.load(bundle)
     (state,) = Engine(opened).encode([range(opened.max_items)])
@@ -29,7 +29,7 @@ def bytes_per_user(bundle: Path) -> tuple[float, float]:
     async def fill(address: str) -> None:
         client = connect(address)
         link = RedisLink(client, 5.0)
-        tier, users = RedisTier(link, link, 3600, 1 << 20), RedisUsers(link, 1000, b"")
+        tier, users = RedisTier(link, link, 3600, 1 << 20), RedisUsers(link, Bounds(1000, 1 << 16, 86_400))
         for number in range(SAMPLE):
             user = f"user-{number}"
             if kind == "state":

@@ -273,6 +273,11 @@ class Admission(Generic[T]):
         running = max(0.0, self._ends - self.clock()) if self._running else 0.0
         return running + self._pace() * sum(self._group_seconds(plan, len(g)) for plan, g in self._waiting.items())
 
+    @property
+    def prediction(self) -> float:
+        """Seconds that the running batch should take, or the last one did."""
+        return self._prediction
+
     def _pace(self) -> float:
         decay: float = 0.5 ** ((self.clock() - self._paced_at) / PACE_HALF_LIFE)
         return (PACE_PRIOR + decay * self._took) / (PACE_PRIOR + decay * self._predicted)

@@ -3,13 +3,18 @@
 What enters, when it runs and what shares a batch is decided by `serving.online.admission`; this file has the thread,
 the lock and the futures. Requests that arrive during a search wait for the boundary to the next one; an idle engine
 starts at once. Jobs are cancelled, expired or answered on the event loop that submitted them.
+
+The engine is dead, for good, once its thread has ended, once a batch does not come back (`serving.online.watchdog`), or
+once batches fail in a row and so does a search that is known to work: only a restart helps then.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import repeat
@@ -17,9 +22,12 @@ from typing import Any, Generic, TypeVar
 
 from serving.errors import DeadlineExceeded, EngineDead
 from serving.online.admission import Admission, Demand, Job, Plan
+from serving.online.watchdog import Watchdog
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+FAILURES = 3  # batches in a row in which nobody was answered; then the engine has to show that it works
 
 
 @dataclass(slots=True, eq=False)
@@ -40,12 +48,27 @@ class Outcome(Generic[R]):
     waited: float
 
 
+class EngineHung(Exception):
+    """A batch did not come back. `stack`: where the engine's thread is."""
+
+    def __init__(self, seconds: float, stack: str) -> None:
+        super().__init__(f"the running batch has not come back for {seconds:.0f} s")
+        self.stack = stack
+
+
+class EngineBroken(Exception):
+    """Batches failed in a row, and so did a search that is known to work."""
+
+
 class Batcher(Generic[T, R]):
     """`run(payloads)` is called on the engine's thread with payloads of one plan and returns one result each.
 
-    If it raises, the jobs of that batch fail and the thread goes on. `prepare()` runs first on the same thread
-    (loading, warm-up). Anything that stops the thread fails every waiting and every later job with EngineDead, and is
-    reported to `on_death`. `on_depth` gets the number of waiting jobs whenever that has changed.
+    If it raises, each job of that batch is run once more, alone, so that one bad job does not fail the others; what
+    fails alone has failed, and the thread goes on. `prepare()` runs first on the same thread (loading, warm-up).
+    `check()` is a search known to work; it is run after FAILURES batches in a row in which every job has failed.
+    Anything that stops the thread, and whatever else makes the engine dead, fails every waiting and every later job
+    with EngineDead, and is reported to `on_death`, once, on the engine's thread or on that of `watch`. `on_depth` gets
+    the number of waiting jobs whenever that has changed.
     """
 
     def __init__(
@@ -54,15 +77,20 @@ class Batcher(Generic[T, R]):
         run: Callable[[Sequence[T]], Sequence[R]],
         *,
         prepare: Callable[[], None] = lambda: None,
+        check: Callable[[], None] = lambda: None,
         on_depth: Callable[[int], None] = lambda depth: None,
         on_death: Callable[[BaseException], None] = lambda error: None,
     ) -> None:
         self.admission = admission
-        self._run, self._prepare, self._on_depth, self._on_death = run, prepare, on_depth, on_death
+        self._run, self._prepare, self._check = run, prepare, check
+        self._on_depth, self._on_death = on_depth, on_death
         self._wake = threading.Condition()  # guards `admission`
         self._draining = False
         self._thread: threading.Thread | None = None
+        self._failures = 0  # in a row
+        self._call: object | None = None  # while the engine runs, another object for every call
         self.death: BaseException | None = None
+        self._reported = False
 
     # The event loop's side
 
@@ -115,8 +143,17 @@ class Batcher(Generic[T, R]):
             self.admission.advance("draining")
             self._wake.notify()
         if self._thread is not None:
-            while self._thread.is_alive():  # polled: joining would block the loop that delivers the answers
+            # Polled: joining would block the loop that delivers the answers. A dead thread may hang and never end.
+            while self._thread.is_alive() and not self._reported:
                 await asyncio.sleep(0.005)
+
+    def watch(self, watchdog: Watchdog) -> None:
+        """Declares the engine dead if the running batch is hung. To be called as often as the watchdog says."""
+        with self._wake:
+            seconds = watchdog.look(self._call, self.admission.prediction)
+        if seconds is not None and self._thread is not None and self.death is None:
+            frame = sys._current_frames().get(self._thread.ident or 0)
+            self._die(EngineHung(seconds, "".join(traceback.format_stack(frame))))
 
     @property
     def depth(self) -> int:
@@ -151,25 +188,70 @@ class Batcher(Generic[T, R]):
         if not batch:
             return 0
         started = self.admission.clock()
-        try:
-            results = self._run([job.payload.payload for job in batch])
-            if len(results) != len(batch):
-                raise RuntimeError(f"The engine gave {len(results)} answers to {len(batch)} requests.")
-        except Exception as error:
-            _deliver(batch, repeat(error))
-        else:
-            _deliver(batch, [(result, started - job.since) for job, result in zip(batch, results, strict=True)])
+        outcomes = self._outcomes(batch)
+        _deliver(
+            batch,
+            [
+                each if isinstance(each, Exception) else (each, started - job.since)
+                for job, each in zip(batch, outcomes, strict=True)
+            ],
+        )
         with self._wake:
             self.admission.finish()
+        self._judge(outcomes)
         return len(batch)
+
+    def _outcomes(self, batch: Sequence[Job[Ticket[T, R]]]) -> list[R | Exception]:
+        """What became of each job. Those of a batch that failed are run again, alone."""
+        try:
+            return [*self._call_engine(batch)]
+        except Exception as error:
+            if len(batch) == 1:
+                return [error]
+        return [self._alone(job) for job in batch]
+
+    def _alone(self, job: Job[Ticket[T, R]]) -> R | Exception:
+        if job.abandoned:
+            return DeadlineExceeded("The time budget ran out; allow more time or fewer steps.")
+        try:
+            return self._call_engine([job])[0]
+        except Exception as error:
+            return error
+
+    def _call_engine(self, batch: Sequence[Job[Ticket[T, R]]]) -> Sequence[R]:
+        self._call = object()
+        try:
+            results = self._run([job.payload.payload for job in batch])
+        finally:
+            self._call = None
+        if len(results) != len(batch):
+            raise RuntimeError(f"The engine gave {len(results)} answers to {len(batch)} requests.")
+        return results
+
+    def _judge(self, outcomes: Sequence[R | Exception]) -> None:
+        """Raises EngineBroken if the engine is dead. A client's bad requests alone cannot bring that about."""
+        failed = all(isinstance(each, Exception) for each in outcomes)
+        self._failures = self._failures + 1 if failed else 0
+        if self._failures < FAILURES:
+            return
+        self._failures, self._call = 0, object()
+        try:
+            self._check()
+        except Exception as error:
+            raise EngineBroken(f"{FAILURES} batches in a row failed, and so did a search known to work") from error
+        finally:
+            self._call = None
 
     def _die(self, error: BaseException) -> None:
         with self._wake:
+            if self.death is not None:
+                return
             self.death = error
             self.admission.advance("engine dead")
             jobs = self.admission.clear()
         _deliver(jobs, repeat(EngineDead("The engine has stopped; restart the service.")))
         self._on_death(error)
+        self._reported = True
 
 
 def _deliver(jobs: Sequence[Job[Ticket[T, R]]], outcomes: Iterable[tuple[R, float] | Exception]) -> None:

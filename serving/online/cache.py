@@ -72,10 +72,19 @@ class StateCache:
             self._following.cancel()
         await asyncio.gather(*self._writes.values(), *filter(None, [self._following]), return_exceptions=True)
 
-    async def get(self, user: str, version: str, history: Sequence[int], erasures: int | None = None) -> Lookup:
+    async def get(
+        self,
+        user: str,
+        version: str,
+        history: Sequence[int],
+        erasures: int | None = None,
+        fits: Callable[[EncoderState], bool] = lambda state: True,
+    ) -> Lookup:
         """The state of this history under this model version, from the nearest tier that has it.
 
-        erasures: the count when the request began to read what is known about the user; default: the present one.
+        version: of all that decides what the state is: the model, and what runs it. erasures: the count when the
+        request began to read what is known about the user; default: the present one. fits: whether the model could
+        have made a state; one that it could not is a miss, and would spoil the batch it gets into.
         """
         if self._memory is None and self._redis is None:
             return Lookup("off")
@@ -86,12 +95,16 @@ class StateCache:
             return Lookup(source, flight, user, version, digest, erasures)
 
         if self._memory is not None:
-            found = self._memory.get(user, digest)
+            found: EncoderState | str = self._memory.get(user, digest)
+            if not isinstance(found, str) and not fits(found):
+                found = "invalid"
             self._count("memory", found if isinstance(found, str) else "hit")
             if not isinstance(found, str):
                 return lookup("memory", Flight(found))
         if self._redis is not None:
-            answer = await self._redis.get(user, version, digest)
+            answer: EncoderState | str = await self._redis.get(user, version, digest)
+            if not isinstance(answer, str) and not fits(answer):
+                answer = "invalid"
             self._count("redis", answer if isinstance(answer, str) else "hit")
             if not isinstance(answer, str):
                 if self._memory is not None and erasures == self.erasures:

@@ -125,7 +125,7 @@ class Observer:
 
 class Recommender:
     """Answers queries by an engine, behind a cache of encoder states and a queue. `user_secret` keys the digests that
-    stand for users in caches."""
+    stand for users in caches. `runtime` names what runs the network: its states are used by its like alone."""
 
     def __init__(
         self,
@@ -137,10 +137,12 @@ class Recommender:
         limits: Limits,
         user_secret: bytes = b"",
         observer: Observer | None = None,
+        runtime: str = "",
     ) -> None:
         self.engine, self.bundle = engine, engine.bundle
         self._batcher, self._cache, self._users, self._costs, self._limits = batcher, cache, users, costs, limits
         self._user_secret, self._observer = user_secret, observer or Observer()
+        self._state_version = f"{self.bundle.version} {runtime}"
 
     # The event loop's side
 
@@ -213,7 +215,10 @@ class Recommender:
     async def _look_up(self, user_id: str | None, history: tuple[int, ...], erasures: int) -> Lookup:
         if user_id is None:
             return Lookup("off")
-        return await self._cache.get(digest(user_id, self._user_secret), self.bundle.version, history, erasures)
+        user, items = digest(user_id, self._user_secret), len(history)
+        return await self._cache.get(
+            user, self._state_version, history, erasures, lambda state: self.bundle.fits(state, items)
+        )
 
     def _checked(self, answer: Answer, rules: Rules) -> Answer:
         checked = without_invalid(self.bundle, answer, rules)

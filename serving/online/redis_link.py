@@ -17,6 +17,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 T = TypeVar("T")
 Word = str | bytes | int
 
+ONE_NODE = "Redis is a cluster of several nodes, which this service cannot use; name a Redis that has one primary."
 MAX_PIPELINE = 16  # commands per round trip: more values of tens of KB would not arrive within milliseconds
 
 
@@ -128,6 +129,15 @@ class RedisLink:
         self._failed += 1
         if self._failed >= self._failures:
             self._paused_until = self._clock() + self._pause
+
+
+async def fault_of(client: Redis) -> str | None:
+    """What keeps this service from using this Redis, in one sentence: a cluster whose keys are spread over nodes.
+    Raises RedisError or OSError if Redis does not answer, or does not permit the question."""
+    if not (await client.info("cluster")).get("cluster_enabled"):
+        return None
+    found = await client.execute_command("CLUSTER INFO")  # type: ignore[no-untyped-call]
+    return ONE_NODE if int(found.get("cluster_size", 1)) > 1 else None
 
 
 def _is_reply(error: BaseException) -> bool:

@@ -21,8 +21,8 @@ from tests.waiting import DEADLINE, eventually
 
 def settings(**values: Any) -> Settings:
     """Defaults and what the test sets; nothing from this machine's environment. Small batches: fewer are measured.
-    No request is late unless its test says so, however slow the machine."""
-    quiet = {"max_batch": 4, "default_timeout_ms": 600_000}
+    No request is late and no engine hung unless its test says so, however slow the machine."""
+    quiet = {"max_batch": 4, "default_timeout_ms": 600_000, "hung_after_s": 600.0}
     return Settings.model_validate(Settings.model_construct().model_dump() | quiet | values)
 
 

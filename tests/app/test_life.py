@@ -12,7 +12,9 @@ from fastapi.testclient import TestClient
 
 from app.lifecycle import Service
 from app.main import create_app
+from serving.online.batcher import FAILURES
 from serving.online.costs import WINDOW, CostTable
+from serving.types import Answer
 from tests.app.conftest import Gate, ShapedEngine, Start, settings
 from tests.app.test_recommend import HISTORY, ask
 from tests.waiting import DEADLINE, eventually, eventually_async
@@ -64,6 +66,51 @@ def test_a_dead_engine_is_neither_ready_nor_alive(client: TestClient, engine: Sh
     for probe in ("/livez", "/readyz"):
         assert client.get(probe).status_code == 503 and client.get(probe).json()["status"] == "engine dead"
     assert ask(client, history=HISTORY).status_code == 503
+
+
+def test_an_engine_that_fails_at_everything_is_neither_ready_nor_alive_and_the_log_says_why(
+    client: TestClient, engine: ShapedEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    engine.before = fail
+    statuses = []
+    while client.get("/livez").status_code == 200:
+        statuses.append(ask(client, history=HISTORY).status_code)
+    assert set(statuses[:FAILURES]) == {500} and set(statuses[FAILURES:]) <= {503, 500}
+    assert client.get("/readyz").status_code == 503 and client.get("/readyz").json()["status"] == "engine dead"
+    (line,) = [record for record in caplog.records if "the engine is dead" in record.message]
+    assert line.exc_info is not None and "device-side" in str(line.exc_info[1].__cause__)  # type: ignore[union-attr]
+
+
+def test_a_poisonous_request_however_often_leaves_the_engine_alive(client: TestClient, engine: ShapedEngine) -> None:
+    def fail_for(answers: list[Answer]) -> list[Answer]:
+        if any(request.k == 7 for request in engine.searched[-1]):
+            raise RuntimeError("poison")
+        return answers
+
+    engine.after = fail_for
+    assert {ask(client, history=HISTORY, k=7).status_code for _ in range(4 * FAILURES)} == {500}
+    assert client.get("/livez").status_code == 200 and ask(client, history=HISTORY).status_code == 200
+
+
+def test_a_hung_engine_is_neither_ready_nor_alive_and_the_log_says_where_it_hangs(
+    start: Start, engine: ShapedEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for module in ("app.lifecycle", "serving.online.watchdog"):
+        monkeypatch.setattr(f"{module}.LOOK_EVERY", 0.05)
+    client = start(hung_after_s=0.2)
+    gate = Gate()
+    engine.before = gate  # type: ignore[assignment]
+    monkeypatch.setattr("serving.online.watchdog.SLOWEST", 0.0)
+    answer = ask(client, history=HISTORY)
+    assert answer.status_code == 503 and answer.json()["type"].endswith("engine-dead")
+    for probe in ("/livez", "/readyz"):
+        assert client.get(probe).status_code == 503
+    (line,) = [record for record in caplog.records if "the engine is dead" in record.message]
+    assert "self.opened.wait" in line.stack  # type: ignore[attr-defined]
+    gate.opened.set()
 
 
 def test_a_bundle_that_cannot_be_opened_is_told_and_not_ready(tmp_path) -> None:  # type: ignore[no-untyped-def]

@@ -169,3 +169,20 @@ def test_the_model_tells_its_bounds_and_its_cost(client: TestClient, engine: Sha
     assert (model["max_steps"], model["default_steps"], model["categories"]) == (4, 2, ["even", "odd"])
     assert {row["reasoning_steps"] for row in model["cost"]} == {0, 1, 2, 3, 4}
     assert all(row["p95_ms"] >= row["median_ms"] > 0 for row in model["cost"])
+
+
+def test_more_events_than_are_kept_are_refused_in_a_sentence(start: Start) -> None:
+    client = start(max_known_user_bytes=4096)
+    refused = client.post("/users/u1/events", json={"items": ["x" * 250] * 20})
+    assert refused.status_code == 422 and refused.json()["field"] == "items" and "4096" in refused.json()["detail"]
+    assert client.post("/users/u1/events", json={"items": ["i1"]}).json()["history_length"] == 1
+
+
+@pytest.mark.parametrize("processes", [{"replicas": 2}, {"workers": 2}])
+def test_processes_that_share_no_redis_keep_nothing_of_users(start: Start, processes: dict[str, int]) -> None:
+    """What one of them kept, an erasure at another would miss."""
+    client = start(**processes)
+    refused = client.post("/users/u1/events", json={"items": ["i1"]})
+    assert refused.status_code == 503 and "STREAMREC_REDIS_URL" in refused.json()["detail"]
+    assert [ask(client, user_id="u1", history=["i1"]).json()["cache"] for _ in range(2)] == ["off", "off"]
+    assert client.get("/users/u1").status_code == 404 and client.delete("/users/u1").status_code == 204

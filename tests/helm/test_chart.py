@@ -382,8 +382,17 @@ def test_own_redis_is_found_and_keeps_histories(helm: Path) -> None:
     address = objects["Secret"]["stringData"]["STREAMREC_REDIS_URL"]
     assert address == f"redis://{objects['Service redis']['metadata']['name']}:6379/0"
     args = objects["StatefulSet redis"]["spec"]["template"]["spec"]["containers"][0]["args"]
-    assert args[args.index("--maxmemory-policy") + 1] == "volatile-lru"
+    assert args[args.index("--maxmemory-policy") + 1] == "volatile-ttl"
     assert args[args.index("--appendonly") + 1] == "yes"
+
+
+def test_replicas_know_that_they_are_several(helm: Path) -> None:
+    """Whether existingSecret holds a Redis is for them to see: without one they keep nothing of users."""
+    several = {"replicaCount=3": "3", "autoscaling.enabled=true,autoscaling.maxReplicas=7": "7"}
+    for values, count in several.items():
+        data = render(helm, "--set", f"existingSecret=vault,{values}")["ConfigMap"]["data"]
+        assert data["STREAMREC_REPLICAS"] == count
+    assert "STREAMREC_REPLICAS" not in render(helm)["ConfigMap"]["data"]
 
 
 def test_prometheus_finds_the_service_and_its_rules(helm: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from serving.items.catalogue import write_catalogue
 from serving.items.trie import build_trie
 from serving.items.trie_file import write_trie
 from serving.manifest import FORMAT, SEAL, sealed
-from serving.types import Answer, Request, Rules
+from serving.types import Answer, EncoderState, Request, Rules, StateDtype
 from tests.answers import assert_same_answer
 from tests.builders import tiny_bundle, tiny_model
 
@@ -386,3 +387,37 @@ def test_a_failed_write_leaves_the_old_bundle_as_it_was(copy):
     with pytest.raises(OSError):
         write_bundle(copy, tiny_model(seed=1), model_card="", write_tokenizer=fail)
     assert Bundle.load(copy).version == before
+
+
+# States
+
+
+def spoil(state: EncoderState, value: float) -> EncoderState:
+    hidden = state.hidden.copy()
+    hidden[-1, -1] = value
+    return EncoderState(hidden)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("suffix", [(), (1,)])
+def test_a_state_that_the_encoder_made_fits_and_no_other_does(dtype: StateDtype, suffix: tuple[int, ...]) -> None:
+    bundle = tiny_model(suffix_tokens=suffix)
+    engine = Engine(bundle, state_dtype=dtype)
+    for history in ((), (5,), (1, 2, 3), tuple(range(bundle.max_items))):
+        (state,) = engine.encode([history])
+        assert bundle.fits(state, len(history))
+        assert not bundle.fits(state, len(history) + 1)
+        assert not bundle.fits(EncoderState(state.hidden[:, :-1]), len(history))
+        assert not bundle.fits(EncoderState(state.hidden[:-1]), len(history))
+        for value in (np.nan, np.inf, -np.inf, 1e4, -1e4):
+            assert not bundle.fits(spoil(state, value), len(history))
+
+
+def test_the_largest_number_that_a_state_may_hold_is_that_of_the_last_norm() -> None:
+    bundle = tiny_model()
+    with torch.no_grad():
+        bundle.network.t5.encoder.final_layer_norm.weight.copy_(torch.linspace(-2, 3, 16))
+    bundle = replace(bundle)  # reads the weight again
+    scale = np.abs(np.linspace(-2, 3, 16, dtype=np.float32))
+    alone = np.diag(4 * scale)[:3]  # one dimension holds everything: sqrt(16) times its scale
+    assert bundle.fits(EncoderState(alone), 1) and not bundle.fits(EncoderState(1.05 * alone), 1)

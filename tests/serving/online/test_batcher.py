@@ -13,7 +13,9 @@ import pytest
 
 from serving.errors import DeadlineExceeded, Draining, EngineDead, Overloaded
 from serving.online.admission import Admission, Demand
-from serving.online.batcher import Batcher
+from serving.online.batcher import FAILURES, Batcher, EngineBroken, EngineHung
+from serving.online.watchdog import Watchdog
+from tests.waiting import eventually_async
 
 GENEROUS = 60  # seconds; nothing here takes as long
 
@@ -216,35 +218,143 @@ def test_jobs_join_at_the_next_boundary_and_an_idle_engine_does_not_wait() -> No
     assert batches == [["first"], ["x", "y", "z"]]
 
 
-def test_a_search_that_raises_fails_its_batch_only() -> None:
+def test_a_job_that_fails_its_batch_fails_alone() -> None:
+    batches: list[list[str]] = []
+
     def run(payloads: Sequence[str]) -> list[str]:
+        batches.append(list(payloads))
         if "bad" in payloads:
             raise ValueError("no")
         return list(payloads)
 
     async def scenario() -> None:
         batcher = make(run)
-        bad, mate, other = await submitted(
-            submit(batcher, "bad"), submit(batcher, "mate"), submit(batcher, "other", variant="b")
-        )
-        batcher.start()
-        for task in (bad, mate):
-            with pytest.raises(ValueError, match="no"):
-                await task
-        assert await other == "other" and await submit(batcher, "next") == "next"
+        mate, bad, third, other = await submitted(
+            submit(batcher, "mate"), submit(batcher, "bad"), submit(batcher, "third"),
+            submit(batcher, "other", variant="b"),
+        )  # fmt: skip
+        await step_all(batcher)
+        with pytest.raises(ValueError, match="no"):
+            await bad
+        assert [await mate, await third, await other] == ["mate", "third", "other"]
         assert batcher.death is None
-        await batcher.drain()
+
+    asyncio.run(scenario())
+    assert batches == [["mate", "bad", "third"], ["mate"], ["bad"], ["third"], ["other"]]  # each again, once
+
+
+def test_a_job_nobody_waits_for_any_more_is_not_run_again() -> None:
+    async def scenario() -> None:
+        def run(payloads: Sequence[str]) -> list[str]:
+            batches.append(list(payloads))
+            gone.cancel()
+            if len(payloads) > 1:
+                raise ValueError("no")
+            return list(payloads)
+
+        batches: list[list[str]] = []
+        batcher = make(run)
+        gone, alive = await submitted(submit(batcher, "gone"), submit(batcher, "alive"))
+        step = asyncio.ensure_future(asyncio.to_thread(batcher.step))
+        await eventually_async(step.done)
+        assert await alive == "alive" and gone.cancelled()
 
     asyncio.run(scenario())
 
 
+def failing(works: Sequence[str] = ()) -> Callable[[Sequence[str]], list[str]]:
+    def run(payloads: Sequence[str]) -> list[str]:
+        if any(payload not in works for payload in payloads):
+            raise ValueError("device-side assert")
+        return list(payloads)
+
+    return run
+
+
+def test_an_engine_that_fails_at_everything_is_dead_after_some_batches() -> None:
+    def check() -> None:
+        checks.append(1)
+        raise ValueError("device-side assert")
+
+    checks: list[int] = []
+    deaths: list[BaseException] = []
+
+    async def scenario() -> None:
+        batcher = make(failing(), check=check, on_death=deaths.append)
+        batcher.start()
+        for _ in range(FAILURES):
+            assert not checks
+            with pytest.raises(ValueError, match="assert"):
+                await submit(batcher, "a")
+        await eventually_async(lambda: deaths)
+        with pytest.raises(EngineDead):
+            await submit(batcher, "b")
+        await batcher.drain()
+
+    asyncio.run(scenario())
+    assert isinstance(deaths[0], EngineBroken) and isinstance(deaths[0].__cause__, ValueError) and len(deaths) == 1
+
+
+def test_bad_requests_alone_never_make_an_engine_dead() -> None:
+    """However many come in a row: a search known to work tells them from a broken engine."""
+    checks: list[int] = []
+
+    async def scenario() -> None:
+        batcher = make(failing(["good"]), check=lambda: checks.append(1))
+        batcher.start()
+        for _ in range(3 * FAILURES):
+            with pytest.raises(ValueError, match="assert"):
+                await submit(batcher, "bad")
+        assert await submit(batcher, "good") == "good" and batcher.death is None
+        for _ in range(FAILURES - 1):  # an answer in between begins the count anew
+            with pytest.raises(ValueError, match="assert"):
+                await submit(batcher, "bad")
+        assert await submit(batcher, "good") == "good"
+        await batcher.drain()
+
+    asyncio.run(scenario())
+    assert len(checks) == 3
+
+
+def test_a_hung_engine_is_dead_and_nobody_waits_for_it_not_even_the_end() -> None:
+    entered, release = threading.Event(), threading.Event()
+    deaths: list[BaseException] = []
+
+    def run(payloads: Sequence[str]) -> list[str]:
+        entered.set()
+        release.wait(GENEROUS)
+        return list(payloads)
+
+    async def scenario() -> None:
+        clock = Clock()
+        batcher, watchdog = make(run, max_batch=1, on_death=deaths.append), Watchdog(30, clock)
+        batcher.start()
+        running = (await submitted(submit(batcher, "running")))[0]
+        await asyncio.to_thread(entered.wait, GENEROUS)
+        waiting = (await submitted(submit(batcher, "waiting")))[0]
+        for _ in range(40):
+            clock.now += 1
+            batcher.watch(watchdog)
+        for task in (running, waiting):
+            with pytest.raises(EngineDead):
+                await task
+        with pytest.raises(EngineDead):
+            await submit(batcher, "later")
+        await batcher.drain()
+        release.set()  # a call that comes back after all changes nothing
+
+    asyncio.run(scenario())
+    (death,) = deaths
+    assert isinstance(death, EngineHung) and "31 s" in str(death) and "release.wait" in death.stack
+
+
 def test_a_wrong_number_of_answers_is_an_error_not_a_mix_up() -> None:
     async def scenario() -> None:
-        batcher = make(lambda payloads: ["only one"])
+        batcher = make(lambda payloads: payloads[1:])
         tasks = await submitted(submit(batcher, "a"), submit(batcher, "b"))
         await step_all(batcher)
         for task in tasks:
-            with pytest.raises(RuntimeError, match="1 answers to 2"):
+            with pytest.raises(RuntimeError, match="0 answers to 1"):
                 await task
 
     asyncio.run(scenario())

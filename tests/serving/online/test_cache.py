@@ -13,6 +13,7 @@ import pytest
 from serving.online.cache import Lookup, StateCache
 from serving.online.redis_link import RedisDown, connect
 from serving.online.tiers import SLOTS, MemoryTier, RedisTier
+from serving.types import EncoderState
 from tests.conftest import RedisServer, SlowRoad
 from tests.serving.online.links import FAILURES, PAUSE, Clock, CountedLink
 from tests.serving.online.test_tiers import HISTORY, memory, state
@@ -229,6 +230,29 @@ def test_rubbish_in_redis_is_a_counted_miss_and_is_replaced(redis_server: RedisS
 
     rig.run(scenario)
     assert rig.counts["redis", "invalid"] >= 1 and rig.counts["redis", "error"] == 0
+
+
+def test_a_state_that_the_model_cannot_have_made_is_a_counted_miss_in_either_tier(redis_server: RedisServer) -> None:
+    def fits(found: EncoderState) -> bool:
+        return bool(np.isfinite(found.hidden).all())
+
+    async def scenario(cache: StateCache) -> None:
+        spoilt = await cache.get("u", "v1", HISTORY)
+        spoilt.flight.state = EncoderState(np.full((6, 8), np.nan, np.float32))
+        cache.put(spoilt)
+        await asyncio.gather(*cache._writes.values())
+        del spoilt
+        lookup = await cache.get("u", "v1", HISTORY, fits=fits)
+        assert lookup.source == "miss" and lookup.flight.state is None
+        keep(cache, lookup)
+        await asyncio.gather(*cache._writes.values())
+        assert (await cache.get("u", "v1", HISTORY, fits=fits)).source == "memory"
+        async with Rig(redis_server.url, None) as other:
+            assert (await other.get("u", "v1", HISTORY, fits=fits)).source == "redis"
+
+    rig = Rig(redis_server.url, memory())
+    rig.run(scenario)
+    assert rig.counts["memory", "invalid"] == rig.counts["redis", "invalid"] == 1
 
 
 def test_a_state_above_the_bound_is_not_sent(redis_server: RedisServer) -> None:

@@ -60,6 +60,14 @@ def test_rubbish_is_invalid(value: object) -> None:
     assert unpack(value, history_digest("v", HISTORY)) == "invalid"
 
 
+def test_a_value_made_without_the_secret_is_invalid() -> None:
+    digest = history_digest("v", HISTORY)
+    for secret, other in ((b"secret", b""), (b"", b"secret"), (b"secret", b"another")):
+        value = pack(state(), digest, secret)
+        assert isinstance(unpack(value, digest, secret=secret), EncoderState)
+        assert unpack(value, digest, secret=other) == "invalid"
+
+
 def test_another_history_or_version_is_another_digest() -> None:
     digests = {
         history_digest(*args) for args in [("v", (1, 2)), ("v", (2, 1)), ("v", (1,)), ("w", (1, 2)), ("v", (12,))]

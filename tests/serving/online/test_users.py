@@ -7,24 +7,29 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from serving.errors import RequestError
 from serving.online.redis_link import RedisLink, connect
-from serving.online.users import MemoryUsers, RedisUsers, StoreUnavailable, UserStore, digest
+from serving.online.users import Bounds, MemoryUsers, RedisUsers, StoreUnavailable, UserStore, digest
 from tests.conftest import RedisServer, SlowRoad
 from tests.serving.online.links import FAILURES, Clock, CountedLink
 
 Scenario = Callable[[UserStore], Awaitable[None]]
 
 
+def bounds(items: int = 5, nbytes: int = 1000, ttl: int = 60) -> Bounds:
+    return Bounds(items, nbytes, ttl)
+
+
 @pytest.fixture(params=["memory", "redis"])
 def run(request: pytest.FixtureRequest) -> Callable[[Scenario], None]:
     """Runs a scenario on an empty store that keeps 5 items a user."""
     if request.param == "memory":
-        return lambda scenario: asyncio.run(scenario(MemoryUsers(100, 5)))  # type: ignore[arg-type]
+        return lambda scenario: asyncio.run(scenario(MemoryUsers(100, 1 << 20, bounds())))  # type: ignore[arg-type]
     server: RedisServer = request.getfixturevalue("redis_server")
 
     async def with_redis(scenario: Scenario) -> None:
         client = connect(server.url)
-        await scenario(RedisUsers(RedisLink(client, 2.0), 5))
+        await scenario(RedisUsers(RedisLink(client, 2.0), bounds()))
         await client.aclose()
 
     return lambda scenario: asyncio.run(with_redis(scenario))
@@ -74,9 +79,97 @@ def test_concurrent_appends_lose_nothing(run: Callable[[Scenario], None]) -> Non
     run(scenario)
 
 
+def test_what_is_kept_of_a_user_is_bounded_in_bytes(run: Callable[[Scenario], None]) -> None:
+    """1000 bytes in UTF-8, whatever the characters: the older items make room for the newer."""
+    wide = ["\U0001f600" * 100 + str(i) for i in range(3)]  # 401 bytes each
+
+    async def scenario(users: UserStore) -> None:
+        assert await users.append("u", ["a", *wide[:2]]) == 3
+        assert await users.append("u", wide[2:]) == 2
+        assert await users.get("u") == wide[1:]
+        assert await users.append("u", ["b"]) == 3
+        assert await users.get("u") == [*wide[1:], "b"]
+
+    run(scenario)
+
+
+def test_more_than_is_kept_of_a_user_is_refused_and_changes_nothing(run: Callable[[Scenario], None]) -> None:
+    async def scenario(users: UserStore) -> None:
+        await users.append("u", ["a"])
+        with pytest.raises(RequestError, match="1000 bytes") as refused:
+            await users.append("u", ["x" * 250] * 5)
+        assert refused.value.field == "items"
+        assert await users.get("u") == ["a"]
+
+    run(scenario)
+
+
+def test_a_history_is_forgotten_some_time_after_its_last_event() -> None:
+    async def scenario() -> None:
+        clock = Clock()
+        users = MemoryUsers(100, 1 << 20, bounds(ttl=60), clock)
+        await users.append("u", ["a"])
+        clock.now += 50
+        await users.append("v", ["b"])
+        await users.append("u", ["c"])
+        clock.now += 50
+        assert await users.get("u") == ["a", "c"] and await users.get("v") == ["b"]
+        clock.now += 20
+        assert await users.get("nobody") == [] and users.nbytes == 0  # whoever asks, what is old goes
+
+    asyncio.run(scenario())
+
+
+def test_redis_forgets_a_history_some_time_after_its_last_event(redis_server: RedisServer) -> None:
+    async def scenario() -> None:
+        client = connect(redis_server.url)
+        users = RedisUsers(RedisLink(client, 2.0), bounds(ttl=1000))
+        await users.append("u", ["a"])
+        with redis_server.client() as direct:
+            (key,) = direct.keys("*")
+            direct.expire(key, 5)
+            await users.append("u", ["b"])
+            assert 900 < direct.ttl(key) <= 1000
+        await client.aclose()
+
+    asyncio.run(scenario())
+
+
+def test_memory_is_bounded_in_bytes_and_counts_them_right() -> None:
+    async def scenario() -> None:
+        users = MemoryUsers(1000, 20_000, bounds(100))
+        for i in range(300):
+            await users.append(f"u{i % 150}", [f"item {i} {j}" for j in range(5)])
+            assert 0 < users.nbytes <= 20_000
+        kept = [f"u{i}" for i in range(150) if await users.get(f"u{i}")]
+        assert kept == [f"u{i}" for i in range(150 - len(kept), 150)] and 10 < len(kept) < 150  # the last to come
+        for user in kept:
+            assert await users.delete(user)
+        assert users.nbytes == 0
+        with pytest.raises(StoreUnavailable, match="MAX_KNOWN_BYTES"):
+            await MemoryUsers(1000, 100, bounds()).append("u", ["a"])
+
+    asyncio.run(scenario())
+
+
+def test_what_this_service_cannot_have_written_is_not_read(redis_server: RedisServer) -> None:
+    async def scenario() -> None:
+        client = connect(redis_server.url)
+        users = RedisUsers(RedisLink(client, 2.0), bounds(10))
+        await users.append("u", ["a"])
+        with redis_server.client() as direct:
+            direct.rpush(direct.keys("*")[0], b"\xff\xfe", b"", b"x" * 100_000, "ü".encode())
+        assert await users.get("u") == ["a", "ü"]
+        assert await users.append("u", ["b"]) <= 10 and "b" in await users.get("u")
+        assert await users.delete("u") is True and await users.get("u") == []
+        await client.aclose()
+
+    asyncio.run(scenario())
+
+
 def test_memory_is_bounded_by_users() -> None:
     async def scenario() -> None:
-        users = MemoryUsers(2, 5)
+        users = MemoryUsers(2, 1 << 20, bounds())
         for user in "abc":
             await users.append(user, ["x"])
         assert await users.get("a") == [] and await users.get("c") == ["x"]
@@ -87,7 +180,7 @@ def test_memory_is_bounded_by_users() -> None:
 def test_nothing_is_acknowledged_that_is_not_stored(redis_server: RedisServer) -> None:
     async def scenario() -> None:
         client = connect(redis_server.url)
-        users = RedisUsers(RedisLink(client, 2.0), 5)
+        users = RedisUsers(RedisLink(client, 2.0), bounds())
         await users.append("u", ["a"])
         redis_server.kill()
         for work in (users.append("u", ["b"]), users.get("u"), users.delete("u")):
@@ -103,7 +196,7 @@ def test_replicas_that_append_at_once_lose_nothing(redis_server: RedisServer) ->
 
     async def scenario() -> None:
         clients = [connect(redis_server.url) for _ in range(4)]
-        stores = [RedisUsers(RedisLink(client, 5.0), 1000) for client in clients]
+        stores = [RedisUsers(RedisLink(client, 5.0), bounds(1000, 1 << 20)) for client in clients]
 
         async def replica(name: str, users: RedisUsers) -> None:
             for i in range(0, 100, 2):
@@ -114,7 +207,7 @@ def test_replicas_that_append_at_once_lose_nothing(redis_server: RedisServer) ->
         for name in "abcd":
             assert [item for item in kept if item[0] == name] == [f"{name}{i}" for i in range(100)]
         assert len(kept) == 400
-        await asyncio.gather(*(RedisUsers(users._link, 50).append("u", ["x"]) for users in stores))
+        await asyncio.gather(*(RedisUsers(users._link, bounds(50)).append("u", ["x"]) for users in stores))
         with redis_server.client() as client:
             assert client.llen(client.keys("*")[0]) == 50  # bounded in Redis, not only in what is read
         for client in clients:
@@ -126,7 +219,7 @@ def test_replicas_that_append_at_once_lose_nothing(redis_server: RedisServer) ->
 def test_the_histories_of_a_batch_are_one_round_trip(redis_server: RedisServer, slow_road: SlowRoad) -> None:
     async def scenario() -> None:
         client = connect(slow_road.url)
-        users = RedisUsers(RedisLink(client, 5.0), 5)
+        users = RedisUsers(RedisLink(client, 5.0), bounds())
         for i in range(16):
             await users.append(f"u{i}", [str(i)])
         before = slow_road.sent
@@ -140,7 +233,7 @@ def test_the_histories_of_a_batch_are_one_round_trip(redis_server: RedisServer, 
 def test_a_full_redis_refuses_events_and_still_tells_and_erases(redis_server: RedisServer) -> None:
     async def scenario() -> None:
         client = connect(redis_server.url)
-        users = RedisUsers(RedisLink(client, 2.0), 5)
+        users = RedisUsers(RedisLink(client, 2.0), bounds())
         await users.append("u", ["a"])
         redis_server.fill()
         for _ in range(5):
@@ -158,7 +251,7 @@ def test_a_full_redis_refuses_events_and_still_tells_and_erases(redis_server: Re
 def test_something_else_under_the_key_is_refused_until_the_user_is_erased(redis_server: RedisServer) -> None:
     async def scenario() -> None:
         client = connect(redis_server.url)
-        users = RedisUsers(RedisLink(client, 2.0), 5)
+        users = RedisUsers(RedisLink(client, 2.0), bounds())
         await users.append("u", ["a"])
         with redis_server.client() as direct:
             direct.set(direct.keys("*")[0], "somebody else's")
@@ -176,7 +269,7 @@ def test_a_stalled_redis_is_reported_and_left_alone(redis_server: RedisServer) -
     async def scenario() -> None:
         client = connect(redis_server.url)
         link = CountedLink(client, 2.0, clock=Clock())
-        users = RedisUsers(link, 5)
+        users = RedisUsers(link, bounds())
         await users.append("u", ["a"])
         before, link.limit = link.sent, 0.1
         redis_server.freeze()
@@ -195,7 +288,7 @@ def test_a_stalled_redis_is_reported_and_left_alone(redis_server: RedisServer) -
 def test_no_user_id_is_readable_in_redis(redis_server: RedisServer) -> None:
     async def scenario() -> None:
         client = connect(redis_server.url)
-        await RedisUsers(RedisLink(client, 2.0), 5, b"secret").append("alice@example.com", ["a"])
+        await RedisUsers(RedisLink(client, 2.0), bounds(), b"secret").append("alice@example.com", ["a"])
         await client.aclose()
 
     asyncio.run(scenario())

@@ -52,7 +52,7 @@ def settings_to_json(vocabulary: Vocabulary, settings: BundleSettings, neighbour
             "neighbours_floor": neighbours.floor if neighbours else None,
             "merge": settings.merge,
         },
-        "encoder": {"attention": settings.attention},
+        "encoder": {"attention": settings.attention, "age_bias": settings.age_bias},
     }
 
 
@@ -72,6 +72,7 @@ def settings_from_json(manifest: dict[str, Any]) -> BundleSettings:
         neighbours_weight=score.get("neighbours_weight", 0.0),
         attention=manifest["encoder"]["attention"],
         normalise=score.get("normalise", "vocabulary"),
+        age_bias=bool(manifest["encoder"].get("age_bias", False)),
     )
     for name, values in CHOICES.items():
         if asdict(settings)[name] not in values:

@@ -40,8 +40,9 @@ class Reference:
         tokens, mask = history_tokens(
             [history], bundle.catalogue.tokens, self.settings.max_items, self.settings.suffix_tokens
         )
-        t5 = self.network.t5
-        self.cross = t5.cross_keys_values(t5.encode(tokens, mask, self.settings.attention, len(self.items[0])), mask)
+        per_item = len(self.items[0])
+        hidden = self.network.t5.encode(tokens, mask, self.settings.attention, per_item)
+        self.cross = self.network.cross_keys_values(hidden, mask, per_item)
 
     @torch.no_grad()
     def paths(self) -> list[Path]:

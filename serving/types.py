@@ -41,6 +41,7 @@ class BundleSettings:
     dense_candidates: how many items with the highest dense and neighbour scores are added to those the beam has found.
     neighbours_weight: of an item's log score by neighbours (`serving/items/neighbours.py`); 0: off. normalise: what a
     token's softmax runs over, the tokens that may stand at its position or the whole vocabulary, as in older bundles.
+    age_bias: whether the decoder's cross-attention has a bias per age of an item, 0..max_items - 1 (heads.safetensors).
     """
 
     max_items: int = 20
@@ -55,6 +56,12 @@ class BundleSettings:
     neighbours_weight: float = 0.0
     attention: EncoderAttention = "bidirectional"
     normalise: Normalise = "vocabulary"
+    age_bias: bool = False
+
+    @property
+    def ages(self) -> int:
+        """How many ages of items the network tells apart; 0: none."""
+        return self.max_items if self.age_bias else 0
 
 
 @dataclass(frozen=True, slots=True)

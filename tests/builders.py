@@ -58,7 +58,8 @@ def tiny_model(
     config = ModelConfig(
         vocabulary.size, d_model=width, d_kv=8, d_ff=32, num_layers=2, num_decoder_layers=2, num_heads=2
     )
-    network = StreamRec(config, items, step_form)
+    made = BundleSettings(**{"max_items": 6, "default_steps": min(2, max_steps), "step_form": step_form, **settings})  # type: ignore[arg-type]
+    network = StreamRec(config, items, step_form, made.ages)
     for parameter in network.heads.parameters():  # zero-initialised parts would hide mistakes
         torch.nn.init.normal_(parameter, std=0.3)
     catalogue = Catalogue(
@@ -69,7 +70,6 @@ def tiny_model(
         popularity=rng.permutation(items).astype(float),
         subsets={"small": np.arange(min(5, items))},
     )
-    made = BundleSettings(**{"max_items": 6, "default_steps": min(2, max_steps), "step_form": step_form, **settings})  # type: ignore[arg-type]
     graph = random_neighbours(items, seed) if neighbours else None
     return Bundle("tiny", f"tiny-{seed}", vocabulary, made, network.eval(), catalogue, int8=int8, neighbours=graph)
 

@@ -90,6 +90,8 @@ class TokenizeConfig(Settings):
 class ModelSettings(Settings):
     """The network's size and the form of its reasoning. reasoning_codes 0: reasoning tokens are item codes [paper].
 
+    age_bias: a bias of the decoder's cross-attention by an item's age, 0 for the newest. With attention
+    causal-by-item and without end_token, training is packed: several times faster.
     normalise: what a token's softmax runs over, the tokens that may stand at its position (`block`) or the whole
     `vocabulary` [paper].
     """
@@ -103,6 +105,7 @@ class ModelSettings(Settings):
     max_items: Positive = 20
     end_token: bool = True
     attention: EncoderAttention = "bidirectional"
+    age_bias: bool = False
     max_steps: Count = 4
     reasoning_codes: Count = 32
     step_form: StepForm = "both"
@@ -110,6 +113,11 @@ class ModelSettings(Settings):
     merge: Merge = "logsumexp"
     normalise: Normalise = "block"
     temperature: Annotated[Number, Field(gt=0)] = 1.0
+
+    @property
+    def packed(self) -> bool:
+        """Whether one encoder pass serves all prefixes of a sequence: no token of a history depends on later ones."""
+        return self.attention == "causal-by-item" and self.age_bias and not self.end_token
 
 
 class StageConfig(Settings):
@@ -134,10 +142,13 @@ class StageConfig(Settings):
 class PretrainConfig(StageConfig):
     """Stage 1. similar_weight 0 trains a plain TIGER.
 
-    similar_items: items put before the target, drawn among its nearest `neighbours`.
+    state_weight: of the full softmax over all items from the decoder's state without reasoning, which trains the dense
+    score as a sequence model is trained. similar_items: items put before the target, drawn among its nearest
+    `neighbours`.
     """
 
     plain_weight: Weight = 1.0
+    state_weight: Weight = 0.0
     similar_weight: Weight = 0.5
     similar_items: Positive = 1
     neighbours: Positive = 10

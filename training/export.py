@@ -59,8 +59,8 @@ def verify(bundle_folder: Path) -> None:
     from transformers import T5ForConditionalGeneration  # seconds to import, and only needed here
 
     bundle = Bundle.load(bundle_folder)
-    if bundle.settings.attention != "bidirectional":
-        return  # transformers has no such encoder; the model card says how to build the mask
+    if bundle.settings.attention != "bidirectional" or bundle.settings.age_bias:
+        return  # transformers has neither; the model card says how to build the mask and the bias
     t5 = bundle.network.t5
     tokens, mask = history_tokens(
         [tuple(range(min(3, len(bundle.catalogue))))],
@@ -188,6 +188,12 @@ def model_card(
             "\nThe encoder is causal by item: position p (0-based) belongs to item p // tokens_per_item, and a token "
             "sees only positions whose item number is not larger than its own. Add minus infinity to the other "
             "attention scores.\n"
+        )
+    if model.age_bias:
+        causal += (
+            "\nThe decoder's cross-attention has a bias by an item's age, in every layer: with n items in the "
+            "encoder's input, add row max(0, n - 1 - p // tokens_per_item), column h of `age_bias.weight` "
+            "(heads.safetensors) to the attention scores of head h at position p.\n"
         )
     near = ""
     if work.neighbours is not None:

@@ -18,8 +18,21 @@ from serving.network.t5 import CrossKeysValues, ModelConfig
 from serving.search.ranker import Ranker
 from serving.types import BundleSettings
 from training.config import ModelSettings, RunConfig
-from training.data.examples import Examples, all_prefixes
+from training.data.examples import Examples, Rows, Windows, all_prefixes, all_windows
 from training.data.prepare import Split
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Encoded histories and what followed them.
+
+    cross: the decoder's rows belong to the targets in order. item: (B, T) int64 item rows, on the CPU, like `real`,
+    (B, T) bool: False where a row has fewer targets.
+    """
+
+    cross: CrossKeysValues
+    item: np.ndarray
+    real: np.ndarray
 
 
 @dataclass(slots=True)
@@ -27,11 +40,13 @@ class Workspace:
     """What the stages of a run share.
 
     item_tokens: (I, M) int64, on the network's device. embedding: (I, E) float32, by which stage 1 finds similar items.
+    windows: the same examples packed; None where the encoder cannot serve several prefixes in one pass.
     """
 
     config: RunConfig
     split: Split
     examples: Examples
+    windows: Windows | None
     vocabulary: Vocabulary
     settings: BundleSettings
     item_tokens: torch.Tensor
@@ -74,12 +89,25 @@ class Workspace:
         """Full ranking with the network as it is now, the workspace's settings and its item graph."""
         return Ranker.of(runtime or self.runtime(), self.vocabulary, self.settings, self.neighbours)
 
+    def read(self, rows: Rows, index: np.ndarray, targets: int) -> Batch:
+        """Encodes rows of examples or windows, with up to so many targets each, with gradient."""
+        if isinstance(rows, Examples):
+            item = rows.targets(index)[:, None]
+            return Batch(self.encode(rows.histories(index)), item, np.ones_like(item, dtype=bool))
+        per_item, t5 = self.item_tokens.shape[1], self.network.t5
+        items, real, first = rows.items(index, targets)
+        tokens = self.item_tokens[self.send(items[:, :-1])].flatten(1)  # (B, S)
+        every = torch.ones(1, tokens.shape[1], dtype=torch.bool, device=self.device)  # no target sees the padding
+        hidden = t5.encode(tokens, every, self.settings.attention, per_item)
+        return Batch(self.network.prefixes(hidden, first, targets, per_item), items[:, first:], real)
+
     def encode(self, histories: list[np.ndarray]) -> CrossKeysValues:
         """Encodes histories, with gradient, for all that the decoder will do with them."""
         tokens, mask = history_tokens(histories, self.item_tokens_np, self.settings.max_items, self.suffix)
         tokens, mask = self.send(tokens), self.send(mask)
-        hidden = self.network.t5.encode(tokens, mask, self.settings.attention, self.item_tokens.shape[1])
-        return self.network.t5.cross_keys_values(hidden, mask)
+        per_item = self.item_tokens.shape[1]
+        hidden = self.network.t5.encode(tokens, mask, self.settings.attention, per_item)
+        return self.network.cross_keys_values(hidden, mask, per_item)
 
 
 def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -99,6 +127,7 @@ def bundle_settings(model: ModelSettings, default_steps: int = 0, dense_weight: 
         dense_weight=dense_weight,
         attention=model.attention,
         normalise=model.normalise,
+        age_bias=model.age_bias,
     )
 
 
@@ -114,6 +143,7 @@ def make_workspace(
     """A fresh network for given data and semantic IDs; its weights follow from the seed, whatever the device."""
     model = config.model
     vocabulary = Vocabulary(model.max_steps, sizes, model.reasoning_codes, shared_levels)
+    settings = bundle_settings(model)
     torch.manual_seed(config.seed)
     network = StreamRec(
         ModelConfig(
@@ -128,14 +158,16 @@ def make_workspace(
         ),
         len(codes),
         model.step_form,
+        settings.ages,
     )
     tokens = vocabulary.tokens_of(codes).astype(np.int64)
     return Workspace(
         config,
         split,
         all_prefixes(split.train, model.max_items),
+        all_windows(split.train, model.max_items) if model.packed else None,
         vocabulary,
-        bundle_settings(model),
+        settings,
         torch.from_numpy(tokens).to(device),
         tokens,
         embedding,

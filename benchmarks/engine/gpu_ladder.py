@@ -90,7 +90,7 @@ def reordering(model: Model, case: Case, expanded: bool) -> Paths:
         layers = [
             (keys.repeat_interleave(beams, 0), values.repeat_interleave(beams, 0)) for keys, values in cross.layers
         ]
-        cross = CrossKeysValues(layers, cross.mask.repeat_interleave(beams, 0))
+        cross = CrossKeysValues(layers, cross.bias.repeat_interleave(beams, 0))
     lo, hi = model.settings.reasoning_range
     first_row = beams * torch.arange(batch, device=device)[:, None]
     scores, node = first_row_scores(case), torch.zeros(batch, beams, dtype=torch.int64, device=device)
@@ -138,8 +138,8 @@ def decode(
             keys, values = torch.cat([past[number][0], keys], 2), torch.cat([past[number][1], values], 2)
         present.append((keys, values))
         x = x + self_attention.part(normed, keys, values, bias)
-        queries = cross_attention.layer_norm(x).view(len(cross.mask), -1, x.shape[-1])
-        x = x + cross_attention.part(queries, *cross.layers[number], cross.mask).view(x.shape)
+        queries = cross_attention.layer_norm(x).view(len(cross.bias), -1, x.shape[-1])
+        x = x + cross_attention.part(queries, *cross.layers[number], cross.bias).view(x.shape)
         x = x + feed_forward.part(feed_forward.layer_norm(x))
     return t5.decoder.final_layer_norm(x), present
 
@@ -189,7 +189,7 @@ class Bfloat16Runtime(EagerRuntime):
 
     def cross_keys_values(self, hidden: torch.Tensor, mask: torch.Tensor) -> CrossKeysValues:
         cross = super().cross_keys_values(hidden.bfloat16(), mask)
-        return CrossKeysValues(cross.layers, cross.mask.bfloat16())
+        return CrossKeysValues(cross.layers, cross.bias.bfloat16())
 
     def step(
         self, x: torch.Tensor, bias: torch.Tensor, cross: CrossKeysValues, past: KeysValues | None

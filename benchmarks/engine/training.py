@@ -159,7 +159,7 @@ def transformers_loss(
     target = work.item_tokens[batch["item"]]
     sequences = [(config.plain_weight, work.vocabulary.start_tokens[0], target)]
     if config.similar_weight:
-        similar = step.similar(batch["item"], WHOLE_BATCH)[:, 0]
+        similar = step.similar(batch["item"][:, None], WHOLE_BATCH)[:, 0]
         sequences.append((config.similar_weight, SIMILAR_START, torch.cat([similar, target], 1)))
     loss = torch.zeros(())
     for weight, start_token, sequence in sequences:

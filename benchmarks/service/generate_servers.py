@@ -37,7 +37,11 @@ class Generator:
 
     def __init__(self, bundle: Path) -> None:
         manifest = json.loads((bundle / "bundle.json").read_text())
-        if manifest["score"]["temperature"] != 1 or manifest["encoder"]["attention"] != "bidirectional":
+        if (
+            manifest["score"]["temperature"] != 1
+            or manifest["encoder"]["attention"] != "bidirectional"
+            or manifest["encoder"].get("age_bias")
+        ):
             raise SystemExit(
                 "This bundle needs a temperature or an encoder attention that transformers' generate lacks."
             )

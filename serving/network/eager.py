@@ -30,7 +30,7 @@ class EagerRuntime:
         return self.network.t5.encode(tokens, mask, self.attention, self.item_tokens.shape[1])
 
     def cross_keys_values(self, hidden: torch.Tensor, mask: torch.Tensor) -> CrossKeysValues:
-        return self.network.t5.cross_keys_values(hidden, mask)
+        return self.network.cross_keys_values(hidden, mask, self.item_tokens.shape[1])
 
     def step(
         self, x: torch.Tensor, bias: torch.Tensor, cross: CrossKeysValues, past: KeysValues | None

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from serving.network.t5 import T5, ModelConfig
+from serving.network.t5 import T5, CrossKeysValues, ModelConfig
 from serving.types import StepForm
 
 
@@ -17,9 +17,11 @@ class Heads(nn.Module):
     residual   r_i = MLP_r(t - s_{i-1})                    [paper, stage 2]
     feedback   input of step i gets W s_{i-1}              [open: continuous thinking, zero at the start]
     item_free  v = sum of the item's token embeddings + a free vector   [open: what the dense score compares with]
+    age_bias   the decoder's cross-attention scores of an item get b[age, head], its newest item has age 0
+               [open: so that a packed encoder pass can serve all prefixes; only where `ages` > 0]
     """
 
-    def __init__(self, width: int, items: int) -> None:
+    def __init__(self, width: int, items: int, ages: int, heads: int) -> None:
         super().__init__()
         self.state = _mlp(width)
         self.residual = _mlp(width)
@@ -27,16 +29,23 @@ class Heads(nn.Module):
         self.item_free = nn.Embedding(items, width)
         nn.init.zeros_(self.feedback.weight)
         nn.init.zeros_(self.item_free.weight)
+        if ages:
+            self.age_bias = nn.Embedding(ages, heads)
+            nn.init.zeros_(self.age_bias.weight)
 
 
 class StreamRec(nn.Module):
-    """T5 and heads together, with what needs both: the input of a reasoning step and the vectors of items."""
+    """T5 and heads together, with what needs both: the input of a reasoning step and the vectors of items.
 
-    def __init__(self, config: ModelConfig, items: int, step_form: StepForm) -> None:
+    ages: how many ages of a history's items the cross-attention tells apart; 0: none, as in T5.
+    """
+
+    def __init__(self, config: ModelConfig, items: int, step_form: StepForm, ages: int = 0) -> None:
         super().__init__()
         self.t5 = T5(config)
-        self.heads = Heads(config.d_model, items)
+        self.heads = Heads(config.d_model, items, ages, config.num_heads)
         self.step_form = step_form
+        self.ages = ages
 
     def step_input(self, token: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
         """The decoder's input for a reasoning step: the token o_i, the fed-back state s_{i-1}, or both.
@@ -51,6 +60,37 @@ class StreamRec(nn.Module):
         else:
             step = self.t5.shared(token) + self.heads.feedback(state)
         return step
+
+    def cross_keys_values(self, hidden: torch.Tensor, mask: torch.Tensor, per_item: int) -> CrossKeysValues:
+        """What the decoder sees of encoded histories. Shapes: hidden (B, S, D), mask (B, S) bool."""
+        return self.t5.cross_keys_values(hidden, mask, self.age_bias(mask, per_item) if self.ages else 0.0)
+
+    def age_bias(self, mask: torch.Tensor, per_item: int) -> torch.Tensor:
+        """Bias by the age of each position's item; what comes after the items (`suffix_tokens`) has age 0.
+
+        Shapes: mask (B, S) bool, real positions; per_item tokens an item -> (B, H, 1, S).
+        """
+        item = torch.arange(mask.shape[1], device=mask.device) // per_item
+        newest = mask.sum(1, keepdim=True) // per_item - 1
+        return self.bias_of_age(newest - item).unsqueeze(2)
+
+    def prefixes(self, hidden: torch.Tensor, first: int, targets: int, per_item: int) -> CrossKeysValues:
+        """What the decoder sees of `targets` prefixes of each encoded history, the shortest of `first` items.
+
+        The encoder must be causal by item. Shape: hidden (B, S, D); the decoder's rows belong to the prefixes in order.
+        """
+        item = torch.arange(hidden.shape[1], device=hidden.device) // per_item
+        newest = torch.arange(first - 1, first - 1 + targets, device=hidden.device)
+        age = newest[:, None] - item  # (T, S)
+        bias = self.bias_of_age(age.unsqueeze(0)).masked_fill(age < 0, float("-inf"))
+        every = torch.ones(1, hidden.shape[1], dtype=torch.bool, device=hidden.device)
+        cross = self.t5.cross_keys_values(hidden, every, bias)
+        return CrossKeysValues(cross.layers, cross.bias.expand(len(hidden), -1, -1, -1))
+
+    def bias_of_age(self, age: torch.Tensor) -> torch.Tensor:
+        """Shape: (B, ...) int64, cut to 0..ages - 1 -> (B, H, ...)."""
+        bias: torch.Tensor = self.heads.age_bias(age.clamp(0, self.ages - 1))
+        return bias.movedim(-1, 1)
 
     def item_vectors(self, item_tokens: torch.Tensor) -> torch.Tensor:
         """v of every item. Shapes: (I, M) int64 -> (I, D)."""

@@ -49,7 +49,7 @@ class OnnxRuntime(EagerRuntime):
         super().__init__(network, item_tokens, attention)
         t5, self._heads = network.t5, network.t5.config.num_heads
         self._encoder = _session(onnx_graph.encoder(t5), threads)
-        self._step = _session(onnx_graph.step(t5, int8), threads)
+        self._step = _session(onnx_graph.step(t5, int8, cross_heads=self._heads if network.ages else 1), threads)
         self._inputs = [value.name for value in self._step.get_inputs()]
         attentions = [block.cross_attention.part for block in t5.decoder.blocks]
         self._cross = [
@@ -64,7 +64,11 @@ class OnnxRuntime(EagerRuntime):
     def cross_keys_values(self, hidden: torch.Tensor, mask: torch.Tensor) -> CrossKeysValues:
         """Its arrays are views of what `step` needs, (B, S, H * d_kv)."""
         layers: Any = [(hidden @ w).unflatten(-1, (self._heads, -1)).transpose(1, 2).numpy() for w in self._cross]
-        return CrossKeysValues(layers, float_mask(mask))
+        network = self.network
+        bias = float_mask(mask)
+        if network.ages:
+            bias = bias + network.age_bias(mask, self.item_tokens.shape[1])
+        return CrossKeysValues(layers, bias)
 
     def step(
         self, x: torch.Tensor, bias: torch.Tensor, cross: CrossKeysValues, past: KeysValues | None
@@ -72,7 +76,7 @@ class OnnxRuntime(EagerRuntime):
         layers: Any = cross.layers
         past = past or [keys_or_values[:, :, :0] for keys_or_values in layers]
         joined = [view.swapaxes(1, 2).reshape(len(view), view.shape[2], -1) for view in layers]  # a view too
-        values = (x.numpy(), bias.numpy(), cross.mask.numpy(), *joined, *past)
+        values = (x.numpy(), bias.numpy(), cross.bias.numpy(), *joined, *past)
         *present, hidden = _run(self._step, dict(zip(self._inputs, values, strict=True)))
         return torch.from_numpy(hidden), present
 

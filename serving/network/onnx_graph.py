@@ -109,11 +109,11 @@ class Graph:
         )  # fmt: skip
         return self.linear(attended, part.o.weight)
 
-    def cross_attention(self, x: str, part: Attention, keys: str, values: str, mask: str) -> str:
+    def cross_attention(self, x: str, part: Attention, keys: str, values: str, bias: str) -> str:
         """Attention over keys and values (B, S, H * d_kv), as `OnnxRuntime.cross_keys_values` lays them out."""
         query = self.linear(x, part.q.weight)
         attended = self.op(
-            "Attention", query, keys, values, mask, scale=1.0, q_num_heads=part.heads, kv_num_heads=part.heads
+            "Attention", query, keys, values, bias, scale=1.0, q_num_heads=part.heads, kv_num_heads=part.heads
         )
         return self.linear(attended, part.o.weight)
 
@@ -132,10 +132,12 @@ def encoder(t5: T5) -> bytes:
     return graph.model()
 
 
-def step(t5: T5, int8: bool) -> bytes:
+def step(t5: T5, int8: bool, cross_heads: int = 1) -> bytes:
     """One call of the decoder, `T5.decode`. int8: with weights in 8 bits.
 
-    Inputs, in this order: x (B, Q, D), bias (B, H, Q, W), mask (B, 1, 1, S), per layer cross_keys_i, cross_values_i
+    cross_heads: of the cross-attention's bias, 1 where all heads share it (padding alone) or H.
+
+    Inputs, in this order: x (B, Q, D), bias (B, H, Q, W), cross_bias (B, 1 or H, 1, S), per layer cross_keys_i, cross_values_i
     (B, S, H * d_kv), per layer past_keys_i, past_values_i (B, H, W - Q, d_kv). Outputs: per layer keys_i, values_i
     (B, H, W, d_kv), then hidden (B, Q, D).
     """
@@ -145,7 +147,8 @@ def step(t5: T5, int8: bool) -> bytes:
     bias = graph.input("bias", "B", heads, "Q", "W")
     one = graph.constant([1], np.int64)
     per_row = graph.op("Concat", one, one, graph.op("Shape", x, start=1, end=2), one, axis=0)
-    mask = graph.op("Expand", graph.input("mask", "B", 1, 1, "S"), per_row)  # as ONNX Runtime's Attention needs it
+    # A bias per row, as ONNX Runtime's Attention needs it.
+    cross_bias = graph.op("Expand", graph.input("cross_bias", "B", cross_heads, 1, "S"), per_row)
     cross = graph.caches(graph.input, "cross_", "B", "S", heads * d_kv)
     past = graph.caches(graph.input, "past_", "B", heads, "W - Q", d_kv)
     present = graph.caches(graph.output, "", "B", heads, "W", d_kv)
@@ -154,7 +157,7 @@ def step(t5: T5, int8: bool) -> bytes:
         normed = graph.norm(x, attention.layer_norm)
         x = graph.op("Add", x, graph.self_attention(normed, attention.part, bias, past[i], present[i]))
         normed = graph.norm(x, to_history.layer_norm)
-        x = graph.op("Add", x, graph.cross_attention(normed, to_history.part, *cross[i], mask))
+        x = graph.op("Add", x, graph.cross_attention(normed, to_history.part, *cross[i], cross_bias))
         x = graph.op("Add", x, graph.feed_forward(graph.norm(x, feed_forward.layer_norm), feed_forward.part))
     graph.name(graph.norm(x, t5.decoder.final_layer_norm), graph.output("hidden", "B", "Q", config.d_model))
     return graph.model()

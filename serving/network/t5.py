@@ -59,13 +59,26 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True)
 class CrossKeysValues:
-    """What the decoder sees of B histories: cross-attention keys and values per layer, and which positions are real.
+    """What the decoder sees of B histories: cross-attention keys and values per layer, and what is added to its scores.
 
-    mask: (B, 1, 1, S) float, 0 or -inf.
+    bias: (B, 1 or H, 1 or T, S) float, -inf where a row must not attend. T divides the rows Q of a decoder call: the
+    first Q / T rows have the first bias, and so on (targets that see different parts of one encoded history).
     """
 
     layers: KeysValues
-    mask: torch.Tensor
+    bias: torch.Tensor
+
+
+class Dropout(nn.Dropout):
+    """On a CPU four elements share one random number: drawing one each takes a seventh of the training time."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training or not self.p or x.device.type != "cpu":
+            return super().forward(x)
+        kept = round((1 - self.p) * 2**16)
+        bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+        mask = (bits[: x.numel()].view(x.shape) < kept - 2**15).to(x.dtype)
+        return x * mask.mul_(2**16 / kept)
 
 
 class LayerNorm(nn.Module):
@@ -101,7 +114,12 @@ class Attention(nn.Module):
         return self.split(self.k(x)), self.split(self.v(x))
 
     def forward(self, x: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        scores = self.split(self.q(x)) @ keys.transpose(-1, -2) + bias
+        scores = self.split(self.q(x)) @ keys.transpose(-1, -2)  # (B, H, Q, W)
+        if bias.shape[2] in (1, scores.shape[2]):
+            scores = scores + bias
+        else:
+            grouped = scores.view(*scores.shape[:2], bias.shape[2], -1, scores.shape[3])  # (B, H, T, Q / T, W)
+            scores = (grouped + bias.unsqueeze(3)).flatten(2, 3)
         attended: torch.Tensor = self.o((scores.softmax(-1) @ values).transpose(1, 2).flatten(2))
         return attended
 
@@ -127,7 +145,7 @@ class Sublayer(nn.Module):
         self.add_module(name, part)
         self.part_name = name
         self.layer_norm = LayerNorm(config.d_model, config.layer_norm_epsilon)
-        self.dropout = nn.Dropout(config.dropout_rate)
+        self.dropout = Dropout(config.dropout_rate)
 
     @property
     def part(self) -> Any:
@@ -163,7 +181,7 @@ class Block(nn.Module):
         bias: torch.Tensor,
         past: tuple[torch.Tensor, torch.Tensor] | None = None,
         cross: tuple[torch.Tensor, torch.Tensor] | None = None,
-        cross_mask: torch.Tensor | None = None,
+        cross_bias: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
         """Shapes: x (B, Q, D); bias over past and new positions, broadcastable to (B, H, Q, past + Q)."""
         self_attention, feed_forward = self.self_attention, self.feed_forward
@@ -174,7 +192,7 @@ class Block(nn.Module):
         x = x + self_attention.dropout(self_attention.part(normed, keys, values, bias))
         if cross is not None:
             attention = self.cross_attention
-            x = x + attention.dropout(attention.part(attention.layer_norm(x), *cross, cross_mask))
+            x = x + attention.dropout(attention.part(attention.layer_norm(x), *cross, cross_bias))
         x = x + feed_forward.dropout(feed_forward.part(feed_forward.layer_norm(x)))
         return x, (keys, values)
 
@@ -187,7 +205,7 @@ class Stack(nn.Module):
         count = config.num_decoder_layers if decoder else config.num_layers
         self.block = nn.ModuleList([Block(config, decoder, first=i == 0) for i in range(count)])
         self.final_layer_norm = LayerNorm(config.d_model, config.layer_norm_epsilon)
-        self.dropout = nn.Dropout(config.dropout_rate)
+        self.dropout = Dropout(config.dropout_rate)
         self.bidirectional = not decoder
         self.buckets, self.max_distance = config.relative_attention_num_buckets, config.relative_attention_max_distance
 
@@ -260,10 +278,15 @@ class T5(nn.Module):
             bias = bias.masked_fill(item[None, :] > item[:, None], float("-inf"))
         return bias
 
-    def cross_keys_values(self, hidden: torch.Tensor, mask: torch.Tensor) -> CrossKeysValues:
-        """Keys and values of the cross-attention, once per history. Shapes: hidden (B, S, D), mask (B, S) bool."""
+    def cross_keys_values(
+        self, hidden: torch.Tensor, mask: torch.Tensor, age_bias: torch.Tensor | float = 0.0
+    ) -> CrossKeysValues:
+        """Keys and values of the cross-attention, once per history. Shapes: hidden (B, S, D), mask (B, S) bool.
+
+        age_bias: added to all scores of the cross-attention, (B, H, 1, S)   [open: T5 has none].
+        """
         layers = [block.cross_attention.part.keys_values(hidden) for block in self.decoder.blocks]
-        return CrossKeysValues(layers, float_mask(mask))
+        return CrossKeysValues(layers, float_mask(mask) + age_bias)
 
     def decode(
         self, x: torch.Tensor, bias: torch.Tensor, cross: CrossKeysValues, past: KeysValues | None
@@ -276,7 +299,7 @@ class T5(nn.Module):
         x = self.decoder.dropout(x)
         present: KeysValues = []
         for i, block in enumerate(self.decoder.blocks):
-            x, keys_values = block(x, bias, past[i] if past else None, cross.layers[i], cross.mask)
+            x, keys_values = block(x, bias, past[i] if past else None, cross.layers[i], cross.bias)
             present.append(keys_values)
         return self.decoder.dropout(self.decoder.final_layer_norm(x)), present
 

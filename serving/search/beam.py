@@ -83,7 +83,7 @@ def search(
 
 def reason(runtime: Runtime, settings: SearchSettings, cross: CrossKeysValues, steps: int) -> ReasoningPaths:
     """Decodes the start token of `steps`, then that many steps, keeping the `settings.paths` likeliest paths."""
-    batch, device = cross.mask.shape[0], runtime.device
+    batch, device = cross.bias.shape[0], runtime.device
     start = torch.full((batch, 1), settings.start_tokens[steps], dtype=torch.int64, device=device)
     hidden, cache = decode_step(runtime, cross, None, runtime.embed(start))
     scores = hidden.new_zeros(batch, 1)

@@ -105,7 +105,7 @@ class Ranker:
         """The serving search over an encoded batch."""
         dense_weight = None
         if self.settings.dense_weight:
-            rows = batch.cross.mask.shape[0]
+            rows = batch.cross.bias.shape[0]
             dense_weight = torch.full((rows,), self.settings.dense_weight, device=self.runtime.device)
         return search(
             self.runtime, self.trie, search_settings(self.vocabulary, self.settings), batch.cross,

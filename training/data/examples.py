@@ -2,17 +2,21 @@
 
 Batches of one length need almost no padding, which is most of what makes training affordable on a CPU. Everything
 random follows from (seed, epoch), so that a resumed run sees the batches of an uninterrupted one.
+
+There are two forms. `Examples` has a row per prefix. `Windows` has a row per piece of a user's sequence, and every
+item of it but the first few is a target: where the encoder is causal over items, one pass serves all of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Examples:
     """All (history, next item) pairs. An example is a window of one flat array.
 
@@ -27,6 +31,22 @@ class Examples:
     def __len__(self) -> int:
         return len(self.target)
 
+    @property
+    def first(self) -> np.ndarray:
+        """As in `Windows`, but rows of any length may share a batch. Shape: (E,)."""
+        return np.zeros(len(self), dtype=np.int64)
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Targets per row. Shape: (E,)."""
+        return np.ones(len(self), dtype=np.int64)
+
+    @property
+    def shapes(self) -> np.ndarray:
+        """What rows of a batch should have in common, the length. Shape: (E,)."""
+        lengths: np.ndarray = self.target - self.start
+        return lengths
+
     def histories(self, index: np.ndarray) -> list[np.ndarray]:
         return [self.sequence[self.start[i] : self.target[i]] for i in index]
 
@@ -36,45 +56,111 @@ class Examples:
         return items.astype(np.int64)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Windows:
+    """Pieces of the sequences with all their targets: what `Examples` holds, several prefixes a row.
+
+    start, first, counts: (R,) int64. A row's items are sequence[start : start + first + count]; its targets are those
+    from offset `first` on, each with all items before it as history. The windows of a sequence longer than `max_items`
+    overlap by half, so that all but the first targets see half of max_items to max_items items; a service that reads
+    the last max_items computes exactly what training did.
+    """
+
+    sequence: np.ndarray
+    start: np.ndarray
+    first: np.ndarray
+    counts: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    @property
+    def shapes(self) -> np.ndarray:
+        """Rows of a batch have one `first`, so that they can share the attention's mask. Shape: (R,)."""
+        shapes: np.ndarray = self.first * (self.counts.max() + 1) + self.counts
+        return shapes
+
+    def items(self, index: np.ndarray, targets: int) -> tuple[np.ndarray, np.ndarray, int]:
+        """Item rows of windows that have one `first`, and which targets are real, padded to so many targets.
+
+        Shapes: (B, first + targets) int64, padded with item 0, and (B, targets) bool.
+        """
+        first = int(self.first[index[0]])
+        at = np.arange(first + targets)
+        inside = at < (first + self.counts[index])[:, None]
+        items = np.where(inside, self.sequence[np.where(inside, self.start[index][:, None] + at, 0)], 0)
+        return items.astype(np.int64), inside[:, first:], first
+
+
+Rows = Examples | Windows
+
+
 def all_prefixes(train: Sequence[np.ndarray], max_items: int) -> Examples:
     """The usual augmentation [paper]: every event but a user's first is a target, with the `max_items` before it."""
-    lengths = np.array([len(events) for events in train], dtype=np.int64)
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    sequence = np.concatenate([*train, np.empty(0, np.int32)]).astype(np.int32)
+    sequence, lengths, offsets = _flat(train)
     position = np.arange(len(sequence))
-    first = np.repeat(offsets[:-1], lengths)
+    first = np.repeat(offsets, lengths)
     target = position[position > first]
     start = np.maximum(first[target], target - max_items)
-    if len(target) == 0:
-        raise ValueError("No user has two training events; give more interactions than two per user.")
     return Examples(sequence, start, target)
 
 
-def epoch_batches(examples: Examples, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """One epoch's batches (index arrays) in order: examples of like length together, the batches shuffled."""
+def all_windows(train: Sequence[np.ndarray], max_items: int) -> Windows:
+    """The same targets, packed. Long sequences are cut from the end, in steps of half of `max_items` targets."""
+    sequence, lengths, offsets = _flat(train)
+    step = max(1, max_items // 2)
+    rows = []
+    for begin, length in zip(offsets.tolist(), lengths.tolist(), strict=True):
+        left = length - 1  # targets
+        while left > max_items:
+            rows.append((begin + left - max_items, max_items - step + 1, step))
+            left -= step
+        if left > 0:
+            rows.append((begin, 1, left))
+    start, first, counts = np.array(rows, dtype=np.int64).T
+    return Windows(sequence, start, first, counts)
+
+
+def _flat(train: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All events one after another, and each user's number of events and first event."""
+    lengths = np.array([len(events) for events in train], dtype=np.int64)
+    if not (lengths > 1).any():
+        raise ValueError("No user has two training events; give more interactions than two per user.")
+    return np.concatenate(train).astype(np.int32), lengths, lengths.cumsum() - lengths
+
+
+def epoch_batches(rows: Rows, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """One epoch's batches (index arrays) in order: rows of like length together, the batches shuffled.
+
+    batch_size: in targets; a batch of windows has a few more or less, because windows stay whole.
+    """
     rng = np.random.default_rng([seed, epoch])
-    shuffled = rng.permutation(len(examples))
-    length = (examples.target - examples.start)[shuffled]
-    by_length = shuffled[np.argsort(length, kind="stable")]
-    batches = [by_length[i : i + batch_size] for i in range(0, len(by_length), batch_size)]
+    shuffled = rng.permutation(len(rows))
+    ordered = shuffled[np.argsort(rows.shapes[shuffled], kind="stable")]
+    batches = np.split(ordered, _cuts(rows, batch_size))
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
-def batch_at(examples: Examples, batch_size: int, seed: int, step: int) -> np.ndarray:
+@lru_cache(maxsize=8)
+def _cuts(rows: Rows, batch_size: int) -> np.ndarray:
+    """Where new batches begin among the rows in order of their shapes; the same in every epoch."""
+    order = np.argsort(rows.shapes, kind="stable")
+    first, counts = rows.first[order], rows.counts[order]
+    numbers = []  # of the batch of each row, per value of `first`
+    for value in np.unique(first):
+        group = counts[first == value]
+        numbers.append((group.cumsum() - group) // batch_size)
+    begins = [np.diff(number, prepend=-1) > 0 for number in numbers]
+    return np.flatnonzero(np.concatenate(begins))[1:]
+
+
+def batch_at(rows: Rows, batch_size: int, seed: int, step: int) -> np.ndarray:
     """The batch of a step, as if the epochs were laid end to end."""
-    per_epoch = -(-len(examples) // batch_size)
-    epoch, number = divmod(step, per_epoch)
-    return _cached_epoch(examples, batch_size, seed, epoch)[number]
+    epoch, number = divmod(step, len(_cuts(rows, batch_size)) + 1)
+    return _epoch(rows, batch_size, seed, epoch)[number]
 
 
-_EPOCH: dict[tuple[int, int, int, int], tuple[Examples, list[np.ndarray]]] = {}
-
-
-def _cached_epoch(examples: Examples, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+@lru_cache(maxsize=1)
+def _epoch(rows: Rows, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
     """The newest epoch's batches: sorting them again at every step would cost more than the step."""
-    key = (id(examples), batch_size, seed, epoch)
-    if key not in _EPOCH:
-        _EPOCH.clear()
-        # the examples are kept with their batches: an id may be reused once its object is gone
-        _EPOCH[key] = examples, epoch_batches(examples, batch_size, seed, epoch)
-    return _EPOCH[key][1]
+    return epoch_batches(rows, batch_size, seed, epoch)

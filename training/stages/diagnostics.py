@@ -44,7 +44,7 @@ def unparsable_share(work: Workspace, cross: CrossKeysValues, steps: int) -> flo
     """Share of greedy outputs, written without the trie, that are not an item of the catalogue."""
     network, vocabulary = work.network, work.vocabulary
     trace = reason(network, cross, vocabulary.start_tokens[steps], steps, greedy(network, vocabulary.reasoning_range))
-    batch, levels = cross.mask.shape[0], work.item_tokens.shape[1]
+    batch, levels = cross.bias.shape[0], work.item_tokens.shape[1]
     written = torch.zeros(batch, 1, levels, dtype=torch.int64, device=work.device)
     for level in range(levels):  # levels is 3 to 5: running the prefix again is simpler than a cache
         predictions = predict_items(work, decode_items(network, cross, trace, written)[0])

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -63,12 +64,15 @@ class BatchShard:
         index: torch.Tensor = self.local(torch.arange(self.rows))
         return index
 
-    def mean(self, loss: torch.Tensor, terms: Terms) -> tuple[torch.Tensor, Terms]:
-        """From means over the local rows to this shard's part of the batch's mean: all shards add up to it."""
+    def mean(self, loss: torch.Tensor, terms: Terms, counts: np.ndarray | None = None) -> tuple[torch.Tensor, Terms]:
+        """From means over the local rows to this shard's part of the batch's mean: all shards add up to it.
+
+        counts: (batch,) the examples of each row of the whole batch, over which the means are; None: one each.
+        """
         if self.parts == self.world == 1:
             return loss, terms
-        first = self.part + self.rank * self.parts
-        weight = len(range(first, self.batch, self.parts * self.world)) / self.batch
+        counts = np.ones(self.batch) if counts is None else counts
+        weight = float(counts[self.part + self.rank * self.parts :: self.parts * self.world].sum() / counts.sum())
         return loss * weight, {name: value * weight for name, value in terms.items()}
 
     def rand(self, local: int, *shape: int) -> torch.Tensor:

@@ -229,6 +229,6 @@ def _groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
     for name, parameter in network.named_parameters():
-        plain = parameter.dim() < 2 or "shared" in name or "relative_attention_bias" in name
+        plain = parameter.dim() < 2 or "shared" in name or "bias" in name
         (free if plain else decayed).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]

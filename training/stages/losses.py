@@ -36,12 +36,14 @@ def contrastive(
     return F.cross_entropy(cosine.masked_fill(twin, float("-inf")), local_index)
 
 
-def full_softmax(dense_logits: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
+def full_softmax(dense_logits: torch.Tensor, item: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
     """L = - log softmax_i(<s, v_i> / sqrt(D))[target], over all items   [open: what gained where in-batch did not].
+
+    smoothing: the share of a label that is spread evenly over the items.
 
     Shapes: dense_logits (B, I), item (B,) int64 -> scalar.
     """
-    return F.cross_entropy(dense_logits, item)
+    return F.cross_entropy(dense_logits, item, label_smoothing=smoothing)
 
 
 def quantization(residual: torch.Tensor, code: torch.Tensor, commitment: float = 0.25) -> torch.Tensor:

@@ -15,10 +15,11 @@ import torch.nn.functional as F
 
 from serving.items.nearest import nearest_items
 from serving.items.vocabulary import PAD
+from serving.network.model import dense_logits
 from training.config import PretrainConfig
-from training.data.examples import batch_at
+from training.data.examples import Rows, batch_at
 from training.stages.distributed import WHOLE_BATCH, BatchShard, Terms
-from training.stages.losses import nll
+from training.stages.losses import full_softmax, nll
 from training.stages.predictions import predict_items
 from training.stages.reasoning import decode_directly
 from training.workspace import Workspace
@@ -33,6 +34,7 @@ class PretrainStep:
 
     def __init__(self, work: Workspace, config: PretrainConfig) -> None:
         self.work, self.config = work, config
+        self.rows: Rows = work.windows or work.examples
         self.nearest: torch.Tensor | None = None  # (I, neighbours) int64
         if config.similar_weight:
             vectors = F.normalize(torch.from_numpy(work.embedding), dim=1)
@@ -41,28 +43,46 @@ class PretrainStep:
 
     def __call__(self, step: int, shard: BatchShard = WHOLE_BATCH) -> tuple[torch.Tensor, Terms]:
         work, config = self.work, self.config
-        batch = batch_at(work.examples, config.batch_size, work.config.seed, step)
-        shard = shard.of(len(batch))
-        index = shard.local(shard.micro_batch(batch))
-        item = work.examples.targets(index)
-        target = work.item_tokens[work.send(item)].unsqueeze(1)  # (B, 1, M)
-        cross = work.encode(work.examples.histories(index))
+        batch = self.batch(step)
+        shard, counts = shard.of(len(batch)), self.rows.counts[batch]
+        targets = int(shard.micro_batch(counts).max())
+        read = work.read(self.rows, shard.local(shard.micro_batch(batch)), targets)
+        target = work.item_tokens[work.send(read.item)]  # (B, T, M)
+        real = None if read.real.all() else work.send(np.flatnonzero(read.real))
         loss = torch.zeros(())
         terms: Terms = {}
-        if config.plain_weight:
-            hidden, _ = decode_directly(work.network, cross, work.vocabulary.start_tokens[0], target)
-            plain = nll(predict_items(work, hidden), target, config.label_smoothing)
-            loss, terms["nll"] = loss + config.plain_weight * plain, plain.detach()
+
+        def of_targets(values: torch.Tensor) -> torch.Tensor:  # (B, T, ...) -> (targets, ...)
+            flat = values.flatten(0, 1)
+            return flat if real is None else flat.index_select(0, real)
+
+        def mean_nll(hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+            hidden, tokens = of_targets(hidden).unsqueeze(1), of_targets(tokens).unsqueeze(1)
+            return nll(predict_items(work, hidden), tokens, config.label_smoothing)
+
+        if config.plain_weight or config.state_weight:
+            hidden, state = decode_directly(work.network, read.cross, work.vocabulary.start_tokens[0], target)
+            if config.plain_weight:
+                plain = mean_nll(hidden, target)
+                loss, terms["nll"] = loss + config.plain_weight * plain, plain.detach()
+            if config.state_weight:
+                dense = dense_logits(of_targets(state), work.network.item_vectors(work.item_tokens))
+                of_state = full_softmax(dense, work.send(read.item[read.real]), config.label_smoothing)
+                loss, terms["state"] = loss + config.state_weight * of_state, of_state.detach()
         if self.nearest is not None:
-            sequence = torch.cat([self.similar(item, shard), target], -1)
-            hidden, _ = decode_directly(work.network, cross, SIMILAR_START, sequence)
-            similar = nll(predict_items(work, hidden), sequence, config.label_smoothing)
+            sequence = torch.cat([self.similar(read.item, shard), target], -1)
+            hidden, _ = decode_directly(work.network, read.cross, SIMILAR_START, sequence)
+            similar = mean_nll(hidden, sequence)
             loss, terms["nll_similar"] = loss + config.similar_weight * similar, similar.detach()
-        return shard.mean(loss, terms)
+        return shard.mean(loss, terms, counts)
+
+    def batch(self, step: int) -> np.ndarray:
+        """The step's rows of `rows`. Shape: (B,) int64."""
+        return batch_at(self.rows, self.config.batch_size, self.work.config.seed, step)
 
     def similar(self, item: np.ndarray, shard: BatchShard) -> torch.Tensor:
-        """Tokens of items similar to the targets, drawn with the shard's generator. Shape: (B, 1, q)."""
+        """Tokens of items similar to the targets (B, T), drawn with the shard's generator. Shape: (B, T, q)."""
         assert self.nearest is not None
-        draw = shard.rand(len(item), self.nearest.shape[1]).argsort(1)[:, : self.config.similar_items]
-        neighbours = self.nearest[torch.from_numpy(item)].gather(1, draw)
-        return self.work.item_tokens[self.work.send(neighbours)].flatten(1).unsqueeze(1)
+        draw = shard.rand(*item.shape, self.nearest.shape[1]).argsort(-1)[..., : self.config.similar_items]
+        neighbours = self.nearest[torch.from_numpy(item)].gather(-1, draw)
+        return self.work.item_tokens[self.work.send(neighbours)].flatten(2)

@@ -68,7 +68,7 @@ def reason(
 ) -> ReasoningTrace:
     """Runs positions 0..l-1 and chooses o_1..o_l. Where the state alone is fed back, the input ignores the token."""
     t5, heads = network.t5, network.heads
-    trace = begin(network, start_token, cross.mask.shape[0], paths)
+    trace = begin(network, start_token, cross.bias.shape[0], paths)
     for i in range(1, steps + 1):
         bias = _own_prefix(t5, paths, i - 1, 1)
         hidden, trace.past = t5.decode(trace.next_input, bias, cross, trace.past)
@@ -104,8 +104,8 @@ def decode_items(
 def decode_directly(
     network: StreamRec, cross: CrossKeysValues, start_token: int, item: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`decode_items` without reasoning. Shapes: item (B, 1, M) -> (B, 1, M, D), (B, 1, D)."""
-    return decode_items(network, cross, begin(network, start_token, len(item)), item)
+    """`decode_items` without reasoning. Shapes: item (B, Q, M) -> (B, Q, M, D), (B, Q, D)."""
+    return decode_items(network, cross, begin(network, start_token, *item.shape[:2]), item)
 
 
 def _own_prefix(t5: T5, paths: int, done: int, new: int) -> torch.Tensor:

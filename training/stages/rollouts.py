@@ -56,7 +56,7 @@ def sample(
         return draw(network.t5.logits(hidden, (lo, hi)) / work.settings.temperature, shard) + lo
 
     trace = reason(network, cross, work.vocabulary.start_tokens[steps], steps, choose, paths=config.group)
-    batch, levels = len(cross.mask), work.item_tokens.shape[1]
+    batch, levels = len(cross.bias), work.item_tokens.shape[1]
     item = torch.zeros(batch, config.group, levels, dtype=torch.int64, device=work.device)
     for level in range(levels):
         hidden, state = decode_items(network, cross, trace, item)

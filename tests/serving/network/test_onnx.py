@@ -66,10 +66,11 @@ def caches_are_close(ours: list[np.ndarray], theirs: KeysValues) -> None:
     batch=st.integers(1, 9),
     rows=st.lists(st.integers(1, 6), min_size=1, max_size=4),
     attention=st.sampled_from(["bidirectional", "causal-by-item"]),
+    age_bias=st.booleans(),
 )
 @torch.inference_mode()
-def test_every_pass_equals_eager_torch(seed, batch, rows, attention):
-    bundle = tiny_model(30, seed=seed, attention=attention)
+def test_every_pass_equals_eager_torch(seed, batch, rows, attention, age_bias):
+    bundle = tiny_model(30, seed=seed, attention=attention, age_bias=age_bias)
     eager, onnx = runtimes(bundle)
     rng, config = np.random.default_rng(seed), bundle.network.t5.config
     torch.manual_seed(seed)
@@ -77,7 +78,7 @@ def test_every_pass_equals_eager_torch(seed, batch, rows, attention):
     hidden = eager.encode(tokens, mask)
     close(onnx.encode(tokens, mask)[mask], hidden[mask])
     expected, cross = eager.cross_keys_values(hidden, mask), onnx.cross_keys_values(hidden, mask)
-    close(cross.mask, expected.mask)
+    close(cross.bias, expected.bias)
     caches_are_close(cross.layers, expected.layers)
     past, expected_past, written = None, None, 0
     for count in rows:
@@ -103,9 +104,11 @@ def test_every_pass_equals_eager_torch(seed, batch, rows, attention):
     paths=st.integers(1, 3),
     dense=st.sampled_from([0.0, 0.7]),
     beam=st.sampled_from([5, 64]),
+    age_bias=st.booleans(),
 )
-def test_answers_equal_eager_torch(seed, items, steps, form, batch, paths, dense, beam):
-    bundle = tiny_model(items, seed=seed, step_form=form, dense_weight=dense, paths=paths, suffix_tokens=(1,))
+def test_answers_equal_eager_torch(seed, items, steps, form, batch, paths, dense, beam, age_bias):
+    options = {"step_form": form, "dense_weight": dense, "paths": paths, "age_bias": age_bias}
+    bundle = tiny_model(items, seed=seed, suffix_tokens=(1,), **options)
     rng = np.random.default_rng(seed)
     requests = [
         Request(history, 5, beam, steps, Rules(exclude=history[:3])) for history in random_histories(rng, items, batch)
@@ -140,7 +143,7 @@ def test_an_answer_does_not_depend_on_the_rest_of_its_batch(runtime):
 
 @torch.inference_mode()
 def test_int8_is_close_to_float32_and_not_the_same():
-    bundle = tiny_model(seed=4, width=64)
+    bundle = tiny_model(seed=4, width=64, age_bias=True)
     eager, onnx = runtimes(bundle, int8=True)
     tokens, mask = history_tokens([(1, 2, 3), (4,)], bundle.catalogue.tokens, 6, ())
     hidden = eager.encode(tokens, mask)

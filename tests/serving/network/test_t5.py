@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from transformers import T5ForConditionalGeneration
 
@@ -49,3 +50,22 @@ def test_a_causal_encoder_does_not_see_later_items(tmp_path):
     after = network.t5.encode(changed, mask, "causal-by-item", 3)
     torch.testing.assert_close(before[:, :6], after[:, :6])
     assert not torch.allclose(before[:, 6:], after[:, 6:])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("suffix", [(), (1,)])
+def test_the_age_bias_is_a_row_of_its_table_per_item_counted_from_the_newest(tmp_path, suffix):
+    bundle = Bundle.load(tiny_bundle(tmp_path / "b", age_bias=True, suffix_tokens=suffix))
+    histories = [(1, 2, 3, 4, 5, 6, 7, 8), (9,), (10, 11, 12), ()]
+    _, mask = history_tokens(histories, bundle.catalogue.tokens, bundle.max_items, suffix)
+    hidden = torch.randn(*mask.shape, 16)
+    bias = bundle.network.cross_keys_values(hidden, mask, 3).bias
+    table = bundle.network.heads.age_bias.weight
+    for row, items in enumerate((6, 1, 3, 0)):  # the encoder reads the last six
+        ages = [items - 1 - item for item in range(items) for _ in range(3)] + [0] * len(
+            suffix or () if items else (0,)
+        )
+        for head in range(2):
+            real = bias[row, head, 0, : len(ages)]
+            torch.testing.assert_close(real, table[ages, head])
+            assert (bias[row, head, 0, len(ages) :] == float("-inf")).all()

@@ -58,7 +58,7 @@ def pairs(beams: Beams, row: int) -> list[tuple[int, float]]:
 
 @pytest.fixture
 def parts():
-    bundle = tiny_model(40, paths=2, dense_candidates=4)
+    bundle = tiny_model(40, paths=2, dense_candidates=4, age_bias=True)
     tokens = torch.from_numpy(bundle.catalogue.tokens.astype(np.int64))
     runtime = EagerRuntime(bundle.network, tokens, bundle.settings.attention)
     trie = build_trie(bundle.catalogue.tokens)

@@ -83,7 +83,7 @@ def inputs(width: int = 16) -> tuple[torch.Tensor, ...]:
 
 
 @pytest.mark.parametrize("form", ["token", "state", "both"])
-@pytest.mark.parametrize("options", [{}, {"paths": 3}, {"paths": 3, "dense_candidates": 4}])
+@pytest.mark.parametrize("options", [{}, {"paths": 3}, {"paths": 3, "dense_candidates": 4}, {"age_bias": True}])
 @torch.no_grad()
 def test_nothing_is_decided_on_the_host(form, options):
     module = Search(tiny_model(40, step_form=form, **options), steps=2)

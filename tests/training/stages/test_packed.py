@@ -1,0 +1,104 @@
+"""One encoder pass for all prefixes of a sequence: the losses and gradients of the prefixes one by one."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from tests.training.small import small_config, small_workspace
+from training.config import PretrainConfig
+from training.data.examples import Windows
+from training.stages.distributed import BatchShard
+from training.stages.losses import full_softmax, nll
+from training.stages.predictions import predict_items
+from training.stages.pretrain import PretrainStep
+from training.stages.reasoning import decode_directly
+from training.workspace import Workspace, make_workspace
+
+PACKED = ("model.attention=causal-by-item", "model.age_bias=true", "model.end_token=false", "model.layers=2")
+
+
+def packed_workspace(*overrides: str) -> Workspace:
+    """Sequences of up to 12 events with a history of 5: the longer ones take several windows."""
+    work = small_workspace(small_config(*PACKED, *overrides))
+    rng = np.random.default_rng(3)
+    train = [rng.integers(0, 30, rng.integers(2, 13)).astype(np.int32) for _ in range(40)]
+    split = dataclasses.replace(work.split, train=train)
+    codes = work.item_tokens_np - np.array(work.vocabulary.level_offsets)
+    made = make_workspace(work.config, split, codes, work.vocabulary.codebook_sizes, work.embedding)
+    for parameter in made.network.heads.parameters():  # zero at the start would hide mistakes
+        torch.nn.init.normal_(parameter, std=0.3)
+    return made
+
+
+def prefixes(windows: Windows, index: np.ndarray) -> list[tuple[np.ndarray, int]]:
+    """Histories and next items of all targets."""
+    found = []
+    for row in index:
+        items = windows.sequence[windows.start[row] :][: windows.first[row] + windows.counts[row]]
+        found += [(items[:at], int(items[at])) for at in range(windows.first[row], len(items))]
+    return found
+
+
+def one_by_one(work: Workspace, config: PretrainConfig, index: np.ndarray) -> dict[str, torch.Tensor]:
+    """The losses of the targets, each with an encoder pass of its own, as serving does it."""
+    pairs, network = prefixes(work.windows, index), work.network
+    plain, of_state = [], []
+    for history, item in pairs:
+        target = work.item_tokens[item][None, None]
+        hidden, state = decode_directly(network, work.encode([history]), work.vocabulary.start_tokens[0], target)
+        plain.append(nll(predict_items(work, hidden), target, config.label_smoothing))
+        dense = state[0] @ network.item_vectors(work.item_tokens).T / 4  # sqrt(16)
+        of_state.append(full_softmax(dense, torch.tensor([item]), config.label_smoothing))
+    return {"nll": torch.stack(plain).mean(), "state": torch.stack(of_state).mean()}
+
+
+def test_the_packed_loss_of_a_batch_is_that_of_its_prefixes_one_by_one_and_so_are_the_gradients():
+    work = packed_workspace()
+    config = PretrainConfig(batch_size=24, similar_weight=0, state_weight=1, label_smoothing=0.1)
+    step = PretrainStep(work, config)
+    assert set(work.windows.first.tolist()) == {1, 4}  # whole sequences, and pieces of longer ones
+    gradients = []
+    for number in range(6):
+        batch = step.batch(number)
+        total, terms = step(number)
+        expected = one_by_one(work, config, batch)
+        assert float(terms["nll"]) == pytest.approx(float(expected["nll"].detach()), abs=1e-4)
+        assert float(terms["state"]) == pytest.approx(float(expected["state"].detach()), abs=1e-4)
+        gradients.append([torch.autograd.grad(loss, work.network.parameters(), allow_unused=True)
+                          for loss in (total, expected["nll"] + expected["state"])])  # fmt: skip
+    for ours, theirs in gradients:
+        for mine, other in zip(ours, theirs, strict=True):
+            assert (mine is None) == (other is None)
+            if mine is not None:
+                torch.testing.assert_close(mine, other, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("parts", [2, 3, 7])
+def test_the_parts_of_a_packed_batch_add_up_to_it(parts):
+    work = packed_workspace()
+    step = PretrainStep(work, PretrainConfig(batch_size=24, similar_weight=0, state_weight=1))
+    for number in range(4):
+        whole, terms = step(number)
+        shards = [step(number, BatchShard(part, parts)) for part in range(parts)]
+        assert float(sum(loss.detach() for loss, _ in shards)) == pytest.approx(float(whole.detach()), abs=1e-4)
+        assert float(sum(part["nll"] for _, part in shards)) == pytest.approx(float(terms["nll"]), abs=1e-4)
+    ranks = [step(0, BatchShard(0, 1, rank, 2)) for rank in range(2)]
+    assert float(sum(loss.detach() for loss, _ in ranks)) == pytest.approx(float(step(0)[0].detach()), abs=1e-4)
+
+
+def test_similar_items_are_drawn_for_every_target():
+    work = packed_workspace()
+    step = PretrainStep(work, PretrainConfig(batch_size=24, similar_weight=0.5, plain_weight=0, neighbours=3))
+    item = np.array([[4, 9], [7, 0]])
+    drawn = step.similar(item, BatchShard().of(2))
+    assert drawn.shape == (2, 2, 3)
+    for row in range(2):
+        for target in range(2):
+            near = work.item_tokens[step.nearest[item[row, target]]]
+            assert (near == drawn[row, target]).all(-1).any()
+    loss, _ = step(0)
+    assert loss.isfinite()

@@ -123,7 +123,8 @@ class ModelSettings(Settings):
 class StageConfig(Settings):
     """What every stage has. lr follows a linear warm-up and a cosine down to a tenth. eval_every 0: at the end only.
 
-    batch_size: of a step, on all processes together. accumulate: in how many micro-batches it is computed, to save
+    patience: so many evaluations in a row without a better one end the stage before its `steps`; 0: none do.
+    batch_size: examples of a step, on all processes together. accumulate: in how many micro-batches it is computed, to save
     memory. label_smoothing: of the target's tokens, not of reasoning labels.
     """
 
@@ -136,6 +137,7 @@ class StageConfig(Settings):
     clip_norm: Number = 1.0
     label_smoothing: Fraction = 0.0
     eval_every: Count = 500
+    patience: Count = 0
     checkpoint_every: Positive = 100
 
 

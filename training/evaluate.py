@@ -14,7 +14,7 @@ from serving.bundle import Bundle
 from serving.network.eager import EagerRuntime
 from serving.search.ranker import Ranker
 from training.data.prepare import DataError, Dataset, sample_users, split_by
-from training.metrics import recall_ndcg
+from training.metrics import ndcg, recall_ndcg, target_ranks
 from training.stages.diagnostics import reasoning_diagnostics
 from training.workspace import Workspace
 
@@ -48,7 +48,8 @@ def measure(
 
 @torch.no_grad()
 def validate(work: Workspace, reasons: bool = True) -> dict[str, Any]:
-    """Validation while training: NDCG@10 per l, and the figures of `reasoning_diagnostics`.
+    """Validation while training: NDCG@10 per l, of the dense score alone without reasoning (`state`), and the figures
+    of `reasoning_diagnostics`.
 
     "score", what a stage keeps its best weights by, is the mean over the measured l, for one checkpoint has to serve
     them all; while a stage does not train answers after reasoning yet (`reasons` False), it is that of l = 0.
@@ -60,6 +61,8 @@ def validate(work: Workspace, reasons: bool = True) -> dict[str, Any]:
     for steps in sorted({0, *evaluation.steps}):
         row, _ = measure(ranker, histories, target, steps, evaluation.beam)
         result[f"ndcg@10/l{steps}"] = row["ndcg@10"]
+    by_state = ndcg(target_ranks(ranker.rank_by_state(histories, 0), target))
+    result["ndcg@10/state"] = round(float(by_state.mean()), 5)
     judged = evaluation.steps if reasons else (0,)
     result["score"] = float(np.mean([result[f"ndcg@10/l{steps}"] for steps in judged]))
     deepest = max(evaluation.steps)

@@ -137,9 +137,9 @@ def step(t5: T5, int8: bool, cross_heads: int = 1) -> bytes:
 
     cross_heads: of the cross-attention's bias, 1 where all heads share it (padding alone) or H.
 
-    Inputs, in this order: x (B, Q, D), bias (B, H, Q, W), cross_bias (B, 1 or H, 1, S), per layer cross_keys_i, cross_values_i
-    (B, S, H * d_kv), per layer past_keys_i, past_values_i (B, H, W - Q, d_kv). Outputs: per layer keys_i, values_i
-    (B, H, W, d_kv), then hidden (B, Q, D).
+    Inputs, in this order: x (B, Q, D), bias (B, H, Q, W), cross_bias (B, 1 or H, 1, S), per layer cross_keys_i,
+    cross_values_i (B, S, H * d_kv), per layer past_keys_i, past_values_i (B, H, W - Q, d_kv). Outputs: per layer
+    keys_i, values_i (B, H, W, d_kv), then hidden (B, Q, D).
     """
     config, heads, d_kv = t5.config, t5.config.num_heads, t5.config.d_kv
     graph = Graph(config, int8)

@@ -20,7 +20,7 @@ from serving.items.trie import Trie, build_trie
 from serving.items.vocabulary import Vocabulary
 from serving.network.runtime import Runtime
 from serving.network.t5 import CrossKeysValues
-from serving.search.beam import search, search_settings
+from serving.search.beam import reason, search, search_settings
 from serving.types import Beams, BundleSettings, Rules
 
 TOP = 10
@@ -78,6 +78,22 @@ class Ranker:
                 beams = self.search(self.encode(chosen), steps, beam, blocked)
             found = beams.items[:, :TOP].cpu().numpy()
             ranked[index, : found.shape[1]] = found
+        return ranked
+
+    @torch.inference_mode()
+    def rank_by_state(self, histories: Sequence[np.ndarray], steps: int) -> np.ndarray:
+        """The ten items with the highest dense score of the state after the likeliest reasoning: no beam, no trie.
+
+        Shape: (U, 10) int64 catalogue rows, best first; fewer columns where the catalogue has fewer items.
+        """
+        parts, order = [], list(self.batches(histories))
+        for index in order:
+            cross = self.encode([histories[i] for i in index]).cross
+            states = reason(self.runtime, search_settings(self.vocabulary, self.settings), cross, steps).states
+            dense = self.runtime.dense(states[:, 0, -1])  # (B, I)
+            parts.append(dense.topk(min(TOP, dense.shape[1])).indices.cpu().numpy())
+        ranked = np.concatenate(parts)
+        ranked[np.concatenate(order)] = ranked.copy()
         return ranked
 
     def batches(self, histories: Sequence[np.ndarray]) -> Iterator[np.ndarray]:

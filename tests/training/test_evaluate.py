@@ -94,6 +94,7 @@ def test_validation_measures_every_l_and_scores_their_mean():
     work = small_workspace(small_config())
     found = validate(work)
     assert found["score"] == pytest.approx((found["ndcg@10/l0"] + found["ndcg@10/l2"]) / 2)
+    assert 0 < found["ndcg@10/state"] <= 1
     work.network.train()
     before = torch.get_rng_state()
     assert validate(work) == pytest.approx(found, abs=1e-3)  # in eval mode

@@ -97,7 +97,8 @@ def run_stage(
     process: Process = SINGLE_PROCESS,
     precision: str = "float32",
 ) -> Outcome:
-    """Trains `network` in place for config.steps and leaves the weights in it that were best on validation.
+    """Trains `network` in place for config.steps, or until validation has stopped rising (`config.patience`), and leaves
+    the weights in it that were best on validation.
 
     The weights the stage starts with compete too, so that a stage cannot make the model worse on validation. A finished
     stage is read back from `folder`; an unfinished one goes on from its newest checkpoint. All processes evaluate,
@@ -129,6 +130,8 @@ def run_stage(
     with tqdm(total=config.steps, initial=done, desc=stage, unit="step", smoothing=0.05, mininterval=1.0,
               disable=not process.is_first) as bar:  # fmt: skip
         for number in range(done, config.steps):
+            if ended_early(done, best_step, config):
+                break
             network.train()
             for group in optimiser.param_groups:
                 group["lr"] = config.lr * learning_rate_factor(number, config)
@@ -161,6 +164,9 @@ def run_stage(
                 if metrics["score"] > best["score"]:
                     best, best_step = metrics, done
                     save(best_file, None, {})
+            if ended_early(done, best_step, config):
+                saves = True
+                log.write(stage, done, {"ended": f"no better evaluation since step {best_step}"}, show=True)
             if saves:
                 spent = seconds + time.perf_counter() - started
                 meta = {"step": done, "seconds": spent, "best": best, "best_step": best_step}
@@ -171,6 +177,13 @@ def run_stage(
     load_checkpoint(best_file, network, None)
     network.eval()
     return Outcome(best, best_step, seconds)
+
+
+def ended_early(done: int, best_step: int, config: StageConfig) -> bool:
+    """Whether the last `config.patience` evaluations up to step `done` were all no better than an earlier one."""
+    if not config.patience or not config.eval_every:
+        return False
+    return done // config.eval_every - best_step // config.eval_every >= config.patience
 
 
 def learning_rate_factor(step: int, config: StageConfig) -> float:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from serving.reference import score_all_items
+from serving.reference import Reference, score_all_items
 from serving.search import ranker as module
 from tests.builders import ranker_of, tiny_model
 
@@ -22,6 +22,17 @@ def test_the_ranking_equals_brute_force(dense, monkeypatch):
     for row, history in enumerate(HISTORIES):
         scores, _ = score_all_items(bundle, tuple(history.tolist()), (), dense)
         np.testing.assert_allclose(scores[found[row]], np.sort(scores)[::-1][:10], atol=1e-4)
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_the_ranking_by_state_is_that_of_the_dense_score(steps, monkeypatch):
+    monkeypatch.setitem(module.BATCH_SIZE, "cpu", 3)
+    bundle = tiny_model(14, seed=3, age_bias=True)
+    found = ranker_of(bundle).rank_by_state(HISTORIES, steps)
+    for row, history in enumerate(HISTORIES):
+        reference = Reference(bundle, history.tolist(), steps)
+        dense = reference.dense(reference.paths()[0])
+        np.testing.assert_allclose(dense[found[row]], np.sort(dense)[::-1][:10], atol=1e-5)
 
 
 def test_no_history_gives_an_empty_ranking():

@@ -91,7 +91,7 @@ class Killed(BaseException):
 
 
 def train(
-    folder: Path, die_at: int | None, monkeypatch: pytest.MonkeyPatch
+    folder: Path, die_at: int | None, monkeypatch: pytest.MonkeyPatch, patience: int = 0
 ) -> tuple[dict[str, torch.Tensor], loop.Outcome]:
     """A stage of 12 steps with dropout, a sometimes unused parameter and a validation that does not always improve.
 
@@ -124,32 +124,35 @@ def train(
         live()
 
     save = loop.save_checkpoint
-    config = StageConfig(steps=12, batch_size=1, lr=0.05, warmup=3, eval_every=2, checkpoint_every=3)
+    config = StageConfig(steps=12, batch_size=1, lr=0.05, warmup=3, eval_every=2, checkpoint_every=3, patience=patience)
     with monkeypatch.context() as patched, closing(Log(folder)) as log:
         patched.setattr(loop, "save_checkpoint", dying_save)
         outcome = run_stage("stage", network, config, 0, folder, step, evaluate, log)
     return {name: value.clone() for name, value in network.state_dict().items()}, outcome
 
 
-def test_a_stage_killed_at_any_step_write_or_evaluation_ends_with_the_same_weights(tmp_path, monkeypatch):
-    weights, outcome = train(tmp_path / "whole", None, monkeypatch)
+@pytest.mark.parametrize("patience", [0, 2])
+def test_a_stage_killed_at_any_step_write_or_evaluation_ends_with_the_same_weights(tmp_path, monkeypatch, patience):
+    weights, outcome = train(tmp_path / "whole", None, monkeypatch, patience)
     assert 0 < outcome.best_step < 12  # so that the best weights are neither the first nor the last
+    last = loop.read_meta(tmp_path / "whole/stage.latest.safetensors")["step"]
+    assert last == (outcome.best_step + 2 * patience if patience else 12) and (patience == 0 or last < 12)
     moments = 0
-    for die_at in range(1, 100):
+    for die_at in range(1, 100, 4 if patience else 1):  # a run that ends early dies at fewer moments, to save time
         folder = tmp_path / str(die_at)
         try:
-            train(folder, die_at, monkeypatch)
+            train(folder, die_at, monkeypatch, patience)
             break  # it got to the end before the moment came
         except Killed:
             moments += 1
-        again, same = train(folder, None, monkeypatch)
+        again, same = train(folder, None, monkeypatch, patience)
         assert (same.best, same.best_step) == (outcome.best, outcome.best_step), die_at
         assert all(torch.equal(again[name], value) for name, value in weights.items()), die_at
         with safe_open(folder / "stage.latest.safetensors", "pt") as ours:
             with safe_open(tmp_path / "whole/stage.latest.safetensors", "pt") as theirs:
                 assert list(ours.keys()) == list(theirs.keys())
                 assert all(torch.equal(ours.get_tensor(k), theirs.get_tensor(k)) for k in ours.keys()), die_at
-    assert moments > 25
+    assert moments > (4 if patience else 25)
 
 
 @pytest.mark.parametrize("setting", ["sft.preference_weight=1", "rl.group=4"])

@@ -124,8 +124,8 @@ class StageConfig(Settings):
     """What every stage has. lr follows a linear warm-up and a cosine down to a tenth. eval_every 0: at the end only.
 
     patience: so many evaluations in a row without a better one end the stage before its `steps`; 0: none do.
-    batch_size: examples of a step, on all processes together. accumulate: in how many micro-batches it is computed, to save
-    memory. label_smoothing: of the target's tokens, not of reasoning labels.
+    batch_size: examples of a step, on all processes together. accumulate: in how many micro-batches it is computed, to
+    save memory. label_smoothing: of the target's tokens, not of reasoning labels.
     """
 
     steps: Count = 3000

@@ -97,8 +97,8 @@ def run_stage(
     process: Process = SINGLE_PROCESS,
     precision: str = "float32",
 ) -> Outcome:
-    """Trains `network` in place for config.steps, or until validation has stopped rising (`config.patience`), and leaves
-    the weights in it that were best on validation.
+    """Trains `network` in place for config.steps, or until validation has stopped rising (`config.patience`), and
+    leaves the weights in it that were best on validation.
 
     The weights the stage starts with compete too, so that a stage cannot make the model worse on validation. A finished
     stage is read back from `folder`; an unfinished one goes on from its newest checkpoint. All processes evaluate,

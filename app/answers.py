@@ -103,4 +103,5 @@ def to_explanation(bundle: Bundle, query: Query, found: Recommendation, trace: T
         ],
         dense_weight=bundle.dense_weight if query.dense_weight is None else query.dense_weight,
         neighbours_weight=bundle.neighbours_weight if neighbours_weight is None else neighbours_weight,
+        gate=trace.gate,
     )

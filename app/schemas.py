@@ -55,7 +55,7 @@ class RecommendRequest(Body):
         None, ge=0, le=1000, description="weight of the dense score; default: the bundle's"
     )
     neighbours_weight: float | None = Field(
-        None, ge=0, le=1000, description="weight of the item graph's score; default: the bundle's"
+        None, ge=0, le=1000, description="weight of the item graph, 0: the network alone; default: the bundle's"
     )
     timeout_ms: float | None = Field(None, gt=0, le=600_000, description="time budget")
     explain: bool = False
@@ -110,7 +110,10 @@ class ItemExplanation(BaseModel):
     item_id: str
     token_log_probabilities: list[float] = Field(description="one per token of the semantic ID")
     dense_score: float
-    neighbour_score: float | None = Field(None, description="null if the model has no item graph")
+    neighbour_score: float | None = Field(
+        None,
+        description="log of the item's share in the item graph, or its log score; null if it has none",
+    )
     similarity: list[float] = Field(description="cosine similarity of the state and the item, one per step")
 
 
@@ -121,6 +124,12 @@ class Explanation(BaseModel):
     items: list[ItemExplanation]
     dense_weight: float
     neighbours_weight: float
+    gate: float | None = Field(
+        None,
+        exclude_if=lambda gate: gate is None,
+        description="the network's probability g in score = log(g * exp(log-probabilities + dense_weight * dense_score)"
+        " + (1 - g) * exp(neighbour_score)); absent if the model adds neighbours_weight * neighbour_score instead",
+    )
 
 
 @dataclass(slots=True)

@@ -138,7 +138,10 @@ def _open(folder: Path, manifest: dict[str, Any], version: str) -> Bundle:
 def _read_neighbours(folder: Path, manifest: dict[str, Any], settings: BundleSettings, items: int) -> Neighbours | None:
     if NEIGHBOURS in manifest["files"]:
         score = manifest["score"]
-        return read_neighbours(folder / NEIGHBOURS, items, score["neighbours_recency"], score["neighbours_floor"])
+        found = read_neighbours(folder / NEIGHBOURS, items, score["neighbours_recency"], score["neighbours_floor"])
+        if found.floor is None and settings.gate is None:
+            raise ValueError("neighbours_floor is missing, which log scores need")
+        return found
     if settings.neighbours_weight:
         raise ValueError(f"neighbours_weight is set and {NEIGHBOURS} is not listed")
     return None

@@ -20,6 +20,7 @@ from serving.items.trie import build_trie
 from serving.network.eager import EagerRuntime
 from serving.search.beam import decode_items, reason
 from serving.search.cuda_graph import GraphSearch, padded_batch
+from serving.search.memory import LookedUp, look_up, weighted
 from serving.types import Answer, Beams, EncoderState, Request, Rules, RuntimeName, StateDtype, Trace
 
 NEAREST_ITEMS = 5
@@ -70,12 +71,12 @@ class Engine:
     def search(self, requests: Sequence[Request], states: Sequence[EncoderState]) -> list[Answer]:
         """Answers requests that share reasoning_steps, beam_width and paths. An answer's `seconds` are the batch's."""
         started = time.perf_counter()
-        neighbour_scores = self._neighbour_scores(requests)
-        beams, reasoned_at = self._search(requests, states, neighbour_scores)
+        found = self._look_up(requests)
+        beams, reasoned_at = self._search(requests, states, found)
         beams = beams.to("cpu")
         if (beams.scores.isnan() | (beams.scores.isinf() & (beams.items >= 0))).any():
             raise EngineError("The network's scores are not finite numbers; go back to the bundle served before.")
-        answers = [self._answer(beams, i, request, neighbour_scores) for i, request in enumerate(requests)]
+        answers = [self._answer(beams, i, request, found) for i, request in enumerate(requests)]
         seconds = {"reason": reasoned_at - started, "decode": time.perf_counter() - reasoned_at}
         for answer in answers:
             answer.seconds = dict(seconds)
@@ -92,7 +93,7 @@ class Engine:
             self.search([Request(history, k=10, beam_width=50, reasoning_steps=steps)], state)
 
     def _search(
-        self, requests: Sequence[Request], states: Sequence[EncoderState], neighbour_scores: np.ndarray | None
+        self, requests: Sequence[Request], states: Sequence[EncoderState], found: LookedUp | None
     ) -> tuple[Beams, float]:
         """The beams, and when reasoning was done; a graph is a single launch, and all of it counts as decoding."""
         first, device = requests[0], self.runtime.device
@@ -100,7 +101,8 @@ class Engine:
         if first.paths is not None:
             settings = replace(settings, paths=first.paths)
         dense_weight = self._dense_weight(requests)
-        neighbour_bonus = self._neighbour_bonus(requests, neighbour_scores)
+        weights = [self._neighbours_weight(request) for request in requests]
+        memory = None if found is None else weighted(found, weights, device)
         hidden, mask = (part.to(device) for part in _pad(states))
         rules = [request.rules for request in requests]
         if self.graphs is not None:
@@ -109,16 +111,15 @@ class Engine:
             with self.rules.blocked(rules) as blocked:
                 return self.graphs.search(
                     hidden, mask, steps=first.reasoning_steps, beam_width=first.beam_width, paths=settings.paths,
-                    blocked=blocked, dense_weight=dense_weight, neighbour_bonus=neighbour_bonus,
+                    blocked=blocked, dense_weight=dense_weight, memory=memory,
                 ), reasoned_at  # fmt: skip
         cross = self.runtime.cross_keys_values(hidden, mask)
         reasoned = reason(self.runtime, settings, cross, first.reasoning_steps)
         reasoned_at = time.perf_counter()
         with self.rules.blocked(rules) as blocked:
             beams = decode_items(
-                self.runtime, self.trie, settings, cross, reasoned, first.beam_width, blocked, dense_weight,
-                neighbour_bonus,
-            )  # fmt: skip
+                self.runtime, self.trie, settings, cross, reasoned, first.beam_width, blocked, dense_weight, memory
+            )
         return beams, reasoned_at
 
     def _dense_weight(self, requests: Sequence[Request]) -> torch.Tensor | None:
@@ -131,28 +132,20 @@ class Engine:
     def _neighbours_weight(self, request: Request) -> float:
         return self.bundle.neighbours_weight if request.neighbours_weight is None else request.neighbours_weight
 
-    def _neighbour_scores(self, requests: Sequence[Request]) -> np.ndarray | None:
-        """Log scores by neighbours. Shape: (B, I) float32; None if the bundle has none or no request needs them."""
+    def _look_up(self, requests: Sequence[Request]) -> LookedUp | None:
+        """What the item graph says of the histories; None if the bundle has none or no request needs it."""
         neighbours = self.bundle.neighbours
         if neighbours is None or not any(self._neighbours_weight(r) or r.explain for r in requests):
             return None
-        return neighbours.log_scores([request.history for request in requests], self.bundle.max_items)
+        return look_up(neighbours, self.bundle.settings, [request.history for request in requests])
 
-    def _neighbour_bonus(self, requests: Sequence[Request], scores: np.ndarray | None) -> torch.Tensor | None:
-        """What neighbours add to the items' scores. Shape: (B, I) float32; None if they add nothing."""
-        weights = np.array([[self._neighbours_weight(request)] for request in requests], dtype=np.float32)
-        if scores is None or not weights.any():
-            return None
-        return torch.from_numpy(weights * scores).to(self.runtime.device)
+    def _answer(self, beams: Beams, i: int, request: Request, found: LookedUp | None) -> Answer:
+        is_item = beams.items[i] >= 0
+        items = beams.items[i][is_item][: request.k].tolist()
+        scores = beams.scores[i][is_item][: request.k].tolist()
+        return Answer(items, scores, trace=self._trace(beams, i, items, found) if request.explain else None)
 
-    def _answer(self, beams: Beams, i: int, request: Request, neighbour_scores: np.ndarray | None) -> Answer:
-        found = beams.items[i] >= 0
-        items = beams.items[i][found][: request.k].tolist()
-        scores = beams.scores[i][found][: request.k].tolist()
-        by_neighbours = [] if neighbour_scores is None else neighbour_scores[i, items].tolist()
-        return Answer(items, scores, trace=self._trace(beams, i, items, by_neighbours) if request.explain else None)
-
-    def _trace(self, beams: Beams, i: int, items: list[int], neighbour_scores: list[float]) -> Trace:
+    def _trace(self, beams: Beams, i: int, items: list[int], found: LookedUp | None) -> Trace:
         path = int(beams.path[i, 0])
         states = beams.states[i, path].to(self.runtime.device)  # (L + 1, D)
         vectors = self.runtime.item_vectors
@@ -164,7 +157,8 @@ class Engine:
             nearest_items=nearest_items(states, vectors, NEAREST_ITEMS).tolist(),
             token_log_probs=beams.token_log_probs[i, :count].tolist(),
             dense_scores=beams.dense[i, :count].tolist(),
-            neighbour_scores=neighbour_scores,
+            neighbour_scores=[] if found is None else found.explained(i, items),
+            gate=None if found is None or found.gate is None else float(beams.gate[i].sigmoid()),
             similarity=similarity.tolist(),
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from serving.errors import BundleError
 from serving.items.neighbours import Neighbours
 from serving.items.vocabulary import Vocabulary
-from serving.types import BundleSettings
+from serving.types import BundleSettings, Gate
 
 FORMAT = 2  # from 2 on a bundle says what its softmax runs over
 READABLE = (1, 2)
@@ -50,6 +51,8 @@ def settings_to_json(vocabulary: Vocabulary, settings: BundleSettings, neighbour
             "neighbours_weight": settings.neighbours_weight,
             "neighbours_recency": neighbours.recency if neighbours else None,
             "neighbours_floor": neighbours.floor if neighbours else None,
+            "neighbours_kind": "log-linear" if settings.gate is None else "mixture",
+            "neighbours_gate": _gate_to_json(settings.gate),
             "merge": settings.merge,
         },
         "encoder": {"attention": settings.attention, "age_bias": settings.age_bias},
@@ -70,6 +73,7 @@ def settings_from_json(manifest: dict[str, Any]) -> BundleSettings:
         dense_weight=score["dense_weight"],
         dense_candidates=score.get("dense_candidates", 0),
         neighbours_weight=score.get("neighbours_weight", 0.0),
+        gate=_gate_from_json(score),
         attention=manifest["encoder"]["attention"],
         normalise=score.get("normalise", "vocabulary"),
         age_bias=bool(manifest["encoder"].get("age_bias", False)),
@@ -80,6 +84,30 @@ def settings_from_json(manifest: dict[str, Any]) -> BundleSettings:
     if not 0 <= settings.default_steps <= reasoning["max_steps"]:
         raise ValueError("default_steps is not in 0..max_steps")
     return settings
+
+
+def _gate_to_json(gate: Gate | None) -> dict[str, Any] | None:
+    if gate is None:
+        return None
+    features = {name: value for name, value in asdict(gate).items() if name != "intercept"}
+    return {
+        "intercept": gate.intercept,
+        "features": list(features),
+        "coefficients": list(features.values()),
+    }
+
+
+def _gate_from_json(score: dict[str, Any]) -> Gate | None:
+    kind = score.get("neighbours_kind", "log-linear")  # bundles that do not say add log scores
+    if kind == "log-linear":
+        return None
+    if kind != "mixture":
+        raise ValueError("neighbours_kind must be one of mixture, log-linear")
+    gate = score["neighbours_gate"]
+    found = Gate(gate["intercept"], **dict(zip(gate["features"], gate["coefficients"], strict=True)))
+    if not all(math.isfinite(value) for value in asdict(found).values()):
+        raise ValueError("a coefficient of neighbours_gate is not a finite number")
+    return found
 
 
 def read_manifest(folder: Path) -> tuple[dict[str, Any], str]:

@@ -83,17 +83,44 @@ class Reference:
         vectors = self.network.item_vectors(torch.tensor(self.items))
         return dense_logits(path.states[-1], vectors).log_softmax(-1).numpy()
 
-    def neighbours(self) -> np.ndarray:
-        """log score of every item by its neighbours, as `serving.items.neighbours` defines it. Shape: (I,) float64."""
-        graph = self.bundle.neighbours
+    def shares(self) -> tuple[np.ndarray, float]:
+        """share(j) of every item, and the sum of n, as `serving.items.neighbours` defines them. Shape: (I,) float64."""
+        graph, n = self.bundle.neighbours, [0.0] * len(self.items)
         if graph is None:
-            return np.zeros(len(self.items))
-        n = [0.0] * len(self.items)
+            return np.zeros(len(self.items)), 0.0
         for t, row in enumerate(reversed(self.history)):
             for entry in range(graph.offsets[row], graph.offsets[row + 1]):
                 n[graph.items[entry]] += (t + 1) ** -graph.recency * float(graph.weights[entry])
         n = [max(x, 0.0) for x in n]
-        return np.array([math.log((x / sum(n) if sum(n) else 0.0) + graph.floor) for x in n])
+        return np.array([x / sum(n) if sum(n) else 0.0 for x in n]), sum(n)
+
+    def neighbours(self) -> np.ndarray:
+        """log score of every item, which a bundle without a gate adds to the network's. Shape: (I,) float64."""
+        graph = self.bundle.neighbours
+        if graph is None or graph.floor is None:
+            return np.zeros(len(self.items))
+        return np.array([math.log(share + graph.floor) for share in self.shares()[0]])
+
+    @torch.no_grad()
+    def network_odds(self, path: Path, weight: float) -> float:
+        """g / (1 - g) of `serving.search.memory`; infinite where the network answers alone. path: the likeliest."""
+        gate, (share, total) = self.settings.gate, self.shares()
+        if gate is None or not total or not weight:
+            return math.inf
+        first, end = self.bundle.vocabulary.level_ranges[0]
+        log_odds = gate.intercept + gate.support * math.log(total) + gate.peak * max(share)
+        log_odds += gate.entropy * -sum(x * math.log(x) for x in share if x > 0)
+        log_odds += gate.length * math.log(len(self.history))
+        log_odds += gate.confidence * float(self._log_probs(path, ())[first:end].max())
+        return math.exp(log_odds) / weight
+
+    def joined(self, network: float, row: int, odds: float, weight: float) -> float:
+        """The score of an item (a catalogue row) from the network's score of it. odds: of the network."""
+        if self.settings.gate is None:
+            return network + weight * float(self.neighbours()[row])
+        if odds == math.inf:
+            return network
+        return math.log(odds / (1 + odds) * math.exp(network) + float(self.shares()[0][row]) / (1 + odds))
 
     @torch.no_grad()
     def search(
@@ -123,13 +150,18 @@ class Reference:
                     grown[(*prefix, token)] = (score + float(log_probs[token]), path)
             beams = _cut(grown, beam_width)
         dense = [self.dense(path) if dense_weight else np.zeros(len(self.items)) for path in paths]
-        bonus = [(dense_weight or 0.0) * of_path + neighbours_weight * self.neighbours() for of_path in dense]
-        if bonus[0].any():
-            best = sorted(permitted, key=lambda row: -bonus[0][row])[: self.settings.dense_candidates]
+        odds = self.network_odds(paths[0], neighbours_weight)
+        bonus = (dense_weight or 0.0) * dense[0] + neighbours_weight * self.neighbours()
+        if odds < math.inf:
+            bonus = self.shares()[0]
+        if bonus.any():
+            best = sorted(permitted, key=lambda row: -bonus[row])[: self.settings.dense_candidates]
             for item in [self.items[row] for row in best]:
                 if item not in beams:
                     beams[item] = (shares[0] + self.score(paths[0], item), 0)
-        beams = {item: (score + float(bonus[path][rows[item]]), path) for item, (score, path) in beams.items()}
+        for item, (score, path) in beams.items():
+            network = score + (dense_weight or 0.0) * float(dense[path][rows[item]])
+            beams[item] = (self.joined(network, rows[item], odds, neighbours_weight), path)
         return [(rows[item], score) for item, (score, _) in _cut(beams, beam_width).items()]
 
     def _state(self, path: Path) -> torch.Tensor:
@@ -177,8 +209,10 @@ def score_all_items(
     tokens = (0,) * reasoning if isinstance(reasoning, int) else tuple(reasoning)
     reference = Reference(bundle, history, len(tokens))
     path = reference.path(tokens)
-    scores = np.array([reference.score(path, item) for item in reference.items])
-    return scores + dense_weight * reference.dense(path) + neighbours_weight * reference.neighbours(), path.log_prob
+    network = np.array([reference.score(path, item) for item in reference.items]) + dense_weight * reference.dense(path)
+    odds = reference.network_odds(path, neighbours_weight)
+    scores = [reference.joined(float(score), row, odds, neighbours_weight) for row, score in enumerate(network)]
+    return np.array(scores), path.log_prob
 
 
 def _cut(beams: dict[Tokens, tuple[float, int]], beam_width: int) -> dict[Tokens, tuple[float, int]]:

@@ -34,13 +34,32 @@ REDIS_PREFIX = "streamrec"  # of every key and channel, unless the settings name
 
 
 @dataclass(frozen=True, slots=True)
+class Gate:
+    """How network and item memory are mixed: log odds of the network = intercept + sum of coefficient * feature.
+
+    support, peak, entropy: log of the sum of n over all items, largest share, and entropy of the shares in nats
+    (`serving/items/neighbours.py`). length: log of the number of history items that are read. confidence: log
+    probability of the likeliest first token of an item, after the likeliest reasoning path.
+    """
+
+    intercept: float
+    support: float = 0.0
+    peak: float = 0.0
+    entropy: float = 0.0
+    length: float = 0.0
+    confidence: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class BundleSettings:
     """Everything that decides what an answer is, apart from the weights.
 
     max_items: history items that the encoder reads. suffix_tokens: ids after the history. paths: reasoning paths kept.
     dense_candidates: how many items with the highest dense and neighbour scores are added to those the beam has found.
-    neighbours_weight: of an item's log score by neighbours (`serving/items/neighbours.py`); 0: off. normalise: what a
-    token's softmax runs over, the tokens that may stand at its position or the whole vocabulary, as in older bundles.
+    gate: how the item memory is mixed with the network; None: its log score is added, as in older bundles.
+    neighbours_weight: multiplies the memory's odds against the network, or, without a gate, its log score; 0: off.
+    normalise: what a token's softmax runs over, the tokens that may stand at its position or the whole vocabulary, as
+    in older bundles.
     age_bias: whether the decoder's cross-attention has a bias per age of an item, 0..max_items - 1 (heads.safetensors).
     """
 
@@ -54,6 +73,7 @@ class BundleSettings:
     dense_weight: float = 0.0
     dense_candidates: int = 0
     neighbours_weight: float = 0.0
+    gate: Gate | None = None
     attention: EncoderAttention = "bidirectional"
     normalise: Normalise = "vocabulary"
     age_bias: bool = False
@@ -100,7 +120,7 @@ class SearchSettings:
 
     start_tokens[l] starts a search with l steps. reasoning_range: [lo, hi) of the tokens a step may choose;
     level_ranges: of those at each level of an item. paths: P, the reasoning paths kept. merge: how paths are merged at
-    the first item token. dense_candidates, normalise: see `BundleSettings`.
+    the first item token. dense_candidates, normalise: see `BundleSettings`. gate_confidence: see `Gate.confidence`.
     """
 
     start_tokens: tuple[int, ...]
@@ -111,6 +131,7 @@ class SearchSettings:
     merge: Merge = "logsumexp"
     dense_candidates: int = 0
     normalise: Normalise = "vocabulary"
+    gate_confidence: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +143,10 @@ class Trace:
     nearest_items: list[list[int]]  # per step 0..L the items nearest to the state s_i
     token_log_probs: list[list[float]]  # per returned item, length M
     dense_scores: list[float]  # per returned item, log-softmax of the dense score
-    neighbour_scores: list[float]  # per returned item, log score by neighbours; empty where the bundle has none
+    # Per returned item, log score by neighbours, or with a gate the log of its share (None: no share); empty where the
+    # bundle has no neighbours.
+    neighbour_scores: list[float | None]
+    gate: float | None  # the probability of the network in the mixture with the memory; None: there is no mixture
     similarity: list[list[float]]  # per returned item, cosine of s_i and the item per step 0..L
 
 
@@ -158,7 +182,8 @@ class Beams:
 
     items: (B, K) int64, catalogue rows, -1 where fewer permitted items exist. scores: (B, K) float32, -inf there.
     states: (B, P, L + 1, D) float32. reasoning_tokens, reasoning_log_probs: (B, P, L). path: (B, K) int64, the
-    reasoning path that the item continues. token_log_probs: (B, K, M). dense: (B, K).
+    reasoning path that the item continues. token_log_probs: (B, K, M). dense: (B, K). gate: (B,) float32, log odds of
+    the network in its mixture with the item memory; inf where it answers alone.
     """
 
     items: torch.Tensor
@@ -169,6 +194,7 @@ class Beams:
     path: torch.Tensor
     token_log_probs: torch.Tensor
     dense: torch.Tensor
+    gate: torch.Tensor
 
     def to(self, device: torch.device | str) -> Beams:
         return Beams(*(getattr(self, field.name).to(device) for field in fields(self)))

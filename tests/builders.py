@@ -17,7 +17,7 @@ from serving.network.eager import EagerRuntime
 from serving.network.model import StreamRec
 from serving.network.t5 import ModelConfig
 from serving.search.ranker import Ranker
-from serving.types import BundleSettings, StepForm
+from serving.types import BundleSettings, Gate, StepForm
 
 
 def random_codes(items: int, sizes: tuple[int, ...], seed: int) -> np.ndarray:
@@ -27,14 +27,18 @@ def random_codes(items: int, sizes: tuple[int, ...], seed: int) -> np.ndarray:
     return np.stack(np.unravel_index(flat, sizes), axis=1)
 
 
-def random_neighbours(items: int, seed: int = 0, per_item: int = 4) -> Neighbours:
-    """Up to `per_item` weighted neighbours of each item; some items have none."""
+# Every coefficient counts, and some histories come out on either side.
+GATE = Gate(1.5, support=0.3, peak=-1.0, entropy=0.4, length=0.5, confidence=0.7)
+
+
+def random_neighbours(items: int, seed: int = 0, per_item: int = 4, *, mixed: bool = False) -> Neighbours:
+    """Up to `per_item` weighted neighbours of each item; some items have none. mixed: some speak against an item."""
     rng = np.random.default_rng(seed)
     counts = rng.integers(0, min(per_item, items) + 1, items)
     rows = [np.sort(rng.choice(items, count, replace=False)) for count in counts]
-    weights = rng.random(counts.sum()).astype(np.float32)
+    weights = rng.uniform(-0.3 if mixed else 0, 1, counts.sum()).astype(np.float32)
     offsets = np.concatenate([[0], counts.cumsum()]).astype(np.int64)
-    return Neighbours(offsets, np.concatenate(rows).astype(np.int32), weights, recency=0.8, floor=0.01)
+    return Neighbours(offsets, np.concatenate(rows).astype(np.int32), weights, 0.8, None if mixed else 0.01)
 
 
 def tiny_model(
@@ -70,7 +74,7 @@ def tiny_model(
         popularity=rng.permutation(items).astype(float),
         subsets={"small": np.arange(min(5, items))},
     )
-    graph = random_neighbours(items, seed) if neighbours else None
+    graph = random_neighbours(items, seed, mixed=made.gate is not None) if neighbours else None
     return Bundle("tiny", f"tiny-{seed}", vocabulary, made, network.eval(), catalogue, int8=int8, neighbours=graph)
 
 

@@ -7,13 +7,13 @@ an answer is, is defined here and nowhere else: evaluation and the service both 
 
     score(item) = merge over the P reasoning paths of [ log share(path) + log P(c_1 | path) ]
                 + sum_{j=2..M} log P(c_j | best path for c_1, c_1 .. c_{j-1})  +  dense_weight * dense(item | s_L)
-                + neighbour_bonus(item)
+
+which the item memory joins as `serving/search/memory.py` says.
 
 log P is a log_softmax(logits / temperature) over the tokens that may stand at the position: the codes of the item's
 level, or the reasoning codes (`normalise: block`); in older bundles over the whole vocabulary. Tokens outside the trie
 have probability zero in the search (masked before top-k), not in the normalisation. A path's share is its probability
 among the paths kept; a single path has share 1 and adds nothing: its item scores are the sum over the item's tokens.
-neighbour_bonus is the weighted log score of the item graph (`serving/items/neighbours.py`).
 
 After the last reasoning step all paths are at the root of the trie. They are merged there, for every first token, and
 the path that gives a token the highest probability continues with it: from then on every beam is at a node of its own,
@@ -24,6 +24,8 @@ Equal scores are ordered by token path, the smaller first.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 
@@ -42,6 +44,7 @@ from serving.search.decoder import (
     stable_topk,
     token_log_probs,
 )
+from serving.search.memory import MemoryScores, mixed
 from serving.types import Beams, BundleSettings, Merge, SearchSettings
 
 
@@ -56,6 +59,7 @@ def search_settings(vocabulary: Vocabulary, settings: BundleSettings) -> SearchS
         merge=settings.merge,
         dense_candidates=settings.dense_candidates,
         normalise=settings.normalise,
+        gate_confidence=settings.gate.confidence if settings.gate else 0.0,
     )
 
 
@@ -69,16 +73,15 @@ def search(
     beam_width: int,
     blocked: Blocked | None = None,
     dense_weight: torch.Tensor | None = None,
-    neighbour_bonus: torch.Tensor | None = None,
+    memory: MemoryScores | None = None,
 ) -> Beams:
     """The best `beam_width` items for each of B histories. If K permitted items exist, K come back; if fewer, all.
 
     cross: what the decoder sees of the histories. blocked: nodes without a permitted item; None if all are permitted.
-    dense_weight: (B,) float32; None computes no dense score at all. neighbour_bonus: (B, I) float32, added to the
-    items' scores, zeros for requests without one; None if no request has one.
+    dense_weight: (B,) float32; None computes no dense score at all. memory: None if no request has one.
     """
     reasoned = reason(runtime, settings, cross, steps)
-    return decode_items(runtime, trie, settings, cross, reasoned, beam_width, blocked, dense_weight, neighbour_bonus)
+    return decode_items(runtime, trie, settings, cross, reasoned, beam_width, blocked, dense_weight, memory)
 
 
 def reason(runtime: Runtime, settings: SearchSettings, cross: CrossKeysValues, steps: int) -> ReasoningPaths:
@@ -109,6 +112,20 @@ def reason(runtime: Runtime, settings: SearchSettings, cross: CrossKeysValues, s
     return ReasoningPaths(cache, hidden, scores, states, tokens, log_probs)
 
 
+@dataclass(frozen=True, slots=True)
+class Proposed:
+    """What the beam and the candidates have found, N items a request, before the memory joins and the list is cut.
+
+    network: (B, N), log P with the weighted dense score. dense: (B, N). confidence: (B,), see `serving.types.Gate`;
+    zeros where no gate asks for it.
+    """
+
+    found: DecodedItems
+    network: torch.Tensor
+    dense: torch.Tensor
+    confidence: torch.Tensor
+
+
 def decode_items(
     runtime: Runtime,
     trie: Trie,
@@ -118,40 +135,67 @@ def decode_items(
     beam_width: int,
     blocked: Blocked | None,
     dense_weight: torch.Tensor | None,
-    neighbour_bonus: torch.Tensor | None = None,
+    memory: MemoryScores | None = None,
 ) -> Beams:
-    """Decodes items with `beam_width` beams, then adds dense and neighbour scores and ranks again. See `search`."""
-    found = _decode_tokens(runtime, trie, settings, cross, reasoned, beam_width, blocked)
-    dense = torch.zeros_like(found.scores)
-    if dense_weight is not None or neighbour_bonus is not None:
-        dense_of_items = None if dense_weight is None else runtime.dense(reasoned.states[:, :, -1])  # (B, P, I)
-        if settings.dense_candidates:
-            bonus = item_bonus(dense_of_items, dense_weight, neighbour_bonus)
-            found = add_candidates(runtime, trie, settings, cross, reasoned, found, blocked, bonus)
-        item, scores, dense = trie.item[found.leaf].long(), found.scores, torch.zeros_like(found.scores)
-        if dense_of_items is not None and dense_weight is not None:
-            dense = dense_of_items.flatten(1).gather(1, found.path * dense_of_items.shape[-1] + item)
-            scores = scores + dense_weight[:, None] * dense
-        if neighbour_bonus is not None:
-            scores = scores + neighbour_bonus.gather(1, item)
+    """Decodes items with `beam_width` beams, lets dense and memory scores join, and ranks again. See `search`."""
+    proposed = propose_items(runtime, trie, settings, cross, reasoned, beam_width, blocked, dense_weight, memory)
+    found, dense, scores = proposed.found, proposed.dense, proposed.network
+    gate = torch.full_like(proposed.confidence, float("inf"))
+    if memory is not None:
+        by_memory = memory.scores.gather(1, trie.item[found.leaf].long())
+        if memory.gate is None:
+            scores = scores + by_memory
+        else:
+            gate = memory.gate + settings.gate_confidence * proposed.confidence
+            scores = mixed(scores, by_memory, gate)
+    if dense_weight is not None or memory is not None:
         order = stable_topk(scores, found.leaf, min(beam_width, scores.shape[1]))
-        dense = dense.gather(1, order)
+        dense, scores = dense.gather(1, order), scores.gather(1, order)
         found = DecodedItems(
-            found.leaf.gather(1, order),
-            scores.gather(1, order),
-            found.path.gather(1, order),
-            select_rows(found.token_log_probs, order),
+            found.leaf.gather(1, order), scores, found.path.gather(1, order), select_rows(found.token_log_probs, order)
         )
     return Beams(
-        items=trie.item[found.leaf].long().masked_fill(found.scores == NEG_INF, -1),
-        scores=found.scores,
+        items=trie.item[found.leaf].long().masked_fill(scores == NEG_INF, -1),
+        scores=scores,
         states=reasoned.states,
         reasoning_tokens=reasoned.tokens,
         reasoning_log_probs=reasoned.log_probs,
         path=found.path,
         token_log_probs=found.token_log_probs,
         dense=dense,
+        gate=gate,
     )
+
+
+def propose_items(
+    runtime: Runtime,
+    trie: Trie,
+    settings: SearchSettings,
+    cross: CrossKeysValues,
+    reasoned: ReasoningPaths,
+    beam_width: int,
+    blocked: Blocked | None,
+    dense_weight: torch.Tensor | None,
+    memory: MemoryScores | None,
+) -> Proposed:
+    """The beam's items and the candidates, with what the network alone says of them. See `search`."""
+    found = _decode_tokens(runtime, trie, settings, cross, reasoned, beam_width, blocked)
+    confidence = found.scores.new_zeros(len(found.scores))
+    if settings.gate_confidence and memory is not None:
+        first = token_log_probs(runtime, settings, reasoned.hidden[:, 0], settings.level_ranges[0])
+        confidence = first.amax(-1)
+    if dense_weight is None and memory is None:
+        return Proposed(found, found.scores, torch.zeros_like(found.scores), confidence)
+    dense_of_items = None if dense_weight is None else runtime.dense(reasoned.states[:, :, -1])  # (B, P, I)
+    if settings.dense_candidates:
+        bonus = item_bonus(dense_of_items, dense_weight, memory)
+        found = add_candidates(runtime, trie, settings, cross, reasoned, found, blocked, bonus)
+    network, dense = found.scores, torch.zeros_like(found.scores)
+    if dense_of_items is not None and dense_weight is not None:
+        item = trie.item[found.leaf].long()
+        dense = dense_of_items.flatten(1).gather(1, found.path * dense_of_items.shape[-1] + item)
+        network = network + dense_weight[:, None] * dense
+    return Proposed(found, network, dense, confidence)
 
 
 def _decode_tokens(

@@ -13,21 +13,26 @@ from serving.items.trie import Trie
 from serving.network.runtime import Runtime
 from serving.network.t5 import CrossKeysValues
 from serving.search.decoder import NEG_INF, DecodedItems, ReasoningPaths, stable_topk, token_log_probs
+from serving.search.memory import MemoryScores
 from serving.types import SearchSettings
 
 
 def item_bonus(
-    dense: torch.Tensor | None, dense_weight: torch.Tensor | None, neighbour_bonus: torch.Tensor | None
+    dense: torch.Tensor | None, dense_weight: torch.Tensor | None, memory: MemoryScores | None
 ) -> torch.Tensor:
-    """What is added to the score of an item on the likeliest path; one of the two has to be there.
+    """What favours an item on the likeliest path: dense and memory scores added up, or, where the memory is mixed with
+    the network, its shares alone. One of the two has to be there.
 
-    Shapes: dense (B, P, I), dense_weight (B,), neighbour_bonus (B, I) -> (B, I).
+    Shapes: dense (B, P, I), dense_weight (B,) -> (B, I).
     """
-    if dense is None or dense_weight is None:
-        assert neighbour_bonus is not None
-        return neighbour_bonus
-    bonus = dense_weight[:, None] * dense[:, 0]
-    return bonus if neighbour_bonus is None else bonus + neighbour_bonus
+    bonus = None if dense is None or dense_weight is None else dense_weight[:, None] * dense[:, 0]
+    if memory is None:
+        assert bonus is not None
+        return bonus
+    if memory.gate is None:
+        return memory.scores if bonus is None else bonus + memory.scores
+    otherwise = torch.zeros_like(memory.scores) if bonus is None else bonus
+    return torch.where(memory.gate[:, None].isfinite(), memory.scores, otherwise)
 
 
 def add_candidates(

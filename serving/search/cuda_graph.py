@@ -21,6 +21,7 @@ from serving.items.blocked import Blocked
 from serving.items.trie import Trie
 from serving.network.runtime import Runtime
 from serving.search.beam import search
+from serving.search.memory import MemoryScores
 from serving.types import Beams, SearchSettings
 
 # Graphs kept; the least recently used one is dropped. Each holds its search's buffers, a few MB for the widest beams.
@@ -36,8 +37,8 @@ Capture = Callable[[Callable[[], Beams]], tuple[Callable[[], None], Beams]]
 class Bucket:
     """The searches that share a graph.
 
-    dense, neighbours: whether any request has a dense weight, or a neighbour bonus. blocked: the address of the rules'
-    buffers, whether lists are read and whether prepared sets are; None without rules.
+    dense, memory, gate: whether any request has a dense weight or a memory, and whether that has a gate. blocked: the
+    address of the rules' buffers, whether lists are read and whether prepared sets are; None without rules.
     """
 
     batch: int
@@ -46,7 +47,8 @@ class Bucket:
     beam_width: int
     paths: int
     dense: bool
-    neighbours: bool
+    memory: bool
+    gate: bool
     blocked: tuple[int, bool, bool] | None
 
 
@@ -54,15 +56,15 @@ class Bucket:
 class CapturedGraph:
     """A graph's fixed inputs, its launch, and the beams that a launch fills.
 
-    Shapes: hidden (B, S, D), mask (B, S), dense_weight (B,), neighbour_bonus (B, I), or None if no request of the
-    bucket has one, for it is as wide as the catalogue. blocked keeps the buffers that the graph reads from being freed
+    Shapes: hidden (B, S, D), mask (B, S), dense_weight (B,). memory is None if no request of the bucket has one, for it
+    is as wide as the catalogue. blocked keeps the buffers that the graph reads from being freed
     and used for something else.
     """
 
     hidden: torch.Tensor
     mask: torch.Tensor
     dense_weight: torch.Tensor
-    neighbour_bonus: torch.Tensor | None
+    memory: MemoryScores | None
     blocked: Blocked | None
     replay: Callable[[], None]
     beams: Beams
@@ -86,7 +88,7 @@ class GraphSearch:
         paths: int,
         blocked: Blocked | None = None,
         dense_weight: torch.Tensor | None = None,
-        neighbour_bonus: torch.Tensor | None = None,
+        memory: MemoryScores | None = None,
     ) -> Beams:
         """Shapes: hidden (B, S, D) float, mask (B, S) bool; the rest as in `beam.search`. Raises EngineError.
 
@@ -100,7 +102,8 @@ class GraphSearch:
             beam_width,
             paths,
             dense_weight is not None,
-            neighbour_bonus is not None,
+            memory is not None,
+            memory is not None and memory.gate is not None,
             None if blocked is None else (blocked.inverted.data_ptr(), *blocked.reads),
         )
         if blocked is not None and len(blocked.own) != bucket.batch:
@@ -113,8 +116,10 @@ class GraphSearch:
         graph.mask[:batch, :history].copy_(mask)
         if dense_weight is not None:
             graph.dense_weight[:batch].copy_(dense_weight)
-        if graph.neighbour_bonus is not None and neighbour_bonus is not None:
-            graph.neighbour_bonus[:batch].copy_(neighbour_bonus)
+        if graph.memory is not None and memory is not None:
+            graph.memory.scores[:batch].copy_(memory.scores)
+            if graph.memory.gate is not None and memory.gate is not None:
+                graph.memory.gate[:batch].copy_(memory.gate)
         graph.replay()
         # The next replay overwrites the beams, so the caller gets a copy.
         return Beams(*(getattr(graph.beams, field.name)[:batch].clone() for field in fields(Beams)))
@@ -125,7 +130,10 @@ class GraphSearch:
         mask = torch.zeros(bucket.batch, bucket.history, dtype=torch.bool, device=device)
         mask[:, 0] = True  # the attention of a padded request needs one position, or its rows are NaN
         dense_weight = torch.zeros(bucket.batch, device=device)
-        neighbour_bonus = torch.zeros(bucket.batch, len(self.trie.item), device=device) if bucket.neighbours else None
+        memory = None
+        if bucket.memory:
+            gate = torch.zeros(bucket.batch, device=device) if bucket.gate else None
+            memory = MemoryScores(torch.zeros(bucket.batch, len(self.trie.item), device=device), gate)
         settings = replace(self.settings, paths=bucket.paths)
 
         def run() -> Beams:
@@ -138,7 +146,7 @@ class GraphSearch:
                 beam_width=bucket.beam_width,
                 blocked=blocked,
                 dense_weight=dense_weight if bucket.dense else None,
-                neighbour_bonus=neighbour_bonus,
+                memory=memory,
             )
 
         try:
@@ -147,7 +155,7 @@ class GraphSearch:
             raise EngineError(f"The search could not be captured as a CUDA graph for {bucket}: {error}") from error
         if len(self._graphs) >= MAX_GRAPHS:
             self._graphs.popitem(last=False)
-        self._graphs[bucket] = CapturedGraph(hidden, mask, dense_weight, neighbour_bonus, blocked, replay, beams)
+        self._graphs[bucket] = CapturedGraph(hidden, mask, dense_weight, memory, blocked, replay, beams)
         return self._graphs[bucket]
 
 

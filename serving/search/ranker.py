@@ -21,6 +21,7 @@ from serving.items.vocabulary import Vocabulary
 from serving.network.runtime import Runtime
 from serving.network.t5 import CrossKeysValues
 from serving.search.beam import reason, search, search_settings
+from serving.search.memory import MemoryScores, look_up, weighted
 from serving.types import Beams, BundleSettings, Rules
 
 TOP = 10
@@ -32,11 +33,11 @@ BATCH_SIZE = {"cpu": 64, "cuda": 512}
 class EncodedBatch:
     """Histories as the search reads them.
 
-    neighbour_bonus: (B, I) float32, what the item graph adds to the items' scores; None where it has no weight.
+    memory: what the item graph says; None where it has no weight.
     """
 
     cross: CrossKeysValues
-    neighbour_bonus: torch.Tensor | None
+    memory: MemoryScores | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +111,11 @@ class Ranker:
         settings, runtime = self.settings, self.runtime
         tokens, mask = history_tokens(histories, self.item_tokens, settings.max_items, settings.suffix_tokens)
         tokens, mask = tokens.to(runtime.device), mask.to(runtime.device)
-        neighbour_bonus = None
+        memory = None
         if self.neighbours is not None and settings.neighbours_weight:
-            log_scores = torch.from_numpy(self.neighbours.log_scores(histories, settings.max_items))
-            neighbour_bonus = (settings.neighbours_weight * log_scores).to(runtime.device)
-        return EncodedBatch(runtime.cross_keys_values(runtime.encode(tokens, mask), mask), neighbour_bonus)
+            found = look_up(self.neighbours, settings, histories)
+            memory = weighted(found, [settings.neighbours_weight] * len(histories), runtime.device)
+        return EncodedBatch(runtime.cross_keys_values(runtime.encode(tokens, mask), mask), memory)
 
     @torch.inference_mode()
     def search(self, batch: EncodedBatch, steps: int, beam: int, blocked: Blocked | None = None) -> Beams:
@@ -126,5 +127,5 @@ class Ranker:
         return search(
             self.runtime, self.trie, search_settings(self.vocabulary, self.settings), batch.cross,
             steps=steps, beam_width=beam, blocked=blocked, dense_weight=dense_weight,
-            neighbour_bonus=batch.neighbour_bonus,
+            memory=batch.memory,
         )  # fmt: skip

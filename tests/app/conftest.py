@@ -15,7 +15,7 @@ from app.main import create_app
 from app.settings import Settings
 from serving.engine import Engine
 from serving.types import Answer, EncoderState, Request
-from tests.builders import tiny_model
+from tests.builders import GATE, tiny_model
 from tests.waiting import DEADLINE, eventually
 
 
@@ -70,6 +70,11 @@ def quick_start() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def real_engine() -> Engine:
     return Engine(tiny_model(neighbours=True))
+
+
+@pytest.fixture(scope="session")
+def mixed_engine() -> Engine:
+    return Engine(tiny_model(neighbours=True, neighbours_weight=1.0, gate=GATE))
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from serving.engine import Engine
 from serving.reference import score_all_items
 from serving.types import Answer, Request, Rules
 from tests.answers import assert_same_answer, assert_same_answers
@@ -154,6 +156,23 @@ def test_an_explanation_adds_up_to_the_score_of_the_reference(
         assert item["score"] == pytest.approx(total, abs=1e-4)
         assert total == pytest.approx(scores[engine.bundle.catalogue.row(item["item_id"])], abs=1e-4)
         assert len(part["similarity"]) == steps + 1 and all(abs(value) <= 1 + 1e-6 for value in part["similarity"])
+
+
+def test_an_explanation_of_a_mixture_adds_up_to_the_score_of_the_reference(
+    start: Start, engine: ShapedEngine, mixed_engine: Engine
+) -> None:
+    engine.inner, engine.bundle = mixed_engine, mixed_engine.bundle
+    body = ask(start(), 3, history=HISTORY, k=40, beam_width=60, explain=True, neighbours_weight=2.0).json()
+    why, bundle = body["explanation"], mixed_engine.bundle
+    path = tuple(step["token"] for step in why["steps"][1:])
+    scores, _ = score_all_items(bundle, (1, 2, 3), path, neighbours_weight=2.0)
+    assert 0 < why["gate"] < 1 and why["neighbours_weight"] == 2.0
+    assert {item["neighbour_score"] is None for item in why["items"]} == {True, False}
+    for item, part in zip(body["items"], why["items"], strict=True):
+        share = 0.0 if part["neighbour_score"] is None else math.exp(part["neighbour_score"])
+        mixed = why["gate"] * math.exp(sum(part["token_log_probabilities"])) + (1 - why["gate"]) * share
+        assert item["score"] == pytest.approx(math.log(mixed), abs=1e-4)
+        assert item["score"] == pytest.approx(scores[bundle.catalogue.row(item["item_id"])], abs=1e-4)
 
 
 def test_the_weight_of_the_neighbours_is_the_requests_own(start: Start, engine: ShapedEngine) -> None:

@@ -25,7 +25,7 @@ from serving.items.trie_file import write_trie
 from serving.manifest import FORMAT, SEAL, sealed
 from serving.types import Answer, EncoderState, Request, Rules, StateDtype
 from tests.answers import assert_same_answer
-from tests.builders import tiny_bundle, tiny_model
+from tests.builders import GATE, tiny_bundle, tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -281,6 +281,50 @@ def test_a_weight_without_neighbours_is_refused(copy):
     files = {name: digest for name, digest in manifest(copy)["files"].items() if name != "neighbours.safetensors"}
     rewrite(copy, files=files)
     assert "neighbours_weight" in refused(copy)
+
+
+def mixture(folder: Path) -> Path:
+    return tiny_bundle(folder, neighbours=True, neighbours_weight=1.0, gate=GATE)
+
+
+def test_a_gate_survives_the_round_trip(tmp_path):
+    about, opened = manifest(mixture(tmp_path / "b"))["score"], Bundle.load(tmp_path / "b")
+    assert about["neighbours_kind"] == "mixture" and about["neighbours_floor"] is None
+    assert about["neighbours_gate"] == {
+        "intercept": 1.5,
+        "features": ["support", "peak", "entropy", "length", "confidence"],
+        "coefficients": [0.3, -1.0, 0.4, 0.5, 0.7],
+    }
+    assert opened.settings.gate == GATE and opened.neighbours is not None and (opened.neighbours.weights < 0).any()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"neighbours_kind": "product"}, "neighbours_kind"),
+        ({"neighbours_gate": {"intercept": 0.0, "features": ["mood"], "coefficients": [1.0]}}, "mood"),
+        ({"neighbours_gate": {"intercept": 0.0, "features": ["peak"], "coefficients": []}}, "shorter"),
+        ({"neighbours_gate": {"intercept": float("inf"), "features": [], "coefficients": []}}, "finite"),
+        ({"neighbours_kind": "log-linear"}, "neighbours_floor"),
+    ],
+)
+def test_a_gate_that_does_not_fit_is_refused(tmp_path, change, named):
+    folder = mixture(tmp_path / "b")
+    rewrite(folder, score=manifest(folder)["score"] | change)
+    assert named in refused(folder)
+
+
+def test_a_bundle_that_does_not_say_how_its_memory_joins_adds_log_scores(copy):
+    """Those of format 1, and of 2 before there was a gate."""
+    score = {name: value for name, value in manifest(copy)["score"].items()
+             if name not in ("neighbours_kind", "neighbours_gate", "normalise")}  # fmt: skip
+    asked = Request((1, 2), 5, 10, 1)
+    (before,) = (engine := Engine(Bundle.load(copy))).search([asked], engine.encode([asked.history]))
+    rewrite(copy, format=1, score=score)
+    old = Bundle.load(copy)
+    assert old.settings.gate is None and old.neighbours_weight == 0.5
+    (after,) = (engine := Engine(old)).search([asked], engine.encode([asked.history]))
+    assert_same_answer(before, after)
 
 
 def test_the_trie_may_be_absent(copy):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,29 @@ def test_scores_of_a_case_worked_out_by_hand():
         [0.1, 0.75 + 0.1, 0.25 + 0.1, 0.1],
     ]
     np.testing.assert_allclose(found, np.log(expected), rtol=1e-6)
+
+
+def test_shares_and_features_of_a_case_worked_out_by_hand():
+    """Item 1 speaks against item 2 this time; items 2 and 3 say nothing."""
+    signed = replace(BY_HAND, weights=np.array([3, 1, -2], np.float32))
+    found, features = signed.shares([(0, 1), (1, 0), (3, 2), (), (0, 0)], max_items=20)
+    assert found.dtype == np.float32
+    expected = [
+        [0, 1, 0, 0],
+        [0, 1, 0, 0],
+        [0, 0, 0, 0],
+        [0, 0, 0, 0],
+        [0, 0.75, 0.25, 0],
+    ]  # (1, 0): n is 3 and 1 - 2/2
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    total = np.array([1.5, 3.0, 0, 0, 6.0])
+    with np.errstate(divide="ignore"):
+        np.testing.assert_allclose(features["support"], np.log(total))
+    np.testing.assert_allclose(features["peak"], [1, 1, 0, 0, 0.75])
+    entropy = -(0.75 * np.log(0.75) + 0.25 * np.log(0.25))
+    np.testing.assert_allclose(features["entropy"], [0, 0, 0, 0, entropy], atol=1e-12)
+    np.testing.assert_allclose(features["length"], np.log([2, 2, 2, 1, 2]))
+    np.testing.assert_allclose(signed.shares([(0,) * 30], max_items=20)[1]["length"], np.log([20]))
 
 
 def test_only_the_last_items_count():

@@ -16,9 +16,9 @@ from serving.engine import Engine
 from serving.errors import EngineError, RequestError
 from serving.reference import Reference
 from serving.search.beam import reason
-from serving.types import Answer, Request, Rules, RuntimeName
+from serving.types import Answer, Gate, Request, Rules, RuntimeName
 from tests.answers import assert_same_answer
-from tests.builders import tiny_model
+from tests.builders import GATE, tiny_model
 
 TOLERANCE = 1e-4
 RUNTIMES: list[RuntimeName] = ["eager", "onnx", *(["cuda"] if torch.cuda.is_available() else [])]  # type: ignore[list-item]
@@ -66,13 +66,14 @@ def worlds(draw: st.DrawFn) -> tuple[Bundle, list[Request]]:
         normalise=draw(st.sampled_from(["block", "vocabulary"])),
         dense_candidates=draw(st.sampled_from([0, 4])),
         neighbours=True,
+        gate=draw(st.sampled_from([None, GATE, Gate(-20.0), Gate(0.3, confidence=1.0)])),
     )
     rng = np.random.default_rng(seed)
     batch, steps = draw(st.integers(1, 9)), draw(st.integers(0, 3))
     width = draw(st.sampled_from([1, 3, 10, 50]))
     paths, ruled = draw(st.integers(1, 4)), draw(st.booleans())
     dense = draw(st.sampled_from([(0.0,), (0.7,), (0.0, 0.7)]))  # the same for all, or mixed in one batch
-    near = draw(st.sampled_from([(0.0,), (1.5,), (0.0, 1.5, 0.2)]))
+    near = draw(st.sampled_from([(0.0,), (1.0,), (1.5,), (0.0, 1.5, 0.2)]))
 
     def some(most: int) -> tuple[int, ...]:
         return tuple(rng.integers(0, items, rng.integers(0, most)).tolist())
@@ -126,8 +127,10 @@ def test_an_answer_is_the_same_alone_and_in_any_batch(runtime, world):
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10_000), k=st.integers(1, 12), steps=st.integers(0, 2), paths=st.integers(1, 3))
 def test_k_never_shrinks(seed, k, steps, paths):
+    gate = (None, GATE, Gate(-20.0))[seed // 6 % 3]  # the last is the memory alone, which does not know every item
+    weight, count = seed % 3, 4 * (seed % 2)
     bundle = tiny_model(
-        40, seed=seed, paths=paths, neighbours=True, neighbours_weight=seed % 3, dense_candidates=4 * (seed % 2)
+        40, seed=seed, paths=paths, neighbours=True, neighbours_weight=weight, dense_candidates=count, gate=gate
     )
     rng = np.random.default_rng(seed)
     rules = Rules(exclude=tuple(rng.choice(40, int(rng.integers(0, 41)), replace=False).tolist()))
@@ -168,6 +171,62 @@ def test_an_explanation_adds_up():
     assert answer.trace is not None and answer.trace.reasoning_tokens == list(path.tokens)
     np.testing.assert_allclose(answer.trace.reasoning_log_probs, [path.log_prob], atol=TOLERANCE)
     np.testing.assert_allclose(np.sum(answer.trace.token_log_probs, axis=1), answer.scores, atol=TOLERANCE)
+
+
+def test_a_mixture_adds_up_and_rules_change_no_score():
+    """With one path the score is the log of the mixed probabilities, and a rule only takes items away."""
+    bundle = tiny_model(seed=3, step_form="token", neighbours=True, neighbours_weight=1.0, gate=GATE)
+    engine, history = Engine(bundle), (1, 2, 3)
+    whole, ruled = ask(
+        engine,
+        Request(history, 60, 60, 1, explain=True),
+        Request(history, 60, 60, 1, Rules(categories=("even",)), explain=True),
+    )
+    assert whole.trace is not None and whole.trace.gate is not None and 0.05 < whole.trace.gate < 0.95
+    for score, tokens, near in zip(
+        whole.scores, whole.trace.token_log_probs, whole.trace.neighbour_scores, strict=True
+    ):
+        share = 0.0 if near is None else np.exp(near)
+        expected = whole.trace.gate * np.exp(sum(tokens)) + (1 - whole.trace.gate) * share
+        assert score == pytest.approx(np.log(expected), abs=TOLERANCE)
+    shares = [0.0 if near is None else np.exp(near) for near in whole.trace.neighbour_scores]
+    assert sum(shares) == pytest.approx(1, abs=1e-5) and min(shares) == 0
+    assert ruled.trace is not None and ruled.trace.gate == pytest.approx(whole.trace.gate)
+    kept = [(item, score) for item, score in zip(whole.items, whole.scores, strict=True) if item % 2 == 0]
+    assert_same_answer(ruled, kept)
+
+
+@pytest.mark.parametrize(("weight", "gate"), [(0.0, GATE), (1.0, Gate(40.0))])
+def test_the_network_answers_alone_where_the_memory_has_no_say(weight, gate):
+    history, with_memory = (1, 2, 3), tiny_model(neighbours=True, neighbours_weight=weight, gate=gate, seed=8)
+    (found,) = ask(Engine(with_memory), Request(history, 9, 20, 1))
+    (expected,) = ask(Engine(replace(with_memory, neighbours=None)), Request(history, 9, 20, 1, neighbours_weight=0.0))
+    assert_same_answer(found, expected)
+
+
+def test_a_history_without_neighbours_is_the_networks():
+    bundle = tiny_model(neighbours=True, neighbours_weight=1.0, gate=GATE, dense_candidates=4, seed=9)
+    graph = bundle.neighbours
+    assert graph is not None
+    unknown = int(np.flatnonzero(np.diff(graph.offsets) == 0)[0])
+    (found,) = ask(Engine(bundle), Request((unknown,), 9, 20, 1, explain=True))
+    (expected,) = ask(Engine(bundle), Request((unknown,), 9, 20, 1, neighbours_weight=0.0))
+    assert found.trace is not None and found.trace.gate == 1.0
+    assert_same_answer(found, expected)
+
+
+def test_the_memory_alone_still_fills_the_list_in_the_networks_order():
+    """What no neighbour supports follows by the network's score, behind all that one does."""
+    bundle = tiny_model(40, neighbours=True, neighbours_weight=1.0, gate=Gate(-20.0), dense_candidates=40, seed=10)
+    (found,) = ask(Engine(bundle), Request((1, 2, 3), 40, 40, 0, explain=True))
+    assert found.trace is not None
+    known = [near for near in found.trace.neighbour_scores if near is not None]
+    assert 0 < len(known) < 40 and found.trace.neighbour_scores[len(known) :] == [None] * (40 - len(known))
+    np.testing.assert_allclose(found.scores[: len(known)], known, atol=TOLERANCE)
+    (network,) = ask(Engine(bundle), Request((1, 2, 3), 40, 40, 0, neighbours_weight=0.0))
+    rest = set(found.items[len(known) :])
+    order = [item for item in network.items if item in rest]
+    assert found.items[len(known) :] == order
 
 
 def test_reasoning_paths_do_not_multiply_the_beam(monkeypatch: pytest.MonkeyPatch):

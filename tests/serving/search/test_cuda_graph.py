@@ -20,9 +20,10 @@ from serving.network.eager import EagerRuntime
 from serving.search import cuda_graph
 from serving.search.beam import search
 from serving.search.cuda_graph import GraphSearch, padded_batch
+from serving.search.memory import MemoryScores
 from serving.types import Beams, Rules
 from tests.answers import assert_same_answer
-from tests.builders import tiny_model
+from tests.builders import GATE, tiny_model
 
 
 def run_again(run: Callable[[], Beams]) -> tuple[Callable[[], None], Beams]:
@@ -41,6 +42,7 @@ def assert_same_beams(found: Beams, expected: Beams) -> None:
     """The same answers, and the same of everything else that is known of the items and the paths."""
     for row in range(len(expected.items)):
         assert_same_answer(*(pairs(beams, row) for beams in (found, expected)))
+    torch.testing.assert_close(found.gate, expected.gate)
     known_of_items = ("path", "token_log_probs", "dense")
     same = found.items == expected.items  # items of equal scores may swap
     for name in ("scores", "states", "reasoning_tokens", "reasoning_log_probs", *known_of_items):
@@ -58,7 +60,7 @@ def pairs(beams: Beams, row: int) -> list[tuple[int, float]]:
 
 @pytest.fixture
 def parts():
-    bundle = tiny_model(40, paths=2, dense_candidates=4, age_bias=True)
+    bundle = tiny_model(40, paths=2, dense_candidates=4, age_bias=True, gate=GATE)
     tokens = torch.from_numpy(bundle.catalogue.tokens.astype(np.int64))
     runtime = EagerRuntime(bundle.network, tokens, bundle.settings.attention)
     trie = build_trie(bundle.catalogue.tokens)
@@ -68,8 +70,8 @@ def parts():
 @torch.inference_mode()
 @pytest.mark.parametrize("ruled", [False, True])
 @pytest.mark.parametrize("dense", [False, True])
-@pytest.mark.parametrize("neighbours", [False, True])
-def test_replays_answer_like_the_search(parts, ruled, dense, neighbours):
+@pytest.mark.parametrize("memory", ["none", "added", "mixed"])
+def test_replays_answer_like_the_search(parts, ruled, dense, memory):
     runtime, trie, settings, book = parts
     graphs = GraphSearch(runtime, trie, settings, run_again)
     rng = torch.Generator().manual_seed(0)
@@ -77,13 +79,16 @@ def test_replays_answer_like_the_search(parts, ruled, dense, neighbours):
         hidden = torch.randn(batch, history, 16, generator=rng)
         mask = torch.arange(history) < torch.randint(1, history + 1, (batch, 1), generator=rng)
         weight = torch.rand(batch, generator=rng) if dense else None
-        bonus = torch.randn(batch, 40, generator=rng) if neighbours else None
+        scores, gate = torch.rand(batch, 40, generator=rng).log_softmax(-1), torch.randn(batch, generator=rng)
+        found_in_memory = {
+            "none": None, "added": MemoryScores(scores, None), "mixed": MemoryScores(scores.exp(), gate)
+        }[memory]  # fmt: skip
         rules = [Rules(exclude=(row, 2 * row), catalogue="small" if row == 2 else None) for row in range(batch)]
         rules += [Rules()] * (padded_batch(batch) - batch)
         if not ruled:
             rules = [Rules()] * len(rules)
         with book.blocked(rules) as blocked:
-            options = {"steps": 2, "beam_width": 12, "dense_weight": weight, "neighbour_bonus": bonus}
+            options = {"steps": 2, "beam_width": 12, "dense_weight": weight, "memory": found_in_memory}
             found = graphs.search(hidden, mask, paths=2, blocked=blocked, **options)
         cross = runtime.cross_keys_values(hidden, mask)
         with book.blocked(rules[:batch]) as blocked:

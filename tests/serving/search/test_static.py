@@ -19,6 +19,7 @@ from serving.items.trie import build_trie
 from serving.network.eager import EagerRuntime
 from serving.search.beam import search
 from serving.search.cuda_graph import GraphSearch
+from serving.search.memory import MemoryScores
 from serving.types import Rules
 from tests.builders import tiny_model
 from tests.meta import OffTheDevice, captured_once
@@ -68,18 +69,29 @@ class Search(torch.nn.Module):
         self.trie = build_trie(tokens)
 
     def forward(
-        self, hidden: torch.Tensor, mask: torch.Tensor, weight: torch.Tensor, bonus: torch.Tensor
+        self,
+        hidden: torch.Tensor,
+        mask: torch.Tensor,
+        weight: torch.Tensor,
+        shares: torch.Tensor,
+        gate: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
         cross = self.runtime.cross_keys_values(hidden, mask)
         beams = search(
             self.runtime, self.trie, self.settings, cross, steps=self.steps, beam_width=10, dense_weight=weight,
-            neighbour_bonus=bonus,
+            memory=MemoryScores(shares, gate),
         )  # fmt: skip
         return beams.items, beams.scores, beams.token_log_probs
 
 
 def inputs(width: int = 16) -> tuple[torch.Tensor, ...]:
-    return torch.randn(3, 7, width), torch.ones(3, 7, dtype=torch.bool), torch.full((3,), 0.5), torch.randn(3, 40)
+    return (
+        torch.randn(3, 7, width),
+        torch.ones(3, 7, dtype=torch.bool),
+        torch.full((3,), 0.5),
+        torch.rand(3, 40),
+        torch.randn(3),
+    )
 
 
 @pytest.mark.parametrize("form", ["token", "state", "both"])
@@ -122,13 +134,16 @@ def test_a_captured_search_stays_on_the_device(table_entries, options):
         parts = [getattr(rules, field.name) for field in fields(Blocked)]
     there = Blocked(*(tree_map(lambda tensor: tensor.to("meta"), part) for part in parts))
     hidden, mask = torch.empty(3, 7, width, device="meta"), torch.empty(3, 7, dtype=torch.bool, device="meta")
-    weights, bonuses = torch.empty(3, device="meta"), torch.empty(3, 40, device="meta")
-    for blocked, weight, bonus in ((None, None, None), (there, weights, None), (there, None, bonuses)):
+    weights, scores = torch.empty(3, device="meta"), torch.empty(3, 40, device="meta")
+    added, mixed = MemoryScores(scores, None), MemoryScores(scores, weights)
+    for blocked, weight, memory in (
+        (None, None, None), (there, weights, None), (there, None, added), (there, None, mixed)
+    ):  # fmt: skip
         graphs = GraphSearch(runtime, trie.to("meta"), bundle.search_settings, captured_once)
         with OffTheDevice() as seen:
             beams = graphs.search(
                 hidden, mask, steps=2, beam_width=10, paths=bundle.settings.paths, blocked=blocked, dense_weight=weight,
-                neighbour_bonus=bonus,
+                memory=memory,
             )  # fmt: skip
         assert seen.found == [] and beams.items.shape == (3, 10)
 

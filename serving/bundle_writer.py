@@ -53,7 +53,7 @@ def _write_files(folder: Path, bundle: Bundle, model_card: str, write_tokenizer:
     write_tokenizer(folder / "tokenizer")
     (folder / "README.md").write_text(model_card, encoding="utf-8")
     version = _write_manifest(folder, bundle)
-    for path in folder.rglob("*"):
+    for path in (folder, *folder.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)  # the service may run as another user
     return version
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from serving.items.catalogue import write_catalogue
 from serving.items.trie import build_trie
 from serving.items.trie_file import write_trie
 from serving.manifest import FORMAT, SEAL, sealed
-from serving.types import Answer, EncoderState, Request, Rules, StateDtype
+from serving.types import Answer, BundleSettings, EncoderState, Gate, Request, Rules, SearchSettings, StateDtype
 from tests.answers import assert_same_answer
 from tests.builders import GATE, tiny_bundle, tiny_model
 
@@ -80,6 +81,39 @@ def test_round_trip(good):
     np.testing.assert_array_equal(ours.tokens, theirs.tokens)
     np.testing.assert_array_equal(ours.popularity, theirs.popularity)
     assert {k: v.tolist() for k, v in ours.subsets.items()} == {k: v.tolist() for k, v in theirs.subsets.items()}
+
+
+def test_every_setting_and_note_off_its_default_is_read_back(tmp_path):
+    made = tiny_model(
+        max_items=7, suffix_tokens=(1,), default_steps=3, step_form="state", paths=2, merge="max", temperature=0.7,
+        dense_weight=0.25, dense_candidates=5, neighbours_weight=0.5, attention="causal-by-item", normalise="block",
+        gate=Gate(0.1, 0.2, 0.3, 0.4, 0.5, 0.6), age_bias=True, neighbours=True, int8={"passed": False},
+    )  # fmt: skip
+    plain = BundleSettings()
+    same = [field.name for field in fields(plain) if getattr(plain, field.name) == getattr(made.settings, field.name)]
+    assert not same, "give this test another value for these"
+    made.accuracy, made.about = [{"steps": 0, "recall@10": 0.5}], {"config": {"split": "chronological"}}
+    version = write_bundle(tmp_path / "b", made, model_card="# x\n", write_tokenizer=lambda path: None)
+    opened = Bundle.load(tmp_path / "b")
+    for name in ("name", "vocabulary", "settings", "accuracy", "about", "int8"):
+        assert getattr(opened, name) == getattr(made, name), name
+    assert opened.version == version and opened.folder == tmp_path / "b"
+    assert opened.search_settings == SearchSettings(
+        start_tokens=tuple(made.vocabulary.start_tokens), reasoning_range=made.vocabulary.reasoning_range,
+        temperature=0.7, paths=2, merge="max", dense_candidates=5, normalise="block",
+        level_ranges=tuple(made.vocabulary.level_ranges), gate_confidence=0.6,
+    )  # fmt: skip
+
+
+def test_another_user_may_read_every_file(tmp_path):
+    before = os.umask(0o077)  # as of an account that shows its files to nobody
+    try:
+        folder = tiny_bundle(tmp_path / "b")
+    finally:
+        os.umask(before)
+    modes = {path.stat().st_mode & 0o777 for path in folder.rglob("*") if path.is_file()}
+    folders = {path.stat().st_mode & 0o777 for path in [folder, *folder.rglob("*")] if path.is_dir()}
+    assert (modes, folders) == ({0o644}, {0o755})
 
 
 def test_the_folder_is_what_the_contract_says(good):
@@ -212,6 +246,7 @@ def test_a_manifest_without_a_part_is_refused(copy, key):
     [
         ("reasoning", "step_form", "dream"),
         ("reasoning", "default_steps", 9),
+        ("reasoning", "default_steps", -1),
         ("score", "merge", "mean"),
         ("score", "normalise", "item"),
         ("encoder", "attention", "sideways"),
@@ -465,3 +500,20 @@ def test_the_largest_number_that_a_state_may_hold_is_that_of_the_last_norm() -> 
     scale = np.abs(np.linspace(-2, 3, 16, dtype=np.float32))
     alone = np.diag(4 * scale)[:3]  # one dimension holds everything: sqrt(16) times its scale
     assert bundle.fits(EncoderState(alone), 1) and not bundle.fits(EncoderState(1.05 * alone), 1)
+
+
+def test_what_a_killed_export_left_behind_is_no_obstacle_and_no_part_of_the_next(tmp_path, monkeypatch):
+    folder = tmp_path / "b"
+
+    def killed(path: Path) -> None:
+        (path / "half.json").write_text("{")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)  # whoever is killed tidies nothing
+        write_bundle(folder, tiny_model(), model_card="", write_tokenizer=killed)
+    left = list(tmp_path.rglob("half.json"))
+    assert left and not folder.exists()
+    tiny_bundle(folder)
+    assert sorted(manifest(folder)["files"]) == [name for name in files_of_a_tiny_bundle() if "neighbours" not in name]
+    assert not list(tmp_path.rglob("half.json"))

@@ -12,8 +12,8 @@ import torch
 from tests.builders import ranker_of, tiny_bundle, tiny_model
 from tests.training.small import small_config, small_workspace
 from training.__main__ import main
-from training.data.prepare import sample_users
-from training.evaluate import measure, validate
+from training.data.prepare import read_data, sample_users, split_by
+from training.evaluate import evaluate_bundle, measure, validate
 from training.stages.diagnostics import are_items, reasoning_diagnostics, unparsable_share
 from training.stages.reasoning import decode_items, greedy, reason
 
@@ -101,10 +101,73 @@ def test_validation_measures_every_l_and_scores_their_mean():
     assert torch.equal(before, torch.get_rng_state())  # no random number is used up
 
 
+def test_validation_asks_for_the_validation_targets_after_the_validation_histories(monkeypatch):
+    work = small_workspace(small_config())
+    measured: list = []
+
+    def spy(ranker, histories, target, steps, beam):
+        measured.append((histories, target, steps, beam))
+        return measure(ranker, histories, target, steps, beam)
+
+    monkeypatch.setattr("training.evaluate.measure", spy)
+    validate(work)
+    split, evaluation = work.split, work.config.evaluation
+    assert not np.array_equal(split.valid_target, split.test_target)
+    wanted = [(*history, item) for history, item in zip(split.valid_history, split.valid_target, strict=True)]
+    assert [(steps, beam) for *_, steps, beam in measured] == [(0, evaluation.beam), (2, evaluation.beam)]
+    for histories, target, *_ in measured:
+        found = {(*history, item) for history, item in zip(histories, target, strict=True)}
+        assert found <= set(wanted) and len(histories) == evaluation.valid_users < len(wanted)
+
+
+def test_until_answers_after_reasoning_are_trained_the_direct_ones_alone_are_judged():
+    work = small_workspace(small_config())
+    found = validate(work, reasons=False)
+    assert found["score"] == found["ndcg@10/l0"] != found["ndcg@10/l2"]
+
+
+@pytest.mark.parametrize("kind", ["leave-one-out", "chronological"])
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_a_bundle_is_measured_on_the_split_that_is_named(tmp_path, monkeypatch, split, kind):
+    """Also on the data's items in the bundle's own order, with the item graph, and with what was seen left out."""
+    names = [f"i{row}" for row in range(20)]
+    write_data(tmp_path / "data", names[::-1])
+    bundle = tiny_model(20, neighbours=True, neighbours_weight=0.5)
+    bundle.about = {"config": {"split": kind}}
+    measured: list = []
+
+    def spy(ranker, histories, target, steps, beam, *, exclude_seen):
+        measured.append((ranker, histories, target, exclude_seen))
+        return {}, None
+
+    monkeypatch.setattr("training.evaluate.measure", spy)
+    data = read_data(tmp_path / "data")
+    rows = list(evaluate_bundle(bundle, data, [2], split, 12, 0, True))
+    assert rows == [{"split": split}]
+    ((ranker, histories, target, exclude_seen),) = measured
+    assert exclude_seen and ranker.neighbours is bundle.neighbours and ranker.settings == bundle.settings
+
+    held_out = split_by(data, kind)
+    wanted = getattr(held_out, f"{split}_history"), getattr(held_out, f"{split}_target")
+    expected = [
+        tuple(data.items.item_ids[row] for row in (*history, item)) for history, item in zip(*wanted, strict=True)
+    ]
+    found = [
+        tuple(bundle.catalogue.item_ids[row] for row in (*history, item))
+        for history, item in zip(histories, target, strict=True)
+    ]
+    assert sorted(found) == sorted(expected)
+    assert expected and data.items.item_ids != bundle.catalogue.item_ids
+
+
 def write_data(folder, items: list[str], users: int = 6) -> None:
     rng = np.random.default_rng(0)
     folder.mkdir()
-    events = [f"u{u},{items[i]},{at}" for u in range(users) for at, i in enumerate(rng.permutation(len(items))[:5])]
+    events = [
+        f"u{u},{items[i]},{100 + 10 * at + u}"
+        for u in range(users)
+        for at, i in enumerate(rng.permutation(len(items))[:5])
+    ]
     (folder / "interactions.csv").write_text("\n".join(["user_id,item_id,timestamp", *events]) + "\n")
 
 

@@ -160,6 +160,21 @@ def test_concurrent_requests_of_one_history_share_what_one_of_them_makes() -> No
     Rig(None, tier).run(scenario)
 
 
+def test_what_several_requests_share_is_written_once(redis_server: RedisServer) -> None:
+    async def scenario(cache: StateCache) -> None:
+        first, second = [await cache.get("u", "v1", HISTORY) for _ in range(2)]
+        for lookup in (first, second):
+            keep(cache, lookup)
+            await asyncio.gather(*cache._writes.values())
+        assert redis_server.calls("set") == 1
+        hit = await cache.get("u", "v1", HISTORY)
+        cache.put(hit)  # what was found is not written again
+        await asyncio.gather(*cache._writes.values())
+        assert hit.source == "redis" and redis_server.calls("set") == 1
+
+    Rig(redis_server.url, None).run(scenario)
+
+
 def test_a_request_that_fails_leaves_the_state_to_be_made_by_the_next() -> None:
     async def scenario(cache: StateCache) -> None:
         await cache.get("u", "v1", HISTORY)  # and is never answered
@@ -416,6 +431,52 @@ def test_an_answer_in_flight_does_not_bring_an_erased_user_back(redis_server: Re
         assert (await cache.get("u", "v1", HISTORY)).flight.state is None
 
     Rig(redis_server.url, memory()).run(scenario)
+
+
+def test_two_histories_of_a_user_in_flight_leave_nothing_behind_an_erasure(
+    redis_server: RedisServer, slow_road: SlowRoad
+) -> None:
+    """Were both written at once, the one that is not waited for would land behind the erasure."""
+
+    async def scenario(cache: StateCache) -> None:
+        lookups = [await cache.get("u", "v1", history) for history in (HISTORY, (1, 2))]
+        before = slow_road.sent
+        slow_road.open.clear()
+        for lookup in lookups:
+            keep(cache, lookup)
+        assert len(cache._writes) == 1
+        await eventually(lambda: slow_road.sent > before)
+        erasing = asyncio.ensure_future(cache.erase("u"))
+        slow_road.open.set()
+        await erasing
+        assert await cache.held("u") == []
+        assert redis_server.calls("set") == 1
+
+    Rig(slow_road.url, memory()).run(scenario)
+
+
+def test_a_state_read_from_redis_while_its_user_is_erased_is_not_kept(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tier = memory()
+    rig = Rig(redis_server.url, tier)
+
+    async def scenario(cache: StateCache) -> None:
+        await stored(cache)
+        tier.clear()
+        assert cache._redis is not None
+        get = cache._redis.get
+
+        async def erased_meanwhile(*what: str) -> object:
+            answer = await get(*what)  # type: ignore[arg-type]
+            await cache.erase("u")
+            return answer
+
+        monkeypatch.setattr(cache._redis, "get", erased_meanwhile)
+        assert await source(cache) == "redis"
+        assert await cache.held("u") == []
+
+    rig.run(scenario)
 
 
 def test_erasing_without_redis_is_an_error_not_a_lie(redis_server: RedisServer) -> None:

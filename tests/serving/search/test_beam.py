@@ -16,6 +16,8 @@ from serving.engine import Engine
 from serving.errors import EngineError, RequestError
 from serving.reference import Reference
 from serving.search.beam import reason
+from serving.search.candidates import item_bonus
+from serving.search.memory import MemoryScores
 from serving.types import Answer, Gate, Request, Rules, RuntimeName
 from tests.answers import assert_same_answer
 from tests.builders import GATE, tiny_model
@@ -256,6 +258,19 @@ def test_paths_are_the_likeliest(monkeypatch: pytest.MonkeyPatch):
     np.testing.assert_allclose(reasoned.scores[0].numpy(), [path.log_prob for path in expected], atol=TOLERANCE)
     for found, path in zip(reasoned.states[0], expected, strict=True):
         np.testing.assert_allclose(found.numpy(), torch.stack(path.states).numpy(), atol=TOLERANCE)
+
+
+def test_the_bonus_of_a_candidate_is_that_of_the_likeliest_path():
+    dense = torch.tensor([[[1.0, -2.0, 0.5], [9.0, 9.0, 9.0]]])  # of two paths that disagree, the likelier first
+    scores, half, inf = torch.tensor([[0.25, 0.5, 1.0]]), torch.tensor([0.5]), torch.tensor([float("inf")])
+    added, mixed, without = (MemoryScores(scores, gate) for gate in (None, half, inf))
+    assert item_bonus(dense, half, None).tolist() == [[0.5, -1.0, 0.25]]
+    assert item_bonus(dense, half, added).tolist() == [[0.75, -0.5, 1.25]]
+    assert item_bonus(dense, half, mixed).tolist() == scores.tolist()
+    assert item_bonus(dense, half, without).tolist() == [[0.5, -1.0, 0.25]]
+    assert item_bonus(None, half, without).tolist() == [[0.0, 0.0, 0.0]]
+    for nothing in ((None, None), (None, half), (dense, None)):
+        assert item_bonus(*nothing, added).tolist() == scores.tolist()
 
 
 def test_nan_scores_are_an_error():

@@ -102,6 +102,10 @@ def test_preference_by_hand():
     assert float(losses.preference(*now, *before, 0.5)) == approx(math.log(1 + math.exp(-1)))
     # nothing has changed since the reference: -ln sigmoid(0) = ln 2
     assert float(losses.preference(*now, *now, 0.5)) == approx(math.log(2))
+    # four different numbers: margin (-1 + 4) - (-3 + 3.5) = 2.5
+    reasoned, direct, old_reasoned, old_direct = (torch.tensor([value]) for value in (-1.0, -3.0, -4.0, -3.5))
+    found = losses.preference(reasoned, direct, old_reasoned, old_direct, 0.4)
+    assert float(found) == approx(math.log(1 + math.exp(-1)))
     # the direct answer gained: margin -2
     assert float(losses.preference(*now[::-1], *before, 0.5)) == approx(math.log(1 + math.exp(1)))
 
@@ -161,10 +165,14 @@ def test_grpo_clips_only_what_would_gain(advantage, expected):
 
 
 def test_grpo_kl_by_hand():
-    now, reference = torch.zeros(1, 1, 2), torch.tensor([[[math.log(2), -math.log(2)]]])
-    # k3 of a gap g: e^g - g - 1 = 2 - ln 2 - 1 and 1/2 + ln 2 - 1; mean (1 - 1/2) / 2 = 1/4
+    now, reference = torch.zeros(1, 1, 2), torch.tensor([[[math.log(2), math.log(4)]]])
+    # k3 of a gap g: e^g - g - 1 = 1 - ln 2 and 3 - ln 4; the other way round it would be ln 2 - 1/2 and ln 4 - 3/4
     loss = losses.grpo(now, now, reference, torch.zeros(1, 1), clip=0.2, beta=0.4)
-    assert float(loss) == approx(0.4 * 0.25)
+    assert float(loss) == approx(0.4 * (4 - 3 * math.log(2)) / 2)
+    # a token that became unlikely is pulled up, and harder than one that became likely is pulled down
+    moved = torch.tensor([[[-math.log(4), math.log(4)]]], requires_grad=True)
+    losses.grpo(moved, moved.detach(), now, torch.zeros(1, 1), clip=0.2, beta=1.0).backward()
+    torch.testing.assert_close(moved.grad, torch.tensor([[[(1 - 4) / 2, (1 - 1 / 4) / 2]]]))
     assert float(losses.grpo(now, now, now, torch.zeros(1, 1), clip=0.2, beta=0.4)) == 0.0
 
 

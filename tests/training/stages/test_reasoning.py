@@ -163,6 +163,28 @@ def test_balanced_labels_spread_where_every_nearest_code_is_the_same():
     assert (counts > 0).sum() >= 6 and counts.max() <= 40  # 8 each if the few rounds were exact
 
 
+def test_balanced_labels_are_the_nearest_codes_where_those_are_balanced_already():
+    """Eight clusters of eight residuals, each around a code: that code, and not the farthest, is the label."""
+    bundle = tiny_model(20, seed=6, reasoning_codes=8)
+    network, (lo, hi) = bundle.network, bundle.vocabulary.reasoning_range
+    torch.manual_seed(0)
+    target, state, order = torch.randn(64, 16), torch.randn(64, 16), torch.arange(64) % 8
+    with torch.no_grad():
+        network.t5.shared.weight[lo:hi] = 10 * torch.nn.functional.normalize(torch.randn(8, 16), dim=-1)
+        codes = network.t5.shared.weight[lo:hi]
+
+    class Near(torch.nn.Module):
+        """Residuals beside the codes, in the order of the rows."""
+
+        def forward(self, missing: torch.Tensor) -> torch.Tensor:
+            return codes[order] + 0.1 * missing
+
+    network.heads.residual = Near()
+    for balanced in (False, True):
+        label, _ = residual_label(network, target, state, (lo, hi), balanced)
+        assert (label - lo).tolist() == order.tolist(), balanced
+
+
 def test_sinkhorn_balances():
     torch.testing.assert_close(sinkhorn(torch.zeros(4, 2)), torch.full((4, 2), 0.5))
     torch.manual_seed(0)

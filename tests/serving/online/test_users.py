@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 
 import pytest
 
@@ -12,6 +13,7 @@ from serving.online.redis_link import RedisLink, connect
 from serving.online.users import Bounds, MemoryUsers, RedisUsers, StoreUnavailable, UserStore, digest
 from tests.conftest import RedisServer, SlowRoad
 from tests.serving.online.links import FAILURES, Clock, CountedLink
+from tests.waiting import eventually
 
 Scenario = Callable[[UserStore], Awaitable[None]]
 
@@ -299,3 +301,27 @@ def test_no_user_id_is_readable_in_redis(redis_server: RedisServer) -> None:
 
 def test_the_digest_depends_on_the_secret() -> None:
     assert len({digest("u"), digest("u", b"s"), digest("v"), digest("v", b"s")}) == 4
+
+
+def test_an_append_only_file_holds_an_erased_user_until_it_is_rewritten() -> None:
+    """What SECURITY.md says of Redis' own file, and the command that it gives."""
+    with ExitStack() as stack:
+        server = RedisServer("--appendonly", "yes")
+        stack.callback(server.close)
+
+        def is_in_the_file() -> bool:
+            files = [path for path in server.folder.rglob("*") if path.is_file()]
+            return any(digest("alice").encode() in path.read_bytes() for path in files)
+
+        async def scenario() -> None:
+            client = connect(server.url)
+            users = RedisUsers(RedisLink(client, 2.0), bounds())
+            await users.append("alice", ["a"])
+            assert await users.delete("alice") is True
+            await client.aclose()
+
+        asyncio.run(scenario())
+        eventually(is_in_the_file)
+        with server.client() as direct:
+            direct.bgrewriteaof()
+        eventually(lambda: not is_in_the_file())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import socket
 import sys
 
@@ -29,6 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
     logs.set_up(settings.log_level)
     for name in unknown_variables():
         logging.getLogger("streamrec").warning("unknown variable %s is ignored; --help lists the variables", name)
+    if "FORWARDED_ALLOW_IPS" in os.environ and not settings.trusted_proxies:
+        logging.getLogger("streamrec").warning("FORWARDED_ALLOW_IPS is ignored; set STREAMREC_TRUSTED_PROXIES")
     return serve(settings)
 
 

@@ -21,13 +21,15 @@ from serving.online.recommender import Query, Recommendation, Recommender, Steps
 from serving.types import Trace
 
 
-async def recommend(recommender: Recommender, body: RecommendRequest, steps: Steps) -> RecommendResponse:
-    """The answer to one request. Raises serving's errors."""
-    query = to_query(body, steps)
+async def recommend(
+    recommender: Recommender, body: RecommendRequest, steps: Steps, client: str = ""
+) -> RecommendResponse:
+    """The answer to one request of a client. Raises serving's errors."""
+    query = to_query(body, steps, client)
     return to_response(recommender.bundle, query, await recommender.recommend(query))
 
 
-def to_query(body: RecommendRequest, steps: Steps) -> Query:
+def to_query(body: RecommendRequest, steps: Steps, client: str = "") -> Query:
     return Query(
         history=body.history or (),
         user_id=body.user_id,
@@ -44,6 +46,7 @@ def to_query(body: RecommendRequest, steps: Steps) -> Query:
         neighbours_weight=body.neighbours_weight,
         timeout=None if body.timeout_ms is None else body.timeout_ms / 1000,
         explain=body.explain,
+        client=client,
     )
 
 

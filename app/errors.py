@@ -41,6 +41,10 @@ class Forbidden(ServingError):
     """The key that was sent does not permit this."""
 
 
+class HostNotAllowed(ServingError):
+    """The request asks for a host by a name that the service is not known under."""
+
+
 class QuotaExceeded(ServingError):
     """The client is over its quota. retry_after: seconds until its next request is permitted."""
 
@@ -56,6 +60,7 @@ PROBLEMS: dict[type, tuple[int, str, str]] = {
     NotFound: (404, "not-found", "Not found"),
     Unauthorised: (401, "unauthorised", "A key is required"),
     Forbidden: (403, "forbidden", "Invalid key"),
+    HostNotAllowed: (403, "host-not-allowed", "Host not allowed"),
     QuotaExceeded: (429, "over-quota", "Over the quota"),
     Overloaded: (503, "overloaded", "Overloaded"),
     Draining: (503, "draining", "Shutting down"),
@@ -70,6 +75,7 @@ HTTP_NAMES = {
     404: ("not-found", "Not found"),
     405: ("method-not-allowed", "Method not allowed"),
     413: ("too-large", "The body is too large"),
+    415: ("compressed", "The body is compressed"),
 }
 REJECTIONS = (401, 403, 413, 429, 503, 504)
 MEANINGS = {
@@ -77,6 +83,7 @@ MEANINGS = {
     403: "the key is not valid",
     404: "not found",
     413: "the body is too large",
+    415: "the body is compressed",
     422: "the request is not valid",
     429: "over the client's quota",
     503: "not ready, overloaded or draining, or the store is unavailable",
@@ -105,7 +112,9 @@ def problem(error: Exception) -> Problem:
     if isinstance(error, HTTPException):
         status = 422 if error.status_code == 400 else error.status_code  # 400: the body is not JSON
         name, title = HTTP_NAMES.get(error.status_code, ("http-error", str(error.detail)))
-        return _make(status, name, title, str(error.detail), field="body" if error.status_code in (400, 413) else None)
+        return _make(
+            status, name, title, str(error.detail), field="body" if error.status_code in (400, 413, 415) else None
+        )
     kind = next((base for base in type(error).__mro__ if base in PROBLEMS), None)
     if kind is None:
         return _make(
@@ -142,7 +151,9 @@ def _field(error: Any) -> str:
     """The dotted name of the offending field; a position in text that is not JSON names no field."""
     if error["type"] == "json_invalid":
         return "body"
-    location = [str(part) for part in error["loc"] if part not in ("body", "query", "path", "header")]
+    location = [str(part) for part in error["loc"]]
+    if location and location[0] in ("body", "query", "path", "header"):
+        del location[0]
     if not location and "beam_width" in error["msg"]:
         return "k"
     return ".".join(location) or "body"

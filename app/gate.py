@@ -14,6 +14,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import errors
+from app.body import Body
 from app.errors import QuotaExceeded
 from app.headers import request_id, with_standard_headers
 from app.lifecycle import Service
@@ -41,23 +42,26 @@ class LoadShedder:
         error = self._refusal(scope)
         if error is None or not self._is_simple(scope):
             return await self.app(scope, receive, send)
-        while (await receive()).get("more_body"):  # an unread body can reset the connection
-            pass
         wait = max(1, math.ceil(error.retry_after))
         response, reason = _rendered(type(error), str(error), wait)  # type: ignore[arg-type]  # a class is hashable
         headers = with_standard_headers(response.raw_headers, request_id(scope["headers"]), scope["scheme"])
         await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
-        await send({"type": "http.response.body", "body": response.body})
+        body = Body(scope, receive, self.service.settings.max_body_bytes)
+        await send({"type": "http.response.body", "body": response.body, "more_body": not body.is_read})
+        if not body.is_read:
+            await body.discard()
+            await send({"type": "http.response.body"})
         self.service.metrics.rejections(reason).inc()
         self.service.metrics.answers(PATH, str(response.status_code)).observe(time.perf_counter() - started)
 
     def _refusal(self, scope: Scope) -> Overloaded | QuotaExceeded | None:
         """The error to refuse the request with, if any. With quotas configured, a full queue is left to the layers
         further in: whether the client is over its quota comes first, and takes counting."""
+        client = client_of(scope, bool(self.service.settings.api_keys))
         if self.service.settings.quota:
-            return self.quotas.refusal(client_of(scope, bool(self.service.settings.api_keys)))
+            return self.quotas.refusal(client)
         try:
-            self.service.admission.decide()
+            self.service.admission.decide(client=client)
         except Overloaded as error:
             return error
         except ServingError:  # not ready, draining or dead: the route says which

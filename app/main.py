@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import cache
 
 from fastapi import FastAPI
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from app import errors
 from app.gate import LoadShedder
 from app.lifecycle import Service
+from app.metrics import Scrapes
 from app.middleware import Cors, Envelope
 from app.quotas import Quotas
 from app.routes import health, items, models, page, recommend, users
+from app.security import Hosts
 from app.settings import Settings
 from app.slot import WorkerSlot
 from app.traces import Traces
@@ -52,17 +57,28 @@ def create_app(
         version=__version__,
         description="Recommendations from a sequence model that can reason before it names an item.",
         lifespan=lifespan,
+        openapi_url=None,  # FastAPI would render the document for every request; routes/page.py has it rendered once
         docs_url=None,  # FastAPI's page loads its scripts from another host; routes/page.py serves them itself
         redoc_url=None,
         telemetry={"tracing": False, "metrics": False, "logs": False},  # ours are in traces.py, metrics.py and logs.py
     )
     app.state.service, app.state.quotas, app.state.slot = service, quotas, slot
+    app.state.scrapes = Scrapes(service.metrics)
+    app.state.openapi = cache(lambda: json.dumps(app.openapi()).encode())
     errors.install(app)
     app.router.routes.append(recommend.ROUTE)  # ahead of FastAPI's own for the same path
     for routes in (recommend, users, items, models, health, page):
         app.include_router(routes.router)
     if settings.cors_origins:
         app.add_middleware(Cors, origins=settings.cors_origins)
-    app.add_middleware(Envelope, metrics=service.metrics, traces=traces, max_body_bytes=settings.max_body_bytes)
-    app.add_middleware(LoadShedder, service=service, quotas=quotas)  # the last one added is the outermost
+    app.add_middleware(
+        Envelope,
+        metrics=service.metrics,
+        traces=traces,
+        hosts=Hosts(settings),
+        max_body_bytes=settings.max_body_bytes,
+    )
+    app.add_middleware(LoadShedder, service=service, quotas=quotas)
+    if settings.trusted_proxies:  # the last one added is the outermost
+        app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=list(settings.trusted_proxies))
     return app

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import threading
+import time
 from functools import cache
 
 from prometheus_client import (
@@ -40,6 +43,7 @@ SECONDS = (
     5,
     10,
 )
+SCRAPE_SHARE = 0.2
 STAGES = ("queue", "cache", "encode", "reason", "decode", "serialise")
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # they double the time series
@@ -133,3 +137,32 @@ class Metrics(Observer):
         everywhere = CollectorRegistry()
         MultiProcessCollector(everywhere)  # type: ignore[no-untyped-call]
         return generate_latest(everywhere)
+
+
+class Scrapes:
+    """Answers /metrics off the event loop: one rendering at a time, for all who have asked by the time it begins, and
+    for at most SCRAPE_SHARE of the time. Whoever asks without pause waits; other requests do not."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._one = asyncio.Lock()
+        self._not_before = 0.0
+        self._next: asyncio.Task[bytes] | None = None
+
+    async def text(self) -> bytes:
+        """What happened before the call is in it."""
+        if self._next is None:
+            self._next = asyncio.create_task(self._render())
+        return await asyncio.shield(self._next)  # one who leaves must not cancel it for the others
+
+    async def _render(self) -> bytes:
+        async with self._one:
+            await asyncio.sleep(self._not_before - time.monotonic())
+            self._next = None  # it begins: those who ask from now on share another
+            self._metrics.tasks.set(len(asyncio.all_tasks()))  # shows tasks that never end
+            self._metrics.threads.set(threading.active_count())
+            started = time.monotonic()
+            text = await asyncio.to_thread(self._metrics.text)
+            ended = time.monotonic()
+            self._not_before = ended + (ended - started) * (1 / SCRAPE_SHARE - 1)
+            return text

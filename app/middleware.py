@@ -14,8 +14,11 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import errors
+from app.body import Body
+from app.errors import HostNotAllowed
 from app.headers import request_id, with_standard_headers
 from app.metrics import Metrics
+from app.security import Hosts
 from app.traces import Traces
 
 log = logging.getLogger("streamrec.http")
@@ -25,38 +28,60 @@ NOT_LOGGED = {429, 503}  # a flood of refusals would flood the log; the metrics 
 
 
 class Envelope:
-    """max_body_bytes: larger bodies are answered with 413, whether or not they declare their length."""
+    """max_body_bytes: larger bodies are answered with 413, whether or not they declare their length. What answers GET
+    answers HEAD."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, traces: Traces, max_body_bytes: int) -> None:
-        self.app, self.metrics, self.traces, self.max_body_bytes = app, metrics, traces, max_body_bytes
+    def __init__(self, app: ASGIApp, metrics: Metrics, traces: Traces, hosts: Hosts, max_body_bytes: int) -> None:
+        self.app, self.metrics, self.traces, self.hosts = app, metrics, traces, hosts
+        self.max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        started, status = time.perf_counter(), 0
-        sent = dict(scope["headers"])
+        started, answered, status = time.perf_counter(), 0.0, 0
+        sent, body, method = dict(scope["headers"]), Body(scope, receive, self.max_body_bytes), scope["method"]
         own_id = request_id(scope["headers"])
         tokens = structlog.contextvars.bind_contextvars(request_id=own_id)
+        if method == "HEAD":
+            scope = {**scope, "method": "GET"}
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal status
+            nonlocal answered, status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = with_standard_headers(message.get("headers", ()), own_id, scope["scheme"])
+                headers = with_standard_headers(message.get("headers", ()), own_id, scope["scheme"])
+                if not body.is_read and b"expect" in sent:  # what was not asked for is not sent
+                    headers.append((b"connection", b"close"))
+                    body.is_read = True
+                await send({**message, "headers": headers})
+                return
+            if method == "HEAD":
+                message = {**message, "body": b""}
+            if not message.get("more_body"):
+                answered = time.perf_counter()
+                if not body.is_read:  # the answer goes at once, and the connection's end once the client has sent all
+                    await send({**message, "more_body": True})
+                    await body.discard()
+                    message = {"type": "http.response.body"}
             await send(message)
 
         try:
             try:
-                await self.app(scope, self._bounded(receive, sent.get(b"content-length", b"")), send_with_headers)
+                if not self.hosts.permit(sent.get(b"host", b"")):
+                    raise HostNotAllowed("The service is not known by this name; add it to STREAMREC_ALLOWED_HOSTS.")
+                await self.app(scope, body.receive, send_with_headers)
+            except HostNotAllowed as error:
+                self.metrics.rejections("host_not_allowed").inc()
+                await errors.response(error)(scope, receive, send_with_headers)
             except Exception as error:
                 log.exception("unexpected error")
                 if status:
                     raise
                 await errors.response(error)(scope, receive, send_with_headers)
         finally:
-            seconds = time.perf_counter() - started
-            method, route = scope["method"], route_of(scope)
+            seconds = (answered or time.perf_counter()) - started
+            route = route_of(scope)
             self.metrics.answers(route, str(status or 499)).observe(seconds)
             level = logging.DEBUG if route in QUIET or status in NOT_LOGGED else logging.INFO
             if log.isEnabledFor(level):
@@ -67,23 +92,6 @@ class Envelope:
                 answer = scope.get("state", {}).get("answer")
                 self.traces.record(caller, method, route, status or 499, own_id, seconds, answer)
             structlog.contextvars.reset_contextvars(**tokens)
-
-    def _bounded(self, receive: Receive, declared: bytes) -> Receive:
-        left = self.max_body_bytes
-        if declared.isdigit() and int(declared) <= left:
-            return receive  # the server reads no more than was declared
-        too_large = declared.isdigit()
-
-        async def bounded() -> Message:
-            nonlocal left
-            if not too_large:
-                message = await receive()
-                left -= len(message.get("body", b""))
-                if left >= 0:
-                    return message
-            raise HTTPException(413, f"The body may hold at most {self.max_body_bytes} bytes; send it in parts.")
-
-        return bounded
 
 
 class Cors(CORSMiddleware):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from limits import RateLimitItem, parse_many
 from limits.aio.storage import RedisStorage
@@ -20,6 +20,7 @@ from app.errors import QuotaExceeded
 from app.settings import Settings
 from serving.online.redis_link import RedisDown, RedisLink, connect
 
+GUESSES = "100/minute"
 MAX_REMEMBERED = 10_000  # clients over their quota; beyond that, all are forgotten and counted again
 MAX_COUNTED = 100_000  # clients counted in process; beyond that, likewise
 SLICES = 32  # of a window; what was counted in one of them leaves the window together
@@ -31,6 +32,7 @@ class Quotas:
     def __init__(self, settings: Settings) -> None:
         self._over: dict[str, tuple[float, str]] = {}  # client -> until when, and the message
         self._limits = parse_many(settings.quota) if settings.quota else []
+        self._guesses = parse_many(settings.quota or GUESSES)
         self._secret = settings.user_secret
         self._here = LocalCounts()
         self._redis = None
@@ -53,11 +55,19 @@ class Quotas:
 
     async def take(self, client: str, cost: int = 1) -> None:
         """Counts `cost` requests of a client. Raises QuotaExceeded when that exceeds its quota."""
-        if not self._limits or cost < 1:
+        await self._take(self._limits, client, cost)
+
+    async def take_guess(self, address: str) -> None:
+        """Counts a wrong key against the address that sent it: against the quota, or GUESSES where there is none.
+        Raises QuotaExceeded. Keys that are right are counted apart, whatever their neighbours behind a proxy try."""
+        await self._take(self._guesses, f"guesses of {address}", 1)
+
+    async def _take(self, limits: Sequence[RateLimitItem], client: str, cost: int) -> None:
+        if not limits or cost < 1:
             return
         # Hashed, so that neither a key's digest nor an address can be read in Redis.
         name = hashlib.blake2b(client.encode(), key=self._secret, digest_size=16).hexdigest()
-        for limit in self._limits:
+        for limit in limits:
             wait = await self._wait(limit, name, cost)
             if wait is not None:
                 message = f"The quota is {limit}; send fewer requests, or wait."

@@ -58,6 +58,7 @@ def serve(settings: Settings, listening: socket.socket, slot: WorkerSlot | None 
         app, log_config=None, access_log=False, lifespan="on", server_header=False, http="httptools",
         loop="asyncio" if sys.platform == "win32" else "uvloop",
         timeout_graceful_shutdown=max(1, round(settings.drain_timeout_s)), timeout_keep_alive=KEEP_ALIVE_S,
+        proxy_headers=False,  # create_app reads them, of the proxies that the settings name
     )  # fmt: skip
     server = Server(config, app.state.service, slot)
     server.run([listening])

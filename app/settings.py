@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from collections.abc import Iterable
@@ -118,7 +119,18 @@ class Settings(BaseSettings):
     )
     quota: str = Field(
         default="",
-        description="limit per API key, or per address without keys, like 100/second;5000/minute; unset: none",
+        description="limit per API key, or per address (of IPv6: per /64) without keys, like 100/second;5000/minute; "
+        "unset: none",
+    )
+    trusted_proxies: Listed = Field(
+        default=(),
+        description="addresses or networks of the proxies in front, separated by commas: of their X-Forwarded-For the "
+        "last address that is none of them is the client; none: the header is ignored",
+    )
+    allowed_hosts: Listed = Field(
+        default=(),
+        description="names the service may be called by, separated by commas, or *; it always answers to addresses; "
+        "unset: without keys on a loopback address, names without a dot; else any",
     )
     cors_origins: Listed = Field(
         default=(),
@@ -135,7 +147,7 @@ class Settings(BaseSettings):
         # Kubernetes sets STREAMREC_PORT=tcp://… in every pod of a namespace with a Service named streamrec.
         return cls.model_fields["port"].default if isinstance(value, str) and value.startswith("tcp://") else value
 
-    @field_validator("api_keys", "admin_keys", "cors_origins", mode="before")
+    @field_validator("api_keys", "admin_keys", "trusted_proxies", "allowed_hosts", "cors_origins", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return [part.strip().lower() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
@@ -146,6 +158,23 @@ class Settings(BaseSettings):
         if any(len(key) != 64 or set(key) - set("0123456789abcdef") for key in keys):
             raise ValueError("give the sha256 of each key, 64 hexadecimal digits, not the key itself")
         return keys
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, proxies: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            for proxy in proxies:
+                ipaddress.ip_network(proxy)
+        except ValueError:
+            raise ValueError("give addresses or networks, like 10.0.0.7, 10.0.0.0/8 or fd00::/8") from None
+        return proxies
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _host_names(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        if any(host != "*" and not re.fullmatch(r"[a-z0-9._-]+", host) for host in hosts):
+            raise ValueError("give names without scheme and port, like shop.example, or *")
+        return hosts
 
     @field_validator("cors_origins")
     @classmethod

@@ -5,11 +5,12 @@ const follow = () => document.documentElement.classList.toggle("dark-mode", dark
 dark.addEventListener("change", follow);
 follow();
 
-SwaggerUIBundle({
-  url: "/openapi.json",
+const base = new URL(".", location).pathname; // "/", unless a proxy publishes the service below a path
+fetch("openapi.json").then((answer) => answer.json()).then((spec) => SwaggerUIBundle({
+  spec: base === "/" ? spec : { ...spec, servers: [{ url: base }] },
   dom_id: "#swagger-ui",
   deepLinking: true,
   displayRequestDuration: true,
   defaultModelsExpandDepth: 0,
   validatorUrl: null,
-});
+}));

@@ -77,7 +77,7 @@ function hideNotice() {
 async function suggest() {
   const query = $("query").value.trim();
   try {
-    const found = await call(`/items?limit=20&query=${encodeURIComponent(query)}`);
+    const found = await call(`items?limit=20&query=${encodeURIComponent(query)}`);
     if (query !== $("query").value.trim()) return []; // a newer search is running
     $("suggestions").replaceChildren(...found.items.map((item) => {
       const button = element("button", "", element("span", "", label(item)), element("small", "muted", item.categories[0] ?? ""));
@@ -95,7 +95,7 @@ async function suggest() {
 
 async function addById(id) {
   try {
-    add(await call(`/items/${encodeURIComponent(id)}`));
+    add(await call(`items/${encodeURIComponent(id)}`));
     $("query").value = "";
     suggest();
   } catch (error) {
@@ -145,7 +145,7 @@ async function recommend() {
   running?.abort();
   const mine = running = new AbortController();
   const steps = Number($("steps").value);
-  const ask = (count, explain) => call(`/recommend?reasoning_steps=${count}`, {
+  const ask = (count, explain) => call(`recommend?reasoning_steps=${count}`, {
     method: "POST", body: body(explain), signal: mine.signal, headers: { "Content-Type": "application/json" },
   });
   $("columns").setAttribute("aria-busy", "true");
@@ -245,7 +245,7 @@ function drawReasoning(answer) {
 function drawTerminal(steps) {
   const quoted = body(false).replaceAll("'", "'\\''");
   const key = $("key").value ? "  -H 'X-API-Key: …' \\\n" : "";
-  $("curl").textContent = `curl -s '${location.origin}/recommend?reasoning_steps=${steps}' \\\n  -H 'Content-Type: application/json' \\\n${key}  -d '${quoted}'`;
+  $("curl").textContent = `curl -s '${new URL("recommend", location)}?reasoning_steps=${steps}' \\\n  -H 'Content-Type: application/json' \\\n${key}  -d '${quoted}'`;
   $("terminal").hidden = false;
 }
 
@@ -258,7 +258,7 @@ async function pollMetrics() {
   setTimeout(pollMetrics, POLL);
   if (document.hidden) { reads.length = 0; return; }
   try {
-    const response = await fetch("/metrics");
+    const response = await fetch("metrics");
     if (!response.ok) return;
     const now = readMetrics(await response.text());
     reads.push(now);
@@ -288,7 +288,7 @@ function drawFigures(change, now) {
 
 async function start() {
   try {
-    const model = (await call("/models")).models.find((each) => each.active);
+    const model = (await call("models")).models.find((each) => each.active);
     hideNotice();
     $("model").textContent = `${model.version} · ${model.items.toLocaleString()} items`;
     $("steps").max = model.max_steps;

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
-
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from app.checks import open_router
 from app.deps import ServiceDep
 from app.slot import WorkerSlot
 
-router = APIRouter(tags=["health"])
+router = open_router(tags=["health"])
 
 
 @router.get("/livez", responses={503: {}})
@@ -36,8 +34,6 @@ async def readyz(request: Request, service: ServiceDep) -> Response:
 
 
 @router.get("/metrics", response_class=Response)
-async def metrics(service: ServiceDep) -> Response:
+async def metrics(request: Request) -> Response:
     """Prometheus metrics. With several workers: the sum over all."""
-    service.metrics.tasks.set(len(asyncio.all_tasks()))  # shows tasks that never end
-    service.metrics.threads.set(threading.active_count())
-    return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+    return Response(await request.app.state.scrapes.text(), media_type=CONTENT_TYPE_LATEST)

@@ -5,18 +5,17 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 
+from app.checks import keyed_router
 from app.deps import ItemId, ServiceDep
 from app.errors import NotFound, declared
 from app.schemas import Item, ItemsResponse
-from app.security import KEY_REQUIRED
 from serving.items.catalogue import Catalogue
 
-router = APIRouter(
+router = keyed_router(
     prefix="/items",
     tags=["items"],
-    dependencies=KEY_REQUIRED,
     responses=declared(422),
 )
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
-
+from app.checks import keyed_router
 from app.deps import ServiceDep
 from app.errors import declared
 from app.schemas import Cost, Model, ModelsResponse
-from app.security import KEY_REQUIRED
 
-router = APIRouter(
+router = keyed_router(
     prefix="/models",
     tags=["models"],
-    dependencies=KEY_REQUIRED,
     responses=declared(),
 )
 

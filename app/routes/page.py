@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import fastapi_offline
-from fastapi import APIRouter
+from fastapi import Request, Response
 from fastapi.responses import FileResponse
 
+from app.checks import open_router
 from app.errors import NotFound
 
-router = APIRouter(include_in_schema=False)
+router = open_router(include_in_schema=False)
 
 OWN = Path(__file__).parent.parent / "page"
 SWAGGER = Path(fastapi_offline.__file__).parent / "static"  # only its copy of Swagger UI is used
@@ -28,6 +30,11 @@ async def index() -> FileResponse:
 @router.get("/docs")
 async def docs() -> FileResponse:
     return FileResponse(OWN / "docs.html", headers=REVALIDATED)
+
+
+@router.get("/openapi.json")
+async def openapi(request: Request) -> Response:
+    return Response(await asyncio.to_thread(request.app.state.openapi), media_type="application/json")
 
 
 @router.get("/page/{name}")

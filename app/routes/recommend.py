@@ -10,7 +10,7 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import Depends, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.datastructures import QueryParams
@@ -18,10 +18,11 @@ from starlette.routing import Match, Route
 from starlette.types import Scope
 
 from app import answers, errors
+from app.checks import check_body, check_query, keyed_router
 from app.deps import ServiceDep, while_connected
 from app.lifecycle import Service
 from app.schemas import ANSWER, BatchRequest, BatchResponse, Problem, RecommendRequest, RecommendResponse
-from app.security import KEY_REQUIRED, require_key
+from app.security import require_key
 from serving.errors import RequestError, ServingError
 from serving.online.recommender import Steps
 
@@ -29,10 +30,9 @@ log = logging.getLogger("streamrec.recommend")
 
 MAX_STEPS_LENGTH = 16  # characters
 
-router = APIRouter(
+router = keyed_router(
     tags=["recommend"],
-    dependencies=KEY_REQUIRED,
-    responses=errors.declared(404, 413, 422, 504),
+    responses=errors.declared(404, 413, 415, 422, 504),
 )
 
 
@@ -61,7 +61,7 @@ StepsDep = Annotated[Any, Depends(reasoning_steps)]
 @router.post("/recommend", response_model=RecommendResponse)
 async def recommend(request: Request, body: RecommendRequest, steps: StepsDep, service: ServiceDep) -> Response:
     """The best items for one user, after a number of reasoning steps."""
-    answer = await while_connected(request, answers.recommend(service.recommender, body, steps))
+    answer = await while_connected(request, answers.recommend(service.recommender, body, steps, request.state.client))
     if answer is None:
         return Response(status_code=499)  # the client has gone
     request.state.answer = answer  # for the trace
@@ -73,9 +73,11 @@ async def recommend_directly(request: Request) -> Response:
     dependencies cost more than everything else in HTTP."""
     service: Service = request.app.state.service
     await require_key(request)
-    body = await request.body()  # even of a request that is refused: an unread body can reset the connection
-    service.admission.decide()  # before parsing: under a flood, refusals are most of the work
-    return await recommend(request, _parsed(request, body), _steps_in(request.scope["query_string"]), service)
+    steps = _steps_in(request.scope["query_string"])
+    check_body(request.headers, service.settings.max_body_bytes)
+    # Before reading: under a flood, refusals are most of the work.
+    service.admission.decide(client=request.state.client)
+    return await recommend(request, _parsed(await request.body()), steps, service)
 
 
 class _NamedRoute(Route):
@@ -91,12 +93,11 @@ ROUTE = _NamedRoute("/recommend", recommend_directly, methods=["POST"], include_
 
 @lru_cache(64)  # there are few different queries
 def _steps_in(query: bytes) -> Steps:
+    check_query(query, {"reasoning_steps"})
     return _steps(QueryParams(query).get("reasoning_steps"))
 
 
-def _parsed(request: Request, body: bytes) -> RecommendRequest:
-    if "json" not in request.headers.get("content-type", ""):
-        raise RequestError("Send JSON, with the header Content-Type: application/json.", "body")
+def _parsed(body: bytes) -> RecommendRequest:
     with suppress(ValidationError):  # what fails is parsed again below, for errors worded as on every other route
         return RecommendRequest.model_validate_json(body)
     try:
@@ -116,7 +117,7 @@ async def recommend_batch(request: Request, body: BatchRequest, steps: StepsDep,
         raise RequestError(f"One call takes at most {limit} requests; split them into several calls.", "requests")
     await quotas.take(request.state.client, len(body.requests) - 1)  # one is counted already, for the call
     service.check_ready()
-    work = asyncio.gather(*(_one(service, raw, steps) for raw in body.requests))
+    work = asyncio.gather(*(_one(service, raw, steps, request.state.client) for raw in body.requests))
     results = await while_connected(request, _awaited(work))
     return Response(status_code=499) if results is None else _json(BatchResponse(results=results), service)
 
@@ -125,9 +126,9 @@ async def _awaited(work: asyncio.Future[list[RecommendResponse | Problem]]) -> l
     return await work
 
 
-async def _one(service: Service, raw: Any, steps: Steps) -> RecommendResponse | Problem:
+async def _one(service: Service, raw: Any, steps: Steps, client: str) -> RecommendResponse | Problem:
     try:
-        return await answers.recommend(service.recommender, RecommendRequest.model_validate(raw), steps)
+        return await answers.recommend(service.recommender, RecommendRequest.model_validate(raw), steps, client)
     except (ServingError, ValidationError) as error:
         details = errors.problem(error)
     except Exception as error:

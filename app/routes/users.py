@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+from fastapi import Response
 
+from app.checks import keyed_router
 from app.deps import ServiceDep, UserId
 from app.errors import NotFound, declared
 from app.schemas import EventsRequest, EventsResponse, UserResponse
-from app.security import KEY_REQUIRED
 
-router = APIRouter(
+router = keyed_router(
     prefix="/users",
     tags=["users"],
-    dependencies=KEY_REQUIRED,
-    responses=declared(413, 422),
+    responses=declared(413, 415, 422),
 )
 
 

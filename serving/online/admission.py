@@ -10,16 +10,24 @@ The queue is bounded by the seconds of work in it, not by the number of requests
 
 Without the pace, a flood of requests, which takes cores and locks from the engine within milliseconds, would let the
 queue hold twice its bound, and answers would come too late.
+
+Clients share the engine by start-time fair queueing. In virtual time, which runs with the work that is done, a job
+starts where its client's last one ends, or now if that has passed; the job that starts first runs first:
+
+    start = max(virtual time, end of the client's last job)        end = start + cost
+
+So a client with a long queue of its own delays the others by one batch, not by its queue, and the wait that bounds a
+client's queue counts only what runs before its next job. One client alone is served in the order of arrival.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
-from itertools import count
 from typing import Generic, Literal, NamedTuple, Protocol, TypeVar, get_args
 
 from serving.errors import DeadlineExceeded, Draining, EngineDead, NotReady, Overloaded
@@ -29,11 +37,16 @@ T = TypeVar("T")
 State = Literal["loading", "warming", "ready", "draining", "engine dead"]  # in the order in which they follow
 
 QUEUE_FULL = "The queue is full; try again later."
+NEVER = (-math.inf, 0.0)
+NEWCOMER = object()  # stands for every client that is not active: what one of them is refused, all are
 MIN_RETRY_AFTER = 0.05  # seconds
 REOPEN_AT = 0.9  # share of the bound: a queue that was full stays closed until its work has come down to this
 PACE_HALF_LIFE = 1.0  # seconds
 PACE_PRIOR = 0.1  # seconds of work at pace 1 that are always assumed to have just been done
 MAX_SLOWDOWN = 4.0  # a batch counts at most this many times its prediction: a machine that stalled once is not slow
+ACTIVE_FOR = 1.0  # seconds after its last request in which a client counts as active
+PATIENCE_S = 0.003  # longest the engine idles for a client that has just been answered
+MAX_REFUSED = 10_000  # clients remembered as refused; beyond that, all are asked again
 WAIT_SAFETY_FACTOR = 1.25  # on the estimated wait: a request let in and answered too late was computed for nothing
 
 
@@ -50,7 +63,7 @@ class Demand:
     """What a request wants: so many steps and beams by `deadline`, a time of the clock.
 
     A flexible demand accepts fewer steps, and beams down to `min_beam_width`, where the deadline or the queue asks
-    for it.
+    for it. `client`: whose share of the engine it takes.
     """
 
     steps: int
@@ -59,6 +72,7 @@ class Demand:
     flexible: bool = False
     min_beam_width: int = 1
     variant: Hashable = None
+    client: Hashable = None
 
     def plans(self) -> Iterator[Plan]:
         """The plans it accepts, largest first. Steps give way before beams do: a narrow beam can miss good items, and
@@ -86,8 +100,23 @@ class Job(Generic[T]):
     deadline: float
     since: float
     number: int
+    client: Hashable = None
+    start: float = 0.0
+    cost: float = 0.0
     waiting: bool = True
     abandoned: bool = False
+
+
+@dataclass(slots=True)
+class Share:
+    """What the order of jobs needs to know of an active client: the virtual times at which its last job starts and its
+    work ends, what that job costs, how many of its jobs wait, and when it last came."""
+
+    start: float = 0.0
+    end: float = 0.0
+    cost: float = 0.0
+    waiting: int = 0
+    seen: float = 0.0
 
 
 class Costs(Protocol):
@@ -118,13 +147,16 @@ class Admission(Generic[T]):
         self._costs, self._max_batch, self._max_rows, self._max_wait = costs, max_batch, max_rows, max_wait
         self._waiting: dict[Plan, dict[int, Job[T]]] = {}  # within a plan by number, so oldest first
         self._depth = 0
-        self._numbers = count()
+        self._numbers = itertools.count()
         self._seconds: dict[tuple[Plan, int], float] = {}  # cost of so many jobs of a plan, until a batch has run
         self._running: list[Job[T]] = []
         self._began = self._ends = 0.0  # when the running batch was taken, and when it should be done
+        self._answered: set[Hashable] = set()  # clients of the last batch
         self._prediction = 0.0  # seconds, of the running batch
         self._predicted, self._took, self._paced_at = 0.0, 0.0, 0.0  # decayed sums, for the pace
-        self._full_until, self._full_wait = -math.inf, 0.0
+        self._virtual = 0.0  # seconds of work, at its cost when it entered
+        self._shares: dict[Hashable, Share] = {}  # of active clients, the last to come last
+        self._refused: dict[Hashable, tuple[float, float]] = {}  # client -> until when the queue is full, and the wait
 
     # May it enter?
 
@@ -145,11 +177,11 @@ class Admission(Generic[T]):
             case "engine dead":
                 raise EngineDead("The engine has stopped; restart the service.")
 
-    def decide(self, demand: Demand | None = None) -> Plan | None:
+    def decide(self, demand: Demand | None = None, client: Hashable = None) -> Plan | None:
         """The plan with which a request may enter now, the largest that fits both the deadline and the queue.
 
-        Without a demand: whether any request may enter, from what earlier decisions found, so that under a flood most
-        requests are turned away at almost no cost. Returns None then.
+        Without a demand: whether any request of the client may enter, from what earlier decisions found, so that under
+        a flood most requests are turned away at almost no cost. Returns None then.
 
         Raises Overloaded (come back later), DeadlineExceeded (not even an idle engine could meet the deadline),
         NotReady, Draining, EngineDead.
@@ -157,64 +189,95 @@ class Admission(Generic[T]):
         self.check_open()
         now = self.clock()
         if demand is None:
-            if self._depth and now < self._full_until:
-                raise Overloaded(QUEUE_FULL, max(self._full_wait, MIN_RETRY_AFTER))
+            until, wait = self._refused.get(client if client in self._shares else NEWCOMER, NEVER)
+            if self._depth and now < until:
+                raise Overloaded(QUEUE_FULL, max(wait, MIN_RETRY_AFTER))
             return None
         left = demand.deadline - now
         if left <= 0:
             raise DeadlineExceeded("The time budget was used up before the search began; allow more time.")
-        wait, in_time = self.expected_wait, False
+        before = self._before(demand.client)
+        wait, in_time = self._seconds_of(before), False
         for plan in demand.plans():
-            if self._meets_deadline(plan, wait, left, demand.flexible):
-                if self._has_room(plan, wait):
+            if self._meets_deadline(plan, before.get(plan, 0), wait, left, demand.flexible):
+                if self._has_room(plan, before.get(plan, 0), wait):
                     return plan
                 in_time = True
         if in_time:
             # Already in the past where a large job finds no room in a queue that has some for small ones.
-            self._full_until, self._full_wait = now + wait - REOPEN_AT * self._max_wait, wait
+            self._refuse(demand.client, now + wait - REOPEN_AT * self._max_wait, wait)
             raise Overloaded(QUEUE_FULL, max(wait, MIN_RETRY_AFTER))
         if any(self._costs.estimate(plan.steps, plan.beam_width, _share(demand)) <= left for plan in demand.plans()):
             message = "The queue is too long for this time budget; try again later, or allow more time."
             raise Overloaded(message, max(wait, MIN_RETRY_AFTER))
         raise DeadlineExceeded("No permitted number of steps and beams fits this time budget; allow more, or use auto.")
 
-    def _meets_deadline(self, plan: Plan, wait: float, left: float, flexible: bool) -> bool:
+    def _refuse(self, client: Hashable, until: float, wait: float) -> None:
+        if len(self._refused) >= MAX_REFUSED:
+            self._refused.clear()
+        self._refused[client if client in self._shares else NEWCOMER] = until, wait
+
+    def _meets_deadline(self, plan: Plan, alike: int, wait: float, left: float, flexible: bool) -> bool:
+        """alike: jobs of the plan that run before."""
         if left == math.inf:
             return True
-        ahead, batch_mates = self._ahead(plan, wait)
+        ahead, batch_mates = self._ahead(plan, alike, wait)
         # A fixed plan on an idle engine is tried if it usually fits: refusing it would help nobody.
         share = LIKELY if flexible or ahead else TYPICAL
         seconds = self._costs.estimate(plan.steps, batch_mates * plan.beam_width + plan.beam_width, share)
         return WAIT_SAFETY_FACTOR * ahead + seconds <= left
 
-    def _has_room(self, plan: Plan, wait: float) -> bool:
+    def _has_room(self, plan: Plan, alike: int, wait: float) -> bool:
         if not self._depth:
             return True  # work larger than the whole bound is still done, once the engine is free
-        alike = len(self._waiting.get(plan, ()))
         more = self._group_seconds(plan, alike + 1) - self._group_seconds(plan, alike)
         return wait + self._pace() * more <= self._max_wait
 
-    def _ahead(self, plan: Plan, wait: float) -> tuple[float, int]:
+    def _ahead(self, plan: Plan, alike: int, wait: float) -> tuple[float, int]:
         """For a job that enters now: seconds until its batch begins, at worst, and how many others that batch has."""
-        alike = len(self._waiting.get(plan, ()))
         mates = alike % self._jobs_per_batch(plan)
         own_batch = self._group_seconds(plan, alike) - self._group_seconds(plan, alike - mates)
         return max(0.0, wait - self._pace() * own_batch), mates
 
+    def _before(self, client: Hashable) -> dict[Plan, int]:
+        """How many jobs of each plan run before a job of the client that enters now."""
+        share = self._shares.get(client)
+        if share is not None and share.waiting == self._depth:  # nobody else waits
+            return {plan: len(group) for plan, group in self._waiting.items()}
+        start = self._start(share)
+        return {plan: sum(job.start <= start for job in group.values()) for plan, group in self._waiting.items()}
+
+    def _start(self, share: Share | None) -> float:
+        if share is None:
+            return self._virtual
+        return max(self._virtual, share.end, share.start if share.waiting else 0.0)
+
     # The queue
 
-    def enter(self, payload: T, plan: Plan, deadline: float = math.inf) -> Job[T]:
+    def enter(self, payload: T, plan: Plan, deadline: float = math.inf, client: Hashable = None) -> Job[T]:
         """Puts a request that `decide` let in into the queue."""
-        job = Job(payload, plan, deadline, self.clock(), next(self._numbers))
+        now = self.clock()
+        share = self._shares.pop(client, None) or Share()
+        self._shares[client] = share
+        job = Job(payload, plan, deadline, now, next(self._numbers), client)
+        job.start, job.cost = self._start(share), self._group_seconds(plan, 1)
+        share.start, share.end, share.cost, share.seen = job.start, job.start + job.cost, job.cost, now
+        share.waiting += 1
         self._waiting.setdefault(plan, {})[job.number] = job
         self._depth += 1
         return job
 
     def leave(self, job: Job[T]) -> None:
-        """Takes a job out of the queue, if it is still in it."""
+        """Takes a job out of the queue, if it is still in it. It does not run, and costs its client nothing."""
+        if job.waiting:
+            self._remove(job)
+            self._shares[job.client].end -= job.cost
+
+    def _remove(self, job: Job[T]) -> None:
         if job.waiting:
             job.waiting = False
             self._depth -= 1
+            self._shares[job.client].waiting -= 1
             group = self._waiting[job.plan]
             del group[job.number]
             if not group:
@@ -224,27 +287,78 @@ class Admission(Generic[T]):
         """Removes and returns the next batch, and the jobs dropped before they cost anything: abandoned ones, and
         those sure to be late because the batch takes longer than they have left.
 
-        The batch is of the plan whose oldest job has waited longest: no plan starves, however busy the others are.
+        The batch is of the plan that has the job that starts first: no plan starves, however busy the others are. While
+        a client is active that does not fill its part of a batch, no client has more work in it than the others ask
+        for at a time: their next request may come while it runs. One job of each is always permitted.
         """
         batch: list[Job[T]] = []
         dropped: list[Job[T]] = []
         now = self._began = self.clock()
         while not batch and self._depth:
-            plan = min(self._waiting, key=lambda key: next(iter(self._waiting[key])))
-            group, most = list(self._waiting[plan].values()), self._jobs_per_batch(plan)
-            self._ends = now + self._pace() * self._batch_seconds(plan, min(most, len(group)))
-            for job in group:
-                if len(batch) == most:
-                    break
+            group = min(map(_in_order, self._waiting.values()), key=lambda jobs: (jobs[0].start, jobs[0].number))
+            plan = group[0].plan
+            chosen = self._chosen(plan, group)
+            self._ends = now + self._pace() * self._batch_seconds(plan, len(chosen))
+            late = [job for job in chosen if job.abandoned or job.deadline <= self._ends]
+            for job in late:
                 self.leave(job)
-                (dropped if job.abandoned or job.deadline <= self._ends else batch).append(job)
+            dropped += late
+            if late:
+                continue  # others may take their places
+            for job in chosen:
+                self._remove(job)
+            batch = chosen
+            self._virtual = max(self._virtual, batch[0].start)
         self._running = batch
         self._prediction = self._batch_seconds(batch[0].plan, len(batch)) if batch else 0.0
+        self._forget_clients(now)
         return batch, dropped
+
+    def _chosen(self, plan: Plan, group: list[Job[T]]) -> list[Job[T]]:
+        """The jobs that share the next batch, from those of one plan in their order."""
+        most = self._jobs_per_batch(plan)
+        light = [share for share in self._shares.values() if share.waiting * len(self._shares) < most]
+        if len(self._shares) == 1 or not light:
+            return group[:most]
+        most_seconds, each = max(share.cost for share in light), 1
+        while each < most and self._group_seconds(plan, each + 1) <= most_seconds:
+            each += 1
+        chosen: list[Job[T]] = []
+        counts: dict[Hashable, int] = {}
+        for job in group:
+            counts[job.client] = counts.get(job.client, 0) + 1
+            if counts[job.client] <= each:
+                chosen.append(job)
+                if len(chosen) == most:
+                    break
+        return chosen
+
+    def patience(self) -> float:
+        """Seconds for which the engine should wait before it takes a batch, though there is one.
+
+        Clients that send their next request once they have an answer come back a moment too late. Without a pause,
+        whoever keeps a queue would have every other turn, however many the others are.
+        """
+        if len(self._shares) == 1:
+            return 0.0
+        queued = [share.cost for share in self._shares.values() if share.waiting > 1]
+        expected = sum(share is not None and not share.waiting for share in map(self._shares.get, self._answered))
+        if not 1 <= len(queued) <= expected:
+            return 0.0
+        return self._paced_at + min(PATIENCE_S, self._pace() * max(queued) / 2) - self.clock()
+
+    def _forget_clients(self, now: float) -> None:
+        """Drops those that have not come for a while."""
+        for client, share in list(
+            itertools.takewhile(lambda each: each[1].seen < now - ACTIVE_FOR, self._shares.items())
+        ):
+            if not share.waiting:
+                del self._shares[client]
+                self._refused.pop(client, None)
 
     def finish(self) -> None:
         """The batch that `take` returned has run, or has failed."""
-        self._running = []
+        self._answered, self._running = {job.client for job in self._running}, []
         self._seconds.clear()  # every batch is a new measurement
         now = self.clock()
         decay = 0.5 ** ((now - self._paced_at) / PACE_HALF_LIFE)
@@ -270,8 +384,12 @@ class Admission(Generic[T]):
     @property
     def expected_wait(self) -> float:
         """Seconds until everything that waits and runs is done."""
+        return self._seconds_of({plan: len(group) for plan, group in self._waiting.items()})
+
+    def _seconds_of(self, jobs: dict[Plan, int]) -> float:
+        """Seconds until so many jobs of each plan are done, and what runs before them."""
         running = max(0.0, self._ends - self.clock()) if self._running else 0.0
-        return running + self._pace() * sum(self._group_seconds(plan, len(g)) for plan, g in self._waiting.items())
+        return running + self._pace() * sum(self._group_seconds(plan, count) for plan, count in jobs.items())
 
     @property
     def prediction(self) -> float:
@@ -298,6 +416,10 @@ class Admission(Generic[T]):
 
     def _jobs_per_batch(self, plan: Plan) -> int:
         return max(1, min(self._max_batch, self._max_rows // plan.beam_width))
+
+
+def _in_order(group: dict[int, Job[T]]) -> list[Job[T]]:
+    return sorted(group.values(), key=lambda job: (job.start, job.number))
 
 
 def _share(demand: Demand) -> float:

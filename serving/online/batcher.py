@@ -112,7 +112,7 @@ class Batcher(Generic[T, R]):
             plan = self.admission.decide(demand)
             assert plan is not None
             ticket: Ticket[T, R] = Ticket(make(plan), loop, loop.create_future())
-            job = self.admission.enter(ticket, plan, demand.deadline)
+            job = self.admission.enter(ticket, plan, demand.deadline, demand.client)
             self._wake.notify()
         self._on_depth(self.depth)
         left = demand.deadline - self.admission.clock()
@@ -177,6 +177,8 @@ class Batcher(Generic[T, R]):
     def _wait_for_work(self) -> bool:
         with self._wake:
             self._wake.wait_for(lambda: self.depth or self._draining)
+            while self.depth and (pause := self.admission.patience()) > 0:
+                self._wake.wait(pause)
             return self.depth > 0
 
     def step(self) -> int:

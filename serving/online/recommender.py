@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeVar
 
@@ -36,6 +36,7 @@ class Query:
     """What a client asks for, in item ids. None stands for the default of the bundle or of the service.
 
     history: oldest first; empty: what is known of the user. timeout: time budget in seconds.
+    client: who asks; clients share the engine's time.
     """
 
     history: Sequence[str] = ()
@@ -53,6 +54,7 @@ class Query:
     neighbours_weight: float | None = None
     timeout: float | None = None
     explain: bool = False
+    client: Hashable = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +203,7 @@ class Recommender:
             flexible=query.steps == "auto" or (query.steps is None and query.timeout is not None),
             min_beam_width=query.k,
             variant=(query.paths, query.explain),
+            client=query.client,
         )
 
     async def _known_history(self, user_id: str | None) -> Sequence[str]:

@@ -104,20 +104,21 @@ def test_logs_are_json_and_hold_no_user_or_item(client: TestClient, caplog: pyte
 @pytest.mark.parametrize(
     ("path", "expected"),
     [
-        ("/", {"/page/script.js", "/page/style.css"}),
-        ("/docs", {"/page/docs.js", "/page/docs.css", "/page/swagger-ui-bundle.js", "/page/swagger-ui.css"}),
+        ("/", {"page/script.js", "page/style.css"}),
+        ("/docs", {"page/docs.js", "page/docs.css", "page/swagger-ui-bundle.js", "page/swagger-ui.css"}),
     ],
 )
 def test_pages_are_whole_and_keep_their_own_policy(client: TestClient, path: str, expected: set[str]) -> None:
     page = client.get(path)
     assert page.headers["content-type"].startswith("text/html")
+    assert not re.search(r"""(?:src|href)=.?/|["'`]/(?:page|items|models|recommend|metrics|docs)\b""", page.text)
     policy = page.headers["content-security-policy"]
     assert "default-src 'none'" in policy and "unsafe" not in policy and "http" not in policy
     assert not re.search(r"<script(?![^>]*src=)|\son\w+=|\sstyle=|<style", page.text), "inline code would be blocked"
-    used = re.findall(r'(?:src|href)="(/page/[^"]+)"', page.text)
+    used = re.findall(r'(?:src|href)="(page/[^"]+)"', page.text)
     assert set(used) == expected
     code = "".join(client.get(name).text for name in used if name.endswith(".js") and "swagger" not in name)
-    used += [f"/page/{name}" for name in re.findall(r'from "\./([\w.]+)"', code)]
+    used += [f"page/{name}" for name in re.findall(r'from "\./([\w.]+)"', code)]
     answers = {name: client.get(name) for name in used}
     assert {answer.status_code for answer in answers.values()} == {200}
     assert set(re.findall(r'\$\("([\w-]+)"\)', code)) <= set(re.findall(r'id="([\w-]+)"', page.text))

@@ -82,7 +82,7 @@ def full(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
 def fill(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes the queue full, with one message for the gate and another for whoever asks further in."""
 
-    def decide(demand: Demand | None = None) -> None:
+    def decide(demand: Demand | None = None, client: str = "") -> None:
         service.admission.check_open()
         caller = sys._getframe(1).f_globals["__name__"]
         raise Overloaded(QUEUE_FULL if caller == "app.gate" else INSIDE, 2.3)
@@ -90,17 +90,32 @@ def fill(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service.admission, "decide", decide)
 
 
-def talk(client: TestClient, *pieces: bytes, count: int = 1, peer: str = "192.0.2.9") -> list[Answer]:
-    """Sends pieces of bytes over one connection of uvicorn's, and returns the answers once there are `count`."""
+def talk(
+    client: TestClient,
+    *pieces: bytes,
+    count: int = 1,
+    peer: str = "192.0.2.9",
+    look: Callable[[Wire], None] = lambda wire: None,
+) -> list[Answer]:
+    """Sends pieces of bytes over one connection of uvicorn's, and returns the answers once there are `count`. `look` is
+    called after every piece, once the application has done what it can."""
 
     async def go() -> list[Answer]:
-        config = uvicorn.Config(client.app, http="httptools", log_config=None, access_log=False)  # type: ignore[arg-type]
+        config = uvicorn.Config(
+            client.app,  # type: ignore[arg-type]
+            http="httptools",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+        )
         config.load()
         protocol, wire = config.http_protocol_class(config, ServerState(), {}), Wire(peer)  # type: ignore[call-arg]
         protocol.connection_made(wire)
         for piece in pieces:
             protocol.data_received(piece)  # type: ignore[attr-defined]
-            await asyncio.sleep(0)
+            for _ in range(5):
+                await asyncio.sleep(0)
+            look(wire)
         while len(wire.answers()) < count:
             await asyncio.sleep(0.001)
         await asyncio.sleep(0.005)
@@ -169,8 +184,23 @@ def test_pipelined_requests_in_pieces_are_answered_in_order(exchange: Exchange, 
     assert [(status, headers["x-request-id"]) for status, headers, _ in answers] == [(503, "1"), (200, "2"), (503, "3")]
 
 
-def test_the_whole_body_is_read_before_the_refusal_is_sent(exchange: Exchange, full: None) -> None:
-    large = post(body=b" " * 300_000)  # more than uvicorn buffers
+def test_a_refusal_does_not_wait_for_the_body_and_the_connection_ends_after_it(exchange: Exchange, full: None) -> None:
+    """Closed earlier, it would be reset under a client that still sends, and the answer lost."""
+    large = post(body=b" " * 300_000, Connection="close")  # more than uvicorn buffers
+    pieces = [large[start : start + 65_536] for start in range(0, len(large), 65_536)]
+    answers, closed_after = [], []
+
+    def look(wire: Wire) -> None:
+        answers.append(len(wire.answers()))
+        closed_after.append(wire.closed)
+
+    ((status, headers, _),) = exchange(*pieces, look=look)
+    assert status == 503 and headers["connection"] == "close"
+    assert answers[:-1] == [1] * (len(pieces) - 1) and not any(closed_after[:-1])
+
+
+def test_a_kept_connection_is_good_for_another_request_after_a_refused_body(exchange: Exchange, full: None) -> None:
+    large = post(body=b" " * 300_000)
     answers = exchange(*(large[start : start + 65_536] for start in range(0, len(large), 65_536)), post(), count=2)
     assert [status for status, _, _ in answers] == [503, 503]
 
@@ -221,13 +251,28 @@ def test_a_client_over_its_quota_is_refused_at_the_gate_until_there_is_room(
     assert talk(client, mine)[0][0] == 429 and len(counted) == before + 1  # counted again once its time has come
 
 
+def status_of(client: TestClient, peer: str, forwarded_for: str = "") -> int:
+    sent = {"X_Forwarded_For": forwarded_for} if forwarded_for else {}
+    ((status, _, _),) = talk(client, post(**sent), peer=peer)
+    return status
+
+
 def test_a_trusted_proxy_names_the_client_that_a_quota_is_for(start: Start) -> None:
+    client = start(quota="1/minute", trusted_proxies="10.0.0.0/8, fd00::7")
+    assert [status_of(client, "10.0.0.1", "192.0.2.1") for _ in range(2)] == [200, 429]
+    assert status_of(client, "fd00::7", "192.0.2.2") == 200
+    assert status_of(client, "10.0.0.9", "203.0.113.9, 192.0.2.2, 10.0.0.1") == 429, "the last that is no proxy counts"
+    assert [status_of(client, "198.51.100.7", f"192.0.2.{n}") for n in (3, 4)] == [200, 429], "not trusted"
+    assert [status_of(client, "10.0.0.1", f"{junk}") for junk in ("junk", "more junk", "x" * 5000)] == [200, 429, 429]
+
+
+def test_no_proxy_is_trusted_unless_it_is_named(start: Start) -> None:
     client = start(quota="1/minute")
+    assert [status_of(client, "127.0.0.1", f"192.0.2.{n}") for n in (1, 2)] == [200, 429]
 
-    def status(peer: str, client_address: str) -> int:
-        ((found, _, _),) = talk(client, post(X_Forwarded_For=client_address), peer=peer)
-        return found
 
-    assert [status("127.0.0.1", "192.0.2.1") for _ in range(3)] == [200, 429, 429]
-    assert status("127.0.0.1", "192.0.2.2") == 200
-    assert [status("198.51.100.7", address) for address in ("192.0.2.3", "192.0.2.4")] == [200, 429]  # not trusted
+def test_all_addresses_of_a_64_are_one_client(start: Start) -> None:
+    client = start(quota="1/minute")
+    assert [status_of(client, f"2001:db8:0:1::{n:x}") for n in (1, 0xFFFF)] == [200, 429]
+    assert status_of(client, "2001:db8:0:2::1") == 200
+    assert [status_of(client, peer) for peer in ("192.0.2.1", "::ffff:192.0.2.1")] == [200, 429]

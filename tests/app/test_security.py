@@ -80,11 +80,43 @@ def test_a_key_that_is_no_ascii_is_refused_and_not_a_fault(start: Start) -> None
 @pytest.mark.parametrize(
     "values",
     [{"quota": "many"}, {"quota": "0/minute"}, {"admin_keys": "plain"}, {"cors_origins": "shop.example"},
-     {"cors_origins": "https://shop.example/page"}, {"otlp_endpoint": "collector:4317"}],
+     {"cors_origins": "https://shop.example/page"}, {"trusted_proxies": "proxy"}, {"trusted_proxies": "*"},
+     {"allowed_hosts": "http://shop.example"}, {"allowed_hosts": "shop.example:80"},
+     {"otlp_endpoint": "collector:4317"}],
 )  # fmt: skip
 def test_settings_of_the_edge_that_do_not_fit_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         settings(**values)
+
+
+# Hosts
+
+
+@pytest.mark.parametrize(
+    ("values", "permitted", "refused"),
+    [
+        ({}, ["localhost", "LocalHost:8000", "localhost.", "127.0.0.1:8000", "[::1]:8000", "[::1]", "10.1.2.3", "",
+          "mine.localhost:8000", "laptop"],
+         ["evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example", "1.2.3"]),
+        ({"host": "::1"}, ["localhost"], ["evil.example"]),
+        ({"host": "0.0.0.0"}, ["shop.example"], []),
+        ({"api_keys": "a" * 64}, ["shop.example"], []),
+        ({"allowed_hosts": "*"}, ["shop.example"], []),
+        ({"allowed_hosts": "Shop.example, api.example", "host": "0.0.0.0", "api_keys": "a" * 64},
+         ["shop.example:443", "api.example", "10.0.0.1:8000"], ["localhost", "x.shop.example", "laptop"]),
+    ],
+)  # fmt: skip
+def test_a_service_answers_to_its_names(values: dict[str, str], permitted: list[str], refused: list[str]) -> None:
+    hosts = security.Hosts(settings(**values))
+    assert [host for host in permitted if not hosts.permit(host.encode())] == []
+    assert [host for host in refused if hosts.permit(host.encode())] == []
+
+
+def test_a_name_that_is_not_the_services_is_refused_on_every_route(client: TestClient) -> None:
+    for path in ("/", "/models", "/livez", "/metrics", "/nowhere"):
+        refused = client.get(path, headers={"Host": "evil.example"})
+        assert refused.status_code == 403 and "STREAMREC_ALLOWED_HOSTS" in refused.json()["detail"]
+    assert client.get("/models", headers={"Host": "localhost:8000"}).status_code == 200
 
 
 # Browsers

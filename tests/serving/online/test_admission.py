@@ -9,7 +9,17 @@ from typing import Any
 import pytest
 
 from serving.errors import DeadlineExceeded, Draining, EngineDead, NotReady, Overloaded
-from serving.online.admission import PACE_HALF_LIFE, WAIT_SAFETY_FACTOR, Admission, Demand, Job, Plan, State
+from serving.online.admission import (
+    ACTIVE_FOR,
+    PACE_HALF_LIFE,
+    PATIENCE_S,
+    WAIT_SAFETY_FACTOR,
+    Admission,
+    Demand,
+    Job,
+    Plan,
+    State,
+)
 from serving.online.costs import CostTable
 
 
@@ -34,14 +44,14 @@ def make(clock: Clock | None = None, costs: Any = None, **bounds: float) -> Admi
     )  # type: ignore[arg-type]
 
 
-def demand(beams: int = 1, variant: str = "a", deadline: float = math.inf) -> Demand:
-    return Demand(0, beams, deadline, variant=variant)
+def demand(beams: int = 1, variant: str = "a", deadline: float = math.inf, client: str | None = None) -> Demand:
+    return Demand(0, beams, deadline, variant=variant, client=client)
 
 
 def enter(admission: Admission[str], name: str, wanted: Demand) -> Job[str]:
     plan = admission.decide(wanted)
     assert plan is not None
-    return admission.enter(name, plan, wanted.deadline)
+    return admission.enter(name, plan, wanted.deadline, wanted.client)
 
 
 def fill(admission: Admission[str], most: int, wanted: Demand) -> int:
@@ -261,6 +271,217 @@ def test_the_wait_counts_down_while_a_batch_runs_and_no_further_than_to_nothing(
     assert admission.expected_wait == 1.5
     clock.now += 60
     assert admission.expected_wait == 0.0
+
+
+# Several clients
+
+SHORT = 0.009  # seconds of a search of one row; ten times that of a full batch of ten
+
+
+class Short:
+    def estimate(self, steps: int, rows: int, share: float) -> float:
+        return SHORT * rows
+
+
+def short(clock: Clock, **bounds: float) -> Admission[str]:
+    return make(clock, Short(), **{"max_wait": 0.905, **bounds})
+
+
+def run_short(admission: Admission[str], clock: Clock) -> list[Job[str]]:
+    batch, _ = admission.take()
+    clock.now += sum(SHORT * job.plan.beam_width for job in batch)
+    admission.finish()
+    return batch
+
+
+def test_a_client_with_a_long_queue_delays_another_by_a_batch_and_keeps_nobody_out() -> None:
+    clock = Clock()
+    admission = short(clock)
+    assert fill(admission, 1000, demand(client="heavy")) == 100  # the whole queue, with nobody else around
+    run_short(admission, clock)
+    enter(admission, "light", demand(client="light"))
+    with pytest.raises(Overloaded):
+        fill(admission, 1000, demand(client="heavy"))
+        admission.decide(client="heavy")
+    admission.decide(client="light")
+    admission.decide(client="somebody new")
+    assert [job.client for job in run_short(admission, clock)].count("light") == 1
+    assert admission.depth > 80
+
+
+def test_clients_get_equal_shares_of_the_engine_whatever_they_ask_for() -> None:
+    """One asks for four times as wide searches, one keeps ten times as many waiting, one has a plan of its own."""
+    clock = Clock()
+    admission = short(clock, max_wait=100.0)
+    kinds = {
+        "wide": (demand(4, client="wide"), 5),
+        "many": (demand(1, client="many"), 50),
+        "other": (demand(1, "b", client="other"), 5),
+    }
+    waiting, seconds = dict.fromkeys(kinds, 0), dict.fromkeys(kinds, 0.0)
+    for _ in range(300):
+        for name, (wanted, most) in kinds.items():
+            while waiting[name] < most:
+                enter(admission, name, wanted)
+                waiting[name] += 1
+        for job in run_short(admission, clock):
+            waiting[job.payload] -= 1
+            seconds[job.payload] += SHORT * job.plan.beam_width
+    assert max(seconds.values()) < 1.15 * min(seconds.values()), seconds
+
+
+def test_what_a_client_was_given_while_alone_is_not_held_against_it() -> None:
+    clock = Clock()
+    admission = short(clock)
+    for _ in range(50):
+        enter(admission, "first", demand(client="first"))
+        run_short(admission, clock)
+    for name in ("first", "second") * 10:
+        enter(admission, name, demand(client=name))
+    assert abs([job.client for job in run_short(admission, clock)].count("first") - 5) <= 1
+
+
+def test_what_leaves_before_it_runs_costs_its_client_nothing() -> None:
+    clock = Clock()
+    admission = short(clock, max_batch=1)
+    enter(admission, "other", demand(client="other"))
+    for job in [enter(admission, "gone", demand(client="mine")) for _ in range(20)]:
+        admission.leave(job)
+    enter(admission, "mine", demand(client="mine"))
+    enter(admission, "other 2", demand(client="other"))
+    late = admission.enter("late", Plan(0, 1, "a"), clock.now + SHORT / 2, "third")
+    enter(admission, "third", demand(client="third"))
+    order = [job.payload for batch in iter(lambda: run_short(admission, clock), []) for job in batch]
+    assert order == ["other", "mine", "other 2", "third"] and not late.waiting
+
+
+def test_one_client_is_served_in_the_order_of_arrival_whatever_leaves() -> None:
+    clock = Clock()
+    admission = short(clock, max_batch=1)
+    jobs = [enter(admission, f"{number}", demand(1 + number % 3, f"{number % 2}", client="a")) for number in range(9)]
+    for number in (2, 3, 4, 7):
+        admission.leave(jobs[number])
+    enter(admission, "9", demand(client="a"))
+    order = [job.payload for batch in iter(lambda: run_short(admission, clock), []) for job in batch]
+    assert order == ["0", "1", "5", "6", "8", "9"]
+
+
+def test_a_batch_holds_little_of_one_client_while_a_light_one_is_active() -> None:
+    clock = Clock()
+    admission = short(clock)
+    enter(admission, "light", demand(3, client="light"))
+    run_short(admission, clock)
+    fill(admission, 60, demand(client="heavy"))
+    assert len(run_short(admission, clock)) == 3  # as much as the light one's next request
+    enter(admission, "third", demand(client="third"))
+    enter(admission, "light", demand(client="light"))
+    assert [job.client for job in run_short(admission, clock)].count("heavy") == 1
+    clock.now += ACTIVE_FOR + 0.1
+    run_short(admission, clock)  # after it, they are forgotten
+    assert len(run_short(admission, clock)) == 10
+
+
+def test_clients_that_all_keep_the_queue_filled_share_full_batches() -> None:
+    clock = Clock()
+    admission = short(clock)
+    for _ in range(20):
+        for name in "ab":
+            enter(admission, name, demand(client=name))
+    batch = [job.payload for job in run_short(admission, clock)]
+    assert len(batch) == 10 and batch.count("a") == 5
+
+
+def test_the_engine_waits_a_moment_for_a_client_that_has_just_been_answered() -> None:
+    clock = Clock()
+    admission = short(clock)
+    enter(admission, "light", demand(client="light"))
+    fill(admission, 20, demand(client="heavy"))
+    assert admission.patience() <= 0  # nobody was answered yet
+    run_short(admission, clock)
+    assert admission.patience() == pytest.approx(PATIENCE_S)
+    clock.now += PATIENCE_S + 1e-6
+    assert admission.patience() <= 0
+    run_short(admission, clock)
+    assert admission.patience() <= 0  # a batch of those who wait anyway
+    enter(admission, "light", demand(client="light"))
+    run_short(admission, clock)
+    enter(admission, "light", demand(client="light"))
+    assert admission.patience() <= 0  # it is back
+
+
+def test_the_engine_waits_for_nobody_where_one_client_is_alone_or_nobody_keeps_a_queue() -> None:
+    clock = Clock()
+    admission = short(clock)
+    fill(admission, 30, demand(client="a"))
+    run_short(admission, clock)
+    assert admission.patience() <= 0
+    admission = short(clock, max_batch=2)
+    for number in range(6):  # a connection each, and every one waits for its answer
+        enter(admission, "", demand(client=f"{number}"))
+    run_short(admission, clock)
+    assert admission.patience() <= 0
+
+
+def test_a_pause_is_short_beside_what_would_run_instead() -> None:
+    clock = Clock()
+
+    class Fast:
+        def estimate(self, steps: int, rows: int, share: float) -> float:
+            return 0.0004 * rows
+
+    admission = make(clock, Fast())
+    enter(admission, "light", demand(client="light"))
+    fill(admission, 20, demand(client="heavy"))
+    admission.take()
+    clock.now += 0.0008
+    admission.finish()
+    assert 0 < admission.patience() <= 0.00021
+
+
+def test_a_search_longer_than_a_shared_batch_runs_alone() -> None:
+    clock = Clock()
+    admission = short(clock)
+    enter(admission, "light", demand(client="light"))
+    for _ in range(3):
+        enter(admission, "wide", demand(30, client="heavy"))
+    batches = [[job.payload for job in run_short(admission, clock)] for _ in range(4)]
+    assert sorted(batches) == [["light"], ["wide"], ["wide"], ["wide"]]
+
+
+def test_a_deadline_is_held_against_what_runs_before_and_not_against_the_whole_queue() -> None:
+    clock = Clock()
+    admission = short(clock)
+    enter(admission, "heavy", demand(client="heavy"))
+    fill(admission, 90, demand(client="heavy"))
+    soon = clock.now + 0.3
+    with pytest.raises(Overloaded, match="too long for this time budget"):
+        admission.decide(demand(deadline=soon, client="heavy"))
+    enter(admission, "light", demand(deadline=soon, client="light"))
+    assert "light" in [job.payload for job in run_short(admission, clock)]
+
+
+def test_many_new_clients_find_a_bounded_queue_and_are_turned_away_at_once() -> None:
+    clock = Clock()
+    admission = short(clock)
+    entered = 0
+    with pytest.raises(Overloaded):
+        for number in range(1000):
+            enter(admission, "", demand(client=f"{number}"))
+            entered += 1
+    assert entered == 100 and admission.expected_wait == pytest.approx(0.9)
+    with pytest.raises(Overloaded):
+        admission.decide(client="yet another")
+    admission.decide(client="7")  # has a share, and is asked for its demand
+
+
+def test_clients_that_have_gone_are_forgotten() -> None:
+    clock = Clock()
+    admission = short(clock)
+    for number in range(200):
+        clock.now += 0.1
+        enter(admission, "", demand(client=f"{number}"))
+        run_short(admission, clock)
+    assert len(admission._shares) <= 12
 
 
 # Deadlines and plans

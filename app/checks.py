@@ -1,0 +1,86 @@
+"""What is checked of a request before its body is read: its key and quota, the names in its query, its body's type."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any
+
+from fastapi import APIRouter, Depends, HTTPException, Request, Response, params
+from fastapi.dependencies.utils import get_flat_params
+from fastapi.routing import APIRoute
+from fastapi.security import APIKeyHeader, HTTPBearer
+from starlette.datastructures import Headers, QueryParams
+
+from app.body import too_large
+from app.security import require_key
+from serving.errors import RequestError
+
+SHOWN = 64  # characters of a name that the caller made up
+
+
+class CheckedRoute(APIRoute):
+    """A route that knows all parameters of its query, and reads a body only if it is JSON."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+        parameters = get_flat_params(self.dependant)
+        known = {field.alias for field in parameters if isinstance(field.field_info, params.Query)}
+
+        async def checked(request: Request) -> Response:
+            await self.check_caller(request)
+            check_query(request.scope["query_string"], known)
+            if self.body_field is not None:
+                check_body(request.headers, request.app.state.service.settings.max_body_bytes)
+            return await handle(request)
+
+        return checked
+
+    async def check_caller(self, request: Request) -> None:
+        """Raises an error if the caller must not call."""
+
+
+class KeyedRoute(CheckedRoute):
+    """Checks key and quota first. FastAPI would parse the body before it looks at any dependency."""
+
+    async def check_caller(self, request: Request) -> None:
+        await require_key(request)
+
+
+def open_router(**options: Any) -> APIRouter:
+    """Routes for everybody."""
+    return APIRouter(route_class=CheckedRoute, **options)
+
+
+def keyed_router(**options: Any) -> APIRouter:
+    """Routes that take a key, where keys are configured."""
+    # These two check nothing: they put both ways to send a key into the OpenAPI document.
+    documented = [Depends(APIKeyHeader(name="X-API-Key", auto_error=False)), Depends(HTTPBearer(auto_error=False))]
+    return APIRouter(route_class=KeyedRoute, dependencies=documented, **options)
+
+
+def check_query(query: bytes, known: Iterable[str]) -> None:
+    """Raises RequestError for a parameter that the route does not know, or that is given twice."""
+    if not query:
+        return
+    seen = set()
+    for name, _ in QueryParams(query).multi_items():
+        if name not in known:
+            takes = f"it takes {', '.join(sorted(known))}" if known else "it takes none"
+            raise RequestError(f"This route has no query parameter {name[:SHOWN]!r}; {takes}.", name[:SHOWN])
+        if name in seen:
+            raise RequestError(f"Give the query parameter {name} once.", name)
+        seen.add(name)
+
+
+def check_body(headers: Headers, most_bytes: int) -> None:
+    """Raises an error unless the body is declared as JSON, uncompressed, and not as too large. A page of another origin
+    can send other types without asking."""
+    length = headers.get("content-length", "")
+    if length.isdigit() and int(length) > most_bytes:
+        raise too_large(most_bytes)
+    if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise RequestError("Send JSON, with the header Content-Type: application/json.", "body")
+    if headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise HTTPException(
+            415, "Send the body uncompressed, without Content-Encoding.", {"Accept-Encoding": "identity"}
+        )

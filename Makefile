@@ -8,6 +8,7 @@ BUNDLE ?= bundles/demo
 HOST ?= 127.0.0.1
 PORT ?= 8000
 RATE ?= 20
+SAMPLE ?= 200
 JOBS ?= 2
 SBOM ?= build/sbom.json
 
@@ -19,7 +20,7 @@ export OMP_NUM_THREADS ?= 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test coverage lint format bench load demo lock audit sbom clean
+.PHONY: help install serve test coverage lint format bench load demo lock audit sbom mutants clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 14
@@ -53,6 +54,9 @@ bench: .venv/dev.stamp ## the benchmarks that fit a laptop; writes benchmarks/re
 
 load: .venv/dev.stamp ## start the service, send it a shop's traffic, judge p99 and errors (RATE=)
 	@exec $(PYTHON) -m benchmarks.service.load --bundle $(BUNDLE) --rate $(RATE)
+
+mutants: .venv/dev.stamp ## plant faults into the code and count those that the tests catch; takes hours (SAMPLE=200)
+	@exec $(PYTHON) -m benchmarks.mutants --sample $(SAMPLE)
 
 demo: .venv/dev.stamp ## train bundles/demo again: shop, semantic IDs, all three stages
 	@$(PYTHON) -m training demo

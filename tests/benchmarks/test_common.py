@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -34,8 +35,12 @@ def test_the_recorded_command_spells_out_every_option() -> None:
 
 def test_a_run_records_what_was_true_at_its_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.common.commit", lambda: {"commit": "at start", "dirty": False})
+    monkeypatch.setattr("os.getloadavg", lambda: (1.234, 0.0, 0.0))
     run = Run(*options_of([]))
     monkeypatch.setattr("benchmarks.common.commit", lambda: {"commit": "later", "dirty": True})
+    monkeypatch.setattr("os.getloadavg", lambda: (9.0, 9.0, 9.0))
+    now = time.perf_counter()
+    monkeypatch.setattr("time.perf_counter", lambda: now + 90)
     run.record(tmp_path / "result.json", [0], [{"a": 1}], extra="kept")
     result = json.loads((tmp_path / "result.json").read_text())
     assert (result["commit"], result["dirty"], result["rows"], result["extra"]) == (
@@ -44,7 +49,8 @@ def test_a_run_records_what_was_true_at_its_start(tmp_path: Path, monkeypatch: p
         [{"a": 1}],
         "kept",
     )
-    assert result["minutes"] >= 0 and result["load_average_at_start"] >= 0 and {"machine", "created"} <= result.keys()
+    assert result["minutes"] == 1.5 and result["load_average_at_start"] == 1.23
+    assert {"machine", "created"} <= result.keys()
     assert [file.name for file in tmp_path.iterdir()] == ["result.json"]
 
 

@@ -173,6 +173,10 @@ def test_an_explanation_adds_up():
     assert answer.trace is not None and answer.trace.reasoning_tokens == list(path.tokens)
     np.testing.assert_allclose(answer.trace.reasoning_log_probs, [path.log_prob], atol=TOLERANCE)
     np.testing.assert_allclose(np.sum(answer.trace.token_log_probs, axis=1), answer.scores, atol=TOLERANCE)
+    states, vectors = torch.stack(path.states).float(), engine.runtime.item_vectors
+    cosine = torch.nn.functional.cosine_similarity(vectors[answer.items].unsqueeze(1), states.unsqueeze(0), dim=-1)
+    np.testing.assert_allclose(answer.trace.similarity, cosine.numpy(), atol=TOLERANCE)
+    assert answer.trace.nearest_items == (states @ vectors.T).topk(5).indices.tolist()
 
 
 def test_a_mixture_adds_up_and_rules_change_no_score():

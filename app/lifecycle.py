@@ -23,7 +23,7 @@ from serving.online.batcher import Batcher, EngineHung, Ticket
 from serving.online.cache import StateCache
 from serving.online.costs import CostTable
 from serving.online.recommender import EngineLike, Limits, Recommender, Search, encode_and_search
-from serving.online.redis_link import RedisDown, RedisLink, connect, fault_of
+from serving.online.redis_link import RedisDown, RedisLink, connect, fault_of, trouble_of
 from serving.online.tiers import MemoryTier, RedisTier
 from serving.online.users import Bounds, MemoryUsers, NoUsers, RedisUsers, UserStore
 from serving.online.watchdog import LOOK_EVERY, Watchdog
@@ -32,6 +32,7 @@ from serving.types import Answer, Request, Rules
 log = logging.getLogger("streamrec.service")
 
 CALIBRATION_RUNS = 2
+ASK_REDIS_EVERY = 5.0  # seconds
 
 
 class Service:
@@ -54,7 +55,10 @@ class Service:
         logs.count_dropped(self.metrics.dropped_log_lines.inc)
         self._engine, self._on_ready, self._on_failure, self._on_death = engine, on_ready, on_failure, on_death
         self._start_failure: BaseException | None = None
-        self._watching: asyncio.Task[None] | None = None
+        self._watching: list[asyncio.Task[None]] = []
+        self.redis_trouble: str | None = (
+            None  # why Redis is not used, where it should be; requests are answered without
+        )
         self._recommender: Recommender | None = None
         self.admission: Admission[Ticket[Search, Answer]] = Admission(
             self.costs,
@@ -121,7 +125,17 @@ class Service:
                 self._redis_fault = await RedisLink(self._redis, 1.0).call(fault_of)
         await self.cache.start()
         self.batcher.start()
-        self._watching = asyncio.ensure_future(self._watch())
+        self._watching.append(asyncio.create_task(self._watch()))
+        if self._redis is not None:
+            self._watching.append(asyncio.create_task(self._watch_redis(RedisLink(self._redis, 1.0))))
+
+    async def _watch_redis(self, link: RedisLink) -> None:
+        while True:
+            trouble = await trouble_of(link)
+            if trouble is not None and trouble != self.redis_trouble:
+                log.warning("%s", trouble)
+            self.redis_trouble = trouble
+            await asyncio.sleep(ASK_REDIS_EVERY)
 
     async def _watch(self) -> None:
         watchdog = Watchdog(self.settings.hung_after_s)
@@ -220,8 +234,8 @@ class Service:
 
     async def close(self) -> None:
         await self.drain()
-        if self._watching is not None:
-            self._watching.cancel()
+        for watching in self._watching:
+            watching.cancel()
         await self.cache.close()
         if self._redis is not None:
             await self._redis.aclose()

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import BusyLoadingError, RedisError, ResponseError
+from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 T = TypeVar("T")
@@ -138,6 +138,21 @@ async def fault_of(client: Redis) -> str | None:
         return None
     found = await client.execute_command("CLUSTER INFO")  # type: ignore[no-untyped-call]
     return ONE_NODE if int(found.get("cluster_size", 1)) > 1 else None
+
+
+async def trouble_of(link: RedisLink) -> str | None:
+    """Why Redis is not used, in one sentence that holds nothing of its address; None if it answers."""
+    try:
+        await link.call(lambda client: client.ping())
+    except RedisDown as error:
+        if isinstance(error.__cause__, AuthenticationError):
+            return "Redis refuses the user or the password; correct STREAMREC_REDIS_URL."
+        return "Redis does not answer; it is asked again."
+    except ResponseError as error:
+        if "DB index" in str(error):
+            return "Redis has no database of this number; correct STREAMREC_REDIS_URL."
+        return "Redis answers with errors; see its log."
+    return None
 
 
 def _is_reply(error: BaseException) -> bool:

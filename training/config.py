@@ -217,20 +217,19 @@ class NeighboursConfig(Settings):
     """The item graph (training/memory.py). enabled: whether a run fits one.
 
     parts: what was counted in the log and the texts, what a linear model learnt, or both, in the blend that validation
-    prefers. keep: weights per item. floor: what a share of nothing counts as, in the logarithm.
+    prefers. keep: weights per item. candidates: how many of its best items join those that the beam finds.
     """
 
     enabled: bool = False
     parts: MemoryParts = "both"
     keep: Positive = 200
-    floor: Annotated[Number, Field(gt=0, le=1)] = 1e-4
+    candidates: Count = 50
 
 
 class EvalConfig(Settings):
     """steps: which l are measured. valid_users: how many decide while training; the final choice takes choice_users.
 
-    neighbours_weights, dense_candidates, dense_weights: what the final choice tries, the first two together and without
-    the dense score.
+    dense_weights, dense_candidates: what the final choice tries, together.
     """
 
     steps: Counts = (0, 2, 4)
@@ -238,7 +237,6 @@ class EvalConfig(Settings):
     valid_users: Positive = 1000
     choice_users: Annotated[int, Field(ge=2)] = 4000  # of one user nobody can say what is more than chance
     dense_weights: Weights = (0.0, 0.25, 0.5, 1.0)
-    neighbours_weights: Weights = (0.0,)
     dense_candidates: Counts = (0,)
 
 
@@ -273,8 +271,6 @@ class RunConfig(Settings):
                     f"{name} must list numbers in 0..{self.model.max_steps}, the range of model.max_steps, "
                     f"not {list(lengths)}."
                 )
-        if any(self.evaluation.neighbours_weights) and not self.neighbours.enabled:
-            raise ValueError("evaluation.neighbours_weights above 0 need neighbours.enabled=true.")
         if not self.model.max_steps and (self.sft.steps or self.rl.steps):
             raise ValueError(
                 "With model.max_steps=0 there is no reasoning to train; set sft.steps=0 and rl.steps=0 too."
@@ -321,17 +317,21 @@ def read_config(data: Any) -> RunConfig:
 
 # Settings that left the code because they gained nothing, with the value that stayed.
 RETIRED = {("sft", "target"): "item", ("sft", "label_refresh"): "every step", ("rl", "rollouts"): "sample"}
+# Settings of the final choice that left with what they chose: whatever a stored run had, its stages are the same.
+DROPPED = (("neighbours", "floor"), ("evaluation", "neighbours_weights"))
 # Settings that are younger than some stored runs, with what the code did before them, where that is not the default.
 BEFORE: dict[tuple[str, str], Any] = {("model", "normalise"): "vocabulary"}
 
 
 def read_stored_config(data: dict[str, Any]) -> RunConfig:
     """The settings of an earlier run. Those it did not know yet have what was done before there was a choice; retired
-    ones must have had the value that stayed. Raises ConfigError otherwise.
+    ones must have had the value that stayed, unless they only concerned the final choice. Raises ConfigError otherwise.
     """
     data = json.loads(json.dumps(data))
     for (section, name), before in BEFORE.items():
         data.setdefault(section, {}).setdefault(name, before)
+    for section, name in DROPPED:
+        data.get(section, {}).pop(name, None)
     for (section, name), kept in RETIRED.items():
         if name in data.get(section, {}) and (value := data[section].pop(name)) != kept:
             raise ConfigError(f"{section}.{name}={value} is no longer supported, only {kept}.")

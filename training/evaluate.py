@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,14 +13,26 @@ import torch
 from serving.bundle import Bundle
 from serving.network.eager import EagerRuntime
 from serving.search.ranker import Ranker
+from serving.types import BundleSettings
 from training.data.prepare import DataError, Dataset, sample_users, split_by
 from training.metrics import ndcg, recall_ndcg, target_ranks
 from training.stages.diagnostics import reasoning_diagnostics
 from training.workspace import Workspace
 
 
+class Ranks(Protocol):
+    """What `measure` needs of a ranker: `serving.search.ranker.Ranker`, or one that ranks each user by its own."""
+
+    @property
+    def settings(self) -> BundleSettings: ...
+
+    def rank(
+        self, histories: Sequence[np.ndarray], steps: int, beam: int, *, exclude_seen: bool = False
+    ) -> np.ndarray: ...
+
+
 def measure(
-    ranker: Ranker,
+    ranker: Ranks,
     histories: Sequence[np.ndarray],
     target: np.ndarray,
     steps: int,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +16,30 @@ from serving.bundle_writer import write_bundle
 from serving.errors import BundleError
 from serving.items.catalogue import Catalogue
 from serving.items.histories import history_tokens
-from serving.types import BundleSettings
+from serving.items.neighbours import Neighbours
+from serving.types import BundleSettings, Gate
 from training.data.prepare import sample_users
 from training.data.read import Dataset
-from training.evaluate import measure
+from training.evaluate import Ranks, measure
 from training.int8_gate import int8_gate
+from training.join import CrossFittedRanker, fit_join
+from training.memory import FittedMemory, fit_memory
 from training.metrics import ndcg, paired_bootstrap, target_ranks
 from training.workspace import Workspace
 
 
-def export(work: Workspace, data: Dataset, tokenizer_folder: Path, bundle_folder: Path, stages: dict[str, Any]) -> str:
-    """Writes the bundle and returns its version. Validation NDCG@10 chooses the defaults (`choose`)."""
-    choice = choose(work)
+def export(work: Workspace, data: Dataset, work_folder: Path, bundle_folder: Path, stages: dict[str, Any]) -> str:
+    """Writes the bundle and returns its version. Validation NDCG@10 chooses the item memory, how it joins the network,
+    and the defaults (`choose`)."""
+    memory = None
+    if work.config.neighbours.enabled:
+        memory = fit_memory(data.items, work.split, work.config, work_folder / "cache")
+    choice = choose(work, memory)
     work = work.on("cpu")  # bundles are written from there, and 8-bit weights run there
     work.settings = choice.settings
     accuracy = [row | {"split": "valid"} for row in choice.table if measured_with(row, choice.settings)]
     bundle = Bundle(work.config.name, "", work.vocabulary, work.settings, work.network, catalogue(work, data), accuracy)
-    bundle.neighbours = work.neighbours
+    bundle.neighbours = work.neighbours = memory.whole if memory else None
     bundle.int8 = int8_gate(work)
     bundle.about = {
         "seed": work.config.seed,
@@ -40,11 +47,11 @@ def export(work: Workspace, data: Dataset, tokenizer_folder: Path, bundle_folder
         "stages": stages,
         "config": work.config.to_json(),
         "choices": choice.table,
-        "neighbours": work.neighbours_report,
+        "neighbours": memory.report | {"join": choice.join} if memory else None,
     }
 
     def write_tokenizer(folder: Path) -> None:
-        for file in tokenizer_folder.iterdir():
+        for file in (work_folder / "tokenizer").iterdir():
             shutil.copyfile(file, folder / file.name)
 
     card = model_card(work, data, accuracy, stages, bundle.int8)
@@ -81,29 +88,38 @@ def verify(bundle_folder: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The settings with the best validation NDCG@10, and `table`: a row per combination tried."""
+    """The settings with the best validation NDCG@10, and `table`: a row per combination tried.
+
+    join: how the memory's join was chosen; None without a memory.
+    """
 
     settings: BundleSettings
     table: list[dict[str, Any]]
+    join: dict[str, Any] | None = None
 
 
-def choose(work: Workspace) -> Choice:
+def choose(work: Workspace, memory: FittedMemory | None = None) -> Choice:
     """Chooses settings by validation NDCG@10.
 
-    First, without steps and dense score: the item graph's weight, and how many candidates join the beam's items. With
-    these: the dense weight for every number of steps. Reasoning costs time at every request, so steps above 0 are
-    chosen only if they gain over 0 steps, each with its best weight, by more than chance (95% paired bootstrap over
-    users).
+    First, without steps and dense score: how the item memory joins (`training/join.py`); where it does, everything that
+    follows is measured with a memory and a gate that the measured users did not choose. Then, for every number of
+    steps, the dense weight, and without a memory how many of the dense score's best items join the beam's. Reasoning
+    costs time at every request, so steps above 0 are chosen only if they gain over 0 steps, each with its best weight,
+    by more than chance (95% paired bootstrap over users).
     """
     evaluation = work.config.evaluation
     histories, target = sample_users(work.split.valid_history, work.split.valid_target, evaluation.choice_users)
-    ranker = work.ranker()
+    ranker, join = work.ranker(), None
+    if memory is not None:
+        join = fit_join(ranker, memory, histories, target, evaluation.beam, work.config.neighbours.candidates)
     table: list[dict[str, Any]] = []
     seen: dict[BundleSettings, tuple[dict[str, Any], np.ndarray]] = {}
 
     def mean_ndcg(settings: BundleSettings) -> float:
         if settings not in seen:
-            candidate = replace(ranker, settings=settings)
+            candidate: Ranks = replace(ranker, settings=settings)
+            if join is not None and settings.neighbours_weight:
+                candidate = CrossFittedRanker(replace(ranker, settings=settings), join)
             row, ranked = measure(candidate, histories, target, settings.default_steps, evaluation.beam)
             table.append(row)
             seen[settings] = row, ndcg(target_ranks(ranked, target))
@@ -114,20 +130,17 @@ def choose(work: Workspace) -> Choice:
             mean_ndcg(settings)
         return max(candidates, key=mean_ndcg)  # the first of equals
 
-    plain = replace(work.settings, default_steps=0)
-    joined = [
-        replace(plain, neighbours_weight=weight, dense_candidates=count)
-        for count in evaluation.dense_candidates
-        for weight in evaluation.neighbours_weights
-    ]
-    chosen = best_of(joined, "choose item graph") if len(joined) > 1 else joined[0]
-    best = [
-        best_of(
-            [replace(chosen, default_steps=steps, dense_weight=weight) for weight in evaluation.dense_weights],
-            f"choose, {steps} steps",
-        )
-        for steps in range(work.vocabulary.max_steps + 1)
-    ]
+    start = work.settings if join is None else join.settings
+    counts = evaluation.dense_candidates if join is None else (start.dense_candidates,)
+
+    def candidates(steps: int) -> list[BundleSettings]:
+        return [
+            replace(start, default_steps=steps, dense_weight=weight, dense_candidates=count)
+            for weight in evaluation.dense_weights
+            for count in (counts if weight else counts[:1])  # without a weight there is nothing to be a candidate by
+        ]
+
+    best = [best_of(candidates(steps), f"choose, {steps} steps") for steps in range(work.vocabulary.max_steps + 1)]
     chosen, (_, without) = best[0], seen[best[0]]
     for settings in best[1:]:
         row, gains = seen[settings]
@@ -135,7 +148,7 @@ def choose(work: Workspace) -> Choice:
         row |= {"gain": round(gain, 5), "gain_low": round(low, 5), "gain_high": round(high, 5)}
         if low > 0 and row["ndcg@10"] > mean_ndcg(chosen):
             chosen = settings
-    return Choice(chosen, table)
+    return Choice(chosen, table, join.report if join else None)
 
 
 def measured_with(row: dict[str, Any], settings: BundleSettings) -> bool:
@@ -195,18 +208,14 @@ def model_card(
             "encoder's input, add row max(0, n - 1 - p // tokens_per_item), column h of `age_bias.weight` "
             "(heads.safetensors) to the attention scores of head h at position p.\n"
         )
-    near = ""
-    if work.neighbours is not None:
-        recency, floor = work.neighbours.recency, work.neighbours.floor
-        near = f"""
-## Neighbours
-neighbours.safetensors holds for every item i the items j that followed it in training sequences, or whose texts
-resemble its own, with weights w(i, j): entries offsets[i] to offsets[i + 1] of `items` (catalogue rows) and `weights`.
-With n(j) = the sum over the last {config.model.max_items} items i_t of the history, t steps back from the newest, of
-(t + 1) ** -{recency} * w(i_t, j), an item's score gets neighbours_weight * log(n(j) / sum of n + {floor}). The weight
-of this bundle is {work.settings.neighbours_weight}; with 0 the score is the network's alone. All of it was learnt from
-the training part; `about.neighbours` in bundle.json holds what validation chose.
-"""
+    near = judged = ""
+    if work.settings.neighbours_weight:
+        judged = (
+            " Each user was judged with a memory and a gate that other users chose;\n"
+            "validation also kept the network's best weights."
+        )
+    if work.neighbours is not None and work.settings.gate is not None:
+        near = memory_card(work.neighbours, work.settings, work.settings.gate)
     return f"""# {config.name}
 
 A generative recommender: a T5 encoder-decoder that reads a history of semantic IDs, writes 0 to {model.max_steps}
@@ -231,7 +240,7 @@ With `step_form` state or both, the decoder's input at step i also gets `feedbac
 {causal}{near}
 ## Accuracy on validation
 Full ranking, beam {config.evaluation.beam}, seen items not excluded, dense weight {work.settings.dense_weight},
-neighbours weight {work.settings.neighbours_weight}.
+neighbours weight {work.settings.neighbours_weight}.{judged}
 
 | steps | recall@10 | ndcg@10 |
 |---|---|---|
@@ -251,4 +260,30 @@ The runtime `onnx-int8` {may} serve this bundle. It may if it keeps {least["over
 ## Limits
 The model knows only the items of its catalogue. It follows what people did in the training data, with whatever bias
 that has, and was not evaluated on users who behave differently.
+"""
+
+
+def memory_card(neighbours: Neighbours, settings: BundleSettings, gate: Gate) -> str:
+    """The section of the model card with all that an outsider needs to compute the joined score."""
+    terms = "".join(f"\n    {value:+.6g} * {name}" for name, value in asdict(gate).items() if name != "intercept")
+    return f"""
+## Item memory
+neighbours.safetensors holds weights w(i, j) between items, counted in training sequences and texts, learnt by a
+linear model of the next item, or both: the entries offsets[i] to offsets[i + 1] of `items` (catalogue rows) and of
+`weights`, which may be negative. n(j) is the sum over the last {settings.max_items} items i_t of the history, t steps
+back from the newest, of (t + 1) ** -{neighbours.recency} * w(i_t, j), or 0 where that is negative, and an item's
+share is n(j) / sum of n over all items. Then
+
+    score(j) = log( g * exp(N(j)) + (1 - g) * share(j) )
+    log(g / (1 - g)) = {gate.intercept:.6g}{terms}
+    - log(neighbours_weight)
+
+N(j) is the network's score: its log-probabilities summed over the item's tokens, plus dense_weight times the dense
+score. support = log of the sum of n; peak = the largest share; entropy = -sum of share * log(share); length = log of
+the number of history items read; confidence = the largest log-probability of a first item token, after the likeliest
+reasoning path. Where the sum of n is 0, g is 1. The coefficients are `score.neighbours_gate` in bundle.json. The
+weight of this bundle is {settings.neighbours_weight}: 1 joins as fitted, and with 0 the score is the network's alone.
+Ranked are the items that the beam finds and the {settings.dense_candidates} permitted ones with the largest share. All
+weights were learnt from the training part; `about.neighbours` in bundle.json holds what validation chose, and what
+that was worth to users who did not choose it.
 """

@@ -96,11 +96,12 @@ class _Choice:
 
     def __init__(self, items: Items, split: Split, config: RunConfig, cache: Path | None) -> None:
         self.parts: MemoryParts = config.neighbours.parts
-        self.floor = config.neighbours.floor
         self.keep, self.max_items, self.train = config.neighbours.keep, config.model.max_items, split.train
         users, self.target = sample_users(split.valid_history, split.valid_target, config.evaluation.choice_users)
         self.histories = [history[-self.max_items :] for history in users]
-        self.log = Log.of(split.train, similarity_embedding(items, split.train, config, cache), self.keep)
+        self.log = None  # a linear model needs no embedding, which takes minutes
+        if self.parts != "linear":
+            self.log = Log.of(split.train, similarity_embedding(items, split.train, config, cache), self.keep)
         self.counts = event_counts(split.train, len(items))
         self.frequent = np.sort(np.argsort(-self.counts, kind="stable")[:TUNED_ITEMS])
         self._ndcg: dict[Any, np.ndarray] = {}
@@ -137,7 +138,7 @@ class _Choice:
             kept = largest(self._weights(setting), self.keep)
             self._memories[setting] = Neighbours(
                 kept.indptr.astype(np.int64), kept.indices.astype(np.int32), kept.data.astype(np.float32),
-                setting.recency, self.floor,
+                setting.recency,
             )  # fmt: skip
         return self._memories[setting]
 
@@ -176,6 +177,7 @@ class _Choice:
         return sum(parts[1:], start=parts[0]).tocsr()
 
     def _counted_weights(self, setting: JoinedSetting) -> sparse.csr_matrix:
+        assert self.log is not None, "nothing is counted for a linear model"
         return self.log.weights(setting)
 
     def _linear_weights(self, setting: LinearSetting) -> sparse.csr_matrix:

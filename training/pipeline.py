@@ -37,7 +37,6 @@ from training.evaluate import validate
 from training.export import export
 from training.ids.embed import item_embedding
 from training.ids.semantic_ids import GivenIds, build_semantic_ids
-from training.memory import fit_memory
 from training.preflight import RunError, check_data, check_work_folder, stored_run
 from training.stages.distributed import SINGLE_PROCESS, Process, join_processes
 from training.stages.loop import Log, Outcome, run_stage
@@ -97,7 +96,7 @@ def run(
                 for stage, o in outcomes.items()
             }
             _write_json(folder / "stages.json", summary)
-            version = export(work, data, folder / "tokenizer", bundle_folder, summary)
+            version = export(work, data, folder, bundle_folder, summary)
             print(f"Wrote {bundle_folder} ({version}). Serve it: python -m app serve --bundle {bundle_folder}")
 
 
@@ -139,9 +138,6 @@ def tokenize(
         shared_levels = int(about.get("shared_levels", 0))  # runs of earlier versions have none
         codes, embedding = stored.get_tensor("codes").numpy(), stored.get_tensor("embedding").numpy()
     work = make_workspace(config, split, codes, codebook_sizes, embedding, device, shared_levels)
-    if config.neighbours.enabled:
-        memory = fit_memory(data.items, split, config, folder / "cache")
-        work.neighbours, work.neighbours_report = memory.whole, memory.report
     return work
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -54,7 +53,6 @@ class Workspace:
     embedding: np.ndarray
     network: StreamRec
     neighbours: Neighbours | None = None
-    neighbours_report: dict[str, Any] | None = None  # how they were chosen
 
     @property
     def device(self) -> torch.device:

@@ -18,12 +18,13 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.accuracy.item_graph import data_of, item_graph_of, ranks_of
+from benchmarks.accuracy.item_graph import data_of, memory_of, ranks_of
 from benchmarks.accuracy.ranks import Inference, TargetRanks, evaluation_users, load_ranks, measure_ranks, save_ranks
 from benchmarks.accuracy.variants import STAGES, VARIANTS, Setup, train_variant, training_minutes
 from serving.network.onnx import OnnxRuntime
 from serving.search.ranker import BATCH_SIZE
 from training.config import RunConfig, read_stored_config
+from training.join import Join, fit_join
 from training.metrics import mean_metrics, ndcg, paired_bootstrap
 from training.pipeline import TRAINED, tokenize
 from training.stages.loop import load_checkpoint, read_meta
@@ -105,11 +106,17 @@ class Ablation:
             found = load_ranks(folder, inference)
             if found is None:
                 work = self.work(variant, seed)
-                work.neighbours = item_graph_of(self.setup) if inference.graph_weight else None
+                if inference.mixed:
+                    memory, settings = memory_of(self.setup).whole, self.join(variant, seed).settings
+                    work = replace(work, neighbours=memory, settings=settings)
                 found = measure_ranks(work, inference)
                 save_ranks(folder, inference, found)
             every.append(found)
         return every
+
+    def join(self, variant: str, seed: int) -> Join:
+        """How validation joins a variant's answer without steps with the item memory."""
+        return _join(self.setup, variant, seed, self.setup.folder(variant, seed))
 
     def ranks(self, cell: Cell) -> np.ndarray:
         """Shape: (seeds, U)."""
@@ -127,7 +134,6 @@ class Ablation:
             means.append(value)
             row = {"model": cell.model, "split": "valid", "steps": cell.inference.steps, "paths": cell.inference.paths}
             row |= {"merge": cell.inference.merge, "dense_weight": cell.weight, "union": cell.inference.union}
-            row |= {"graph_weight": cell.inference.graph_weight}
             self.validation.append(row | {"ndcg@10": round(value, 5)})
         return cells[int(np.argmax(means))]
 
@@ -149,7 +155,6 @@ class Ablation:
             "split": cell.inference.split,
             "steps": cell.inference.steps,
             "dense_weight": cell.weight,
-            "graph_weight": cell.inference.graph_weight,
             "users": ranks.shape[1],
         }
         row |= {name: round(value, 5) for name, value in mean_metrics(ranks).items()} | cell.more
@@ -198,13 +203,21 @@ class Ablation:
 
 @lru_cache(maxsize=2)
 def _load(setup: Setup, variant: str, seed: int, folder: Any) -> Workspace:
-    """An variant with the weights that its last stage liked best."""
+    """A variant with the weights that its last stage liked best."""
     data, split = data_of(setup)
     config = read_stored_config(json.loads((folder / "run.json").read_text())["config"])
     work = tokenize(data, split, setup.data, folder, config, setup.device)
     load_checkpoint(folder / f"{VARIANTS[variant].until}.best.safetensors", work.network, None)
     work.network.eval()
     return work
+
+
+@lru_cache(maxsize=8)
+def _join(setup: Setup, variant: str, seed: int, folder: Any) -> Join:
+    work = _load(setup, variant, seed, folder)
+    histories, target = evaluation_users(work, "valid")
+    beam, candidates = work.config.evaluation.beam, work.config.neighbours.candidates
+    return fit_join(work.ranker(), memory_of(setup), histories, target, beam, candidates)
 
 
 def training_flops(work: Workspace, stage: str, config: RunConfig, steps: int = 12) -> float:

@@ -1,4 +1,5 @@
-"""What needs no network, once per data folder: tuned item-to-item neighbours, and the item graph of a bundle."""
+"""What needs no network, once per data folder: tuned item-to-item neighbours, and the item memory of a bundle, whole
+and each of its parts alone."""
 
 from __future__ import annotations
 
@@ -9,13 +10,14 @@ import numpy as np
 from benchmarks.accuracy import neighbours
 from benchmarks.accuracy.full_ranking import HISTORY_ITEMS, Score, rank
 from benchmarks.accuracy.variants import Setup
-from serving.items.neighbours import Neighbours
+from training.config import MemoryParts
 from training.data.prepare import Split, sample_users, split_by
 from training.data.read import Dataset, read_data
-from training.memory import fit_memory
+from training.memory import FittedMemory, fit_memory
 from training.metrics import recall_ndcg, target_ranks
 
-TUNED, ITEM_GRAPH = "tuned neighbours", "item graph alone"
+TUNED, MEMORY = "tuned neighbours", "memory alone"
+PARTS: dict[str, MemoryParts] = {"counted with texts": "counted", "linear model": "linear", MEMORY: "both"}
 TUNING_USERS = 10_000  # validation users that tune the neighbours, at most: all of 57,000 would take an hour
 
 
@@ -25,19 +27,20 @@ def data_of(setup: Setup) -> tuple[Dataset, Split]:
     return data, split_by(data, setup.settings("plain", 0).split)
 
 
-@lru_cache(maxsize=1)
-def item_graph_of(setup: Setup) -> Neighbours:
+@lru_cache(maxsize=len(PARTS))
+def memory_of(setup: Setup, name: str = MEMORY) -> FittedMemory:
     data, split = data_of(setup)
-    return fit_memory(data.items, split, setup.settings("plain", 0), setup.work / "cache").whole
+    config = setup.settings("plain", 0, (f"neighbours.parts={PARTS[name]}",))
+    return fit_memory(data.items, split, config, setup.work / "cache")
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=len(PARTS) + 1)
 def ranks_of(setup: Setup, name: str) -> np.ndarray:
     """Where the test targets stand without a network, counted from 0; 10 for all beyond. Shape: (U,) int64."""
     data, split = data_of(setup)
-    if name == ITEM_GRAPH:
-        graph = item_graph_of(setup)
-        return _ranks(lambda histories: graph.log_scores(histories, HISTORY_ITEMS), split)
+    if name in PARTS:
+        graph = memory_of(setup, name).whole
+        return _ranks(lambda histories: graph.shares(histories, HISTORY_ITEMS)[0], split)
 
     histories, target = sample_users(split.valid_history, split.valid_target, TUNING_USERS)
 

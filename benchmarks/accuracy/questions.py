@@ -86,14 +86,14 @@ QUESTIONS = {
         "the model a shop would run",
         ("plain", SLOW),
         reasoning.deployed,
-        ("model", "graph_weight", *METRICS, *GAIN, "against"),
+        ("model", "way", *METRICS, *GAIN, "against"),
         _bars("against tuned neighbours, or what is named after the bar"),
     ),
     "pays": Question(
         "does reasoning pay, with every control",
         ("plain", *reasoning.PAYING, "plain, as costly"),
         reasoning.pays,
-        ("model", "graph_weight", "dense_weight", *METRICS, *GAIN, "against", "minutes"),
+        ("model", "way", "dense_weight", *METRICS, *GAIN, "against", "minutes"),
         _bars("against plain of the same cost, unless another is named"),
     ),
     "groups": Question(

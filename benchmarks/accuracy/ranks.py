@@ -25,7 +25,8 @@ class Inference:
     """How answers are searched. union: so many of the dense score's own best items join, at `union_weight`.
 
     draws: instead of the model's own reasoning tokens, so many paths of random ones, each with a beam of its own; an
-    item's score is the best over the paths. int8: with 8-bit weights. graph_weight: of the workspace's item graph.
+    item's score is the best over the paths. int8: with 8-bit weights. mixed: as the workspace's settings join its item
+    memory, and with no dense score.
     """
 
     split: str
@@ -36,7 +37,7 @@ class Inference:
     union_weight: float = 0.0
     draws: int = 0
     int8: bool = False
-    graph_weight: float = 0.0
+    mixed: bool = False
 
     @property
     def file(self) -> str:
@@ -92,15 +93,11 @@ class RandomTokens(EagerRuntime):
 
 
 def ranker_of(work: Workspace, inference: Inference) -> Ranker:
-    """The workspace's ranker with what `inference` changes. It always computes the dense score, to try weights on."""
-    settings = replace(
-        work.settings,
-        paths=inference.paths,
-        merge=inference.merge,
-        dense_candidates=inference.union,
-        dense_weight=inference.union_weight if inference.union else 1.0,
-        neighbours_weight=inference.graph_weight,
-    )
+    """The workspace's ranker with what `inference` changes. Unless mixed it has the dense score, to try weights on."""
+    settings = replace(work.settings, paths=inference.paths, merge=inference.merge)
+    if not inference.mixed:
+        dense_weight = inference.union_weight if inference.union else 1.0
+        settings = replace(settings, dense_candidates=inference.union, dense_weight=dense_weight, neighbours_weight=0.0)
     network, tokens, attention = work.network.eval(), work.item_tokens, work.settings.attention
     runtime: Runtime | None = None
     if inference.int8:
@@ -116,6 +113,8 @@ def measure_ranks(work: Workspace, inference: Inference) -> TargetRanks:
     """Full ranking of a split's users. Seen items are permitted, as published tables do."""
     histories, target = evaluation_users(work, inference.split)
     weights = (inference.union_weight,) if inference.union else work.config.evaluation.dense_weights
+    if inference.mixed:
+        weights = (0.0,)
     vectors = work.network.item_vectors(work.item_tokens)
     torch.manual_seed(0)  # for random tokens
     ranker, beam = ranker_of(work, inference), work.config.evaluation.beam

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.accuracy.ablation import Ablation, Cell, Rows, answer_ms, at, search_flops, training_flops
-from benchmarks.accuracy.item_graph import ITEM_GRAPH, TUNED
+from benchmarks.accuracy.item_graph import PARTS, TUNED
 from benchmarks.accuracy.ranks import Inference, evaluation_users
 from benchmarks.accuracy.variants import DEPTH, LENGTHS, OWN, SLOW
 from serving.types import Merge
@@ -17,9 +17,7 @@ from training.stages.diagnostics import reasoning_diagnostics
 
 PATHS = (1, 2, 4, 8)
 UNION = 30
-CANDIDATES = 50  # of the item graph's best items join those that the beam found
 PAYING = (SLOW, "state alone", "pause", "rl", "rl, anchor alone")
-GRAPH_WEIGHTS = (1.0, 4.0, 10.0, 20.0, 40.0)
 
 
 def steps(ablation: Ablation) -> Rows:
@@ -199,24 +197,26 @@ def joined(ablation: Ablation) -> Rows:
 
 
 def deployed(ablation: Ablation) -> Rows:
-    """What a shop would run: the network joined with the item graph at the weight that validation prefers, compared
-    with tuned neighbours; and what the network and its reasoning add to that graph."""
-    tuned, graph = (
-        Cell(TUNED, TUNED, Inference("test", 0)),
-        Cell(ITEM_GRAPH, ITEM_GRAPH, Inference("test", 0), against=TUNED),
-    )
-    joined = []
+    """What a shop would run: the network mixed with the item memory through the gate that validation fits, compared
+    with tuned neighbours; each part of the memory, memory and network alone, and what each adds to the other."""
+    tuned = Cell(TUNED, TUNED, Inference("test", 0))
+    parts = [Cell(name, name, Inference("test", 0), against=TUNED) for name in PARTS]
+    memory, alone, mixed = parts[-1], [], []
     for variant, used in (("plain", 0), (SLOW, 0), (SLOW, DEPTH)):
-        inference = Inference("valid", used, union=CANDIDATES)
-        best = ablation.choose(
-            [Cell(variant, variant, replace(inference, graph_weight=weight)) for weight in GRAPH_WEIGHTS]
-        ).inference.graph_weight
-        name = f"{at(variant, used).model}, and item graph"
-        joined.append(Cell(name, variant, replace(inference, split="test", graph_weight=best), against=TUNED))
-    _, without, reasoned = joined
-    pairs = [*((cell, graph) for cell in joined), (reasoned, without)]
-    rows = ablation.rows([tuned, graph, *joined])
-    return rows + [ablation.row(replace(cell, more={"part": "pair"}), other) for cell, other in pairs]
+        network = at(variant, used, against=TUNED)
+        report = ablation.join(variant, ablation.seeds[0]).report
+        alone.append(network)
+        name, how = f"{network.model}, and memory", {"way": report["way"], "gate": report["gate"]}
+        mixed.append(Cell(name, variant, Inference("test", used, mixed=True), against=TUNED, more=how))
+        ablation.validation.append({"model": network.model, "split": "valid", **report})
+    _, without, reasoned = mixed
+    pairs = [
+        *((cell, memory) for cell in mixed),
+        *zip(mixed, alone, strict=True),
+        (reasoned, without),
+    ]
+    rows = ablation.rows([tuned, *parts, *alone, *mixed])
+    return rows + [ablation.row(replace(cell, more=cell.more | {"part": "pair"}), other) for cell, other in pairs]
 
 
 def pays(ablation: Ablation) -> Rows:

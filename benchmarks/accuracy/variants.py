@@ -28,10 +28,7 @@ DEPTH = 4  # the number of steps at which forms of reasoning are compared
 SLOW = f"l = {DEPTH}"  # the variant of the whole method, with which most are compared
 LENGTHS = (0, 2, 4, 6, 8, 12)
 OWN = (4, 2, 8)  # numbers of steps with a checkpoint of their own, the one that others share first
-NO_GRAPH = (
-    "neighbours.enabled=false",
-    "evaluation.neighbours_weights=[0]",
-)  # see `item_graph.py`
+NO_GRAPH = ("neighbours.enabled=false",)  # see `item_graph.py`
 NO_REASONING = ("lengths=[0]", "evaluation.steps=[0]")
 REWARDS = ("format", "match", "similarity", "likelihood", "rank")
 
@@ -136,10 +133,10 @@ def train_variant(setup: Setup, variant: str, seed: int, more: tuple[str, ...] =
     folder, config = setup.folder(variant, seed), setup.settings(variant, seed, more)
     if (folder / "trained.json").exists() and shares(_settings_of(folder), config, VARIANTS[variant].until):
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    code = commit()
-    inherit(folder, config, VARIANTS[variant].until)
-    run(setup.data, folder, config, until=VARIANTS[variant].until, work_folder=folder, device=setup.device)
+    code, until = commit(), VARIANTS[variant].until
+    run(setup.data, folder / "bundle", config, until="prepare", work_folder=folder)  # makes it a run's own folder
+    inherit(folder, config, until)
+    run(setup.data, folder / "bundle", config, until=until, work_folder=folder, device=setup.device)
     hardware = machine()
     (folder / "trained.json").write_text(json.dumps(code | {"on": hardware["gpu"] or hardware["cpu"]}))
 
@@ -185,7 +182,7 @@ def _up_to(config: RunConfig, stage: Stage) -> dict[str, Any]:
     every = {name: value for name, value in config.to_json().items() if name not in ("name", "licence")}
     for inference in ("paths", "merge"):
         del every["model"][inference]
-    for later in ("choice_users", "dense_weights", "neighbours_weights", "dense_candidates"):
+    for later in ("choice_users", "dense_weights", "dense_candidates"):
         del every["evaluation"][later]
     del every["neighbours"]
     if stage != "rl":

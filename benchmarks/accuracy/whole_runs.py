@@ -29,6 +29,7 @@ from training.data.prepare import split_by
 from training.data.read import Dataset, read_data
 from training.evaluate import measure
 from training.export import choose
+from training.memory import fit_memory
 from training.pipeline import run, tokenize
 from training.stages.loop import load_checkpoint, read_meta
 from training.workspace import Workspace
@@ -100,7 +101,7 @@ def variant_rows(variant: str, options: argparse.Namespace, folder: Path, overri
     ):  # embedding the items' texts takes minutes and is the same for every variant
         if not (folder / "cache").exists():
             shutil.copytree(other, folder / "cache")
-    run(options.data, folder, config, until="rl", work_folder=folder, device=options.device)
+    run(options.data, folder / "bundle", config, until="rl", work_folder=folder, device=options.device)
     data = read_data(options.data)
     work = tokenize(data, split_by(data, config.split), options.data, folder, config, options.device)
     rows = []
@@ -126,7 +127,11 @@ def measured(variant: str, work: Workspace, folder: Path, data: Dataset) -> Iter
         for steps in work.config.evaluation.steps:
             yield from test_rows(work, label, replace(work.settings, default_steps=steps), spent)
     if work.config.sft.steps:
-        yield from test_rows(work, "slow: deployed", choose(work).settings, spent)
+        memory = None
+        if work.config.neighbours.enabled:
+            memory = fit_memory(data.items, work.split, work.config, folder / "cache")
+            work.neighbours = memory.whole
+        yield from test_rows(work, "slow: deployed", choose(work, memory).settings, spent)
 
 
 def test_rows(work: Workspace, label: str, settings: BundleSettings, minutes: float) -> Iterator[dict[str, Any]]:

@@ -20,7 +20,7 @@ from serving.items.trie import Trie, build_trie
 from serving.items.vocabulary import Vocabulary
 from serving.network.runtime import Runtime
 from serving.network.t5 import CrossKeysValues
-from serving.search.beam import reason, search, search_settings
+from serving.search.beam import propose_items, reason, search, search_settings
 from serving.search.memory import MemoryScores, look_up, weighted
 from serving.types import Beams, BundleSettings, Rules
 
@@ -116,6 +116,20 @@ class Ranker:
             found = look_up(self.neighbours, settings, histories)
             memory = weighted(found, [settings.neighbours_weight] * len(histories), runtime.device)
         return EncodedBatch(runtime.cross_keys_values(runtime.encode(tokens, mask), mask), memory)
+
+    @torch.inference_mode()
+    def propose(self, batch: EncodedBatch, steps: int, beam: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What the beam and the memory propose, for fitting a gate: rows, what the network says of each, confidence.
+
+        Shapes: (B, N) int64, (B, N) float32, -inf where there is no item, (B,) float32. See `beam.Proposed`.
+        """
+        settings = search_settings(self.vocabulary, self.settings)
+        reasoned = reason(self.runtime, settings, batch.cross, steps)
+        proposed = propose_items(
+            self.runtime, self.trie, settings, batch.cross, reasoned, beam, None, None, batch.memory
+        )
+        items = self.trie.item[proposed.found.leaf].long()
+        return items.cpu().numpy(), proposed.network.cpu().numpy(), proposed.confidence.cpu().numpy()
 
     @torch.inference_mode()
     def search(self, batch: EncodedBatch, steps: int, beam: int, blocked: Blocked | None = None) -> Beams:

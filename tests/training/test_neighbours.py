@@ -11,13 +11,11 @@ from scipy import sparse
 
 from serving.bundle import Bundle
 from tests.training.shops import command, write_shop
-from tests.training.small import small_config, small_workspace
+from tests.training.small import small_config
 from training.__main__ import main
 from training.config import ConfigError
 from training.data.read import Items
-from training.export import choose
 from training.linear import largest
-from training.memory import fit_memory
 from training.neighbours import (
     JoinedSetting,
     Log,
@@ -131,22 +129,7 @@ def test_items_unseen_in_training_are_found_by_their_text(monkeypatch):
     assert not weights[2].any() and not weights[:, 2].any()
 
 
-def test_validation_gives_the_item_graph_a_weight_where_it_knows_more_than_the_network():
-    config = small_config("neighbours.enabled=true", "evaluation.neighbours_weights=[0,1,20]",
-                          "evaluation.dense_candidates=[0,12]")  # fmt: skip
-    work = small_workspace(config)
-    work.neighbours = fit_memory(items_without_text(30), work.split, config).whole
-    choice = choose(work)
-    best = max(row["ndcg@10"] for row in choice.table)
-    assert choice.settings.neighbours_weight > 0 and best > 0.5  # the walks are certain, the network is untrained
-    assert len(choice.table) == 3 * 2 + 3 * 2 - 1  # weights by candidates, then steps by dense weights; one is both
-    same = small_workspace(small_config())
-    assert choose(same).settings.neighbours_weight == 0.0 and len(choose(same).table) == 3 * 2
-
-
-def test_a_weight_needs_neighbours():
-    with pytest.raises(ConfigError, match="neighbours.enabled"):
-        small_config("evaluation.neighbours_weights=[0,1]")
+def test_settings_that_do_not_fit_are_named():
     with pytest.raises(ConfigError, match="neighbours.keep"):
         small_config("neighbours.keep=0")
     with pytest.raises(ConfigError, match="evaluation.dense_weights"):
@@ -155,14 +138,20 @@ def test_a_weight_needs_neighbours():
 
 def test_from_a_folder_to_a_bundle_and_its_accuracy(tmp_path, capsys):
     data, bundle = write_shop(tmp_path / "shop"), tmp_path / "bundle"
-    asked = ("neighbours.enabled=true", "neighbours.keep=9", "evaluation.neighbours_weights=[20]")
+    asked = ("neighbours.enabled=true", "neighbours.keep=9", "neighbours.candidates=12")
     assert main(command("run", data, bundle, *asked)) == 0
     opened = Bundle.load(bundle)
     assert opened.neighbours is not None and np.diff(opened.neighbours.offsets).max() <= 9
-    assert opened.neighbours_weight == 20.0 and opened.about["neighbours"]["entries"] == len(opened.neighbours.items)
-    assert "neighbours_weight * log" in (bundle / "README.md").read_text()
+    assert opened.neighbours_weight == 1.0 and opened.settings.gate is not None
+    assert opened.settings.dense_candidates == 12
+    assert opened.about["neighbours"]["entries"] == len(opened.neighbours.items)
+    join = opened.about["neighbours"]["join"]
+    assert join["way"] != "network alone" and join["valid_ndcg@10_with_the_way_cross_fitted"] > 0.5
+    card = (bundle / "README.md").read_text()
+    assert "score(j) = log( g * exp(N(j)) + (1 - g) * share(j) )" in card
+    assert f"log(g / (1 - g)) = {opened.settings.gate.intercept:.6g}" in card
     capsys.readouterr()
     assert main(["evaluate", "--bundle", str(bundle), "--data", str(data), "--steps", "0", "--exclude-seen"]) == 0
     line = capsys.readouterr().out
-    assert '"neighbours_weight": 20.0' in line
+    assert '"neighbours_weight": 1.0' in line
     assert json.loads(line)["ndcg@10"] > 0.5  # the memory knows the walk

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +14,19 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.accuracy.__main__ import main
 from benchmarks.accuracy.ablation import Ablation, training_flops
-from benchmarks.accuracy.item_graph import ITEM_GRAPH, ranks_of
+from benchmarks.accuracy.item_graph import MEMORY, memory_of, ranks_of
 from benchmarks.accuracy.questions import QUESTIONS
-from benchmarks.accuracy.ranks import Inference, load_ranks, rank_of_target
-from benchmarks.accuracy.reasoning import GRAPH_WEIGHTS
+from benchmarks.accuracy.ranks import Inference, load_ranks, measure_ranks, rank_of_target
 from benchmarks.accuracy.recipes import CHOICES, RL_CHOICES
 from benchmarks.accuracy.variants import VARIANTS, Setup, inherit, shares, train_variant
 from benchmarks.common import ROOT
 from tests.training.small import small_config, small_workspace
+from training import join, memory
 from training.data.shop import write_shop
+from training.join import MEMORY_ALONE, WAYS
+from training.linear import LINEAR_GRID
 from training.metrics import ndcg
+from training.neighbours import JOINED_GRID
 from training.pipeline import RunError
 from training.stages.sft import SftStep
 
@@ -147,30 +151,54 @@ def test_a_question_from_end_to_end(tmp_path):
     assert (variants[0] / "sft.latest.safetensors").stat().st_mtime_ns == before
 
 
-def test_the_item_graph_joins_and_is_compared_with_neighbours(tmp_path):
+@pytest.fixture
+def few_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a memory and a gate, and no texts: the choice among many takes seconds, and so does a text model."""
+    monkeypatch.setattr(memory, "similarity_embedding", lambda items, *_: np.zeros((len(items), 2), np.float32))
+    for grid in (JOINED_GRID, LINEAR_GRID):
+        for name, values in grid.items():
+            monkeypatch.setitem(grid, name, values[1:2])
+    monkeypatch.setattr(join, "INTERCEPTS", (-4.0, 0.0))
+    monkeypatch.setattr(join, "SLOPES", (0.0, 0.5))
+
+
+def test_network_and_memory_are_mixed_and_compared_with_neighbours(tmp_path, few_settings):
     ablation, rows = answered("deployed", tmp_path)
-    named = {row["model"]: row for row in rows[:5]}
-    assert list(named) == ["tuned neighbours", "item graph alone", "plain, and item graph", "l = 4, and item graph",
-                           "l = 4, 4 steps, and item graph"]  # fmt: skip
-    assert named["l = 4, 4 steps, and item graph"]["graph_weight"] in GRAPH_WEIGHTS
+    networks = ["plain", "l = 4", "l = 4, 4 steps"]
+    single = ["tuned neighbours", "counted with texts", "linear model", "memory alone", *networks]
+    mixed = [f"{network}, and memory" for network in networks]
+    named = {row["model"]: row for row in rows[:10]}
+    assert list(named) == [*single, *mixed] and all(named[name]["way"] in WAYS for name in mixed)
     gains = [(row["model"], row["against"]) for row in rows if "gain" in row]
-    assert gains[-1] == ("l = 4, 4 steps, and item graph", "l = 4, and item graph") and len(gains) == 8
+    assert len(gains) == 9 + 7 and gains[-1] == (mixed[2], mixed[1])
+    assert set(zip(mixed, networks, strict=True)) | {(name, "memory alone") for name in mixed} <= set(gains)
     for row in rows:
         if "gain" in row:
             other = named[row["against"]]
             assert row["gain"] == pytest.approx(row["ndcg@10"] - other["ndcg@10"], abs=2e-5)
-    # under a huge weight the item graph alone decides
-    found = ablation.target_ranks("plain", Inference("test", 0, union=50, graph_weight=1e6))[0].rank(0.0)
-    alone = ranks_of(ablation.setup, ITEM_GRAPH)
+    judged = [row for row in ablation.validation if "way" in row]
+    assert [row["model"] for row in judged] == networks
+    assert all(set(row["valid_ndcg@10_cross_fitted"]) == set(WAYS) for row in judged)
+
+
+def test_a_gate_for_the_memory_alone_ranks_as_the_memory_does(tmp_path, few_settings):
+    write_shop(tmp_path / "shop", users=40, items=60, seed=0)
+    ablation = Ablation(setup(tmp_path), (0,))
+    ablation.train("plain")
+    work = ablation.work("plain", 0)
+    settings = replace(work.settings, neighbours_weight=1.0, gate=MEMORY_ALONE, dense_candidates=50)
+    work = replace(work, neighbours=memory_of(ablation.setup).whole, settings=settings)
+    found = measure_ranks(work, Inference("test", 0, mixed=True)).rank(0.0)
+    alone = ranks_of(ablation.setup, MEMORY)
     assert (np.minimum(found, 10) == alone).mean() > 0.9  # but for ties
 
 
-def test_whether_reasoning_pays_is_answered_with_every_control(tmp_path):
+def test_whether_reasoning_pays_is_answered_with_every_control(tmp_path, few_settings):
     ablation, rows = answered("pays", tmp_path)
     against = {(row["model"], row.get("against")) for row in rows}
     assert {("l = 4, 4 steps", "plain, as costly"), ("pause, 4 steps", "plain, as costly"),
             ("rl, 4 steps", "rl, anchor alone, 4 steps"), ("l = 4, 4 steps", "l = 4"),
-            ("l = 4, 4 steps, and item graph", "tuned neighbours")} <= against  # fmt: skip
+            ("l = 4, 4 steps, and memory", "tuned neighbours")} <= against  # fmt: skip
     costly = next(row for row in rows if row["model"] == "plain, as costly")
     for row in rows:
         if row.get("against") == costly["model"]:

@@ -281,7 +281,7 @@ def test_nan_scores_are_an_error():
     bundle = tiny_model(seed=6)
     engine = Engine(bundle)
     bundle.network.t5.decoder.final_layer_norm.weight.data.fill_(float("nan"))
-    with pytest.raises(EngineError, match="not numbers"):
+    with pytest.raises(EngineError, match="not finite numbers"):
         ask(engine, Request((1, 2), 5, 10, 1))
 
 

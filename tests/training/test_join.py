@@ -1,0 +1,171 @@
+"""Fitting the gate: the ranks it is fitted by are the search's, each way wins where it should."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from serving.search.ranker import Ranker
+from serving.types import Gate
+from tests.builders import GATE, random_neighbours
+from tests.training.small import small_config, small_workspace
+from training import join
+from training.data.prepare import sample_users
+from training.export import choose
+from training.join import (
+    CONSTANT,
+    FEATURES,
+    GATED,
+    MEMORY,
+    MEMORY_ALONE,
+    NETWORK,
+    CrossFittedRanker,
+    Join,
+    Proposals,
+    fit_gate,
+    fit_join,
+    judged,
+)
+from training.memory import FittedMemory
+from training.metrics import ndcg, target_ranks
+
+USERS, ITEMS = 300, 20
+BEAM = 12
+
+
+@pytest.fixture
+def memory() -> FittedMemory:
+    """Two graphs at random, one for the even users and one for the odd ones."""
+    folds = tuple((np.arange(first, 40, 2), random_neighbours(30, first, mixed=True)) for first in range(2))
+    return FittedMemory(random_neighbours(30, 2, mixed=True), folds, {})
+
+
+@pytest.fixture
+def ranker() -> Ranker:
+    return small_workspace(small_config()).ranker()
+
+
+@pytest.fixture
+def users() -> tuple[list[np.ndarray], np.ndarray]:
+    split = small_workspace(small_config()).split
+    return sample_users(split.valid_history, split.valid_target, 40)
+
+
+@pytest.mark.parametrize("gate", [None, GATE, MEMORY_ALONE, Gate(0.5)])
+def test_a_gate_is_fitted_by_the_ranks_of_the_search_that_serves(memory, ranker, users, gate):
+    histories, target = users
+    settings = replace(ranker.settings, neighbours_weight=1.0, dense_candidates=7)
+    proposals = join._proposals(replace(ranker, settings=settings), memory, histories, target, BEAM)
+    folds = tuple((part, graph, gate or MEMORY_ALONE) for part, graph in memory.folds)
+    if gate is None:
+        settings = replace(settings, neighbours_weight=0.0)
+    served = CrossFittedRanker(replace(ranker, settings=settings), Join(settings, folds, {}))
+    expected = ndcg(target_ranks(served.rank(histories, 0, BEAM), target))
+    found = proposals.ndcg(gate)
+    if gate is None:  # only the beam's items are served: whatever the memory proposes as well ranks behind them here
+        expected, found = (np.where(expected > 0, value, 0) for value in (expected, found))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert expected.mean() > 0
+
+
+def test_every_user_is_ranked_with_the_memory_and_the_gate_of_the_users_fold(memory, ranker, users):
+    histories, _ = users
+    settings = replace(ranker.settings, neighbours_weight=1.0, dense_candidates=7)
+    (even, first), (odd, second) = memory.folds
+    gates = (GATE, MEMORY_ALONE)
+    made = Join(settings, ((even, first, gates[0]), (odd, second, gates[1])), {})
+    ranked = CrossFittedRanker(replace(ranker, settings=settings), made).rank(histories, 0, BEAM)
+    for user in (0, 1, 6, 7):
+        own = replace(ranker, neighbours=(first, second)[user % 2], settings=replace(settings, gate=gates[user % 2]))
+        np.testing.assert_array_equal(ranked[user], own.rank([histories[user]], 0, BEAM)[0])
+
+
+def proposals(network_knows: np.ndarray, memory_knows: np.ndarray, peak: np.ndarray, noise: float = 1.0) -> Proposals:
+    """Users to whom both propose all items; who knows the target gives it a probability that stands out."""
+    rng = np.random.default_rng(0)
+    network, share = rng.normal(0, noise, (2, USERS, ITEMS))
+    hit = np.zeros((USERS, ITEMS), bool)
+    hit[np.arange(USERS), rng.integers(0, ITEMS, USERS)] = True
+    network[hit] += 4 * network_knows
+    share[hit] += 4 * memory_knows
+    features = np.zeros((USERS, len(FEATURES)))
+    features[:, FEATURES.index("peak")] = peak
+    features[:, FEATURES.index("confidence")] = rng.normal(size=USERS)
+    log_p = [values - np.logaddexp.reduce(values, 1, keepdims=True) for values in (network, share)]
+    return Proposals(log_p[0], log_p[1], hit, features, np.ones(USERS, bool))
+
+
+ALL, NOBODY, HALF = np.ones(USERS), np.zeros(USERS), np.arange(USERS) % 2
+PARTS = [np.arange(first, USERS, 5) for first in range(5)]
+
+
+def quality(of: Proposals) -> dict[str, float]:
+    return {way: float(judged(of, way, PARTS).mean()) for way in join.WAYS}
+
+
+def test_the_network_alone_wins_where_the_memory_knows_nothing():
+    found = quality(proposals(ALL, NOBODY, NOBODY))
+    assert max(found, key=found.__getitem__) == NETWORK and found[NETWORK] > found[MEMORY] + 0.2
+
+
+def test_the_memory_alone_wins_where_the_network_knows_nothing():
+    found = quality(proposals(NOBODY, ALL, NOBODY))
+    assert found[MEMORY] >= found[CONSTANT] - 1e-9 and found[MEMORY] > found[NETWORK] + 0.2
+
+
+def test_a_gate_by_features_wins_where_a_feature_tells_who_knows():
+    of = proposals(1 - HALF, HALF, peak=HALF + 0.0, noise=1.5)
+    found = quality(of)
+    assert max(found, key=found.__getitem__) == GATED and found[GATED] > found[CONSTANT] + 0.02
+    gate = fit_gate(of, GATED)
+    assert gate is not None and gate.peak < 0 and gate.support == gate.length == 0
+
+
+def test_what_is_fitted_to_noise_is_worth_less_to_others():
+    """On average over several draws: a gate of six numbers for sixty users finds something in anything."""
+    users, parts = np.arange(60), [np.arange(first, 60, 5) for first in range(5)]
+    gains = []
+    for seed in range(4):
+        of = proposals(NOBODY, NOBODY, np.random.default_rng(seed).normal(size=USERS)).of(60 * seed + users)
+        gains.append(of.ndcg(fit_gate(of, GATED)).mean() - judged(of, GATED, parts).mean())
+    assert np.mean(gains) > 0.01
+
+
+def test_users_of_whom_the_memory_knows_nothing_are_the_networks():
+    of = proposals(ALL, NOBODY, NOBODY)
+    unknown = replace(of, known=np.zeros(USERS, bool), log_share=np.full_like(of.log_share, -np.inf))
+    np.testing.assert_array_equal(unknown.ndcg(MEMORY_ALONE), unknown.ndcg(None))
+
+
+def test_a_memory_that_knows_the_walk_is_joined_and_a_useless_one_is_not(memory, ranker, users):
+    histories, target = users
+    following = random_neighbours(30, mixed=True)
+    successor = (np.arange(30, dtype=np.int32) + 7) % 30
+    certain = replace(following, offsets=np.arange(31), items=successor, weights=np.ones(30, np.float32))
+    known = FittedMemory(certain, tuple((part, certain) for part, _ in memory.folds), {})
+    found = fit_join(ranker, known, histories, target, BEAM, 12)
+    assert found.settings.neighbours_weight == 1.0 and found.settings.gate is not None
+    assert found.report["way"] != NETWORK and found.settings.dense_candidates == 12
+    own = replace(ranker, settings=found.settings, neighbours=certain)
+    assert ndcg(target_ranks(own.rank(histories, 0, BEAM), target)).mean() > 0.5
+    wrong = replace(certain, items=(successor + 1) % 30)
+    useless = FittedMemory(wrong, tuple((part, wrong) for part, _ in memory.folds), {})
+    found = fit_join(ranker, useless, histories, target, BEAM, 12)
+    assert found.report["way"] == NETWORK and found.settings.neighbours_weight == 0.0
+    assert found.settings.gate is not None  # a request may ask for the memory
+
+
+def test_the_final_choice_is_measured_with_what_others_chose(memory, users, monkeypatch):
+    """One row per dense weight and number of steps, with the memory's own candidates."""
+    work = small_workspace(small_config("neighbours.enabled=true", "evaluation.dense_candidates=[0,3]"))
+    seen = []
+    rank = CrossFittedRanker.rank
+    monkeypatch.setattr(CrossFittedRanker, "rank", lambda *given, **more: seen.append(1) or rank(*given, **more))
+    monkeypatch.setattr(join, "WAYS", (MEMORY,))
+    choice = choose(work, memory)
+    assert choice.join is not None and choice.settings.gate == MEMORY_ALONE
+    assert len(seen) == len(choice.table) == 3 * 2
+    assert {row["dense_candidates"] for row in choice.table} == {50}
+    assert choose(work).join is None and len(choose(work).table) == 3 * 3  # without: a weight of 1 with 0 and 3

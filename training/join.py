@@ -1,0 +1,213 @@
+"""Fits how a bundle's item memory joins its network: the gate of `serving/search/memory.py`, by validation NDCG@10.
+
+Four ways are tried: the network alone, the memory alone, one gate for all, and a gate that follows from features. Each
+is judged on users that it was not fitted on, mixed with a memory that they did not choose (`training/memory.py`); the
+best way is then fitted on all validation users. The quality that is reported was judged with the way itself chosen by
+the other users. What stays in-sample: validation also kept the network's best weights. [open: not in the paper.]
+
+The ranks are those of what the beam and the memory propose together, which one search without steps finds per user.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+
+from serving.items.neighbours import Neighbours
+from serving.search.memory import look_up
+from serving.search.ranker import Ranker
+from serving.types import BundleSettings, Gate
+from training.memory import FittedMemory
+from training.metrics import ndcg
+from training.neighbours import coordinate_search
+
+FEATURES = ("support", "peak", "entropy", "length", "confidence")
+PARTS = 5  # of the validation users, for cross-fitting the gate
+# The memory's share decides, and the network orders what the memory does not know: 2e-9 of a probability.
+MEMORY_ALONE = Gate(-20.0)
+INTERCEPTS = (-10.0, -8.0, -7.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0)
+SLOPES = (-2.0, -1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0, 2.0)  # per standard deviation of a feature
+NETWORK, MEMORY, CONSTANT, GATED = WAYS = ("network alone", "memory alone", "one gate for all", "gate by features")
+
+
+@dataclass(frozen=True, slots=True)
+class Proposals:
+    """What a search proposes to U users, N items each.
+
+    network: (U, N) float32, log P, -inf where there is no item. log_share: (U, N) float32, of the memory. hit: (U, N)
+    bool, the target. features: (U, F) float64, in the order of FEATURES. known: (U,) bool, whether the memory knows
+    anything of the history.
+    """
+
+    network: np.ndarray
+    log_share: np.ndarray
+    hit: np.ndarray
+    features: np.ndarray
+    known: np.ndarray
+
+    def of(self, users: np.ndarray) -> Proposals:
+        return Proposals(*(part[users] for part in (self.network, self.log_share, self.hit, self.features, self.known)))
+
+    def ndcg(self, gate: Gate | None) -> np.ndarray:
+        """NDCG@10 per user; None: the network alone. An equal score ranks ahead of the target. Shape: (U,)."""
+        odds = np.full(len(self.known), np.inf)
+        if gate is not None:
+            slopes = np.array([getattr(gate, name) for name in FEATURES])
+            odds = np.where(self.known, gate.intercept + self.features @ slopes, np.inf)
+        from_network, from_memory = -np.logaddexp(0, -odds)[:, None], -np.logaddexp(0, odds)[:, None]
+        scores = np.logaddexp(from_network + self.network, from_memory + self.log_share)
+        scores = np.where(self.network > -np.inf, scores, -np.inf)
+        found = self.hit.any(1)
+        own = np.where(self.hit, scores, -np.inf).max(1)
+        rank = (scores >= own[:, None]).sum(1) - 1
+        return ndcg(np.where(found, rank, np.inf))
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """The way that won. settings: the bundle's, with the gate fitted on all validation users.
+
+    folds: positions among the sampled validation users, and the memory and gate to judge them with. report: for the
+    bundle's `about`.
+    """
+
+    settings: BundleSettings
+    folds: tuple[tuple[np.ndarray, Neighbours, Gate], ...]
+    report: dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class CrossFittedRanker:
+    """Ranks the sampled validation users, each with a memory and a gate that others chose. See `Ranker.rank`."""
+
+    ranker: Ranker
+    join: Join
+
+    @property
+    def settings(self) -> BundleSettings:
+        return self.ranker.settings
+
+    def rank(self, histories: Sequence[np.ndarray], steps: int, beam: int, *, exclude_seen: bool = False) -> np.ndarray:
+        parts = []
+        for users, neighbours, gate in self.join.folds:
+            ranker = replace(self.ranker, neighbours=neighbours, settings=replace(self.settings, gate=gate))
+            parts.append(ranker.rank([histories[user] for user in users], steps, beam, exclude_seen=exclude_seen))
+        ranked = np.empty_like(np.concatenate(parts))
+        ranked[np.concatenate([users for users, _, _ in self.join.folds])] = np.concatenate(parts)
+        return ranked
+
+
+def fit_join(
+    ranker: Ranker,
+    memory: FittedMemory,
+    histories: Sequence[np.ndarray],
+    target: np.ndarray,
+    beam: int,
+    candidates: int,
+) -> Join:
+    """The join of a network with its memory, on the validation users that `memory` was fitted on, in their order.
+
+    candidates: how many of the memory's best items join those that the beam finds. Takes one search per user.
+    """
+    settings = replace(ranker.settings, neighbours_weight=1.0, dense_candidates=candidates)
+    proposals = _proposals(replace(ranker, settings=settings), memory, histories, target, beam)
+    users = np.arange(len(target))
+    parts = [users[first::PARTS] for first in range(min(PARTS, len(users)))]
+    ways = {way: float(judged(proposals, way, parts).mean()) for way in WAYS}
+    chosen = max(WAYS, key=lambda way: ways[way])  # the first of equals
+    cross_fitted = np.concatenate([_chosen_by_others(proposals, users, part) for part in parts])
+    folds = []
+    for part, neighbours in memory.folds:
+        gate = fit_gate(proposals.of(np.setdiff1d(users, part)), chosen)
+        folds.append((part, neighbours, gate or MEMORY_ALONE))  # no gate: the memory is not asked at all
+    if chosen == NETWORK:  # a request may still have the memory joined
+        settings = replace(settings, neighbours_weight=0.0)
+    gate = fit_gate(proposals, CONSTANT if chosen == NETWORK else chosen)
+    report = {
+        "way": chosen,
+        "valid_ndcg@10_cross_fitted": {way: round(value, 5) for way, value in ways.items()},
+        "valid_ndcg@10_with_the_way_cross_fitted": round(float(cross_fitted.mean()), 5),
+        "gate": asdict(gate) if gate else None,
+    }
+    return Join(replace(settings, gate=gate), tuple(folds), report)
+
+
+def _chosen_by_others(proposals: Proposals, users: np.ndarray, part: np.ndarray) -> np.ndarray:
+    """NDCG@10 of some users under the way and the gate that all others choose. Shape: (part,)."""
+    others = proposals.of(np.setdiff1d(users, part))
+    within = np.arange(len(others.known))
+    inner = [within[first::PARTS] for first in range(min(PARTS, len(within)))]
+    way = max(WAYS, key=lambda way: float(judged(others, way, inner).mean()))
+    return proposals.of(part).ndcg(fit_gate(others, way))
+
+
+def judged(proposals: Proposals, way: str, parts: Sequence[np.ndarray]) -> np.ndarray:
+    """NDCG@10 per user, each part of the users under a gate that was fitted on the rest. Shape: (U,)."""
+    users, found = np.arange(len(proposals.known)), np.empty(len(proposals.known))
+    for part in parts:
+        rest = np.setdiff1d(users, part) if len(parts) > 1 else users
+        found[part] = proposals.of(part).ndcg(fit_gate(proposals.of(rest), way))
+    return found
+
+
+def fit_gate(proposals: Proposals, way: str) -> Gate | None:
+    """The gate with the best NDCG@10; None for the network alone."""
+    if way in (NETWORK, MEMORY):
+        return MEMORY_ALONE if way == MEMORY else None
+    useful = proposals.of(np.flatnonzero(proposals.hit.any(1)))  # no gate finds the target of the others
+    mean, deviation = np.zeros(len(FEATURES)), np.ones(len(FEATURES))
+    if useful.known.any():
+        mean, deviation = useful.features[useful.known].mean(0), useful.features[useful.known].std(0)
+    deviation = np.where(deviation > 0, deviation, 1)
+
+    def raw(standard: Gate) -> Gate:
+        slopes = np.array([getattr(standard, name) for name in FEATURES]) / deviation
+        own = dict(zip(FEATURES, (float(slope) for slope in slopes), strict=True))
+        return Gate(standard.intercept - float(slopes @ mean), **own)
+
+    grid = {"intercept": INTERCEPTS} | (dict.fromkeys(FEATURES, SLOPES) if way == GATED else {})
+    standard, _ = coordinate_search(Gate(-4.0), grid, lambda tried: float(useful.ndcg(raw(tried)).sum()))
+    return raw(standard)
+
+
+def _proposals(
+    ranker: Ranker, memory: FittedMemory, histories: Sequence[np.ndarray], target: np.ndarray, beam: int
+) -> Proposals:
+    """Searches once per user, with the memory that judges the user."""
+    asks = Gate(0.0, confidence=1.0)  # so that the search measures its confidence
+    parts, order = [], []
+    for users, neighbours in memory.folds:
+        own = replace(ranker, neighbours=neighbours, settings=replace(ranker.settings, gate=asks))
+        for index in own.batches([histories[user] for user in users]):
+            chosen = users[index]
+            parts.append(_batch_proposals(own, neighbours, [histories[user] for user in chosen], target[chosen], beam))
+            order.append(chosen)
+    width = max(part.network.shape[1] for part in parts)
+    back = np.argsort(np.concatenate(order))
+
+    def whole(name: str) -> np.ndarray:
+        values = [getattr(part, name) for part in parts]
+        if name in ("network", "log_share", "hit"):
+            empty = False if name == "hit" else -np.inf
+            values = [np.pad(v, ((0, 0), (0, width - v.shape[1])), constant_values=empty) for v in values]
+        return np.concatenate(values)[back]
+
+    return Proposals(*(whole(name) for name in ("network", "log_share", "hit", "features", "known")))
+
+
+def _batch_proposals(
+    ranker: Ranker, neighbours: Neighbours, histories: Sequence[np.ndarray], target: np.ndarray, beam: int
+) -> Proposals:
+    item, network, confidence = ranker.propose(ranker.encode(histories), 0, beam)
+    found = look_up(neighbours, ranker.settings, histories)
+    _, features = neighbours.shares(histories, ranker.settings.max_items)
+    known = np.isfinite(features["support"])
+    columns = [np.where(known, features[name], 0.0) for name in FEATURES[:-1]]
+    with np.errstate(divide="ignore"):
+        log_share = np.log(np.take_along_axis(found.values, item, 1))
+    return Proposals(
+        network, log_share, item == target[:, None], np.stack([*columns, confidence], 1),
+        known,
+    )  # fmt: skip

@@ -1,14 +1,19 @@
 """How fast one process trains, compared with a plain transformers loop: same T5, same data, examples a second.
 
     OMP_NUM_THREADS=1 python -m benchmarks.engine.training
+    OMP_NUM_THREADS=1 python -m benchmarks.engine.training --data DIR
     python -m benchmarks.engine.training --device cuda --users 10000 --batch 1024
 
 The plain loop is the obvious one: T5ForConditionalGeneration, a shuffled DataLoader that pads to the longest history of
 the batch, one call per sequence, AdamW; on a GPU bfloat16 by autocast, as in ours. Ours is
-`training.stages.loop.run_stage`, checkpoints included. There are two tasks: `plain` trains the next item (as TIGER),
-`stage 1` also items similar to it, which takes the plain loop a second call that reads the history again. Contenders
-take turns; a round is an epoch, and the fastest counts. `ratio` compares with the plain loop on the same task. Both
-have a softmax over the whole vocabulary; over a block, a run's default, ours is faster still.
+`training.stages.loop.run_stage`, checkpoints included: `rows` with an encoder pass per history, like the plain loop;
+`packed` with one for all prefixes of a sequence, by an encoder that is causal over items. There are two tasks: `plain`
+trains the next item (as TIGER), `stage 1` also items similar to it, which takes the plain loop a second call that reads
+the history again. Contenders take turns; a round is an epoch, and the fastest counts, by the processor's time on a CPU.
+`ratio` compares with the plain loop on the same task, `to_rows` with ours row by row. All have a softmax over the whole
+vocabulary; over a block, a run's default, ours is faster still.
+
+Without --data: a generated shop. --data: --users of a data folder's, drawn at random.
 """
 
 from __future__ import annotations
@@ -17,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +34,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 from benchmarks.common import ROOT, Run, argument_parser, table
 from serving.items.histories import history_tokens
 from training.config import ModelSettings, PretrainConfig, RunConfig
+from training.data.examples import Rows, epoch_batches
 from training.data.prepare import read_data, split_by
 from training.data.shop import write_shop
 from training.ids.semantic_ids import random_ids
@@ -36,25 +43,29 @@ from training.stages.loop import Log, run_stage
 from training.stages.pretrain import SIMILAR_START, PretrainStep
 from training.workspace import Workspace, make_workspace
 
-COLUMNS = ["task", "contender", "examples", "seconds", "examples_per_second", "ratio"]
+COLUMNS = ["task", "contender", "examples", "seconds", "examples_per_second", "ratio", "to_rows"]
+PLAIN_LOOP, ROWS, PACKED = "transformers", "rows", "packed"
 TASKS = {"plain": 0.0, "stage 1": 0.5}  # task -> weight of the similar items
 
 
 def main() -> None:
     parser = argument_parser("benchmarks.engine.training", __doc__)
+    parser.add_argument("--data", type=Path)
     parser.add_argument("--users", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=PretrainConfig().batch_size)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--out", type=Path, help="JSON file (benchmarks/results/training.json, on a GPU training-cuda)")
+    parser.add_argument("--out", type=Path, help="JSON file (benchmarks/results/training[-DATA|-cuda].json)")
     options = parser.parse_args()
     run = Run(parser, options)
     with tempfile.TemporaryDirectory() as folder:
-        work = workspace(Path(folder), options.users, options.device)
-        rows = [row for task in TASKS for row in measure(work, task, options.rounds, Path(folder), options.batch)]
+        forms = workspaces(options.data, Path(folder), options.users, options.device)
+        rows = [row for task in TASKS for row in measure(forms, task, options.rounds, Path(folder), options.batch)]
     print(table(rows, COLUMNS))
+    work = forms[PACKED]
     model = work.config.model
-    name = "training" if options.device == "cpu" else "training-cuda"
+    of_data = f"-{options.data.resolve().name}" if options.data else ""
+    name = f"training{of_data}" + ("-cuda" if options.device == "cuda" else "")
     run.record(
         options.out or ROOT / f"benchmarks/results/{name}.json",
         [0],
@@ -62,46 +73,69 @@ def main() -> None:
         batch_size=options.batch,
         precision=work.config.precision,
         parameters=sum(p.numel() for p in work.network.t5.parameters()),
+        history={"mean": round(float(work.examples.shapes.mean()), 2), "most": model.max_items},
         model={"d_model": model.d_model, "layers": model.layers, "max_items": model.max_items},
     )
 
 
-def workspace(folder: Path, users: int, device: str = "cpu") -> Workspace:
-    """The default model on a generated shop, with random semantic IDs of three tokens."""
-    config = RunConfig(
-        precision="float32" if device == "cpu" else "bfloat16", model=ModelSettings(normalise="vocabulary")
-    )
-    write_shop(folder / "shop", users=users, items=500, seed=0)
-    data = read_data(folder / "shop")
+def workspaces(data_folder: Path | None, folder: Path, users: int, device: str = "cpu") -> dict[str, Workspace]:
+    """The default model and its packed form on the same examples, with random semantic IDs of three tokens."""
+    if data_folder is None:
+        data_folder = folder / "shop"
+        write_shop(data_folder, users=users, items=500, seed=0)
+    data = read_data(data_folder)
     ids = random_ids(len(data.items), (64, 64, 64))
     embedding = np.random.default_rng(0).standard_normal((len(data.items), 16)).astype(np.float32)
     split = split_by(data, "leave-one-out")
-    return make_workspace(config, split, ids.codes, ids.codebook_sizes, embedding, device)
+    drawn = np.random.default_rng(0).permutation(len(split.train))[:users]
+    split = replace(split, train=[split.train[user] for user in np.sort(drawn)])
+    precision: Any = "float32" if device == "cpu" else "bfloat16"
+    packed = ModelSettings(normalise="vocabulary", attention="causal-by-item", age_bias=True, end_token=False)
+    models = {ROWS: ModelSettings(normalise="vocabulary"), PACKED: packed}
+    return {
+        name: make_workspace(
+            RunConfig(precision=precision, model=model), split, ids.codes, ids.codebook_sizes, embedding, device
+        )
+        for name, model in models.items()
+    }
 
 
-def measure(work: Workspace, task: str, rounds: int, folder: Path, batch: int = 256) -> list[dict[str, Any]]:
-    steps = -(-len(work.examples) // batch)
-    config = PretrainConfig(
-        steps=steps, similar_weight=TASKS[task], batch_size=batch, eval_every=0, checkpoint_every=steps
-    )
+def measure(
+    forms: dict[str, Workspace], task: str, rounds: int, folder: Path, batch: int = 256
+) -> list[dict[str, Any]]:
+    examples = len(forms[ROWS].examples)
+    clock = time.process_time if forms[ROWS].device.type == "cpu" else time.perf_counter
+
+    def config(rows: Rows) -> PretrainConfig:
+        steps = len(epoch_batches(rows, batch, seed=0, epoch=0))
+        return PretrainConfig(
+            steps=steps, similar_weight=TASKS[task], batch_size=batch, eval_every=0, checkpoint_every=steps
+        )
+
     contenders: dict[str, Callable[[int], None]] = {
-        "transformers": lambda _: theirs(work, config),
-        "ours": lambda turn: ours(work, config, folder / f"{task}-{turn}"),
+        PLAIN_LOOP: lambda _: theirs(forms[ROWS], config(forms[ROWS].examples)),
+        **{
+            name: lambda turn, name=name, work=work: ours(  # type: ignore[misc]
+                work, config(work.windows or work.examples), folder / f"{task}-{name}-{turn}"
+            )
+            for name, work in forms.items()
+        },
     }
     best = dict.fromkeys(contenders, float("inf"))
     for turn in range(rounds):
         for name, run in contenders.items():
-            begin = time.perf_counter()
+            begin = clock()
             run(turn)
-            best[name] = min(best[name], time.perf_counter() - begin)
+            best[name] = min(best[name], clock() - begin)
     return [
         {
             "task": task,
             "contender": name,
-            "examples": len(work.examples),
+            "examples": examples,
             "seconds": round(seconds, 2),
-            "examples_per_second": round(len(work.examples) / seconds, 1),
-            "ratio": round(best["transformers"] / seconds, 2),
+            "examples_per_second": round(examples / seconds, 1),
+            "ratio": round(best[PLAIN_LOOP] / seconds, 2),
+            "to_rows": round(best[ROWS] / seconds, 2),
         }
         for name, seconds in best.items()
     ]

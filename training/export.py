@@ -78,7 +78,8 @@ def verify(bundle_folder: Path) -> None:
     inputs = torch.tensor([[bundle.vocabulary.start_tokens[0], *bundle.catalogue.tokens[0, :-1].tolist()]])
     at = torch.arange(inputs.shape[1])
     bias = t5.decoder.position_bias(at, at).masked_fill(at[None, :] > at[:, None], float("-inf"))
-    cross = t5.cross_keys_values(t5.encode(tokens, mask, "bidirectional", bundle.catalogue.tokens.shape[1]), mask)
+    per_item = bundle.catalogue.tokens.shape[1]
+    cross = bundle.network.cross_keys_values(t5.encode(tokens, mask, "bidirectional", per_item), mask, per_item)
     ours = t5.logits(t5.decode(t5.shared(inputs), bias.unsqueeze(0), cross, None)[0])
     theirs: Any = T5ForConditionalGeneration.from_pretrained(bundle_folder / "model")
     expected = theirs.eval()(input_ids=tokens, attention_mask=mask.long(), decoder_input_ids=inputs).logits

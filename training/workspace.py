@@ -99,6 +99,23 @@ class Workspace:
         hidden = t5.encode(tokens, every, self.settings.attention, per_item)
         return Batch(self.network.prefixes(hidden, first, targets, per_item), items[:, first:], real)
 
+    def encode_examples(self, examples: Examples, index: np.ndarray) -> CrossKeysValues:
+        """Encodes the histories of some examples, with gradient; where training is packed, those that begin together in
+        one pass. A row per example, unlike `read`: for losses that compare examples with each other.
+        """
+        if self.windows is None:
+            return self.encode(examples.histories(index))
+        start, row = np.unique(examples.start[index], return_inverse=True)
+        lengths = examples.target[index] - examples.start[index]
+        longest = np.zeros_like(start)
+        np.maximum.at(longest, row, lengths)
+        shared = [examples.sequence[begin : begin + length] for begin, length in zip(start, longest, strict=True)]
+        cross, per_item = self.encode(shared), self.item_tokens.shape[1]
+        rows = self.send(row)
+        layers = [(keys.index_select(0, rows), values.index_select(0, rows)) for keys, values in cross.layers]
+        mask = np.arange(longest.max() * per_item) < (lengths * per_item)[:, None]  # (B, S)
+        return CrossKeysValues(layers, self.network.history_bias(self.send(mask), per_item))
+
     def encode(self, histories: list[np.ndarray]) -> CrossKeysValues:
         """Encodes histories, with gradient, for all that the decoder will do with them."""
         tokens, mask = history_tokens(histories, self.item_tokens_np, self.settings.max_items, self.suffix)

@@ -20,7 +20,7 @@ from serving.items.trie import Trie, build_trie
 from serving.items.vocabulary import Vocabulary
 from serving.network.model import StreamRec
 from serving.network.runtime import Runtime
-from serving.network.t5 import ModelConfig
+from serving.network.t5 import ModelConfig, float_mask
 from serving.search.beam import search, search_settings
 from serving.types import BundleSettings
 
@@ -117,9 +117,8 @@ def rescore(model: Model, case: Case, tokens: torch.Tensor, without: int | None 
     """
     t5 = model.network.t5
     batch, count, length = tokens.shape
-    cross = t5.cross_keys_values(
-        case.hidden.repeat_interleave(count, 0), torch.ones(batch * count, case.tokens.shape[1]).bool()
-    )
+    everything = torch.ones(batch * count, case.tokens.shape[1]).bool()
+    cross = t5.cross_keys_values(case.hidden.repeat_interleave(count, 0), float_mask(everything))
     start = start_token(model, case).repeat_interleave(count, 0)
     inputs = torch.cat([start, tokens.flatten(0, 1)[:, :-1]], 1)
     at = torch.arange(length)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from serving.network.t5 import T5, CrossKeysValues, ModelConfig
+from serving.network.t5 import T5, CrossKeysValues, ModelConfig, float_mask
 from serving.types import StepForm
 
 
@@ -63,16 +63,20 @@ class StreamRec(nn.Module):
 
     def cross_keys_values(self, hidden: torch.Tensor, mask: torch.Tensor, per_item: int) -> CrossKeysValues:
         """What the decoder sees of encoded histories. Shapes: hidden (B, S, D), mask (B, S) bool."""
-        return self.t5.cross_keys_values(hidden, mask, self.age_bias(mask, per_item) if self.ages else 0.0)
+        return self.t5.cross_keys_values(hidden, self.history_bias(mask, per_item))
 
-    def age_bias(self, mask: torch.Tensor, per_item: int) -> torch.Tensor:
-        """Bias by the age of each position's item; what comes after the items (`suffix_tokens`) has age 0.
+    def history_bias(self, mask: torch.Tensor, per_item: int) -> torch.Tensor:
+        """Bias of the cross-attention: -inf for padding, and by the age of a position's item where there are ages.
 
-        Shapes: mask (B, S) bool, real positions; per_item tokens an item -> (B, H, 1, S).
+        What comes after the items (`suffix_tokens`) has age 0.
+        Shapes: mask (B, S) bool, real positions; per_item tokens an item -> (B, 1 or H, 1, S).
         """
+        padding = float_mask(mask)
+        if not self.ages:
+            return padding
         item = torch.arange(mask.shape[1], device=mask.device) // per_item
         newest = mask.sum(1, keepdim=True) // per_item - 1
-        return self.bias_of_age(newest - item).unsqueeze(2)
+        return padding + self.bias_of_age(newest - item).unsqueeze(2)
 
     def prefixes(self, hidden: torch.Tensor, first: int, targets: int, per_item: int) -> CrossKeysValues:
         """What the decoder sees of `targets` prefixes of each encoded history, the shortest of `first` items.
@@ -83,9 +87,7 @@ class StreamRec(nn.Module):
         newest = torch.arange(first - 1, first - 1 + targets, device=hidden.device)
         age = newest[:, None] - item  # (T, S)
         bias = self.bias_of_age(age.unsqueeze(0)).masked_fill(age < 0, float("-inf"))
-        every = torch.ones(1, hidden.shape[1], dtype=torch.bool, device=hidden.device)
-        cross = self.t5.cross_keys_values(hidden, every, bias)
-        return CrossKeysValues(cross.layers, cross.bias.expand(len(hidden), -1, -1, -1))
+        return self.t5.cross_keys_values(hidden, bias.expand(len(hidden), -1, -1, -1))
 
     def bias_of_age(self, age: torch.Tensor) -> torch.Tensor:
         """Shape: (B, ...) int64, cut to 0..ages - 1 -> (B, H, ...)."""

@@ -21,7 +21,7 @@ import torch
 from serving.network import onnx_graph
 from serving.network.eager import EagerRuntime
 from serving.network.model import StreamRec
-from serving.network.t5 import CrossKeysValues, KeysValues, float_mask
+from serving.network.t5 import CrossKeysValues, KeysValues
 from serving.types import EncoderAttention
 
 
@@ -64,11 +64,7 @@ class OnnxRuntime(EagerRuntime):
     def cross_keys_values(self, hidden: torch.Tensor, mask: torch.Tensor) -> CrossKeysValues:
         """Its arrays are views of what `step` needs, (B, S, H * d_kv)."""
         layers: Any = [(hidden @ w).unflatten(-1, (self._heads, -1)).transpose(1, 2).numpy() for w in self._cross]
-        network = self.network
-        bias = float_mask(mask)
-        if network.ages:
-            bias = bias + network.age_bias(mask, self.item_tokens.shape[1])
-        return CrossKeysValues(layers, bias)
+        return CrossKeysValues(layers, self.network.history_bias(mask, self.item_tokens.shape[1]))
 
     def step(
         self, x: torch.Tensor, bias: torch.Tensor, cross: CrossKeysValues, past: KeysValues | None

@@ -278,15 +278,13 @@ class T5(nn.Module):
             bias = bias.masked_fill(item[None, :] > item[:, None], float("-inf"))
         return bias
 
-    def cross_keys_values(
-        self, hidden: torch.Tensor, mask: torch.Tensor, age_bias: torch.Tensor | float = 0.0
-    ) -> CrossKeysValues:
-        """Keys and values of the cross-attention, once per history. Shapes: hidden (B, S, D), mask (B, S) bool.
+    def cross_keys_values(self, hidden: torch.Tensor, bias: torch.Tensor) -> CrossKeysValues:
+        """Keys and values of the cross-attention, once per history. Shapes: hidden (B, S, D), bias as the result's.
 
-        age_bias: added to all scores of the cross-attention, (B, H, 1, S)   [open: T5 has none].
+        In T5 the bias masks padding (`float_mask`) and nothing else.
         """
         layers = [block.cross_attention.part.keys_values(hidden) for block in self.decoder.blocks]
-        return CrossKeysValues(layers, float_mask(mask) + age_bias)
+        return CrossKeysValues(layers, bias)
 
     def decode(
         self, x: torch.Tensor, bias: torch.Tensor, cross: CrossKeysValues, past: KeysValues | None

@@ -85,7 +85,7 @@ def test_the_share_of_unparsable_outputs_falls_when_every_output_is_an_item():
     )  # random weights write codes of any level anywhere
     everything = torch.cartesian_prod(*[torch.arange(work.vocabulary.size)] * 3)
     work.item_tokens = everything  # now whatever it writes is an item
-    cross = work.network.t5.cross_keys_values(torch.randn(5, 4, 16), torch.ones(5, 4, dtype=torch.bool))
+    cross = work.network.cross_keys_values(torch.randn(5, 4, 16), torch.ones(5, 4, dtype=torch.bool), 3)
     with torch.no_grad():
         assert unparsable_share(work, cross, 2) == 0
 

@@ -47,6 +47,10 @@ class Examples:
         lengths: np.ndarray = self.target - self.start
         return lengths
 
+    def examples(self, index: np.ndarray) -> Examples:
+        """The targets of some rows, one after the other."""
+        return Examples(self.sequence, self.start[index], self.target[index])
+
     def histories(self, index: np.ndarray) -> list[np.ndarray]:
         return [self.sequence[self.start[i] : self.target[i]] for i in index]
 
@@ -79,6 +83,13 @@ class Windows:
         """Rows of a batch have one `first`, so that they can share the attention's mask. Shape: (R,)."""
         shapes: np.ndarray = self.first * (self.counts.max() + 1) + self.counts
         return shapes
+
+    def examples(self, index: np.ndarray) -> Examples:
+        """The targets of some rows, one after the other; those of a row share the start of their histories."""
+        counts = self.counts[index]
+        number = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)  # of the target in its row
+        start, first = np.repeat(self.start[index], counts), np.repeat(self.first[index], counts)
+        return Examples(self.sequence, start, start + first + number)
 
     def items(self, index: np.ndarray, targets: int) -> tuple[np.ndarray, np.ndarray, int]:
         """Item rows of windows that have one `first`, and which targets are real, padded to so many targets.

@@ -15,7 +15,7 @@ import torch
 
 from serving.network.model import StreamRec, dense_logits
 from training.config import SftConfig
-from training.data.examples import batch_at
+from training.data.examples import Examples, Rows, batch_at
 from training.stages.distributed import WHOLE_BATCH, BatchShard, Terms
 from training.stages.losses import (
     contrastive,
@@ -37,6 +37,7 @@ class SftStep:
 
     def __init__(self, work: Workspace, config: SftConfig) -> None:
         self.work, self.config = work, config
+        self.rows: Rows = work.windows or work.examples
         self.reference: StreamRec | None = None
         if config.preference_weight:
             self.reference = copy.deepcopy(work.network).eval().requires_grad_(False)
@@ -44,14 +45,14 @@ class SftStep:
     def __call__(self, step: int, shard: BatchShard = WHOLE_BATCH) -> tuple[torch.Tensor, Terms]:
         work, config, network = self.work, self.config, self.work.network
         start_tokens = work.vocabulary.start_tokens
-        batch = batch_at(work.examples, config.batch_size, work.config.seed + 1, step)
-        shard = shard.of(len(batch))
-        micro_batch = shard.micro_batch(batch)
-        all_targets, local_index = work.send(work.examples.targets(micro_batch)), work.send(shard.local_index)
+        examples = self.rows.examples(batch_at(self.rows, config.batch_size, work.config.seed + 1, step))
+        shard = shard.of(len(examples))
+        micro_batch = shard.micro_batch(np.arange(len(examples)))
+        all_targets, local_index = work.send(examples.targets(micro_batch)), work.send(shard.local_index)
         target_item = all_targets[local_index]  # (b,)
         target = work.item_tokens[target_item].unsqueeze(1)  # (b, 1, M)
-        histories = work.examples.histories(shard.local(micro_batch))
-        cross = work.encode(histories)
+        index = shard.local(micro_batch)
+        cross = work.encode_examples(examples, index)
         steps = work.draw_steps(shard.draws)
         vectors = network.item_vectors(work.item_tokens)
         total = torch.zeros(())
@@ -85,7 +86,7 @@ class SftStep:
                 add("distillation", config.distillation_weight, distillation(direct, reasoned))
             if config.preference_weight:
                 now = self.log_probs(target, direct, reasoned)
-                before = self.reference_log_probs(histories, trace, target)
+                before = self.reference_log_probs(examples, index, trace, target)
                 add("preference", config.preference_weight, preference(*now, *before, config.preference_beta))
         if config.state_weight:
             each = [self.state_loss(s[:, 0], vectors, all_targets, local_index) for s in states]
@@ -109,12 +110,12 @@ class SftStep:
 
     @torch.no_grad()
     def reference_log_probs(
-        self, histories: list[np.ndarray], trace: ReasoningTrace, target: torch.Tensor
+        self, examples: Examples, index: np.ndarray, trace: ReasoningTrace, target: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The same under the frozen reference, on the same reasoning tokens. Shapes: (B,) both."""
         assert self.reference is not None
         work = self.work.with_network(self.reference)
-        cross = work.encode(histories)
+        cross = work.encode_examples(examples, index)
         start_tokens, steps = work.vocabulary.start_tokens, trace.steps
         replay = reason(self.reference, cross, start_tokens[steps], steps, lambda i, *_: trace.tokens[i - 1])
         reasoned, _ = decode_items(self.reference, cross, replay, target)

@@ -20,7 +20,7 @@ def test_transformers_opens_the_bundle_and_agrees(tmp_path):
     decoder = torch.tensor([[2, 10, 11, 17]]).expand(3, -1)
     expected = theirs(input_ids=tokens, attention_mask=mask.long(), decoder_input_ids=decoder).logits
     t5 = bundle.network.t5
-    cross = t5.cross_keys_values(t5.encode(tokens, mask, "bidirectional", 3), mask)
+    cross = bundle.network.cross_keys_values(t5.encode(tokens, mask, "bidirectional", 3), mask, 3)
     at = torch.arange(decoder.shape[1])
     bias = t5.decoder.position_bias(at, at).masked_fill(at[None, :] > at[:, None], float("-inf"))
     hidden, _ = t5.decode(t5.shared(decoder), bias.unsqueeze(0), cross, None)

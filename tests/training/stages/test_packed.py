@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from tests.training.small import small_config, small_workspace
-from training.config import PretrainConfig
-from training.data.examples import Windows
+from training.config import PretrainConfig, SftConfig
+from training.data.examples import Windows, batch_at
 from training.stages.distributed import BatchShard
 from training.stages.losses import full_softmax, nll
 from training.stages.predictions import predict_items
 from training.stages.pretrain import PretrainStep
 from training.stages.reasoning import decode_directly
+from training.stages.sft import SftStep
 from training.workspace import Workspace, make_workspace
 
 PACKED = ("model.attention=causal-by-item", "model.age_bias=true", "model.end_token=false", "model.layers=2")
@@ -102,3 +103,39 @@ def test_similar_items_are_drawn_for_every_target():
             assert (near == drawn[row, target]).all(-1).any()
     loss, _ = step(0)
     assert loss.isfinite()
+
+
+@pytest.mark.parametrize("state_loss", ["contrastive", "full_softmax"])
+def test_stage_2_has_the_loss_and_gradients_of_an_encoder_pass_per_history(state_loss, monkeypatch):
+    work = packed_workspace(f"sft.state_loss={state_loss}", "sft.preference_weight=1")
+    step = SftStep(work, SftConfig(batch_size=24, state_loss=state_loss, preference_weight=1))
+    for number in range(3):
+        batch = batch_at(work.windows, 24, work.config.seed + 1, number)
+        assert len(np.unique(work.windows.examples(batch).start)) < work.windows.counts[batch].sum()
+        results = []
+        for encode in (Workspace.encode_examples, lambda work, examples, index: work.encode(examples.histories(index))):
+            monkeypatch.setattr(Workspace, "encode_examples", encode)
+            loss, terms = step(number, BatchShard(draws=torch.Generator().manual_seed(number)))
+            gradients = torch.autograd.grad(loss, work.network.parameters(), allow_unused=True)
+            results.append((terms, gradients))
+        (ours, mine), (theirs, others) = results
+        assert {"nll_plain", "nll_answer", "state", "preference"} <= ours.keys() == theirs.keys()
+        for name, value in ours.items():
+            assert float(value) == pytest.approx(float(theirs[name]), abs=1e-4), name
+        for gradient, other in zip(mine, others, strict=True):
+            assert (gradient is None) == (other is None)
+            if gradient is not None:
+                torch.testing.assert_close(gradient, other, atol=1e-4, rtol=1e-3)
+        monkeypatch.undo()
+
+
+def test_examples_that_begin_together_share_an_encoder_pass(monkeypatch):
+    work = packed_workspace()
+    examples = work.windows.examples(np.arange(5))
+    seen = []
+    encode = Workspace.encode
+    monkeypatch.setattr(
+        Workspace, "encode", lambda work, histories: (seen.append(len(histories)), encode(work, histories))[1]
+    )
+    cross = work.encode_examples(examples, np.arange(len(examples)))
+    assert seen == [5] and len(cross.bias) == len(cross.layers[0][0]) == len(examples) > 5

@@ -28,7 +28,9 @@ HISTORIES = [(1, 2, 3), (4,), (9, 8, 7, 6, 5, 4, 3, 2)]
 def read(bundle: Bundle) -> CrossKeysValues:
     settings, t5 = bundle.settings, bundle.network.t5
     tokens, mask = history_tokens(HISTORIES, bundle.catalogue.tokens, settings.max_items, settings.suffix_tokens)
-    return t5.cross_keys_values(t5.encode(tokens, mask, settings.attention, bundle.vocabulary.tokens_per_item), mask)
+    per_item = bundle.vocabulary.tokens_per_item
+    hidden = t5.encode(tokens, mask, settings.attention, per_item)
+    return bundle.network.cross_keys_values(hidden, mask, per_item)
 
 
 def follow(bundle: Bundle, cross: CrossKeysValues, tokens: torch.Tensor) -> ReasoningTrace:

@@ -168,6 +168,8 @@ def scaled_pairs(forward: sparse.csr_matrix, counts: np.ndarray, setting: Settin
 def nearest(embedding: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """The `count` most similar other items of every item, where both are known. Shapes: (I, E) -> (P,), (P,) rows."""
     known = np.flatnonzero(np.linalg.norm(embedding, axis=1) > 0)
+    if len(known) < 2:  # nothing to resemble
+        return known[:0], known[:0]
     vectors = torch.from_numpy(embedding[known])
     found = nearest_items(vectors, vectors, count, excluded=torch.arange(len(known))).numpy()
     return np.repeat(known, found.shape[1]), known[found.ravel()]

@@ -95,6 +95,15 @@ def test_nearest_items_equal_brute_force():
         assert set(cols[rows == row].tolist()) == expected
 
 
+@pytest.mark.parametrize("known", [0, 1])
+def test_without_another_known_item_nothing_is_similar(known):
+    embedding = np.zeros((3, 2), np.float32)
+    embedding[:known] = [1, 0]
+    rows, cols = nearest(embedding, 5)
+    assert len(rows) == len(cols) == 0
+    assert Log.of([seq(0, 1, 2)], embedding, keep=5).cosine.nnz == 0
+
+
 def test_ndcg_by_hand():
     """Places 1 and 3 of what is called up, a target that nothing calls up, and one with as good a rival."""
     weights = np.zeros((5, 5))

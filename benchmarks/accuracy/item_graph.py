@@ -13,7 +13,7 @@ from benchmarks.accuracy.variants import Setup
 from training.config import MemoryParts
 from training.data.prepare import Split, sample_users, split_by
 from training.data.read import Dataset, read_data
-from training.memory import FittedMemory, fit_memory
+from training.memory import FittedMemory, fit_memories
 from training.metrics import recall_ndcg, target_ranks
 
 TUNED, MEMORY = "tuned neighbours", "memory alone"
@@ -27,11 +27,14 @@ def data_of(setup: Setup) -> tuple[Dataset, Split]:
     return data, split_by(data, setup.settings("plain", 0).split)
 
 
-@lru_cache(maxsize=len(PARTS))
-def memory_of(setup: Setup, name: str = MEMORY) -> FittedMemory:
+@lru_cache(maxsize=1)
+def memories_of(setup: Setup) -> dict[MemoryParts, FittedMemory]:
     data, split = data_of(setup)
-    config = setup.settings("plain", 0, (f"neighbours.parts={PARTS[name]}",))
-    return fit_memory(data.items, split, config, setup.work / "cache")
+    return fit_memories(data.items, split, setup.settings("plain", 0), setup.work / "cache", tuple(PARTS.values()))
+
+
+def memory_of(setup: Setup) -> FittedMemory:
+    return memories_of(setup)["both"]
 
 
 @lru_cache(maxsize=len(PARTS) + 1)
@@ -39,7 +42,7 @@ def ranks_of(setup: Setup, name: str) -> np.ndarray:
     """Where the test targets stand without a network, counted from 0; 10 for all beyond. Shape: (U,) int64."""
     data, split = data_of(setup)
     if name in PARTS:
-        graph = memory_of(setup, name).whole
+        graph = memories_of(setup)[PARTS[name]].whole
         return _ranks(lambda histories: graph.shares(histories, HISTORY_ITEMS)[0], split)
 
     histories, target = sample_users(split.valid_history, split.valid_target, TUNING_USERS)

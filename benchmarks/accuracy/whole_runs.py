@@ -1,7 +1,8 @@
 """The questions about whole runs: each variant is trained and measured on its own, under `WORK/VARIANT`.
 
     stages    stage 1, 2 and 3 at several numbers of steps, compared with a plain TIGER of as many training steps
-    encoder   a plain TIGER with T5's own encoder against one whose encoder is causal by item
+    encoder   a plain TIGER with T5's own encoder against one whose encoder is causal by item, and against that with a
+              bias by the items' ages instead of an end token, which makes packed training possible
     ids       a plain TIGER on semantic IDs of text and behaviour together against IDs of text alone
     codes     a plain TIGER on three levels of 64 codes, to compare with that of `stages` on 256
     longer    a plain TIGER trained twice as long, against overfitting with more dropout and smoothed labels
@@ -63,7 +64,8 @@ def variants_of(question: str, config: RunConfig) -> dict[str, list[str]]:
         return {"coarse": [*plain, "tokenizer.rqvae.codes=64"]}
     if question == "longer":
         return {"longer": [*plain, f"pretrain.steps={2 * total}", "model.dropout=0.2", "pretrain.label_smoothing=0.1"]}
-    return {"plain": plain, "causal": [*plain, "model.attention=causal-by-item"]}
+    causal = [*plain, "model.attention=causal-by-item"]
+    return {"plain": plain, "causal": causal, "packed": [*causal, "model.age_bias=true", "model.end_token=false"]}
 
 
 def answer(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:

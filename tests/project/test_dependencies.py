@@ -69,7 +69,7 @@ def imported(folder: str, *, lazy: bool = True) -> dict[str, str]:
                     names = [str(node.args[0].value)]
             for name in names:
                 module = name.split(".")[0]
-                if module and module not in OURS | set(sys.stdlib_module_names):
+                if module and module not in OURS | {"_typeshed", *sys.stdlib_module_names}:  # a type checker's own
                     found.setdefault(module, str(path.relative_to(ROOT)))
     return found
 

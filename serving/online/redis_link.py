@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -152,6 +153,8 @@ async def trouble_of(link: RedisLink) -> str | None:
         if "DB index" in str(error):
             return "Redis has no database of this number; correct STREAMREC_REDIS_URL."
         return "Redis answers with errors; see its log."
+    with suppress(RedisDown, RedisError):  # it may not permit the question
+        return await link.call(fault_of)
     return None
 
 

@@ -43,7 +43,7 @@ def test_everything_works_with_the_one_node_of_a_cluster(start: Start, node: Red
 
 
 def test_a_cluster_of_several_nodes_is_refused_at_the_start_in_a_sentence(
-    node: RedisServer, engine: ShapedEngine
+    node: RedisServer, engine: ShapedEngine, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failures: list[BaseException] = []
     told = threading.Event()
@@ -52,6 +52,8 @@ def test_a_cluster_of_several_nodes_is_refused_at_the_start_in_a_sentence(
         failures.append(error)
         told.set()
 
+    monkeypatch.setattr("app.lifecycle.ASK_REDIS_EVERY", 0.05)
+    running = start(redis_url=node.url, **PATIENT)
     with ExitStack() as stack:
         other = RedisServer("--cluster-enabled", "yes")
         stack.callback(other.close)
@@ -61,6 +63,8 @@ def test_a_cluster_of_several_nodes_is_refused_at_the_start_in_a_sentence(
             second.execute_command("CLUSTER ADDSLOTS", *half)
             first.execute_command("CLUSTER MEET", "127.0.0.1", other.port)
             eventually(lambda: first.execute_command("CLUSTER INFO")["cluster_size"] == "2")
+        # A service that is running already says so.
+        eventually(lambda: "several nodes" in running.get("/readyz").json().get("redis", ""))
         chosen = settings(redis_url=node.url, **PATIENT)
         client = stack.enter_context(TestClient(create_app(chosen, engine, on_failure=on_failure)))
         assert told.wait(DEADLINE)

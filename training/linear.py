@@ -22,7 +22,7 @@ from scipy import linalg, sparse
 
 EXACT_ITEMS = 30_000
 PREDECESSORS = 200  # items that one item is regressed on, beyond EXACT_ITEMS
-BLOCK = 2048
+BLOCK = 512  # rows of W computed at a time
 DENSE_ITEMS = 12_000  # up to here X'Y is multiplied as a dense matrix, which is faster than a well-filled sparse one
 
 

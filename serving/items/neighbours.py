@@ -41,7 +41,7 @@ class Neighbours:
         Shape: (B, I) float32.
         """
         assert self.floor is not None, "these neighbours were made to be mixed by their shares"
-        n = self._looked_up(histories, max_items)
+        n = self._looked_up(histories, max_items).clip(min=0)
         total = n.sum(1, keepdims=True)
         return np.log(n / np.where(total > 0, total, 1) + self.floor).astype(np.float32)
 
@@ -53,21 +53,24 @@ class Neighbours:
         A history without neighbours has no share and a support of -inf.
         """
         n = self._looked_up(histories, max_items)
-        total = n.sum(1)
-        share = n / np.where(total > 0, total, 1)[:, None]
-        known = share[share > 0]
-        row = np.repeat(np.arange(len(share)), (share > 0).sum(1))
+        known = np.flatnonzero(n > 0)  # few of (B, I): a history calls up some thousands of items
+        value, row = n.ravel()[known], known // n.shape[1]
+        total = np.bincount(row, value, minlength=len(n))
+        divisor = np.where(total > 0, total, 1)
+        share, peak = np.zeros(n.shape, np.float32), np.zeros(len(n))
+        share.ravel()[known] = value / divisor[row]
+        np.maximum.at(peak, row, value)
         with np.errstate(divide="ignore"):
             support = np.log(total)
-        return share.astype(np.float32), {
+        return share, {
             "support": support,
-            "peak": share.max(1),
-            "entropy": -np.bincount(row, known * np.log(known), minlength=len(share)),
+            "peak": peak / divisor,
+            "entropy": np.log(divisor) - np.bincount(row, value * np.log(value), minlength=len(n)) / divisor,
             "length": np.log([max(1, min(len(history), max_items)) for history in histories]),
         }
 
     def _looked_up(self, histories: Sequence[Sequence[int] | np.ndarray], max_items: int) -> np.ndarray:
-        """n(j | history). Shape: (B, I) float64."""
+        """n(j | history), before what is negative counts as 0. Shape: (B, I) float64."""
         recent = [np.asarray(history[-max_items:], np.int64) for history in histories]
         lengths = [len(history) for history in recent]
         rows = np.concatenate(recent)
@@ -78,7 +81,7 @@ class Neighbours:
         items = len(self.offsets) - 1
         cell = np.repeat(np.repeat(np.arange(len(recent)), lengths) * items, count) + self.items[entry]  # of (B, I)
         n = np.bincount(cell, weight, minlength=len(recent) * items).reshape(len(recent), items)
-        return n.clip(min=0, out=n)
+        return n
 
 
 def write_neighbours(path: Path, neighbours: Neighbours) -> None:

@@ -10,6 +10,7 @@ from fastapi.dependencies.utils import get_flat_params
 from fastapi.routing import APIRoute
 from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.datastructures import Headers, QueryParams
+from starlette.types import Scope
 
 from app.body import too_large
 from app.security import require_key
@@ -28,6 +29,7 @@ class CheckedRoute(APIRoute):
 
         async def checked(request: Request) -> Response:
             await self.check_caller(request)
+            check_path(request.scope)
             check_query(request.scope["query_string"], known)
             if self.body_field is not None:
                 check_body(request.headers, request.app.state.service.settings.max_body_bytes)
@@ -56,6 +58,13 @@ def keyed_router(**options: Any) -> APIRouter:
     # These two check nothing: they put both ways to send a key into the OpenAPI document.
     documented = [Depends(APIKeyHeader(name="X-API-Key", auto_error=False)), Depends(HTTPBearer(auto_error=False))]
     return APIRouter(route_class=KeyedRoute, dependencies=documented, **options)
+
+
+def check_path(scope: Scope) -> None:
+    """Raises RequestError for an id that is not UTF-8. The server reads what is not as U+FFFD, and two users would be
+    one."""
+    if "\ufffd" in scope["path"] and b"%ef%bf%bd" not in scope.get("raw_path", b"").lower():
+        raise RequestError("The path is not UTF-8; encode ids as UTF-8 and each byte with %.", "path")
 
 
 def check_query(query: bytes, known: Iterable[str]) -> None:

@@ -10,6 +10,7 @@ import structlog
 from fastapi import HTTPException
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -74,6 +75,8 @@ class Envelope:
             except HostNotAllowed as error:
                 self.metrics.rejections("host_not_allowed").inc()
                 await errors.response(error)(scope, receive, send_with_headers)
+            except ClientDisconnect:
+                pass  # in the middle of its body: nobody is left to answer
             except Exception as error:
                 log.exception("unexpected error")
                 if status:

@@ -128,6 +128,27 @@ def test_a_compressed_body_is_415(shared: TestClient, path: str) -> None:
     assert refused.status_code == refused.json()["status"] == 415 and refused.headers["accept-encoding"] == "identity"
 
 
+# Clients that leave, and ids that are none
+
+
+def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_fault_of_the_service(
+    start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = start()
+    assert ask_without_a_body(client, "POST", "/recommend", JSON)[1] is True
+    assert 'streamrec_request_seconds_count{route="/recommend",status="499"} 1.0' in client.get("/metrics").text
+    assert "unexpected" not in caplog.text
+
+
+def test_ids_that_are_not_utf8_are_not_taken_for_one_another(shared: TestClient) -> None:
+    for path in ("/users/%ff/events", "/users/a%fe/events"):
+        refused = shared.post(path, json=WITH_BODY["/users/u/events"])
+        assert refused.status_code == 422 and "UTF-8" in refused.json()["detail"]
+    assert shared.get("/users/%ff").status_code == shared.get("/items/%ff").status_code == 422
+    for user in ("é", "\ufffd"):
+        assert shared.post(f"/users/{user}/events", json=WITH_BODY["/users/u/events"]).json()["user_id"] == user
+
+
 # The query
 
 

@@ -226,3 +226,64 @@ def test_weight_decay_leaves_embeddings_norms_and_biases_alone():
     decayed, free = loop._groups(network, 0.1)
     assert [p is network["wi"].weight for p in decayed["params"]] == [True] and decayed["weight_decay"] == 0.1
     assert len(free["params"]) == 2 and free["weight_decay"] == 0.0
+
+
+def test_a_stage_takes_the_steps_of_adamw_on_clipped_gradients(tmp_path):
+    """Against the loop written out: the mean of two micro-batches, clipping, warm-up, decay of matrices alone."""
+    config = StageConfig(steps=5, batch_size=4, accumulate=2, lr=0.02, warmup=3, clip_norm=0.05, weight_decay=0.5,
+                         eval_every=0, checkpoint_every=5)  # fmt: skip
+    inputs = torch.randn(config.steps, 4, 3, generator=torch.Generator().manual_seed(1))
+
+    def network() -> torch.nn.Module:
+        torch.manual_seed(0)
+        return torch.nn.Linear(3, 2)
+
+    trained = network()
+    scores = iter(range(10))
+
+    def step(number: int, shard: BatchShard) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        shard = shard.of(4)
+        return shard.mean(trained(shard.micro_batch(inputs[number])).square().sum(-1).mean(), {})
+
+    with closing(Log(tmp_path)) as log:
+        run_stage("stage", trained, config, 0, tmp_path, step, lambda: {"score": next(scores)}, log)
+    expected = network()
+    optimiser = torch.optim.AdamW(
+        [{"params": [expected.weight], "weight_decay": 0.5}, {"params": [expected.bias], "weight_decay": 0.0}],
+        betas=(0.9, 0.98),
+    )
+    for number in range(config.steps):
+        for group in optimiser.param_groups:
+            group["lr"] = 0.02 * loop.learning_rate_factor(number, config)
+        optimiser.zero_grad()
+        expected(inputs[number]).square().sum(-1).mean().backward()
+        norm = torch.nn.utils.clip_grad_norm_(expected.parameters(), 0.05)
+        assert norm > 0.05
+        optimiser.step()
+    for found, wanted in zip(trained.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_a_stage_ends_with_the_weights_that_were_best(tmp_path):
+    network = torch.nn.Linear(1, 1)
+    seen, scores = [], iter([0.1, 0.3, 0.9, 0.9, 0.2])
+
+    def evaluate() -> dict[str, Any]:
+        seen.append(network.weight.detach().clone())
+        return {"score": next(scores)}
+
+    config = StageConfig(steps=4, batch_size=1, lr=0.1, warmup=1, eval_every=1, checkpoint_every=2)
+    with closing(Log(tmp_path)) as log:
+        outcome = run_stage(
+            "stage",
+            network,
+            config,
+            0,
+            tmp_path,
+            lambda *_: (network(torch.ones(1, 1)).square().mean(), {}),
+            evaluate,
+            log,
+        )
+    assert (outcome.best, outcome.best_step) == ({"score": 0.9}, 2)  # the first of two that are equal
+    assert torch.equal(network.weight, seen[2]) and not torch.equal(network.weight, seen[4])
+    assert not network.training

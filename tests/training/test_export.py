@@ -1,0 +1,62 @@
+"""How a bundle's defaults are chosen, with measurements that the test makes up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.training.small import small_config, small_workspace
+from training import export
+from training.export import choose
+from training.metrics import ndcg, target_ranks
+
+USERS = 40
+
+
+def measured(shares: dict[tuple[int, float], float]) -> Any:
+    """A stand-in for `measure`: that share of users, the first ones, has the target on top; the others nowhere."""
+
+    def measure(
+        ranker: Any, histories: list[np.ndarray], target: np.ndarray, steps: int, beam: int
+    ) -> tuple[dict[str, Any], np.ndarray]:
+        weight = ranker.settings.dense_weight
+        ranked = np.full((len(target), 10), -1)
+        ranked[: round(shares[steps, weight] * len(target)), 0] = target[: round(shares[steps, weight] * len(target))]
+        value = float(ndcg(target_ranks(ranked, target)).mean())
+        return {"steps": steps, "ndcg@10": value, "dense_weight": weight}, ranked
+
+    return measure
+
+
+@pytest.mark.parametrize(
+    ("shares", "steps", "weight"),
+    [
+        # (steps, dense weight): share of users with a hit
+        ({(0, 0): 0.5, (0, 1): 0.4, (1, 0): 0.5, (1, 1): 0.5, (2, 0): 0.5, (2, 1): 0.5}, 0, 0),
+        ({(0, 0): 0.4, (0, 1): 0.5, (1, 0): 0.5, (1, 1): 0.5, (2, 0): 0.5, (2, 1): 0.5}, 0, 1),
+        # one user more of forty is chance, ten are not
+        ({(0, 0): 0.5, (0, 1): 0.4, (1, 0): 0.525, (1, 1): 0.1, (2, 0): 0.1, (2, 1): 0.525}, 0, 0),
+        ({(0, 0): 0.5, (0, 1): 0.4, (1, 0): 0.1, (1, 1): 0.75, (2, 0): 0.525, (2, 1): 0.1}, 1, 1),
+        # fewer steps, unless more gain again
+        ({(0, 0): 0.5, (0, 1): 0.4, (1, 0): 0.75, (1, 1): 0.1, (2, 0): 0.75, (2, 1): 0.1}, 1, 0),
+        ({(0, 0): 0.5, (0, 1): 0.4, (1, 0): 0.75, (1, 1): 0.1, (2, 0): 0.9, (2, 1): 0.1}, 2, 0),
+        # a loss beyond chance is no reason
+        ({(0, 0): 0.9, (0, 1): 0.4, (1, 0): 0.1, (1, 1): 0.1, (2, 0): 0.1, (2, 1): 0.1}, 0, 0),
+    ],
+)
+def test_steps_become_the_default_only_where_their_gain_is_more_than_chance(
+    monkeypatch: pytest.MonkeyPatch, shares: dict[tuple[int, float], float], steps: int, weight: float
+) -> None:
+    monkeypatch.setattr(export, "measure", measured(shares))
+    work = small_workspace(small_config("evaluation.dense_candidates=[0]", f"evaluation.choice_users={USERS}"))
+    choice = choose(work)
+    assert (choice.settings.default_steps, choice.settings.dense_weight) == (steps, weight)
+    assert {(row["steps"], row["dense_weight"]) for row in choice.table} == shares.keys()
+    for row in choice.table:
+        if "gain" in row:  # of the best weight of its number of steps, over the best without steps
+            without = max(shares[0, 0], shares[0, 1])
+            assert row["gain"] == pytest.approx(row["ndcg@10"] - without, abs=1e-4)
+            assert row["gain_low"] <= row["gain"] <= row["gain_high"]
+    assert sorted(row["steps"] for row in choice.table if "gain" in row) == [1, 2]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import socket
 import sys
 
@@ -56,10 +57,13 @@ def _parser() -> argparse.ArgumentParser:
 def serve(settings: Settings) -> int:
     try:
         listening = listen(settings.host, settings.port)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         wanted = f"{settings.host}, port {settings.port}"
-        print(f"Cannot listen on {wanted} ({error.strerror}); choose another --host or --port.", file=sys.stderr)
+        reason = getattr(error, "strerror", None) or "not a host"
+        print(f"Cannot listen on {wanted} ({reason}); choose another --host or --port.", file=sys.stderr)
         return 1
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _end_at_once)  # until those who serve have handlers of their own
     with listening:
         if settings.workers > 1:
             return supervise(settings, listening)
@@ -68,10 +72,17 @@ def serve(settings: Settings) -> int:
         return server.serve(settings, listening)
 
 
+def _end_at_once(number: int, frame: object) -> None:
+    os._exit(0)  # nothing is loaded yet, and nobody is connected
+
+
 def listen(host: str, port: int) -> socket.socket:
-    """The socket to accept connections from. Raises OSError if the address is not available."""
+    """The socket to accept connections from; on `::` it takes those of IPv4 as well, where the system can.
+
+    Raises OSError or UnicodeError if there is no such address, or it is not available."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=2048)
+    both = host == "::" and socket.has_dualstack_ipv6()
+    return socket.create_server((host, port), family=family, backlog=2048, dualstack_ipv6=both)
 
 
 if __name__ == "__main__":

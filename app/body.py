@@ -13,13 +13,13 @@ DISCARDED_BYTES = 4 << 20  # most that is read of it
 
 
 class Body:
-    """limit: bytes; `receive` raises HTTPException 413 once more than that has come."""
+    """limit: bytes; `receive` raises HTTPException 413 once more than that has come. has_left: the client."""
 
-    __slots__ = ("_left", "_limit", "_receive", "is_read")
+    __slots__ = ("_left", "_limit", "_receive", "has_left", "is_read")
 
     def __init__(self, scope: Scope, receive: Receive, limit: int) -> None:
         self._receive, self._limit, self._left = receive, limit, limit
-        self.is_read = True
+        self.is_read, self.has_left = True, False
         for name, value in scope["headers"]:
             if name == b"content-length":
                 self.is_read = value.strip(b"0") == b""
@@ -30,6 +30,7 @@ class Body:
         message = await self._receive()
         self._left -= len(message.get("body", b""))
         self.is_read = not message.get("more_body", False)
+        self.has_left |= message["type"] == "http.disconnect"
         if self._left < 0:
             raise too_large(self._limit)
         return message

@@ -33,6 +33,18 @@ class NotFound(ServingError):
     """There is no such user, item or page."""
 
 
+class MalformedRequest(ServingError):
+    """What a client sent is not a request, or one that two parsers could read differently."""
+
+
+class HeadTooLarge(ServingError):
+    """A request's head has too many bytes or fields."""
+
+
+class TooSlow(ServingError):
+    """A client took too long to send its request."""
+
+
 class Unauthorised(ServingError):
     """A key is required and none was sent."""
 
@@ -61,7 +73,10 @@ PROBLEMS: dict[type, tuple[int, str, str]] = {
     Unauthorised: (401, "unauthorised", "A key is required"),
     Forbidden: (403, "forbidden", "Invalid key"),
     HostNotAllowed: (403, "host-not-allowed", "Host not allowed"),
+    MalformedRequest: (400, "malformed-request", "Malformed request"),
+    TooSlow: (408, "too-slow", "The request took too long"),
     QuotaExceeded: (429, "over-quota", "Over the quota"),
+    HeadTooLarge: (431, "head-too-large", "The head is too large"),
     Overloaded: (503, "overloaded", "Overloaded"),
     Draining: (503, "draining", "Shutting down"),
     NotReady: (503, "not-ready", "Not ready"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import product
@@ -60,6 +61,7 @@ class Service:
             None  # why Redis is not used, where it should be; requests are answered without
         )
         self._recommender: Recommender | None = None
+        self._drain_until: float | None = None
         self.admission: Admission[Ticket[Search, Answer]] = Admission(
             self.costs,
             max_batch=settings.max_batch,
@@ -221,14 +223,23 @@ class Service:
         self.admission.check_open()
 
     def begin_drain(self) -> None:
-        """From now on not ready; what is queued and running is finished."""
+        """From now on not ready; what is queued and running is finished, before the one deadline set here."""
         self.admission.advance("draining")
+        if self._drain_until is None:
+            self._drain_until = time.monotonic() + self.settings.drain_timeout_s
+
+    @property
+    def drain_time_left(self) -> float:
+        """Seconds until what still runs is given up."""
+        assert self._drain_until is not None, "the drain has not begun"
+        return max(0.0, self._drain_until - time.monotonic())
 
     async def drain(self) -> None:
-        """Finishes what is in flight, for at most the configured time."""
+        """Finishes what is in flight, until the deadline."""
         self.begin_drain()
         try:
-            await asyncio.wait_for(self.batcher.drain(), self.settings.drain_timeout_s)
+            async with asyncio.timeout(self.drain_time_left):
+                await self.batcher.drain()
         except TimeoutError:
             log.warning("gave up on running requests after %s s", self.settings.drain_timeout_s)
 

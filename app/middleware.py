@@ -50,7 +50,7 @@ class Envelope:
         async def send_with_headers(message: Message) -> None:
             nonlocal answered, status
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status = 499 if body.has_left else message["status"]  # nobody sees the answer
                 headers = with_standard_headers(message.get("headers", ()), own_id, scope["scheme"])
                 if not body.is_read and b"expect" in sent:  # what was not asked for is not sent
                     headers.append((b"connection", b"close"))
@@ -84,8 +84,8 @@ class Envelope:
                 await errors.response(error)(scope, receive, send_with_headers)
         finally:
             seconds = (answered or time.perf_counter()) - started
-            route = route_of(scope)
-            self.metrics.answers(route, str(status or 499)).observe(seconds)
+            status, route = status or 499, route_of(scope)
+            self.metrics.answers(route, str(status)).observe(seconds)
             level = logging.DEBUG if route in QUIET or status in NOT_LOGGED else logging.INFO
             if log.isEnabledFor(level):
                 fields = {"method": method, "route": route, "status": status, "ms": round(1000 * seconds, 2)}
@@ -93,7 +93,7 @@ class Envelope:
             if self.traces.provider is not None:
                 caller = sent.get(b"traceparent", b"").decode("latin-1")
                 answer = scope.get("state", {}).get("answer")
-                self.traces.record(caller, method, route, status or 499, own_id, seconds, answer)
+                self.traces.record(caller, method, route, status, own_id, seconds, answer)
             structlog.contextvars.reset_contextvars(**tokens)
 
 

@@ -1,21 +1,25 @@
-"""One process that serves: uvicorn around the application, with graceful shutdown. Alone, or one of several workers."""
+"""One process that serves: uvicorn behind the guard, with graceful shutdown. Alone, or one of several workers."""
 
 from __future__ import annotations
 
 import asyncio
 import faulthandler
 import json
+import logging
+import os
 import shlex
 import signal
 import socket
 import sys
 import threading
 import time
+from functools import partial
 from types import FrameType
 
 import uvicorn
 
 from app import logs
+from app.guard import Bounds, Connections, Guard
 from app.lifecycle import Service
 from app.main import create_app
 from app.settings import Settings
@@ -23,10 +27,12 @@ from app.slot import WorkerSlot
 from serving.errors import ServingError
 from serving.types import Rules
 
-# Seconds that an idle connection stays open: longer than clients and proxies keep theirs (5 to 60 by default), or they
-# would send on one that is just being closed, and see a reset instead of an answer.
-KEEP_ALIVE_S = 75
-EXIT_GRACE_S = 5.0  # beyond the drain timeout, for a worker whose engine is dead
+log = logging.getLogger("streamrec.server")
+
+FILES_KEPT = 128  # file descriptors for everything but connections
+CLOSE_S = 3.0  # for closing files and connections once requests are finished or given up
+SAME_SIGNAL_S = 1.0  # timeout(1), shells and wrappers send a signal twice; it is meant once
+_NOWHERE = open(os.devnull, "w")  # open as long as the process lives
 
 
 def serve(settings: Settings, listening: socket.socket, slot: WorkerSlot | None = None) -> int:
@@ -38,8 +44,7 @@ def serve(settings: Settings, listening: socket.socket, slot: WorkerSlot | None 
     def on_ready(service: Service) -> None:
         if slot is not None:
             slot.report_state("ready")
-        if slot is None or (slot.number == 0 and not slot.is_replacement):
-            threading.Thread(target=_announce, args=(service, listening, slot), daemon=True).start()
+        threading.Thread(target=_announce, args=(service, listening, slot), daemon=True).start()
 
     def on_failure(error: BaseException) -> None:
         failures.append(error)
@@ -50,62 +55,115 @@ def serve(settings: Settings, listening: socket.socket, slot: WorkerSlot | None 
         if slot is not None:
             failures.append(error)
             server.should_exit = True
-            # A thread that hangs outside Python can hang the interpreter's end as well: then it is cut short.
-            faulthandler.dump_traceback_later(settings.drain_timeout_s + EXIT_GRACE_S, exit=True)
+            end_within(settings.drain_timeout_s + CLOSE_S)
 
     app = create_app(settings, None, on_ready, on_failure, on_death, slot)
+    service: Service = app.state.service
+    connections = Connections(bounds(settings), lambda reason: service.metrics.rejections(reason).inc())
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, lifespan="on", server_header=False, http="httptools",
-        loop="asyncio" if sys.platform == "win32" else "uvloop",
-        timeout_graceful_shutdown=max(1, round(settings.drain_timeout_s)), timeout_keep_alive=KEEP_ALIVE_S,
+        app, log_config=None, access_log=False, lifespan="on", server_header=False,
+        http=partial(Guard, connections), ws="none",  # type: ignore[arg-type]  # what makes the protocol need be no class
+        loop="asyncio" if sys.platform == "win32" else "uvloop", timeout_graceful_shutdown=1,
         proxy_headers=False,  # create_app reads them, of the proxies that the settings name
     )  # fmt: skip
-    server = Server(config, app.state.service, slot)
+    server = Server(config, service, connections, slot)
     server.run([listening])
     if failures:
         logs.flush()
-        if slot is None or slot.number == 0:  # all workers fail for the same reason
+        if slot is None or slot.number == 0 or slot.is_replacement:  # at the start all fail alike
             kind = "" if isinstance(failures[0], ServingError) else f"{type(failures[0]).__name__}: "
             print(f"{kind}{failures[0]}", file=sys.stderr)
         return 1
     return 0 if server.started else 1
 
 
+def bounds(settings: Settings) -> Bounds:
+    """What the guard permits: the settings, and no more connections than the process may open files."""
+    connections = settings.max_connections
+    if sys.platform != "win32":
+        import resource
+
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if files != resource.RLIM_INFINITY and files - FILES_KEPT < connections:
+            connections = max(1, files - FILES_KEPT)
+            log.warning("the limit of %d open files leaves room for %d connections; raise it with ulimit -n",
+                        files, connections)  # fmt: skip
+    return Bounds(
+        head_bytes=settings.max_head_bytes,
+        head_fields=settings.max_head_fields,
+        head_timeout=settings.head_timeout_s,
+        body_timeout=settings.body_timeout_s,
+        connections=connections,
+        unfinished_bytes=settings.max_unfinished_bytes,
+    )
+
+
 class Server(uvicorn.Server):
     """Stops gracefully: first not ready, then running requests finish while the probes still answer, then the sockets
-    close. uvicorn's own handler would close them at once, and exit with the signal instead of 0."""
+    close. uvicorn's own handler would close them at once, and exit with the signal instead of 0.
 
-    def __init__(self, config: uvicorn.Config, service: Service, slot: WorkerSlot | None) -> None:
+    All of it has one deadline, `drain_timeout_s` after the signal. Then the requests that still run are answered 503,
+    and CLOSE_S later the process ends, whatever hangs.
+    """
+
+    def __init__(
+        self, config: uvicorn.Config, service: Service, connections: Connections, slot: WorkerSlot | None
+    ) -> None:
         super().__init__(config)
-        self.service, self.slot, self.draining = service, slot, False
+        self.service, self.connections, self.slot = service, connections, slot
+        self.stopping_since: float | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._sweeping = asyncio.ensure_future(self.connections.keep_limits())
+        await super().startup(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.slot is not None and sig == signal.SIGINT:
             return  # a terminal sends Ctrl-C to every process; the supervisor stops the workers
-        if self.draining:
-            self.should_exit = self.force_exit = True  # the second signal: stop now
-            return
-        self.draining = True
+        if self.stopping_since is None:
+            self.stopping_since = time.monotonic()
+            end_within(self.service.settings.drain_timeout_s + CLOSE_S)
+            asyncio.get_running_loop().call_soon_threadsafe(self._begin_drain)
+        elif self.slot is None and time.monotonic() - self.stopping_since > SAME_SIGNAL_S:
+            self.should_exit = self.force_exit = True  # stop now
+
+    def _begin_drain(self) -> None:
+        if self.service.status in ("loading", "warming"):
+            logs.flush()
+            os._exit(0)  # there is nothing to finish, and the thread that loads cannot be stopped
         self.service.begin_drain()
+        self.connections.begin_drain()
         if self.slot is not None:
             self.slot.report_state("draining")
-        asyncio.get_running_loop().call_soon_threadsafe(lambda: asyncio.ensure_future(self._drain()))
+        self._draining = asyncio.ensure_future(self._drain())
 
     async def _drain(self) -> None:
         try:
             await self.service.drain()
+            if running := set(self.server_state.tasks):
+                await asyncio.wait(running, timeout=self.service.drain_time_left)
         finally:
+            self.connections.end_drain()
             self.should_exit = True
 
 
+def end_within(seconds: float) -> None:
+    """From now on the process ends by then, with status 1 unless it has ended before, whatever hangs: the event loop, a
+    thread that keeps Python's lock, or the interpreter's own end."""
+    # The tracebacks go nowhere: stderr may have no reader, and would keep the process waiting.
+    faulthandler.dump_traceback_later(seconds, exit=True, file=_NOWHERE)
+
+
 def _announce(service: Service, listening: socket.socket, slot: WorkerSlot | None) -> None:
-    """Prints where the page is, and a request that works, once every worker is ready."""
+    """Prints where the page is, and a request that works, once every worker is ready: by one of them, once."""
     while slot is not None and slot.blocking_state():
         if service.status != "ready":
             return
         time.sleep(0.01)
+    if slot is not None and not slot.is_first_to_announce():
+        return
     host, port = listening.getsockname()[:2]
-    host = "127.0.0.1" if host in ("0.0.0.0", "::") else host
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     catalogue, steps = service.bundle.catalogue, service.bundle.max_steps
     history = [catalogue.item_ids[row] for row in catalogue.popular(1, Rules())]

@@ -63,7 +63,21 @@ class Settings(BaseSettings):
         gt=0,
         description="seconds a batch may take before the engine counts as hung; or 50 times the estimate, if longer",
     )
-    drain_timeout_s: float = Field(default=20.0, ge=0, description="longest wait for running requests at shutdown")
+    drain_timeout_s: float = Field(
+        default=20.0, ge=0, description="seconds from SIGTERM until requests that still run are given up"
+    )
+    max_connections: int = Field(
+        default=800, ge=1, description="most connections of a worker; beyond it the longest idle one is closed"
+    )
+    max_head_bytes: int = Field(
+        default=32 << 10, ge=1024, description="largest head of a request, its URL included; beyond it: 431"
+    )
+    max_head_fields: int = Field(default=100, ge=10, description="most header fields of a request; beyond it: 431")
+    head_timeout_s: float = Field(default=10.0, gt=0, description="longest wait for the head of a request; then 408")
+    body_timeout_s: float = Field(default=30.0, gt=0, description="longest wait for the body of a request; then 408")
+    max_unfinished_bytes: int = Field(
+        default=64 << 20, ge=0, description="most bytes of incomplete bodies; beyond it the oldest large one gets 503"
+    )
 
     memory_cache_users: int = Field(
         default=10_000, ge=0, description="users whose encoded history is cached in process; 0: none"

@@ -37,3 +37,11 @@ class WorkerSlot:
 
         A worker that is being replaced accepts none, so it blocks nothing."""
         return next((state for state in self.states() if state not in ("ready", "replaced")), None)
+
+    def is_first_to_announce(self) -> bool:
+        """True for one call by one worker: the first."""
+        try:
+            (self.folder / "announced").touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True

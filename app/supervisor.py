@@ -2,8 +2,9 @@
 
 Workers share the listening socket, and the memory of the bundle's mapped files: weights and trie are in the page cache
 once. All write their metrics to one folder, so that any of them can report the sum. A worker that dies is replaced, and
-its replacement takes requests once it is ready. A worker that dies before it was ever ready stops the service: the next
-would fail in the same way.
+its replacement takes requests once it is ready. Until one worker has been ready, a death stops the service: the next
+would fail in the same way. From then on no death stops those that serve; a worker that dies again and again is started
+again after growing pauses.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import signal
 import socket
 import threading
 import time
+from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,7 +26,15 @@ from app.slot import METRICS_FOLDER, WorkerSlot
 
 log = logging.getLogger("streamrec.workers")
 
-KILL_AFTER_S = 5.0  # beyond the drain timeout
+KILL_AFTER_S = 5.0  # beyond the drain timeout; a worker ends itself before (app/server.py)
+LONGEST_PAUSE_S = 60.0
+HEALTHY_AFTER_S = 60.0  # a worker that lived so long was sound: its replacement starts at once
+SAME_SIGNAL_S = 1.0  # timeout(1), shells and wrappers send a signal twice; it is meant once
+
+
+def pause_before(deaths: int) -> float:
+    """Seconds to wait before a replacement is started, after so many early deaths in a row."""
+    return 0.0 if deaths <= 1 else min(LONGEST_PAUSE_S, 2.0 ** (deaths - 2))
 
 
 def supervise(settings: Settings, listening: socket.socket) -> int:
@@ -34,69 +44,98 @@ def supervise(settings: Settings, listening: socket.socket) -> int:
         return _Supervisor(settings, listening, Path(folder)).run()
 
 
+@dataclass
+class _Place:
+    """Where one of the workers runs. deaths: of workers that did not live long, in a row."""
+
+    slot: WorkerSlot
+    worker: multiprocessing.process.BaseProcess | None = None
+    started: float = 0.0
+    deaths: int = 0
+
+
 class _Supervisor:
     def __init__(self, settings: Settings, listening: socket.socket, folder: Path) -> None:
         self._settings, self._listening, self._folder = settings, listening, folder
         # A fork would copy locks held by threads that it does not copy; a fresh process maps the same files anyway.
         self._processes = multiprocessing.get_context("spawn")
-        self._workers: dict[int, multiprocessing.process.BaseProcess] = {}
-        self._stopping = False
+        self._places = [_Place(WorkerSlot(number, settings.workers, folder)) for number in range(settings.workers)]
+        self._has_served = False
+        self._stopped_at: float | None = None
+        self._at_once = False
 
     def run(self) -> int:
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGINT, self._stop)
-        slots = [self._slot(number) for number in range(self._settings.workers)]
-        for slot in slots:
-            slot.report_state("loading")
-        for slot in slots:
-            self._start(slot)
+        for place in self._places:
+            place.slot.report_state("loading")
+        for place in self._places:
+            self._start(place)
         failed = False
-        while not self._stopping and not failed:
-            wait(
-                [worker.sentinel for worker in self._workers.values()], timeout=0.2
-            )  # signals do not interrupt the wait
-            for number, worker in list(self._workers.items()):
-                if not self._stopping and not worker.is_alive():
-                    failed |= not self._replace(number, worker)
+        while self._stopped_at is None and not failed:
+            self._wait()
+            for place in self._places:
+                if self._stopped_at is None:
+                    failed |= not self._look_after(place)
         return 1 if self._end() or failed else 0
 
     def _stop(self, number: int, frame: object) -> None:
-        self._stopping = True
+        now = time.monotonic()
+        if self._stopped_at is None:
+            self._stopped_at = now
+        elif now - self._stopped_at > SAME_SIGNAL_S:
+            self._at_once = True
 
-    def _slot(self, number: int, is_replacement: bool = False) -> WorkerSlot:
-        return WorkerSlot(number, self._settings.workers, self._folder, is_replacement)
+    def _wait(self) -> None:
+        """Until a worker ends, or a moment: signals do not interrupt the wait."""
+        wait([place.worker.sentinel for place in self._places if place.worker is not None], timeout=0.2)
 
-    def _start(self, slot: WorkerSlot) -> None:
-        worker = self._processes.Process(
-            target=_work, args=(self._settings, self._listening, slot), name=f"worker-{slot.number}"
+    def _start(self, place: _Place) -> None:
+        if self._stopped_at is not None:
+            return
+        place.worker = self._processes.Process(
+            target=_work, args=(self._settings, self._listening, place.slot), name=f"worker-{place.slot.number}"
         )
-        worker.start()
-        self._workers[slot.number] = worker
+        place.started = time.monotonic()
+        place.worker.start()
 
-    def _replace(self, number: int, dead: multiprocessing.process.BaseProcess) -> bool:
-        """Starts a replacement. False if the worker was never ready: another would fail in the same way."""
+    def _look_after(self, place: _Place) -> bool:
+        """Replaces the worker if it has died, after its pause. False if the service cannot serve at all."""
+        now = time.monotonic()
+        if place.worker is None:
+            if now >= place.started + pause_before(place.deaths):
+                self._start(place)
+            return True
+        if place.worker.is_alive():
+            return True
+        dead, place.worker = place.worker, None
         _forget(dead)
-        slot = self._slot(number, is_replacement=True)
-        if slot.states()[number] not in ("ready", "draining"):
+        self._has_served |= any(state in ("ready", "draining") for state in place.slot.states())
+        if not self._has_served:
             return False
-        log.error("worker %d exited with status %s and is being replaced", number, dead.exitcode)
-        slot.report_state("replaced")
-        self._start(slot)
-        return True
+        place.deaths = 1 if now - place.started > HEALTHY_AFTER_S else place.deaths + 1
+        place.started = now
+        place.slot = replace(place.slot, is_replacement=True)
+        place.slot.report_state("replaced")
+        log.error(
+            "worker %d exited with status %s and is replaced in %g s",
+            place.slot.number, dead.exitcode, pause_before(place.deaths),
+        )  # fmt: skip
+        return self._look_after(place)
 
     def _end(self) -> bool:
         """Stops all workers once they have finished their requests. Returns whether any of them failed."""
-        for worker in self._workers.values():
-            if worker.is_alive():
-                worker.terminate()
+        workers = [place.worker for place in self._places if place.worker is not None]
+        for worker in workers:
+            worker.terminate()  # nothing to one that was signalled with the whole group, or has ended
         deadline = time.monotonic() + self._settings.drain_timeout_s + KILL_AFTER_S
-        for worker in self._workers.values():
-            worker.join(max(0.0, deadline - time.monotonic()))
-            if worker.is_alive():
-                worker.kill()
-                worker.join()
+        while any(worker.is_alive() for worker in workers) and time.monotonic() < deadline and not self._at_once:
+            wait([worker.sentinel for worker in workers if worker.is_alive()], timeout=0.2)
+        for worker in workers:
+            worker.kill()
+            worker.join()
         # SIGTERM kills a worker that has only begun to load: it had nothing to finish.
-        return any(worker.exitcode not in (0, -signal.SIGTERM) for worker in self._workers.values())
+        return any(worker.exitcode not in (0, -signal.SIGTERM) for worker in workers)
 
 
 def _work(settings: Settings, listening: socket.socket, slot: WorkerSlot) -> None:

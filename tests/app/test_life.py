@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from fastapi.testclient import TestClient
 
+from app import logs
 from app.lifecycle import Service
 from app.main import create_app
 from serving.online.batcher import FAILURES
@@ -309,3 +312,68 @@ async def _leave_early(app, service):  # type: ignore[no-untyped-def]
     gone.set()
     await call
     return before, service.batcher.depth
+
+
+@pytest.mark.parametrize("path", ["/recommend", "/recommend/batch", "/users/u/events"])
+def test_a_client_that_leaves_in_the_middle_of_its_body_is_499_and_no_error(
+    client: TestClient, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert client.portal is not None
+    client.portal.call(_leave_in_the_middle, client.app, path)
+    (line,) = (record for record in caplog.records if record.name == "streamrec.http")
+    assert line.__dict__["status"] == 499 and not [r for r in caplog.records if r.levelno >= logging.WARNING]
+    text = client.get("/metrics").text
+    assert re.search('streamrec_request_seconds_count{.*status="499"} 1.0', text) and 'status="500"' not in text
+
+
+async def _leave_in_the_middle(app, path):  # type: ignore[no-untyped-def]
+    messages = [{"type": "http.disconnect"}, {"type": "http.request", "body": b'{"hist', "more_body": True}]
+
+    async def receive():  # type: ignore[no-untyped-def]
+        return messages.pop() if len(messages) > 1 else messages[0]
+
+    async def send(message):  # type: ignore[no-untyped-def]
+        pass
+
+    scope = {
+        "type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b"",
+        "headers": [(b"content-type", b"application/json"), (b"content-length", b"100")], "http_version": "1.1",
+        "scheme": "http", "server": ("test", 80), "client": ("test", 1), "root_path": "",
+    }  # fmt: skip
+    await app(scope, receive, send)
+
+
+def test_a_drain_has_one_deadline_whatever_hangs(start: Start, engine: ShapedEngine) -> None:
+    client = start(drain_timeout_s=0.2)
+    service: Service = client.app.state.service  # type: ignore[attr-defined]
+    gate = Gate()
+    engine.before = gate  # type: ignore[assignment]
+    assert client.portal is not None
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(ask, client, history=HISTORY)
+        assert gate.reached.wait(DEADLINE)
+        client.portal.call(service.drain)  # the engine hangs, and it returns
+        assert service.drain_time_left == 0
+        client.portal.call(service.drain)
+        assert service.batcher.depth == 0
+        gate.opened.set()
+
+
+def test_what_the_log_is_said_to_have_is_there(
+    client: TestClient, engine: ShapedEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
+        raise RuntimeError("a secret of the engine's")
+
+    engine.before = fail
+    single = client.post("/recommend", json={"history": HISTORY}, headers={"X-Request-ID": "find-me-1"})
+    batch = client.post(
+        "/recommend/batch", json={"requests": [{"history": HISTORY}]}, headers={"X-Request-ID": "find-me-2"}
+    )
+    assert "search the log for this request's X-Request-ID" in single.json()["detail"]
+    assert batch.json()["results"][0]["detail"] == single.json()["detail"]
+    lines = [
+        json.loads(logs.formatter().format(record)) for record in caplog.records if record.levelno >= logging.ERROR
+    ]
+    for name in ("find-me-1", "find-me-2"):
+        assert any(line.get("request_id") == name and "RuntimeError" in line["exception"] for line in lines), name

@@ -42,6 +42,7 @@ class ServiceProcess:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
+                start_new_session=True,  # a group of its own, to be signalled as a whole
                 env=clean | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"} | variables,
             )
         self._lines: queue.Queue[str | None] = queue.Queue()

@@ -109,7 +109,7 @@ def test_a_worker_that_dies_is_replaced_and_its_counts_stay(service: ServiceProc
     assert service.metric("streamrec_batch_size_sum") == counted + 20
 
 
-def test_sigterm_lets_every_worker_finish_and_exits_with_0(service: ServiceProcess) -> None:
+def test_sigterm_to_the_group_lets_every_worker_finish_and_exits_with_0(service: ServiceProcess) -> None:
     requests = [{"history": [f"i{i}"], "beam_width": 200, "k": 10} for i in range(64)]
     answers: list[httpx.Response] = []
 
@@ -121,7 +121,7 @@ def test_sigterm_lets_every_worker_finish_and_exits_with_0(service: ServiceProce
     for thread in asking:
         thread.start()
     eventually(lambda: service.metric("streamrec_queue_depth") > 128)
-    service.process.terminate()
+    os.killpg(service.process.pid, signal.SIGTERM)  # as systemd, timeout(1) and shells do
     for thread in asking:
         thread.join(DEADLINE)
     assert [answer.status_code for answer in answers] == [200] * 4
@@ -143,6 +143,14 @@ def test_with_redis_whichever_worker_answers_knows_the_user(start_service: Start
         eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in orphans))
     finally:
         redis.close()
+
+
+def test_sigterm_while_loading_ends_all_at_once(start_service: StartService) -> None:
+    service = start_service("--workers", "2", wait=False)
+    eventually(lambda: "Started server process" in service.errors.read_text())
+    os.killpg(service.process.pid, signal.SIGTERM)
+    assert service.process.wait(DEADLINE) == 0
+    assert '"ready"' not in service.errors.read_text() and "Traceback" not in service.errors.read_text()
 
 
 def test_a_broken_bundle_stops_all_workers(start_service: StartService, bundle: Path, tmp_path: Path) -> None:

@@ -1,0 +1,98 @@
+"""How a process ends, with a service that is only pretended; the real ends are in tests/e2e."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import uvicorn
+
+from app import server
+from app.guard import Bounds, Connections
+from app.server import Server, bounds
+from tests.app.conftest import settings
+from tests.waiting import DEADLINE, eventually_async
+
+
+class Ended(BaseException):
+    pass
+
+
+@pytest.fixture(autouse=True)
+def ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ending the process is an exception with its status, and nothing waits."""
+
+    def end(status: int) -> None:
+        raise Ended(status)
+
+    monkeypatch.setattr(server, "os", SimpleNamespace(_exit=end))
+    monkeypatch.setattr(server, "end_within", lambda seconds: None)
+
+
+def make(status: str, slot: Any = None) -> Server:
+    drained = asyncio.Event()
+
+    async def drain() -> None:
+        await drained.wait()
+
+    service = SimpleNamespace(
+        status=status, drain=drain, drained=drained, begin_drain=lambda: None, drain_time_left=0.0, settings=settings()
+    )
+    return Server(uvicorn.Config(make), service, Connections(Bounds()), slot)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("status", ["loading", "warming"])
+def test_while_loading_the_process_ends_at_once(status: str) -> None:
+    async def begin() -> None:
+        make(status)._begin_drain()
+
+    with pytest.raises(Ended, match="^0$"):
+        asyncio.run(begin())
+
+
+def test_a_signal_sent_twice_at_once_lets_requests_finish_and_a_later_one_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def stop() -> None:
+        now = 1000.0
+        monkeypatch.setattr(server, "time", SimpleNamespace(monotonic=lambda: now))
+        stopping = make("ready")
+        stopping.handle_exit(signal.SIGTERM, None)
+        stopping.handle_exit(signal.SIGTERM, None)
+        await eventually_async(lambda: stopping.connections.draining)
+        assert not stopping.should_exit and not stopping.force_exit
+        now += 2
+        stopping.handle_exit(signal.SIGINT, None)
+        assert stopping.should_exit and stopping.force_exit
+
+    asyncio.run(asyncio.wait_for(stop(), DEADLINE))
+
+
+def test_a_worker_drains_once_however_often_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def stop() -> None:
+        now = 1000.0
+        monkeypatch.setattr(server, "time", SimpleNamespace(monotonic=lambda: now))
+        states: list[str] = []
+        worker = make("ready", SimpleNamespace(report_state=states.append))
+        worker.handle_exit(signal.SIGINT, None)
+        assert worker.stopping_since is None, "Ctrl-C is the supervisor's"
+        worker.handle_exit(signal.SIGTERM, None)
+        await eventually_async(lambda: states == ["draining"])
+        now += 100
+        worker.handle_exit(signal.SIGTERM, None)
+        assert not worker.should_exit
+        worker.service.drained.set()  # type: ignore[attr-defined]
+        await eventually_async(lambda: worker.should_exit)
+        assert not worker.force_exit
+
+    asyncio.run(asyncio.wait_for(stop(), DEADLINE))
+
+
+def test_connections_never_take_the_last_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    resource = pytest.importorskip("resource", reason="Windows has no such limit")
+    for files, connections in ((256, 128), (100, 1), (100_000, 800), (resource.RLIM_INFINITY, 800)):
+        monkeypatch.setattr(resource, "getrlimit", lambda _, files=files: (files, files))
+        assert bounds(settings()).connections == connections

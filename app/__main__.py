@@ -1,4 +1,8 @@
-"""python -m app serve: reads the settings, then serves in one process or in several workers."""
+"""python -m app serve: reads the settings, then serves in one process or in several workers.
+
+What takes long to import is imported in functions, behind the handler of signals: a service that is told to stop while
+it starts ends in an orderly way, and as the first process of a container it would not hear of the signal at all.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +12,21 @@ import os
 import signal
 import socket
 import sys
+from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
-from app import logs
-from app.settings import Settings, unknown_variables, variable
-from app.supervisor import supervise
+if TYPE_CHECKING:
+    from app.settings import Settings
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the service until it is stopped. Returns the exit status."""
+    end_at_once_on_signals()
+
+    from pydantic import ValidationError
+
+    from app import logs
+    from app.settings import Settings, unknown_variables, variable
+
     given = vars(_parser().parse_args(arguments))
     given.pop("command")
     try:
@@ -36,7 +45,15 @@ def main(arguments: list[str] | None = None) -> int:
     return serve(settings)
 
 
+def end_at_once_on_signals() -> None:
+    """Until those who serve have handlers of their own: nobody is connected, and there is nothing to finish."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: os._exit(0))
+
+
 def _parser() -> argparse.ArgumentParser:
+    from app.settings import Settings, variable
+
     parser = argparse.ArgumentParser("python -m app", description="The streamrec service.")
     command = parser.add_subparsers(dest="command", required=True).add_parser(
         "serve",
@@ -62,18 +79,14 @@ def serve(settings: Settings) -> int:
         reason = getattr(error, "strerror", None) or "not a host"
         print(f"Cannot listen on {wanted} ({reason}); choose another --host or --port.", file=sys.stderr)
         return 1
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _end_at_once)  # until those who serve have handlers of their own
     with listening:
         if settings.workers > 1:
+            from app.supervisor import supervise
+
             return supervise(settings, listening)
         from app import server  # imports torch, which the supervisor of several workers does without
 
         return server.serve(settings, listening)
-
-
-def _end_at_once(number: int, frame: object) -> None:
-    os._exit(0)  # nothing is loaded yet, and nobody is connected
 
 
 def listen(host: str, port: int) -> socket.socket:

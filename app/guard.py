@@ -261,7 +261,7 @@ class Guard(HttpToolsProtocol):
             self._socket.abort()
 
     def _await_head(self, seconds: float) -> None:
-        self.state = State.HEAD
+        self.state, self._thrown_away = State.HEAD, 0
         self.guarded.idle[self] = None
         self.deadline = self._in(SEND_TIMEOUT_S if self.flow.write_paused else seconds)
 

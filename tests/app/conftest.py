@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from app import __main__ as command
 from app import lifecycle
 from app.main import create_app
 from app.settings import Settings
@@ -64,6 +65,14 @@ def quick_start() -> Iterator[None]:
     """One run of each shape is measured at a start instead of several: nearly every test starts a service."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(lifecycle, "CALIBRATION_RUNS", 1)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def signals_stay_with_pytest() -> Iterator[None]:
+    """The command would take them from the tests that call it."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(command, "end_at_once_on_signals", lambda: None)
         yield
 
 

@@ -150,7 +150,7 @@ def test_the_first_worker_that_finds_all_ready_announces_it(stage: Stage) -> Non
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-@pytest.mark.parametrize("host", ["127.0.0.1", "203.0.113.1", "no such host", "a" * 80, "::ffff:203.0.113.1"])
+@pytest.mark.parametrize("host", ["203.0.113.1", "no such host", "a" * 80, "::ffff:203.0.113.1"])
 def test_an_address_that_cannot_be_had_is_one_sentence(
     workers: str, host: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

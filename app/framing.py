@@ -55,14 +55,14 @@ def read_head(data: bytes) -> Head:
             length = int(value)
         elif name == b"transfer-encoding":
             if coding is not None or value.lower() != b"chunked" or minor == b"0":
-                raise MalformedRequest("Only HTTP/1.1 with one Transfer-Encoding, chunked, is understood.")
+                raise MalformedRequest("The only Transfer-Encoding that is understood is chunked, once, in HTTP/1.1.")
             coding = value
         else:
             offers_upgrade = True
     if coding is not None and length is not None:
         raise MalformedRequest("Send either Content-Length or Transfer-Encoding.")
     if host is None and minor == b"1":
-        raise MalformedRequest("HTTP/1.1 requires a Host field.")
+        raise MalformedRequest("Send a Host field.")
     if target[:1] != b"/" or method == b"CONNECT":
         _check_target(method, target, host)
     if offers_upgrade:

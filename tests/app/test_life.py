@@ -318,6 +318,7 @@ async def _leave_early(app, service):  # type: ignore[no-untyped-def]
 def test_a_client_that_leaves_in_the_middle_of_its_body_is_499_and_no_error(
     client: TestClient, path: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, "streamrec")
     assert client.portal is not None
     client.portal.call(_leave_in_the_middle, client.app, path)
     (line,) = (record for record in caplog.records if record.name == "streamrec.http")
@@ -359,21 +360,34 @@ def test_a_drain_has_one_deadline_whatever_hangs(start: Start, engine: ShapedEng
         gate.opened.set()
 
 
-def test_what_the_log_is_said_to_have_is_there(
-    client: TestClient, engine: ShapedEngine, caplog: pytest.LogCaptureFixture
-) -> None:
+class Lines(logging.Handler):
+    """Renders lines where they are logged, as the service does: only there is the request known."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.lines: list[dict[str, str]] = []
+        self.setFormatter(logs.formatter())
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(json.loads(self.format(record)))
+
+
+def test_what_the_log_is_said_to_have_is_there(client: TestClient, engine: ShapedEngine) -> None:
     def fail() -> None:
         raise RuntimeError("a secret of the engine's")
 
     engine.before = fail
-    single = client.post("/recommend", json={"history": HISTORY}, headers={"X-Request-ID": "find-me-1"})
-    batch = client.post(
-        "/recommend/batch", json={"requests": [{"history": HISTORY}]}, headers={"X-Request-ID": "find-me-2"}
-    )
+    log, logger = Lines(), logging.getLogger("streamrec")
+    logger.addHandler(log)
+    try:
+        body = {"history": HISTORY}
+        single = client.post("/recommend", json=body, headers={"X-Request-ID": "find-me-1"})
+        batch = client.post("/recommend/batch", json={"requests": [body]}, headers={"X-Request-ID": "find-me-2"})
+    finally:
+        logger.removeHandler(log)
     assert "search the log for this request's X-Request-ID" in single.json()["detail"]
     assert batch.json()["results"][0]["detail"] == single.json()["detail"]
-    lines = [
-        json.loads(logs.formatter().format(record)) for record in caplog.records if record.levelno >= logging.ERROR
-    ]
     for name in ("find-me-1", "find-me-2"):
-        assert any(line.get("request_id") == name and "RuntimeError" in line["exception"] for line in lines), name
+        found = [line for line in log.lines if line.get("request_id") == name]
+        assert any("RuntimeError" in line["exception"] for line in found), name
+    assert "secret" not in json.dumps(log.lines)

@@ -373,8 +373,10 @@ class Lines(logging.Handler):
 
 
 def test_what_the_log_is_said_to_have_is_there(client: TestClient, engine: ShapedEngine) -> None:
+    sent = "a secret of the client's"
+
     def fail() -> None:
-        raise RuntimeError("a secret of the engine's")
+        raise RuntimeError(sent)
 
     engine.before = fail
     log, logger = Lines(), logging.getLogger("streamrec")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from contextlib import suppress
 
 from fastapi import HTTPException
-from starlette.types import Message, Receive, Scope
+from starlette.types import Message, Receive
 
 LINGER_S = 2.0  # after an answer, longest wait for the rest of a body
 DISCARDED_BYTES = 4 << 20  # most that is read of it
@@ -17,14 +18,10 @@ class Body:
 
     __slots__ = ("_left", "_limit", "_receive", "has_left", "is_read")
 
-    def __init__(self, scope: Scope, receive: Receive, limit: int) -> None:
+    def __init__(self, headers: Mapping[bytes, bytes], receive: Receive, limit: int) -> None:
         self._receive, self._limit, self._left = receive, limit, limit
-        self.is_read, self.has_left = True, False
-        for name, value in scope["headers"]:
-            if name == b"content-length":
-                self.is_read = value.strip(b"0") == b""
-            elif name == b"transfer-encoding":
-                self.is_read = False
+        self.has_left = False
+        self.is_read = headers.get(b"content-length", b"0") == b"0" and b"transfer-encoding" not in headers
 
     async def receive(self) -> Message:
         message = await self._receive()

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, HTTPException, Request, Response, params
 from fastapi.dependencies.utils import get_flat_params
 from fastapi.routing import APIRoute
 from fastapi.security import APIKeyHeader, HTTPBearer
-from starlette.datastructures import Headers, QueryParams
+from starlette.datastructures import QueryParams
 from starlette.types import Scope
 
 from app.body import too_large
@@ -32,7 +32,7 @@ class CheckedRoute(APIRoute):
             check_path(request.scope)
             check_query(request.scope["query_string"], known)
             if self.body_field is not None:
-                check_body(request.headers, request.app.state.service.settings.max_body_bytes)
+                check_body(request.scope["headers"], request.app.state.service.settings.max_body_bytes)
             return await handle(request)
 
         return checked
@@ -81,15 +81,20 @@ def check_query(query: bytes, known: Iterable[str]) -> None:
         seen.add(name)
 
 
-def check_body(headers: Headers, most_bytes: int) -> None:
+def check_body(headers: Iterable[tuple[bytes, bytes]], most_bytes: int) -> None:
     """Raises an error unless the body is declared as JSON, uncompressed, and not as too large. A page of another origin
     can send other types without asking."""
-    length = headers.get("content-length", "")
-    if length.isdigit() and int(length) > most_bytes:
-        raise too_large(most_bytes)
-    if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+    kind, encoding = b"", b"identity"
+    for name, value in headers:  # raw, and once: this is done for every request
+        if name == b"content-type":
+            kind = value
+        elif name == b"content-encoding":
+            encoding = value
+        elif name == b"content-length" and value.isdigit() and int(value) > most_bytes:
+            raise too_large(most_bytes)
+    if kind != b"application/json" and kind.partition(b";")[0].strip().lower() != b"application/json":
         raise RequestError("Send JSON, with the header Content-Type: application/json.", "body")
-    if headers.get("content-encoding", "identity").strip().lower() != "identity":
+    if encoding.strip().lower() != b"identity":
         raise HTTPException(
             415, "Send the body uncompressed, without Content-Encoding.", {"Accept-Encoding": "identity"}
         )

@@ -46,7 +46,7 @@ class LoadShedder:
         response, reason = _rendered(type(error), str(error), wait)  # type: ignore[arg-type]  # a class is hashable
         headers = with_standard_headers(response.raw_headers, request_id(scope["headers"]), scope["scheme"])
         await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
-        body = Body(scope, receive, self.service.settings.max_body_bytes)
+        body = Body(dict(scope["headers"]), receive, self.service.settings.max_body_bytes)
         await send({"type": "http.response.body", "body": response.body, "more_body": not body.is_read})
         if not body.is_read:
             await body.discard()

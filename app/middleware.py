@@ -41,7 +41,8 @@ class Envelope:
             await self.app(scope, receive, send)
             return
         started, answered, status = time.perf_counter(), 0.0, 0
-        sent, body, method = dict(scope["headers"]), Body(scope, receive, self.max_body_bytes), scope["method"]
+        sent, method = dict(scope["headers"]), scope["method"]
+        body = Body(sent, receive, self.max_body_bytes)
         own_id = request_id(scope["headers"])
         tokens = structlog.contextvars.bind_contextvars(request_id=own_id)
         if method == "HEAD":

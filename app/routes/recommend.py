@@ -74,7 +74,7 @@ async def recommend_directly(request: Request) -> Response:
     service: Service = request.app.state.service
     await require_key(request)
     steps = _steps_in(request.scope["query_string"])
-    check_body(request.headers, service.settings.max_body_bytes)
+    check_body(request.scope["headers"], service.settings.max_body_bytes)
     # Before reading: under a flood, refusals are most of the work.
     service.admission.decide(client=request.state.client)
     return await recommend(request, _parsed(await request.body()), steps, service)

@@ -11,6 +11,7 @@ answers in time a second, counted once the queue has settled.
     overload  five times the best goodput
     queue     the same with a longer queue, where Retry-After is compared with the wait of requests admitted then
     quota     a client far beyond its quota together with one within it
+    shares    two light clients, each of which waits for its answers, alone and in turns beside one with 64 connections
     bars      the targets, and whether they are met; what is measured in turns has a median and a range
 
 A refusal's time starts when the request was written; `lag` is how late the sender was. The service writes its log as
@@ -25,13 +26,14 @@ import math
 import resource
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common import ROOT, Run, argument_parser, table
 from benchmarks.plots import BROWN, TEAL, drawing
 from benchmarks.service.http_cost import histories_of_ids
-from benchmarks.service.overload_summary import CALLERS, TIMES, Row, bars, summarise
+from benchmarks.service.overload_summary import CALLERS, SHARES, TIMES, Row, bars, summarise
 from benchmarks.service.processes import Server, running_service, split_cores
 from benchmarks.service.sender import Sent, rate_of, send
 
@@ -40,6 +42,8 @@ CLIENTS = 64  # of that closed loop
 BEAM = 50
 BUDGET_MS = 2000  # of every request: twice the queue's bound, so that an admitted request can be in time
 SETTLE = 2.0  # seconds at the start of a turn that do not count
+LIGHT = ("light 1", "light 2")  # clients of one connection each
+HEAVY = "heavy"  # the client with all the others
 LONG_QUEUE_MS, LONG_BUDGET_MS, LONG_SETTLE = 4000, 15_000, 6.0
 COLUMNS = [
     "part", "offered_per_s", "goodput_per_s", "p50_ms", "p99_ms", "refused_per_s", "refusal_p50_ms", "refusal_p99_ms",
@@ -107,6 +111,26 @@ def measure(bundle: Path, steps: int, cores: set[int], rest: set[int] | None, se
     for name in CALLERS:
         of_caller = [row for number, row in enumerate(sent) if caller(number % len(bodies)) == name]
         rows.append({"part": f"quota: {name}"} | summarise(of_caller, SETTLE, seconds, BUDGET_MS))
+    with running_service(bundle, ["--api-keys", ",".join(map(hashed, (*LIGHT, HEAVY)))], cores) as server:
+        rows += shares(server, bodies, rest, seconds, rounds)
+    return rows
+
+
+def shares(server: Server, bodies: Sequence[Row], rest: set[int] | None, seconds: float, rounds: int) -> list[Row]:
+    """Turns of the light clients alone, and then beside the heavy one. All work in closed loops."""
+    light = [body | {"headers": {"X-API-Key": LIGHT[number % 2]}} for number, body in enumerate(bodies)]
+    heavy = [body | {"headers": {"X-API-Key": HEAVY}} for body in bodies]
+    alone, beside, others = SHARES
+    rows: list[Row] = []
+    send(server.address, light, rest, clients=2, seconds=1)  # warms up
+    for _ in range(rounds):
+        turns = {alone: send(server.address, light, rest, clients=2, seconds=seconds)}
+        with ThreadPoolExecutor(1) as pool:  # the heavy one begins first and ends last
+            busy = pool.submit(send, server.address, heavy, rest, clients=CLIENTS, seconds=seconds + SETTLE)
+            turns[beside] = send(server.address, light, rest, clients=2, seconds=seconds)
+            turns[others] = busy.result()
+        rows += [{"part": part} | summarise(sent, SETTLE, seconds, BUDGET_MS) for part, sent in turns.items()]
+        print(table(rows[-3:], COLUMNS), flush=True)
     return rows
 
 

@@ -13,6 +13,7 @@ from benchmarks.service.sender import Sent
 TIMES = 5  # the best goodput: the load of an overload
 REFUSED = (429, 503)
 CALLERS = ("within", "beyond")  # their quota
+SHARES = ("light alone", "light beside heavy", "heavy")
 
 Row = dict[str, Any]
 
@@ -62,6 +63,8 @@ def bars(rows: Sequence[Row], budget_ms: float) -> list[Row]:
     best, overload, (queue,) = parts["best"], parts["overload"], parts["queue"]
     (within,), (beyond,) = (parts[f"quota: {name}"] for name in CALLERS)
     kept = [o["goodput_per_s"] / b["goodput_per_s"] for b, o in zip(best, overload, strict=True)]
+    alone, beside = (parts[name] for name in SHARES[:2])
+    shared = [b["goodput_per_s"] / a["goodput_per_s"] for a, b in zip(alone, beside, strict=True)]
     refusing = [*overload, queue, beyond]
     refusals = [row["refusal_p99_ms"] for row in refusing]
     lost = [row["lost"] / row["sent"] for row in refusing]
@@ -80,6 +83,12 @@ def bars(rows: Sequence[Row], budget_ms: float) -> list[Row]:
         _bar("peak memory above the best load's, MB", growth, "<= 50"),
         _bar("over its quota, yet 503", beyond["overloaded"], "<= 0"),
         _bar("within its quota, yet refused, a second", within["refused_per_s"], "<= 0"),
+        _bar(
+            "answers to two light clients a second, beside 64 connections of another / alone",
+            median(shared),
+            ">= 0.5",
+            shared,
+        ),
     ]
 
 

@@ -57,6 +57,8 @@ def rows(**worse: Any) -> list[dict[str, Any]]:
         turn("queue"),
         turn(within, refused_per_s=worse.get("refused_within", 0.0)),
         turn(beyond, overloaded=worse.get("overloaded_beyond", 0)),
+        turn("light alone", goodput_per_s=80.0),
+        turn("light beside heavy", goodput_per_s=worse.get("light", 60.0)),
     ]
 
 
@@ -83,6 +85,7 @@ def test_a_bar_over_several_turns_has_their_median_and_range() -> None:
         ({"peak_mb": 351.0}, "peak memory above the best load's, MB"),
         ({"overloaded_beyond": 1}, "over its quota, yet 503"),
         ({"refused_within": 0.5}, "within its quota, yet refused, a second"),
+        ({"light": 39.0}, "answers to two light clients a second, beside 64 connections of another / alone"),
     ],
 )
 def test_a_bar_names_what_is_wrong(worse: dict[str, Any], bar: str) -> None:

@@ -155,11 +155,14 @@ def test_a_stage_killed_at_any_step_write_or_evaluation_ends_with_the_same_weigh
     assert moments > (4 if patience else 25)
 
 
-@pytest.mark.parametrize("setting", ["sft.preference_weight=1", "rl.group=4"])
+PACKED = "model.attention=causal-by-item model.age_bias=true model.end_token=false pretrain.state_weight=1"
+
+
+@pytest.mark.parametrize("setting", ["sft.preference_weight=1", "rl.group=4", PACKED])
 def test_a_resumed_stage_has_the_same_reference_weights(setting, tmp_path, monkeypatch):
     """Killed in the middle of a stage whose loss knows the weights it started from, and run again."""
     stages = ("pretrain", "sft", "rl") if setting.startswith("rl.") else ("pretrain", "sft")
-    config = small_config(setting, *(f"{stage}.{what}" for stage in stages for what in (
+    config = small_config(*setting.split(), *(f"{stage}.{what}" for stage in stages for what in (
         "steps=4", "batch_size=8", "checkpoint_every=2", "eval_every=0", "warmup=0", "lr=0.01")))  # fmt: skip
     last = pipeline.TRAINED[stages[-1]]
 

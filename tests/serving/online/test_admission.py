@@ -366,13 +366,14 @@ def test_one_client_is_served_in_the_order_of_arrival_whatever_leaves() -> None:
     assert order == ["0", "1", "5", "6", "8", "9"]
 
 
-def test_a_batch_holds_little_of_one_client_while_a_light_one_is_active() -> None:
+@pytest.mark.parametrize("beams", [2, 3])
+def test_a_batch_holds_little_of_one_client_while_a_light_one_is_active(beams: int) -> None:
     clock = Clock()
     admission = short(clock)
-    enter(admission, "light", demand(3, client="light"))
+    enter(admission, "light", demand(beams, client="light"))
     run_short(admission, clock)
     fill(admission, 60, demand(client="heavy"))
-    assert len(run_short(admission, clock)) == 3  # as much as the light one's next request
+    assert len(run_short(admission, clock)) == beams  # as much as the light one's next request
     enter(admission, "third", demand(client="third"))
     enter(admission, "light", demand(client="light"))
     assert [job.client for job in run_short(admission, clock)].count("heavy") == 1
@@ -517,6 +518,11 @@ def test_no_more_steps_than_wanted_and_no_beams_below_the_least() -> None:
         admission.decide(flexible(clock, 0.006, least=50))
     plans = [plan[:2] for plan in flexible(clock, 1.0, steps=1).plans()]
     assert plans == [(1, 50), (0, 50), (1, 25), (0, 25), (1, 20), (0, 20)]
+
+
+def test_what_names_no_least_width_is_never_searched_with_none() -> None:
+    assert [plan.beam_width for plan in Demand(0, 5, flexible=True).plans()] == [5, 2, 1]
+    assert [plan.beam_width for plan in Demand(0, 1, flexible=True).plans()] == [1]
 
 
 def test_a_fixed_demand_gets_its_plan_or_a_refusal() -> None:

@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.online.tiers import MemoryTier, history_digest, pack, unpack
+from serving.online.tiers import COVERED, HEADER, MAGIC, MemoryTier, _checksum, history_digest, pack, unpack
 from serving.types import EncoderState, StateDtype
 
 HISTORY = (3, 1, 4)
@@ -58,6 +59,19 @@ def test_any_damaged_value_is_invalid(data: st.DataObject) -> None:
 @given(st.one_of(st.binary(max_size=200), st.none(), st.text(max_size=9)))
 def test_rubbish_is_invalid(value: object) -> None:
     assert unpack(value, history_digest("v", HISTORY)) == "invalid"
+
+
+@pytest.mark.parametrize(
+    ("rows", "width", "magic"), [(0, 8, None), (4, 0, None), (0, 0, None), (5, 8, None), (4, 8, b"SRE9")]
+)
+def test_a_header_that_does_not_fit_is_invalid_even_with_the_right_checksum(
+    rows: int, width: int, magic: bytes | None
+) -> None:
+    """As another version of the service may write it."""
+    digest = history_digest("v", HISTORY)
+    body = b"" if rows * width == 0 else np.zeros((4, 8), "<f4").tobytes()
+    header = HEADER.pack(magic or MAGIC["float32"], digest, rows, width, b"")[:COVERED]
+    assert unpack(header + _checksum(header, body, b"") + body, digest) == "invalid"
 
 
 def test_a_value_made_without_the_secret_is_invalid() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import cast
 
@@ -197,6 +198,20 @@ def test_sinkhorn_balances():
     torch.testing.assert_close(plan.sum(1), torch.ones(64))
     assert (plan.sum(0) - 8).abs().max() < 3  # 64 rows over 8 codes, in five rounds
     assert torch.bincount(plan.argmax(1), minlength=8).max() < 20
+
+
+def test_sinkhorn_by_hand():
+    scores = torch.tensor([[0.0, 2.0], [2.0, 0.0]])  # mean 1, standard deviation sqrt(4 / 3): 3 ** .5 / 2 to each side
+    small = math.exp(-math.sqrt(3))
+    start = torch.tensor([[small, 1.0], [1.0, small]])
+    torch.testing.assert_close(sinkhorn(scores, sharpness=4.0, rounds=0), start)
+    torch.testing.assert_close(sinkhorn(scores, sharpness=4.0), start / (1 + small))
+    torch.testing.assert_close(sinkhorn(scores, sharpness=8.0, rounds=0), start**2)
+    # (1, 1/3), (1, 1): divided by the columns (1/2, 1/4), (1/2, 3/4), and then by the rows
+    uneven = torch.tensor([[0.0, math.log(1 / 3)], [math.log(1 / 3), math.log(1 / 3)]])
+    torch.testing.assert_close(
+        sinkhorn(uneven, sharpness=4 * float(uneven.std()), rounds=1), torch.tensor([[2 / 3, 1 / 3], [2 / 5, 3 / 5]])
+    )
 
 
 def test_sinkhorn_is_invariant_to_the_scale_of_the_scores():

@@ -29,6 +29,13 @@ async def recommend(
     return to_response(recommender.bundle, query, await recommender.recommend(query))
 
 
+def work_of(recommender: Recommender, body: RecommendRequest, steps: Steps) -> int:
+    """The most work a request may make: beam rows times (reasoning steps + 1)."""
+    bundle = recommender.bundle
+    most = steps if isinstance(steps, int) else bundle.max_steps if steps == "auto" else bundle.default_steps
+    return recommender.beam_width(body.k, body.beam_width) * (most + 1)
+
+
 def to_query(body: RecommendRequest, steps: Steps, client: str = "") -> Query:
     return Query(
         history=body.history or (),

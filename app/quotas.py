@@ -18,6 +18,7 @@ from redis.exceptions import RedisError
 
 from app.errors import QuotaExceeded
 from app.settings import Settings
+from serving.errors import RequestError
 from serving.online.redis_link import RedisDown, RedisLink, connect
 
 GUESSES = "100/minute"
@@ -32,11 +33,12 @@ class Quotas:
     def __init__(self, settings: Settings) -> None:
         self._over: dict[str, tuple[float, str]] = {}  # client -> until when, and the message
         self._limits = parse_many(settings.quota) if settings.quota else []
+        self._work = parse_many(settings.work_quota) if settings.work_quota else []
         self._guesses = parse_many(settings.quota or GUESSES)
         self._secret = settings.user_secret
         self._here = LocalCounts()
         self._redis = None
-        if self._limits and settings.redis_url is not None:
+        if (self._limits or self._work) and settings.redis_url is not None:
             self._redis = connect(settings.redis_url.get_secret_value())
             self._link = RedisLink(self._redis, settings.redis_timeout_ms / 1000)
             self._shared = SlidingWindowCounterRateLimiter(
@@ -56,6 +58,16 @@ class Quotas:
     async def take(self, client: str, cost: int = 1) -> None:
         """Counts `cost` requests of a client. Raises QuotaExceeded when that exceeds its quota."""
         await self._take(self._limits, client, cost)
+
+    async def take_work(self, client: str, work: int) -> None:
+        """Counts the work of one search, which is known once its request is read. Raises QuotaExceeded, or RequestError
+        where no waiting would help."""
+        most = min((limit.amount for limit in self._work), default=work)
+        if work > most:
+            raise RequestError(
+                f"This client may ask for {most} rows x (steps + 1) at most; ask for less.", "beam_width"
+            )
+        await self._take(self._work, f"work of {client}", work)
 
     async def take_guess(self, address: str) -> None:
         """Counts a wrong key against the address that sent it: against the quota, or GUESSES where there is none.

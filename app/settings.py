@@ -136,6 +136,11 @@ class Settings(BaseSettings):
         description="limit per API key, or per address (of IPv6: per /64) without keys, like 100/second;5000/minute; "
         "unset: none",
     )
+    work_quota: str = Field(
+        default="",
+        description="limit of the same clients in work, beam rows times (reasoning steps + 1), like 500000/minute; "
+        "unset: none",
+    )
     trusted_proxies: Listed = Field(
         default=(),
         description="addresses or networks of the proxies in front, separated by commas: of their X-Forwarded-For the "
@@ -197,7 +202,7 @@ class Settings(BaseSettings):
             raise ValueError("give origins as a browser sends them, like https://shop.example, or *")
         return origins
 
-    @field_validator("quota")
+    @field_validator("quota", "work_quota")
     @classmethod
     def _parses(cls, quota: str) -> str:
         try:

@@ -61,11 +61,18 @@ StepsDep = Annotated[Any, Depends(reasoning_steps)]
 @router.post("/recommend", response_model=RecommendResponse)
 async def recommend(request: Request, body: RecommendRequest, steps: StepsDep, service: ServiceDep) -> Response:
     """The best items for one user, after a number of reasoning steps."""
+    await _charge(request, body, steps, service)
     answer = await while_connected(request, answers.recommend(service.recommender, body, steps, request.state.client))
     if answer is None:
         return Response(status_code=499)  # the client has gone
     request.state.answer = answer  # for the trace
     return _json(answer, service)
+
+
+async def _charge(request: Request, body: RecommendRequest, steps: Steps, service: Service) -> None:
+    if service.settings.work_quota:
+        work = answers.work_of(service.recommender, body, steps)
+        await request.app.state.quotas.take_work(request.state.client, work)
 
 
 async def recommend_directly(request: Request) -> Response:
@@ -117,7 +124,7 @@ async def recommend_batch(request: Request, body: BatchRequest, steps: StepsDep,
         raise RequestError(f"One call takes at most {limit} requests; split them into several calls.", "requests")
     await quotas.take(request.state.client, len(body.requests) - 1)  # one is counted already, for the call
     service.check_ready()
-    work = asyncio.gather(*(_one(service, raw, steps, request.state.client) for raw in body.requests))
+    work = asyncio.gather(*(_one(request, service, raw, steps) for raw in body.requests))
     results = await while_connected(request, _awaited(work))
     return Response(status_code=499) if results is None else _json(BatchResponse(results=results), service)
 
@@ -126,9 +133,11 @@ async def _awaited(work: asyncio.Future[list[RecommendResponse | Problem]]) -> l
     return await work
 
 
-async def _one(service: Service, raw: Any, steps: Steps, client: str) -> RecommendResponse | Problem:
+async def _one(request: Request, service: Service, raw: Any, steps: Steps) -> RecommendResponse | Problem:
     try:
-        return await answers.recommend(service.recommender, RecommendRequest.model_validate(raw), steps, client)
+        body = RecommendRequest.model_validate(raw)
+        await _charge(request, body, steps, service)
+        return await answers.recommend(service.recommender, body, steps, request.state.client)
     except (ServingError, ValidationError) as error:
         details = errors.problem(error)
     except Exception as error:

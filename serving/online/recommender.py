@@ -183,11 +183,15 @@ class Recommender:
             answer.trace,
         )
 
+    def beam_width(self, k: int, requested: int | None) -> int:
+        """Of a request for k items."""
+        return requested if requested is not None else max(k, self._limits.default_beam_width)
+
     def _demand(self, query: Query, now: float) -> Demand:
         """A requested number of steps is kept. `auto` takes as many as fit the time budget; so does, up to the
         bundle's default, a query with a time budget and no steps."""
         bundle, limits = self.bundle, self._limits
-        width = query.beam_width if query.beam_width is not None else max(query.k, limits.default_beam_width)
+        width = self.beam_width(query.k, query.beam_width)
         if width > limits.max_beam_width:
             field = "k" if query.k > limits.max_beam_width else "beam_width"
             raise RequestError(f"This service allows at most {limits.max_beam_width}; ask for less.", field)

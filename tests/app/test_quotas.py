@@ -85,6 +85,27 @@ def test_a_batch_larger_than_the_quota_is_refused_for_good(start: Start) -> None
     assert "retry-after" not in refused.headers
 
 
+def test_a_quota_of_work_counts_rows_and_steps_and_not_requests(start: Start) -> None:
+    client = start(work_quota="100/hour")
+
+    def status(steps: int, **body: object) -> int:
+        return ask(client, steps, history=HISTORY, **body).status_code
+
+    assert [status(0, k=2, beam_width=10) for _ in range(2)] == [200, 200]  # 20 of 100
+    assert status(3, k=2, beam_width=15) == 200  # 80
+    assert status(0, k=2, beam_width=21) == 429
+    assert client.get("/models").status_code == 200 and status(0, k=2, beam_width=20) == 200
+    refused = ask(client, 1, history=HISTORY, k=2, beam_width=51)
+    assert refused.status_code == 422 and refused.json()["field"] == "beam_width"
+
+
+def test_a_batch_is_charged_for_the_work_of_each_of_its_requests(start: Start) -> None:
+    client = start(work_quota="100/hour")
+    batch = {"requests": [{"history": HISTORY, "k": 1, "beam_width": width} for width in (60, 30, 30, 10)]}
+    results = client.post("/recommend/batch?reasoning_steps=0", json=batch).json()["results"]
+    assert [result.get("status", 200) for result in results] == [200, 200, 429, 200]
+
+
 def test_a_redis_on_a_unix_socket_keeps_a_quota(start: Start, redis_server: RedisServer) -> None:
     client = start(redis_url=f"unix://{redis_server.socket}?db=0", redis_timeout_ms=2000, quota="2/hour")
     assert [client.get("/models").status_code for _ in range(3)] == [200, 200, 429]

@@ -79,7 +79,8 @@ def test_a_key_that_is_no_ascii_is_refused_and_not_a_fault(start: Start) -> None
 
 @pytest.mark.parametrize(
     "values",
-    [{"quota": "many"}, {"quota": "0/minute"}, {"admin_keys": "plain"}, {"cors_origins": "shop.example"},
+    [{"quota": "many"}, {"work_quota": "many"}, {"quota": "0/minute"}, {"admin_keys": "plain"},
+     {"cors_origins": "shop.example"},
      {"cors_origins": "https://shop.example/page"}, {"trusted_proxies": "proxy"}, {"trusted_proxies": "*"},
      {"allowed_hosts": "http://shop.example"}, {"allowed_hosts": "shop.example:80"},
      {"otlp_endpoint": "collector:4317"}],

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-from serving.errors import ServingError
+from serving.errors import ScoreError, ServingError
 from serving.offline.score import run_here, score
 from serving.offline.scorer import Task
 from serving.types import RuntimeName
@@ -56,6 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _score(task: Task, options: argparse.Namespace) -> int:
+    if min(options.threads, options.workers) < 1:
+        raise ScoreError("--threads and --workers must be at least 1.")
     if options.engine == "ray":
         from serving.offline.ray import run_on_ray
 

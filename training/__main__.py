@@ -96,6 +96,8 @@ def _evaluate(options: argparse.Namespace) -> None:
         raise ConfigError(f"--steps must lie in 0..{bundle.max_steps}, the range of this bundle.")
     if options.paths is not None and options.paths < 1:
         raise ConfigError(f"--paths takes a number from 1 on, not {options.paths}.")
+    if options.beam < 1 or options.users < 0:
+        raise ConfigError(f"--beam starts at 1 and --users at 0, not {options.beam} and {options.users}.")
     data = read_data(options.data)
     for row in evaluate_bundle(
         bundle, data, steps, options.split, options.beam, options.users, options.exclude_seen, options.paths

@@ -38,7 +38,9 @@ Number = Annotated[float, BeforeValidator(_read_number)]
 Weight = Annotated[Number, Field(ge=0)]
 Fraction = Annotated[Number, Field(ge=0, lt=1)]
 Lengths = Annotated[tuple[Count, ...], Field(strict=False)]
-Weights = Annotated[tuple[Weight, ...], Field(strict=False, min_length=1)]
+Rate = Annotated[Number, Field(ge=0)]
+SearchWeight = Annotated[Number, Field(ge=0, le=1000)]  # what a request may set over HTTP
+Weights = Annotated[tuple[SearchWeight, ...], Field(strict=False, min_length=1)]
 Counts = Annotated[tuple[Count, ...], Field(strict=False, min_length=1)]
 
 
@@ -63,7 +65,7 @@ class RqVaeConfig(Settings):
     steps: Positive = 1200
     warmup_steps: Count = 200  # a plain autoencoder, so that k-means finds something to start from
     batch: Positive = 1024
-    lr: Number = 1e-3
+    lr: Rate = 1e-3
     commitment: Weight = 0.25
     decay: Fraction = 0.95  # of the moving averages, per step
     dead_below: Weight = 0.2  # members per step, as a share of an even spread, below which a code is restarted
@@ -131,10 +133,10 @@ class StageConfig(Settings):
     steps: Count = 3000
     batch_size: Positive = 256
     accumulate: Positive = 1
-    lr: Number = 1e-3
+    lr: Rate = 1e-3
     weight_decay: Weight = 0.05
     warmup: Count = 100
-    clip_norm: Number = 1.0
+    clip_norm: Annotated[Number, Field(gt=0)] = 1.0
     label_smoothing: Fraction = 0.0
     eval_every: Count = 500
     patience: Count = 0
@@ -164,7 +166,7 @@ class SftConfig(StageConfig):
     """
 
     steps: Count = 1200
-    lr: Number = 5e-4
+    lr: Rate = 5e-4
     eval_every: Count = 300
     plain_weight: Weight = 1.0
     answer_weight: Weight = 1.0
@@ -189,7 +191,7 @@ class RlConfig(StageConfig):
 
     steps: Count = 200
     batch_size: Positive = 64
-    lr: Number = 3e-5
+    lr: Rate = 3e-5
     weight_decay: Weight = 0.0
     warmup: Count = 20
     eval_every: Count = 50
@@ -249,7 +251,7 @@ class RunConfig(Settings):
     """
 
     name: str = ""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     given_ids: str = ""
     lengths: Lengths = ()
     split: SplitKind = "leave-one-out"
@@ -300,6 +302,8 @@ def load_config(path: Path | None, overrides: list[str]) -> RunConfig:
             node[last] = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"The configuration is not valid YAML: {str(error).splitlines()[0]}.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"The configuration {path} is not UTF-8 text ({error.reason}).") from error
     except OSError as error:
         raise ConfigError(
             f"The configuration {path} cannot be read ({error.strerror}); give an existing file."

@@ -37,7 +37,7 @@ from training.evaluate import validate
 from training.export import export
 from training.ids.embed import item_embedding
 from training.ids.semantic_ids import GivenIds, build_semantic_ids
-from training.preflight import RunError, check_data, check_work_folder, stored_run
+from training.preflight import RunError, check_data, check_device, check_room, check_work_folder, stored_run
 from training.stages.distributed import SINGLE_PROCESS, Process, join_processes
 from training.stages.loop import Log, Outcome, run_stage
 from training.stages.pretrain import PretrainStep
@@ -62,10 +62,11 @@ def run(
     Under torchrun the processes train together; rank 0 locks the folder and does what cannot be divided. Whatever can
     be refused (`training/preflight.py`) is refused before the first stage.
     """
+    check_device(device)
     bundle_folder = Path(os.path.abspath(bundle_folder))  # "." and ".." have no name, and links stay as they are
     check_replaceable(bundle_folder, foreign_to_bundle, "a bundle")
     folder = work_folder or bundle_folder.with_name(bundle_folder.name + ".work")
-    check_work_folder(folder)
+    check_work_folder(folder, bundle_folder)
     config = config.model_copy(update={"name": config.name or data_folder.resolve().name})
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     with ExitStack() as stack:
@@ -85,11 +86,12 @@ def run(
             work = tokenize(data, split, data_folder, folder, config, process.device)
         if until == "tokenize":
             return
+        stages = [stage for stage in STAGES[: STAGES.index(until) + 1] if stage in TRAINED]
+        check_room(folder, work.network, stages)
         outcomes = {}
         with closing(Log(folder, silent=not process.is_first)) as log:
-            for stage in STAGES[STAGES.index("pretrain") : STAGES.index(until) + 1]:
-                if stage in TRAINED:
-                    outcomes[stage] = train_stage(stage, work, folder, log, process)
+            for stage in stages:
+                outcomes[stage] = train_stage(stage, work, folder, log, process)
         if until == "export" and process.is_first:
             summary = {
                 stage: {"seconds": round(o.seconds, 1), "best_step": o.best_step, **o.best}

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from serving.errors import StorageError
 from serving.files import check_writable
 from training.data.prepare import DataError, Dataset, Split
 
@@ -17,8 +22,16 @@ class RunError(RuntimeError):
     """The work folder does not fit the command; the message says what to do."""
 
 
-def check_work_folder(folder: Path) -> None:
+def check_device(device: str) -> None:
+    """Raises RunError for a GPU that is not there, or that this build of torch cannot use."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise RunError("--device cuda needs a GPU and a build of torch that can use it; install one or leave it out.")
+
+
+def check_work_folder(folder: Path, bundle_folder: Path) -> None:
     """Raises RunError where a folder for checkpoints and logs holds files of others, StorageError where none fit."""
+    if folder.resolve().is_relative_to(bundle_folder.resolve()):
+        raise RunError(f"{folder}, with the checkpoints, lies in the bundle's folder; choose another --out or --work.")
     if folder.is_dir():
         names = sorted(path.name for path in folder.iterdir() if path.name not in UNUSED)
         if names and RUN not in names:
@@ -46,8 +59,31 @@ def check_data(data: Dataset, split: Split) -> None:
     """Raises DataError for data that can be read and not learnt from or evaluated on."""
     if len(data.items) < 2:
         raise DataError(f"{data.name} has a single item, so there is nothing to choose from; add items.")
+    if max(map(len, split.train)) < 2:
+        raise DataError(
+            f"{data.name} has no user with two events for training, so no item follows another; add longer histories."
+        )
     if len(split.valid_target) < 2:
         raise DataError(
             f"{data.name} has a single user to evaluate on, and the settings of a bundle are chosen on two or more; "
             "add users with at least 3 events."
+        )
+
+
+def check_room(folder: Path, network: torch.nn.Module, stages: Sequence[str]) -> None:
+    """Raises StorageError if the disk cannot hold what the stages are certain to leave there.
+
+    That is, per stage, the best weights and the latest ones with two moments of the optimiser; what an earlier run has
+    left of them is there already.
+    """
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
+    present = sum(
+        file.stat().st_size for stage in stages for file in folder.glob(f"{stage}.*.safetensors") if file.is_file()
+    )
+    missing = 4 * weights * len(stages) - present
+    free = shutil.disk_usage(folder).free
+    if free < missing:
+        raise StorageError(
+            f"The disk under {folder} has {free / 1e6:,.1f} MB left and this run writes {missing / 1e6:,.1f} MB or "
+            "more; free some space and run the same command again."
         )

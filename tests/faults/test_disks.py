@@ -44,9 +44,14 @@ def test_a_full_disk_under_a_checkpoint_stops_training_and_it_goes_on_once_there
     data = write_shop(tmp_path / "shop")
     out = small_disk.folder / "b"
     train = python("-m", "training", *command("run", data, out))
-    stopped, again, files = small_disk.run("150k", train, "20m", train, ["ls", str(out)])
+    # Room enough for the bytes, or the run would be refused at once: it is the number of files that runs out.
+    left = ["ls", f"{out}.work"]
+    stopped, kept, again, files = small_disk.run(
+        "20m,nr_inodes=14", train, left, "20m,nr_inodes=1k", train, ["ls", str(out)]
+    )
     assert stopped.returncode == 2
     (sentence,) = [line for line in stopped.stderr.splitlines() if line.startswith("streamrec: ")]
     assert "is full; free some space" in sentence
+    assert "pretrain.latest.safetensors" in kept.stdout and "rl.latest.safetensors" not in kept.stdout
     assert again.returncode == 0, again.stderr
     assert {"bundle.json", "catalogue.parquet", "heads.safetensors", "model"} <= set(files.stdout.split())

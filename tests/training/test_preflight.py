@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from serving.errors import StorageError
 from tests.builders import tiny_bundle
-from tests.training.shops import command, write_shop
+from tests.training.shops import QUICK, command, write_shop
 from training.__main__ import main
+from training.config import load_config
 from training.data.shop import write_shop as generate_shop
+from training.pipeline import run
+from training.preflight import RunError, check_room
 
 
 @pytest.fixture
@@ -96,7 +102,43 @@ def test_data_that_nothing_can_be_chosen_on_are_refused(tmp_path, capsys):
     assert "choice_users must be at least 2" in refused(
         capsys, *command("run", folder, tmp_path / "out", "evaluation.choice_users=1")
     )
+    table.write_text("user_id,item_id,timestamp\n" + "".join(f"u{user},i{at},{at}\n" for user in "abc" for at in "123"))
+    assert "no user with two events for training" in refused(capsys, *command("run", folder, tmp_path / "out"))
     assert not (tmp_path / "out.work/run.json").exists()
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["seed=-1", f"seed={2**32}", "rl.lr=-1", "sft.clip_norm=0", "rl.clip_norm=-1", "evaluation.dense_weights=[1e300]"],
+)
+def test_settings_that_would_fail_in_a_later_stage_are_refused(data, tmp_path, capsys, setting):
+    assert setting.split("=")[0] in refused(capsys, *command("run", data, tmp_path / "out", setting))
+    assert not (tmp_path / "out.work").exists()
+
+
+def test_a_disk_that_cannot_hold_the_checkpoints_is_refused(tmp_path, monkeypatch):
+    network = torch.nn.Linear(1000, 250, bias=False)  # 1 MB, of which a stage leaves four times as much
+    for free, stages, fits in ((8.1e6, 2, True), (7.9e6, 2, False), (4.1e6, 1, True)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=int(free)))
+        with nullcontext() if fits else pytest.raises(StorageError, match="7.9 MB left and this run writes 8.0 MB"):
+            check_room(tmp_path, network, ["sft", "rl"][:stages])
+    (tmp_path / "sft.best.safetensors").write_bytes(b"0" * 1_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=7_100_000))
+    check_room(tmp_path, network, ["sft", "rl"])
+
+
+def test_a_gpu_that_is_not_there_is_refused(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    arguments = command("run", data, tmp_path / "out")
+    assert "--device cuda needs a GPU" in refused(capsys, *arguments[:5], "--device", "cuda", *arguments[5:])
+    assert not (tmp_path / "out.work").exists()
+
+
+def test_checkpoints_are_not_kept_in_the_folder_that_becomes_the_bundle(data, tmp_path):
+    for work in (tmp_path / "out", tmp_path / "out/training"):
+        with pytest.raises(RunError, match="lies in the bundle's folder"):
+            run(data, tmp_path / "out", load_config(None, list(QUICK)), work_folder=work)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_shop_replaces_nothing_but_a_shop(tmp_path):

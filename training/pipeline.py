@@ -32,7 +32,7 @@ from training.data.prepare import (
     split_by,
     statistics,
 )
-from training.data.read import data_files
+from training.data.read import data_files, folder_name
 from training.evaluate import validate
 from training.export import export
 from training.ids.embed import item_embedding
@@ -67,7 +67,7 @@ def run(
     check_replaceable(bundle_folder, foreign_to_bundle, "a bundle")
     folder = work_folder or bundle_folder.with_name(bundle_folder.name + ".work")
     check_work_folder(folder, bundle_folder)
-    config = config.model_copy(update={"name": config.name or data_folder.resolve().name})
+    config = config.model_copy(update={"name": config.name or folder_name(data_folder)})
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     with ExitStack() as stack:
         process = stack.enter_context(join_processes(device))

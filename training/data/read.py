@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import os
 import re
 import zlib
 from collections import Counter
@@ -25,7 +26,7 @@ from serving.ids import id_fault, is_unicode
 from training.data.errors import DataError
 from training.data.interactions import find_interactions, open_text, read_interactions
 
-__all__ = ["DataError", "Dataset", "Items", "data_files", "load_given_ids", "read_data", "read_items"]
+__all__ = ["DataError", "Dataset", "Items", "data_files", "folder_name", "load_given_ids", "read_data", "read_items"]
 
 ITEMS = ("items.jsonl.gz", "items.jsonl")
 MAX_CODE = 1_000_000  # of a given semantic ID: the vocabulary has an embedding for every code below the largest
@@ -112,7 +113,7 @@ def read_data(folder: Path) -> Dataset:
         "files .item (not read: texts of items belong into items.jsonl)": sum(1 for _ in folder.glob("*.item")),
     }
     return Dataset(
-        name=folder.resolve().name,
+        name=folder_name(folder),
         items=catalogue,
         user_ids=user_ids.to_pylist(),
         offsets=offsets,
@@ -120,6 +121,11 @@ def read_data(folder: Path) -> Dataset:
         times=events.times.values[order],
         skipped={reason: count for reason, count in skipped.items() if count},
     )
+
+
+def folder_name(folder: Path) -> str:
+    """A folder's name as text that can be written anywhere, whatever bytes the file system has."""
+    return os.fsencode(folder.resolve().name).decode(errors="replace")
 
 
 def data_files(folder: Path) -> tuple[Path, Path | None]:
@@ -189,6 +195,8 @@ def load_given_ids(path: Path, items: Items) -> tuple[np.ndarray, bool]:
     try:
         with open_text(path) as file:
             given = json.load(file)
+    except FileNotFoundError as error:
+        raise DataError(f"there is no {path}; put semantic IDs there and name the file with given_ids") from error
     except (*UNREADABLE, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read ({error}); write it again as {{item_id: [codes]}}") from error
     if not isinstance(given, dict):

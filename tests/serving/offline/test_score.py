@@ -489,6 +489,8 @@ def test_nothing_but_an_earlier_result_is_replaced(bundle, tmp_path):
     again = replace(task, histories=write_json(tmp_path / "g.rejects.jsonl", some_histories(6)), out=tmp_path / "g")
     with pytest.raises(ScoreError, match=r"g\.rejects\.jsonl is the file of histories"):
         score(again)
+    with pytest.raises(ScoreError, match="lies in the bundle"):
+        score(replace(task, out=bundle / "out.parquet"))
     task.out.touch()  # as by mktemp
     for _ in range(2):  # and over an earlier result
         assert score(task).users == 6

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from datetime import datetime
 from pathlib import Path
 
@@ -64,6 +65,12 @@ def test_item_text_is_flattened_and_cold_items_are_kept(tmp_path):
     assert data.items.brands[1] is None and data.items.descriptions[1] == "one two"
     assert data.items.has_text
     assert data.skipped == {"items without an event (kept in the catalogue)": 1}
+
+
+def test_the_name_of_a_folder_can_be_written_whatever_its_bytes(tmp_path):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path / "caf") + b"\xe9"))
+    folder.mkdir()
+    assert read_data(folder_with(folder, HEADER + "u,a,1\n")).name == "caf\ufffd"
 
 
 def test_without_items_file_the_order_of_appearance_is_hidden(tmp_path):
@@ -275,6 +282,10 @@ def test_given_ids(tmp_path):
     (tmp_path / "ids.json").write_text(json.dumps({"a": ["<T_7>", "<T_2>"], "b": ["<T_3>", "<T_4>"]}))
     codes, shared = load_given_ids(tmp_path / "ids.json", items)
     assert shared and codes.tolist() == [[3, 4], [7, 2]]  # one name for all levels: one codebook
+    with pytest.raises(DataError, match=r"there is no .*mine\.json; .* given_ids"):
+        load_given_ids(tmp_path / "mine.json", items)
+    with pytest.raises(DataError, match="a code above 1,000,000"):
+        load({"b": [1, 2], "a": [1, 10**30]})
     (tmp_path / "ids.json").write_text("{")
     with pytest.raises(DataError, match="cannot be read"):
         load_given_ids(tmp_path / "ids.json", items)

@@ -113,7 +113,10 @@ def replaced_folder(folder: Path, foreign: Foreign, kind: str) -> Iterator[Path]
         yield new
         check_replaceable(folder, foreign, kind)  # the block may have taken long
         if folder.exists():
-            folder.rename(old)
+            try:
+                folder.rename(old)
+            except OSError:  # an overlay, as in containers, cannot rename a folder of the image
+                shutil.rmtree(folder)
         new.rename(folder)
     finally:
         if old.exists() and not folder.exists():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,21 @@ def test_a_block_that_fails_leaves_the_earlier_folder(tmp_path):
         (new / "list.txt").write_text("two")
         raise ZeroDivisionError
     assert (tmp_path / "out/list.txt").read_text() == "one"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_where_a_folder_cannot_be_renamed_it_is_removed(tmp_path, monkeypatch):
+    write(tmp_path / "out", "one")
+    rename = Path.rename
+
+    def as_on_an_overlay(path: Path, target: Path) -> Path:
+        if path.name == "out":
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", as_on_an_overlay)
+    write(tmp_path / "out", "two")
+    assert (tmp_path / "out/list.txt").read_text() == "two"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from serving.errors import StorageError
-from serving.files import check_writable
 from training.data.prepare import DataError, Dataset, Split
 
 RUN = "run.json"
@@ -29,7 +28,7 @@ def check_device(device: str) -> None:
 
 
 def check_work_folder(folder: Path, bundle_folder: Path) -> None:
-    """Raises RunError where a folder for checkpoints and logs holds files of others, StorageError where none fit."""
+    """Raises RunError where the folder for checkpoints and logs holds files of others."""
     if folder.resolve().is_relative_to(bundle_folder.resolve()):
         raise RunError(f"{folder}, with the checkpoints, lies in the bundle's folder; choose another --out or --work.")
     if folder.is_dir():
@@ -41,7 +40,6 @@ def check_work_folder(folder: Path, bundle_folder: Path) -> None:
             )
     elif folder.exists():
         raise RunError(f"{folder} is a file, where this run would keep its checkpoints; choose another --out.")
-    check_writable(folder)
 
 
 def stored_run(file: Path) -> dict[str, Any]:

@@ -7,9 +7,9 @@ newest; Y is the prefix's next item, one-hot. So n(j | history) = sum of (t + 1)
 least-squares estimate of P(j | history), and what several items of the history say alike counts once. Weights may be
 negative. Only a row's largest weights, by size, are kept. [open: not in the paper.]
 
-Exact up to EXACT_ITEMS items: one matrix of 4 I^2 bytes and about I^3 operations, which a core does in seconds for
-6,000 items and in ten minutes for 24,587 (2.4 GB). Beyond that, each item is regressed on the items that most often
-precede it, which takes time and memory in proportion to I.
+Exact up to EXACT_ITEMS items: one matrix of 4 I^2 bytes (two up to DENSE_ITEMS) and about I^3 operations, which a core
+does in seconds for 6,000 items and in ten minutes for 24,587 (2.4 GB). Beyond that, each item is regressed on the items
+that most often precede it, which takes time and memory in proportion to I.
 """
 
 from __future__ import annotations

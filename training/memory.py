@@ -116,7 +116,8 @@ class _Choice:
         if needs_counts:
             self.log = Log.of(split.train, similarity_embedding(items, split.train, config, cache), self.keep)
         self.counts = event_counts(split.train, len(items))
-        self.frequent = np.sort(np.argsort(-self.counts, kind="stable")[:TUNED_ITEMS])
+        tie_break = np.random.default_rng(0).permutation(len(items))  # a catalogue's order may reveal the future
+        self.frequent = np.sort(np.lexsort((tie_break, -self.counts))[:TUNED_ITEMS])
         self._ndcg: dict[Any, np.ndarray] = {}
         self._memories: dict[MemorySetting, Neighbours] = {}
         self._counted = lru_cache(maxsize=2)(self._counted_weights)

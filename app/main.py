@@ -24,6 +24,13 @@ from app.slot import WorkerSlot
 from app.traces import Traces
 from serving import __version__
 from serving.online.recommender import EngineLike
+from serving.online.watchdog import LOOK_EVERY
+
+
+async def _beat(slot: WorkerSlot) -> None:
+    while True:
+        slot.beat()
+        await asyncio.sleep(LOOK_EVERY)
 
 
 def create_app(
@@ -47,7 +54,10 @@ def create_app(
         await service.start()
         while slot is not None and slot.is_replacement and service.status in ("loading", "warming"):
             await asyncio.sleep(0.05)  # until then the other workers take all requests
+        beating = asyncio.create_task(_beat(slot)) if slot is not None else None
         yield
+        if beating is not None:
+            beating.cancel()
         await service.close()
         await quotas.close()
         await asyncio.to_thread(traces.close)

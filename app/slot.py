@@ -5,6 +5,7 @@ Imports nothing heavy, and not prometheus_client: that reads METRICS_FOLDER when
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,8 +27,20 @@ class WorkerSlot:
     is_replacement: bool = False
 
     def report_state(self, state: str) -> None:
-        with atomic_write(self.folder / f"worker-{self.number}") as partial:
+        with atomic_write(self._file) as partial:
             partial.write_text(state)
+
+    def beat(self) -> None:
+        """Shows the supervisor that this worker's event loop runs."""
+        os.utime(self._file)
+
+    def last_beat(self) -> int | None:
+        """Another number after every beat; None while the worker is not ready."""
+        return self._file.stat().st_mtime_ns if self._file.read_text() == "ready" else None
+
+    @property
+    def _file(self) -> Path:
+        return self.folder / f"worker-{self.number}"
 
     def states(self) -> list[str]:
         return [(self.folder / f"worker-{number}").read_text() for number in range(self.count)]

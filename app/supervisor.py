@@ -23,6 +23,7 @@ from tempfile import TemporaryDirectory
 
 from app.settings import Settings
 from app.slot import METRICS_FOLDER, WorkerSlot
+from serving.online.watchdog import LOOK_EVERY, Watchdog
 
 log = logging.getLogger("streamrec.workers")
 
@@ -49,6 +50,8 @@ class _Place:
     """Where one of the workers runs. deaths: of workers that did not live long, in a row."""
 
     slot: WorkerSlot
+    watchdog: Watchdog
+    looked: float = 0.0
     worker: multiprocessing.process.BaseProcess | None = None
     started: float = 0.0
     deaths: int = 0
@@ -59,7 +62,10 @@ class _Supervisor:
         self._settings, self._listening, self._folder = settings, listening, folder
         # A fork would copy locks held by threads that it does not copy; a fresh process maps the same files anyway.
         self._processes = multiprocessing.get_context("spawn")
-        self._places = [_Place(WorkerSlot(number, settings.workers, folder)) for number in range(settings.workers)]
+        self._places = [
+            _Place(WorkerSlot(number, settings.workers, folder), Watchdog(settings.hung_after_s))
+            for number in range(settings.workers)
+        ]
         self._has_served = False
         self._stopped_at: float | None = None
         self._at_once = False
@@ -107,6 +113,9 @@ class _Supervisor:
                 self._start(place)
             return True
         if place.worker.is_alive():
+            if now >= place.looked + LOOK_EVERY:
+                place.looked = now
+                self._end_if_frozen(place)
             return True
         dead, place.worker = place.worker, None
         _forget(dead)
@@ -122,6 +131,13 @@ class _Supervisor:
             place.slot.number, dead.exitcode, pause_before(place.deaths),
         )  # fmt: skip
         return self._look_after(place)
+
+    def _end_if_frozen(self, place: _Place) -> None:
+        """Kills a worker whose event loop has not run for long: it serves nobody, and probes reach the others."""
+        seconds = place.watchdog.look(place.slot.last_beat())
+        if seconds is not None and place.worker is not None:
+            log.error("worker %d has not moved for %.0f s and is killed", place.slot.number, seconds)
+            place.worker.kill()
 
     def _end(self) -> bool:
         """Stops all workers once they have finished their requests. Returns whether any of them failed."""

@@ -24,11 +24,11 @@ class Watchdog:
     def look(self, call: object | None, prediction: float = 0.0) -> float | None:
         """The age in seconds of the running call if it is hung, else None. To be called every LOOK_EVERY seconds.
 
-        call: what runs, another object for every call; None: nothing. prediction: seconds it should take.
+        call: what runs, another one for every call; None: nothing. prediction: seconds it should take.
         """
         now = self._clock()
         passed, self._looked = min(now - self._looked, 2 * LOOK_EVERY), now
-        if call is None or call is not self._call:
+        if call is None or call != self._call:
             self._call, self._age = call, 0.0
             return None
         self._age += passed

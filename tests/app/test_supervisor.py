@@ -10,11 +10,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fastapi.testclient import TestClient
 
 from app import __main__ as command
 from app import logs, supervisor
-from app.slot import METRICS_FOLDER
-from tests.app.conftest import settings
+from app.main import create_app
+from app.slot import METRICS_FOLDER, WorkerSlot
+from serving.online.watchdog import LOOK_EVERY, Watchdog
+from tests.app.conftest import ShapedEngine, settings
+from tests.waiting import eventually
 
 
 class Worker:
@@ -144,6 +148,42 @@ def test_a_signal_sent_twice_at_once_is_one_signal(stage: Stage) -> None:
 
 def test_the_first_worker_that_finds_all_ready_announces_it(stage: Stage) -> None:
     assert [place.slot.is_first_to_announce() for place in (*stage.places, stage.places[0])] == [True, False, False]
+
+
+def test_a_worker_that_does_not_move_is_killed_and_replaced(stage: Stage) -> None:
+    """Stopped, or hung in something that holds the interpreter: its siblings answer the probes."""
+    ready(*stage.places)
+    for place in stage.places:
+        place.watchdog = Watchdog(30, lambda: stage.now)
+    moving, frozen = stage.places
+    for seconds in range(40):
+        os.utime(moving.slot._file, ns=(seconds, seconds))
+        assert stage.look(after=LOOK_EVERY)
+    assert stage.started[1].exitcode == -9 and [worker.name for worker in stage.started[2:]] == ["worker-1"]
+    assert stage.started[0].is_alive() and frozen.slot.is_replacement
+    for _ in range(100):  # however long the replacement loads
+        assert stage.look(after=LOOK_EVERY / 2)
+        moving.slot.beat()
+    assert len(stage.started) == 3
+
+
+def test_a_supervisor_that_was_stopped_itself_kills_nobody(stage: Stage) -> None:
+    ready(*stage.places)
+    for place in stage.places:
+        place.watchdog = Watchdog(30, lambda: stage.now)
+    for _ in range(10):
+        assert stage.look(after=86_400) and all(worker.is_alive() for worker in stage.started)
+
+
+def test_a_worker_that_serves_moves(tmp_path: Path, engine: ShapedEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.main.LOOK_EVERY", 0.01)
+    slot = WorkerSlot(0, 1, tmp_path)
+    slot.report_state("loading")
+    assert slot.last_beat() is None
+    with TestClient(create_app(settings(), engine, slot=slot)):
+        slot.report_state("ready")
+        before = slot.last_beat()
+        eventually(lambda: slot.last_beat() != before)
 
 
 # The address

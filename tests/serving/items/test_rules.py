@@ -124,6 +124,14 @@ def test_nothing_is_left_in_the_buffers():
     assert items.sum() == 1 and items[0, 3] and not nodes[1].any()
 
 
+def test_a_batch_without_rules_is_searched_without_any() -> None:
+    book = RuleBook(build_trie(shop(9, 0).tokens))
+    with book.blocked([Rules(), Rules()]) as blocked:
+        assert blocked is None  # so that most batches pay nothing
+    with book.blocked([Rules(), Rules(deny=(1,))]) as blocked:
+        assert blocked is not None
+
+
 def test_two_batches_at_a_time_are_refused():
     trie = build_trie(shop(9, 0).tokens)
     book = RuleBook(trie)

@@ -440,3 +440,57 @@ def test_under_load_every_job_gets_its_own_answer() -> None:
         await batcher.drain()
 
     asyncio.run(scenario())
+
+
+def test_a_job_is_abandoned_from_the_moment_its_deadline_passes_or_its_caller_goes() -> None:
+    """Also one that runs: should its batch fail, nobody waits for it to be tried again."""
+    entered, release = threading.Event(), threading.Event()
+
+    def run(payloads: Sequence[str]) -> list[str]:
+        entered.set()
+        release.wait(GENEROUS)
+        return list(payloads)
+
+    async def scenario() -> None:
+        batcher = make(run)
+        (waiting,) = await submitted(submit(batcher, "waits"))
+        (job,) = next(iter(batcher.admission._waiting.values())).values()
+        batcher._expire(job)
+        assert job.abandoned  # at once, though its caller has not been told yet
+        with pytest.raises(DeadlineExceeded):
+            await waiting
+        (running,) = await submitted(submit(batcher, "runs"))
+        batcher.start()
+        await asyncio.to_thread(entered.wait, GENEROUS)
+        (job,) = batcher.admission._running
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert job.abandoned
+        release.set()
+        await batcher.drain()
+
+    asyncio.run(scenario())
+
+
+def test_the_engine_waits_as_long_as_admission_has_patience() -> None:
+    """For a client that will be back in a moment: its job shares the batch, however short the pause."""
+    batches, run = recorded()
+
+    async def scenario() -> None:
+        batcher = make(run)
+        asked = threading.Event()
+
+        def patience() -> float:
+            asked.set()
+            return 0.0 if batcher.depth == 2 else 0.01
+
+        batcher.admission.patience = patience  # type: ignore[method-assign]
+        batcher.start()
+        first = (await submitted(submit(batcher, "first")))[0]
+        assert await asyncio.to_thread(asked.wait, GENEROUS)
+        assert await asyncio.gather(first, submit(batcher, "second")) == ["FIRST", "SECOND"]
+        await batcher.drain()
+
+    asyncio.run(scenario())
+    assert batches == [["first", "second"]]

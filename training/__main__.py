@@ -19,6 +19,7 @@ from training.data.shop import write_demo_shop
 from training.evaluate import evaluate_bundle
 from training.pipeline import STAGES, run
 from training.preflight import RunError
+from training.stages.begin import CollapseError
 
 DISK_FULL = "The disk is full; free some space and run the same command again."
 
@@ -64,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         return options.run(options) or 0
-    except (ValueError, OSError, RunError, ServingError, FloatingPointError, SafetensorError) as error:
+    except (ValueError, OSError, RunError, CollapseError, ServingError, FloatingPointError, SafetensorError) as error:
         print(f"streamrec: {DISK_FULL if _disk_is_full(error) else error}", file=sys.stderr)
         return 2
 

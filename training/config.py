@@ -162,7 +162,9 @@ class SftConfig(StageConfig):
     """Stage 2. A weight of 0 turns a loss off.
 
     distillation_weight: of the KL that teaches the answer without steps what the answer after them says.
-    inputs: `label` feeds the labels to the decoder [paper], `own` its own tokens.
+    inputs: `label` feeds the labels to the decoder [paper], `own` its own tokens. apart: begin with reasoning codes and
+    start tokens set from the data (training/stages/begin.py), and not as stage 1 left them. entropy_floor: the
+    share of its maximum that the entropy of reasoning tokens must keep after the warm-up, or the run ends; 0: no check.
     """
 
     steps: Count = 1200
@@ -179,6 +181,8 @@ class SftConfig(StageConfig):
     labels: Literal["residual", "random", "pause"] = "residual"
     inputs: Literal["label", "own"] = "own"
     balanced: bool = True
+    apart: bool = True
+    entropy_floor: Fraction = 0.25
     contrastive_temperature: Annotated[Number, Field(gt=0)] = 0.07
     preference_beta: Weight = 0.1
 
@@ -324,7 +328,11 @@ RETIRED = {("sft", "target"): "item", ("sft", "label_refresh"): "every step", ("
 # Settings of the final choice that left with what they chose: whatever a stored run had, its stages are the same.
 DROPPED = (("neighbours", "floor"), ("evaluation", "neighbours_weights"))
 # Settings that are younger than some stored runs, with what the code did before them, where that is not the default.
-BEFORE: dict[tuple[str, str], Any] = {("model", "normalise"): "vocabulary"}
+BEFORE: dict[tuple[str, str], Any] = {
+    ("model", "normalise"): "vocabulary",
+    ("sft", "apart"): False,
+    ("sft", "entropy_floor"): 0.0,
+}
 
 
 def read_stored_config(data: dict[str, Any]) -> RunConfig:

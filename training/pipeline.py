@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from training.export import export
 from training.ids.embed import item_embedding
 from training.ids.semantic_ids import GivenIds, build_semantic_ids
 from training.preflight import RunError, check_data, check_device, check_room, check_work_folder, stored_run
+from training.stages.begin import begin_reasoning, check_collapse, has_labelled_thoughts
 from training.stages.distributed import SINGLE_PROCESS, Process, join_processes
 from training.stages.loop import Log, Outcome, run_stage
 from training.stages.pretrain import PretrainStep
@@ -145,10 +147,14 @@ def tokenize(
 
 def train_stage(stage: str, work: Workspace, folder: Path, log: Log, process: Process = SINGLE_PROCESS) -> Outcome:
     """Runs one of the three stages on `work.network`, which holds the weights of the stage before."""
-    config = getattr(work.config, stage)
+    config, sft = getattr(work.config, stage), work.config.sft
+    if stage == "sft" and sft.apart and sft.steps:
+        begin_reasoning(work)
+    checked = stage != "pretrain" and sft.entropy_floor and has_labelled_thoughts(work)
+    check = partial(check_collapse, work) if checked else None
     step, reasons = TRAINED[stage](work, config), stage != "pretrain"
     return run_stage(stage, work.network, config, work.config.seed, folder, step, lambda: validate(work, reasons), log,
-                     process, work.config.precision)  # fmt: skip
+                     process, work.config.precision, check)  # fmt: skip
 
 
 def fingerprint(data_folder: Path) -> dict[str, str]:

@@ -105,8 +105,12 @@ def test_a_stored_config_of_an_earlier_version_is_read_or_refused():
     del stored["sft"]["distillation_weight"]
     assert read_stored_config(stored) == load_config(None, ["seed=3"])
     assert "target" in stored["sft"]  # what was given is left alone
-    del stored["model"]["normalise"]  # there was no choice: over the whole vocabulary
-    assert read_stored_config(stored) == load_config(None, ["seed=3", "model.normalise=vocabulary"])
+    before = {"model.normalise": "vocabulary", "sft.apart": "false", "sft.entropy_floor": "0"}
+    for name in before:  # there was no choice
+        section, key = name.split(".")
+        del stored[section][key]
+    expected = load_config(None, ["seed=3", *(f"{name}={value}" for name, value in before.items())])
+    assert read_stored_config(stored) == expected
     with pytest.raises(ConfigError, match=r"sft\.target=content is no longer supported, only item"):
         read_stored_config(stored | {"sft": {"target": "content"}})
 

@@ -14,7 +14,7 @@ from tests.training.small import small_config, small_workspace
 from training.__main__ import main
 from training.data.prepare import read_data, sample_users, split_by
 from training.evaluate import evaluate_bundle, measure, validate
-from training.stages.diagnostics import are_items, reasoning_diagnostics, unparsable_share
+from training.stages.diagnostics import are_items, pairwise_cosine, reasoning_diagnostics, unparsable_share
 from training.stages.reasoning import decode_items, greedy, reason
 
 HISTORIES = [np.array(h, dtype=np.int32) for h in ([1, 2, 3], [4], [9, 8, 7, 6, 5, 4, 3, 2], [11, 1])]
@@ -57,7 +57,8 @@ def test_diagnostics_of_a_model_that_collapsed_onto_one_code():
             if name.endswith("EncDecAttention.o.weight"):
                 weight.mul_(30)  # histories decide, so that tokens differ between users
     healthy = reasoning_diagnostics(work, histories, target, 2)
-    assert set(healthy) == {"entropy/1", "entropy/2", "cosine/0", "cosine/1", "cosine/2", "unparsable"}
+    names = {"entropy/1", "entropy/2", "codes/cosine", "cosine/0", "cosine/1", "cosine/2", "unparsable"}
+    assert set(healthy) == names
     lo, hi = work.vocabulary.reasoning_range
     assert 0 < healthy["entropy/1"] <= math.log(hi - lo)
     with torch.no_grad():
@@ -74,6 +75,12 @@ def test_diagnostics_of_a_model_that_collapsed_onto_one_code():
     for step, state in enumerate([*trace.states, last]):
         expected = torch.nn.functional.cosine_similarity(state[0], wanted).mean()
         assert collapsed[f"cosine/{step}"] == pytest.approx(float(expected), abs=1e-4)
+
+
+def test_the_mean_cosine_of_all_pairs_by_hand():
+    vectors = torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 2.0]])
+    assert pairwise_cosine(vectors) == pytest.approx(1 / 3)  # 1, 0 and 0
+    assert pairwise_cosine(vectors[:1]) == 0
 
 
 def test_the_share_of_unparsable_outputs_falls_when_every_output_is_an_item():

@@ -87,7 +87,7 @@ def train_rqvae(
     data = (torch.from_numpy(matrix) - mean) @ projection
 
     generator = torch.Generator().manual_seed(seed)
-    with _one_thread(), torch.random.fork_rng(devices=[]):
+    with one_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         width = data.shape[1]
         encoder = nn.Sequential(nn.Linear(width, config.hidden), nn.ReLU(), nn.Linear(config.hidden, config.latent))
@@ -179,7 +179,7 @@ def _batches(n_items: int, batch: int, generator: torch.Generator) -> Iterator[T
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Sums in one order, whatever the machine's cores: equal seeds must give equal codes."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

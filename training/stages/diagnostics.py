@@ -20,14 +20,15 @@ def reasoning_diagnostics(
 ) -> dict[str, float]:
     """Figures of `steps` steps with the model's own tokens.
 
-    entropy/i: of the reasoning tokens of step i over users, in nats; near 0 they have collapsed. cosine/i: of s_i and
-    the target's representation; falling with i, the state drifts. unparsable: see `unparsable_share`.
+    entropy/i: of the reasoning tokens of step i over users, in nats; near 0 they have collapsed. codes/cosine: mean of
+    all pairs of reasoning codes; near 1 they are one. cosine/i: of s_i and the target's representation; falling with i,
+    the state drifts. unparsable: see `unparsable_share`.
     """
     ranker = work.ranker()
     batch = ranker.encode(histories)
     beams = ranker.search(batch, steps, beam=1)
-    result = {}
     lo, hi = work.vocabulary.reasoning_range
+    result = {"codes/cosine": pairwise_cosine(work.network.t5.shared.weight[lo:hi])}
     for i in range(beams.reasoning_tokens.shape[-1]):
         share = torch.bincount(beams.reasoning_tokens[:, 0, i] - lo, minlength=hi - lo).float()
         share = share[share > 0] / share.sum()
@@ -37,6 +38,12 @@ def reasoning_diagnostics(
         result[f"cosine/{i}"] = float(F.cosine_similarity(beams.states[:, 0, i], wanted, dim=-1).mean())
     result["unparsable"] = unparsable_share(work, batch.cross, steps)
     return result
+
+
+def pairwise_cosine(vectors: torch.Tensor) -> float:
+    """Mean over all pairs of different rows. Shape: (n, D)."""
+    count, unit = len(vectors), F.normalize(vectors.float(), dim=-1)
+    return float((unit.sum(0).square().sum() - count) / max(1, count * (count - 1)))
 
 
 @torch.no_grad()

@@ -96,9 +96,12 @@ def run_stage(
     log: Log,
     process: Process = SINGLE_PROCESS,
     precision: str = "float32",
+    check: Callable[[dict[str, Any]], None] | None = None,
 ) -> Outcome:
     """Trains `network` in place for config.steps, or until validation has stopped rising (`config.patience`), and
     leaves the weights in it that were best on validation.
+
+    check: called with every evaluation after the warm-up; it raises where going on is no use.
 
     The weights the stage starts with compete too, so that a stage cannot make the model worse on validation. A finished
     stage is read back from `folder`; an unfinished one goes on from its newest checkpoint. All processes evaluate,
@@ -161,6 +164,8 @@ def run_stage(
             if evaluates:
                 metrics = evaluate()
                 log.write(stage, done, metrics, show=True)
+                if check is not None and done > config.warmup:
+                    check(metrics)
                 if metrics["score"] > best["score"]:
                     best, best_step = metrics, done
                     save(best_file, None, {})

@@ -162,6 +162,7 @@ class SftConfig(StageConfig):
     """Stage 2. A weight of 0 turns a loss off.
 
     distillation_weight: of the KL that teaches the answer without steps what the answer after them says.
+    preference_after: steps before the preference begins to count, with the network of that step as its reference.
     inputs: `label` feeds the labels to the decoder [paper], `own` its own tokens. apart: begin with reasoning codes and
     start tokens set from the data (training/stages/begin.py), and not as stage 1 left them. entropy_floor: the
     share of its maximum that the entropy of reasoning tokens must keep after the warm-up, or the run ends; 0: no check.
@@ -185,6 +186,7 @@ class SftConfig(StageConfig):
     entropy_floor: Fraction = 0.25
     contrastive_temperature: Annotated[Number, Field(gt=0)] = 0.07
     preference_beta: Weight = 0.1
+    preference_after: Count = 300
 
 
 class RlConfig(StageConfig):

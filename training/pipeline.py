@@ -154,7 +154,7 @@ def train_stage(stage: str, work: Workspace, folder: Path, log: Log, process: Pr
     check = partial(check_collapse, work) if checked else None
     step, reasons = TRAINED[stage](work, config), stage != "pretrain"
     return run_stage(stage, work.network, config, work.config.seed, folder, step, lambda: validate(work, reasons), log,
-                     process, work.config.precision, check)  # fmt: skip
+                     process, work.config.precision, check, step.kept)  # fmt: skip
 
 
 def fingerprint(data_folder: Path) -> dict[str, str]:

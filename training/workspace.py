@@ -9,6 +9,7 @@ import torch
 
 from serving.items.histories import history_tokens
 from serving.items.neighbours import Neighbours
+from serving.items.trie import Trie, build_trie
 from serving.items.vocabulary import END, Vocabulary
 from serving.network.eager import EagerRuntime
 from serving.network.model import StreamRec
@@ -38,7 +39,8 @@ class Batch:
 class Workspace:
     """What the stages of a run share.
 
-    item_tokens: (I, M) int64, on the network's device. embedding: (I, E) float32, by which stage 1 finds similar items.
+    item_tokens: (I, M) int64, on the network's device, as is their trie. embedding: (I, E) float32, by which stage 1
+    finds similar items.
     windows: the same examples packed; None where the encoder cannot serve several prefixes in one pass.
     """
 
@@ -52,6 +54,7 @@ class Workspace:
     item_tokens_np: np.ndarray  # the same on the CPU, where batches are put together
     embedding: np.ndarray
     network: StreamRec
+    trie: Trie
     neighbours: Neighbours | None = None
 
     @property
@@ -64,7 +67,8 @@ class Workspace:
 
     def on(self, device: str) -> Workspace:
         """A copy on another device; the network itself is moved."""
-        return replace(self, item_tokens=self.item_tokens.to(device), network=self.network.to(device))
+        tokens, network = self.item_tokens.to(device), self.network.to(device)
+        return replace(self, item_tokens=tokens, network=network, trie=self.trie.to(device))
 
     def send(self, values: torch.Tensor | np.ndarray) -> torch.Tensor:
         """Part of a batch to the device."""
@@ -187,4 +191,5 @@ def make_workspace(
         tokens,
         embedding,
         network.to(device),
+        build_trie(tokens, device),
     )

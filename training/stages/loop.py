@@ -97,11 +97,13 @@ def run_stage(
     process: Process = SINGLE_PROCESS,
     precision: str = "float32",
     check: Callable[[dict[str, Any]], None] | None = None,
+    kept: nn.Module | None = None,
 ) -> Outcome:
     """Trains `network` in place for config.steps, or until validation has stopped rising (`config.patience`), and
     leaves the weights in it that were best on validation.
 
-    check: called with every evaluation after the warm-up; it raises where going on is no use.
+    check: called with every evaluation after the warm-up; it raises where going on is no use. kept: what the step holds
+    from one step to the next, saved and read back with the checkpoints.
 
     The weights the stage starts with compete too, so that a stage cannot make the model worse on validation. A finished
     stage is read back from `folder`; an unfinished one goes on from its newest checkpoint. All processes evaluate,
@@ -116,12 +118,12 @@ def run_stage(
 
     def save(path: Path, optimiser: torch.optim.Optimizer | None, meta: dict[str, Any]) -> None:
         if process.is_first:
-            save_checkpoint(path, network, optimiser, meta)
+            save_checkpoint(path, network, optimiser, meta, kept if optimiser is not None else None)
 
     started_before = latest.exists()
     process.wait()  # no process may write it before all have looked
     if started_before:
-        meta = load_checkpoint(latest, network, optimiser)
+        meta = load_checkpoint(latest, network, optimiser, kept)
         done, seconds, best, best_step = meta["step"], meta["seconds"], meta["best"], meta["best_step"]
     else:
         best = evaluate()
@@ -200,10 +202,16 @@ def learning_rate_factor(step: int, config: StageConfig) -> float:
 
 
 def save_checkpoint(
-    path: Path, network: nn.Module, optimiser: torch.optim.Optimizer | None, meta: dict[str, Any]
+    path: Path,
+    network: nn.Module,
+    optimiser: torch.optim.Optimizer | None,
+    meta: dict[str, Any],
+    kept: nn.Module | None = None,
 ) -> None:
     """Writes weights, optimiser and meta as one file, atomically. Raises StorageError, say for a full disk."""
     tensors = {f"weights/{name}": value.contiguous() for name, value in network.state_dict().items()}
+    if kept is not None:
+        tensors |= {f"kept/{name}": value.contiguous() for name, value in kept.state_dict().items()}
     if optimiser is not None:
         for number, parameter in enumerate(_parameters(optimiser)):
             for name, value in optimiser.state[parameter].items():
@@ -212,13 +220,17 @@ def save_checkpoint(
         partial.write_bytes(save(tensors, {"meta": json.dumps(meta)}))
 
 
-def load_checkpoint(path: Path, network: nn.Module, optimiser: torch.optim.Optimizer | None) -> dict[str, Any]:
-    """Loads a checkpoint into network and optimiser and returns its meta."""
+def load_checkpoint(
+    path: Path, network: nn.Module, optimiser: torch.optim.Optimizer | None, kept: nn.Module | None = None
+) -> dict[str, Any]:
+    """Loads a checkpoint into network, optimiser and what the step keeps, and returns its meta."""
     with safe_open(path, framework="pt") as file:
         keys = list(file.keys())
-        network.load_state_dict(
-            {k.removeprefix("weights/"): file.get_tensor(k) for k in keys if k.startswith("weights/")}
-        )
+        for module, prefix in ((network, "weights/"), (kept, "kept/")):
+            if module is not None:
+                module.load_state_dict(
+                    {k.removeprefix(prefix): file.get_tensor(k) for k in keys if k.startswith(prefix)}
+                )
         if optimiser is not None:
             for number, parameter in enumerate(_parameters(optimiser)):
                 start = f"optimiser/{number}/"

@@ -57,19 +57,21 @@ def quantization(residual: torch.Tensor, code: torch.Tensor, commitment: float =
 
 
 def preference(
-    reasoned: torch.Tensor,
-    direct: torch.Tensor,
-    reference_reasoned: torch.Tensor,
-    reference_direct: torch.Tensor,
+    winner: torch.Tensor,
+    loser: torch.Tensor,
+    reference_winner: torch.Tensor,
+    reference_loser: torch.Tensor,
     beta: float,
 ) -> torch.Tensor:
     """DPO: L = - log sigmoid(beta [(log p(y_w) - log ref(y_w)) - (log p(y_l) - log ref(y_l))]).
 
-    [paper]: the reasoned answer is preferred to the direct one.
-    [open]: y_w is the target after the reasoning, y_l the target without it; the reference is the frozen stage-1 model.
+    [paper]: the reasoned answer y_w = [o_1 .. o_l ; target] is preferred to the direct one.
+    [open]: y_l is the best item of the direct answer that is not the target (were it the target, the loss would lower
+    its likelihood without reasoning); the reference is this network after `preference_after` steps of stage 2, for stage
+    1 has never seen a reasoning code.
     Shapes: log-probabilities (B,) -> scalar.
     """
-    margin = (reasoned - reference_reasoned) - (direct - reference_direct)
+    margin = (winner - reference_winner) - (loser - reference_loser)
     return -F.logsigmoid(beta * margin).mean()
 
 

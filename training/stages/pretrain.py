@@ -32,6 +32,8 @@ SIMILAR_START = PAD
 class PretrainStep:
     """Computes the loss of a step. Holds only what never changes: settings and each item's nearest others."""
 
+    kept = None
+
     def __init__(self, work: Workspace, config: PretrainConfig) -> None:
         self.work, self.config = work, config
         self.rows: Rows = work.windows or work.examples

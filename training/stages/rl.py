@@ -50,6 +50,7 @@ class RlStep:
 
     def __init__(self, work: Workspace, config: RlConfig) -> None:
         self.work, self.config = work, config
+        self.kept = None
         self.reference = copy.deepcopy(work.network).eval().requires_grad_(False)
         names = ("format", "match", "similarity", "likelihood", "rank")
         self.weights = {name: getattr(config, f"{name}_reward") for name in names}

@@ -14,8 +14,10 @@ import numpy as np
 import torch
 
 from serving.network.model import StreamRec, dense_logits
+from serving.network.t5 import CrossKeysValues
 from training.config import SftConfig
 from training.data.examples import Examples, Rows, batch_at
+from training.stages.answers import rivals
 from training.stages.distributed import WHOLE_BATCH, BatchShard, Terms
 from training.stages.losses import (
     contrastive,
@@ -31,8 +33,8 @@ from training.workspace import Workspace
 
 
 class SftStep:
-    """Computes the loss of a step. `reference`: the network as stage 1 left it, frozen, for the preference loss. It is
-    copied before the stage loads its own checkpoint, so a resumed run has the same one.
+    """Computes the loss of a step. `reference`: what the preference loss compares with, the network as it was after
+    `preference_after` steps, frozen; checkpoints contain it. Before that the loss does not count.
     """
 
     def __init__(self, work: Workspace, config: SftConfig) -> None:
@@ -41,9 +43,12 @@ class SftStep:
         self.reference: StreamRec | None = None
         if config.preference_weight:
             self.reference = copy.deepcopy(work.network).eval().requires_grad_(False)
+        self.kept = self.reference
 
     def __call__(self, step: int, shard: BatchShard = WHOLE_BATCH) -> tuple[torch.Tensor, Terms]:
         work, config, network = self.work, self.config, self.work.network
+        if self.reference is not None and step == config.preference_after > 0 == shard.part:
+            self.reference.load_state_dict(network.state_dict())
         start_tokens = work.vocabulary.start_tokens
         examples = self.rows.examples(batch_at(self.rows, config.batch_size, work.config.seed + 1, step))
         shard = shard.of(len(examples))
@@ -84,9 +89,10 @@ class SftStep:
                 add("quantization", config.quantization_weight, torch.stack(each).mean())
             if config.distillation_weight:
                 add("distillation", config.distillation_weight, distillation(direct, reasoned))
-            if config.preference_weight:
-                now = self.log_probs(target, direct, reasoned)
-                before = self.reference_log_probs(examples, index, trace, target)
+            if self.reference is not None and step >= config.preference_after:
+                rival = work.item_tokens[rivals(work, cross, target_item)].unsqueeze(1)
+                now = pair_log_probs(work, cross, trace, reasoned, target, rival)
+                before = self.reference_log_probs(examples, index, trace, target, rival)
                 add("preference", config.preference_weight, preference(*now, *before, config.preference_beta))
         if config.state_weight:
             each = [self.state_loss(s[:, 0], vectors, all_targets, local_index) for s in states]
@@ -102,25 +108,37 @@ class SftStep:
             return contrastive(state, vectors[all_targets], all_targets, local_index, temperature)
         return full_softmax(dense_logits(state, vectors), all_targets[local_index])
 
-    def log_probs(
-        self, target: torch.Tensor, direct: Predictions, reasoned: Predictions
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """log P(target | x, o) and log P(target | x). Shapes: (B,) both."""
-        return reasoned.of(target).sum((1, 2)), direct.of(target).sum((1, 2))
-
     @torch.no_grad()
     def reference_log_probs(
-        self, examples: Examples, index: np.ndarray, trace: ReasoningTrace, target: torch.Tensor
+        self, examples: Examples, index: np.ndarray, trace: ReasoningTrace, target: torch.Tensor, rival: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same under the frozen reference, on the same reasoning tokens. Shapes: (B,) both."""
+        """`pair_log_probs` under the frozen reference, on the same reasoning tokens. Shapes: (B,) both."""
         assert self.reference is not None
         work = self.work.with_network(self.reference)
         cross = work.encode_examples(examples, index)
-        start_tokens, steps = work.vocabulary.start_tokens, trace.steps
-        replay = reason(self.reference, cross, start_tokens[steps], steps, lambda i, *_: trace.tokens[i - 1])
-        reasoned, _ = decode_items(self.reference, cross, replay, target)
-        direct, _ = decode_directly(self.reference, cross, start_tokens[0], target)
-        return self.log_probs(target, predict_items(work, direct), predict_items(work, reasoned))
+        start_token, steps = work.vocabulary.start_tokens[trace.steps], trace.steps
+        replay = reason(self.reference, cross, start_token, steps, lambda i, *_: trace.tokens[i - 1])
+        hidden, _ = decode_items(self.reference, cross, replay, target)
+        return pair_log_probs(work, cross, replay, predict_items(work, hidden), target, rival)
+
+
+def pair_log_probs(
+    work: Workspace,
+    cross: CrossKeysValues,
+    trace: ReasoningTrace,
+    reasoned: Predictions,
+    target: torch.Tensor,
+    rival: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """log P([o; target] | x) and log P(rival | x), without reasoning. Shapes: tokens (B, 1, M) both -> (B,) both.
+
+    reasoned: of the item's tokens after `trace`. A fed-back state alone has no tokens o.
+    """
+    winner = reasoned.of(target).sum((1, 2))
+    if work.network.step_form != "state":
+        winner = winner + predict_reasoning(work, trace.hidden).of(torch.stack(trace.tokens, -1)).sum((1, 2))
+    hidden, _ = decode_directly(work.network, cross, work.vocabulary.start_tokens[0], rival)
+    return winner, predict_items(work, hidden).of(rival).sum((1, 2))
 
 
 class Labeller:

@@ -49,7 +49,11 @@ def test_shards_divide_a_batch(batch, parts, world):
 
 CASES = {
     "pretrain": (PretrainStep, "pretrain", ["pretrain.batch_size=7"]),
-    "sft": (SftStep, "sft", ["sft.batch_size=7", "sft.balanced=false", "sft.preference_weight=0.1"]),
+    "sft": (
+        SftStep,
+        "sft",
+        ["sft.batch_size=7", "sft.balanced=false", "sft.preference_weight=0.1", "sft.preference_after=0"],
+    ),
     "sft, contrastive": (SftStep, "sft", ["sft.batch_size=7", "sft.balanced=false", "sft.state_loss=contrastive"]),
     "sft, random labels": (SftStep, "sft", ["sft.batch_size=7", "sft.labels=random"]),
     "rl": (RlStep, "rl", ["rl.batch_size=7", "rl.group=4"]),

@@ -108,7 +108,7 @@ def test_similar_items_are_drawn_for_every_target():
 @pytest.mark.parametrize("state_loss", ["contrastive", "full_softmax"])
 def test_stage_2_has_the_loss_and_gradients_of_an_encoder_pass_per_history(state_loss, monkeypatch):
     work = packed_workspace(f"sft.state_loss={state_loss}", "sft.preference_weight=1")
-    step = SftStep(work, SftConfig(batch_size=24, state_loss=state_loss, preference_weight=1))
+    step = SftStep(work, SftConfig(batch_size=24, state_loss=state_loss, preference_weight=1, preference_after=0))
     for number in range(3):
         batch = batch_at(work.windows, 24, work.config.seed + 1, number)
         assert len(np.unique(work.windows.examples(batch).start)) < work.windows.counts[batch].sum()

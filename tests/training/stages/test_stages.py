@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from serving.network.t5 import CrossKeysValues
 from tests.training.small import overfit, small_config, small_workspace
 from training.evaluate import validate
 from training.stages import pretrain
+from training.stages.answers import rivals
 from training.stages.losses import nll
 from training.stages.predictions import Predictions
 from training.stages.pretrain import PretrainStep
@@ -108,7 +110,7 @@ def test_stage_1_without_similar_items_is_a_plain_tiger():
     ],
 )
 def test_each_loss_of_stage_2_falls_when_it_alone_is_trained(name, term, settings):
-    config = small_config(*SILENT, f"sft.{name}_weight=1", "sft.batch_size=24", *settings)
+    config = small_config(*SILENT, f"sft.{name}_weight=1", "sft.batch_size=24", "sft.preference_after=0", *settings)
     work = small_workspace(config)
     step = SftStep(work, config.sft)
     values = overfit(step, work.network, term)
@@ -133,7 +135,7 @@ def test_stage_2_learns_to_answer_in_every_form(form, labels, inputs):
 
 
 def test_stage_2_is_the_weighted_sum_of_what_it_logs():
-    config = small_config("sft.preference_weight=0.7")
+    config = small_config("sft.preference_weight=0.7", "sft.preference_after=0")
     step = SftStep(small_workspace(config), config.sft)
     loss, terms = step(0)
     names = {"nll_plain": "plain", "nll_answer": "answer", "nll_reasoning": "reasoning"}
@@ -156,14 +158,41 @@ def test_a_run_draws_its_numbers_of_steps_from_lengths():
 
 
 def test_the_preference_starts_at_ln_2_and_its_reference_does_not_move():
-    config = small_config(*SILENT, "sft.preference_weight=1")
+    config = small_config(*SILENT, "sft.plain_weight=1", "sft.preference_weight=1", "sft.preference_after=2")
     work = small_workspace(config)
     step = SftStep(work, config.sft)
-    assert step.reference is not None and same_network(step.reference, work.network)
-    values = overfit(step, work.network, "preference", updates=3)
-    assert values[0] == pytest.approx(math.log(2), abs=1e-4)  # dropout is off here, so nothing has changed yet
-    assert not same_network(step.reference, work.network)
-    assert same_network(step.reference, small_workspace(config).network)
+    optimiser = torch.optim.Adam(work.network.parameters(), lr=1e-2)
+    for number in range(4):
+        before = copy.deepcopy(work.network)
+        loss, terms = step(number)
+        if number < 2:
+            assert "preference" not in terms
+        if number == 2:  # dropout is off here, so nothing has changed since
+            assert float(terms["preference"]) == pytest.approx(math.log(2), abs=1e-4)
+            reference = before
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert step.reference is not None and same_network(step.reference, reference)
+    assert not same_network(reference, small_workspace(config).network)  # it is not stage 1's
+
+
+def test_the_preference_is_for_the_reasoning_and_the_target_over_what_the_direct_path_prefers():
+    config = small_config(*SILENT, "sft.preference_weight=1", "sft.preference_after=0", "model.step_form=token")
+    work = small_workspace(config)
+    histories, target = work.split.valid_history, torch.from_numpy(work.split.valid_target).long()
+    work.network.train()
+    found = rivals(work, work.encode(histories), target)
+    assert work.network.training  # as it was
+    best = torch.from_numpy(work.ranker().rank(histories, 0, 10)[:, :2])
+    assert torch.equal(found, torch.where(best[:, 0] == target, best[:, 1], best[:, 0]))
+    assert (best[:, 0] == target).any() and not (found == target).any()
+    torch.manual_seed(0)
+    SftStep(work, config.sft)(0)[0].backward()
+    gradient = work.network.t5.shared.weight.grad
+    assert gradient is not None
+    lo, hi = work.vocabulary.reasoning_range
+    assert (gradient[lo:hi].abs().sum(1) > 0).all()  # log P(o | x) is part of it, and so is every code it competes with
 
 
 def test_labels_are_made_from_the_items_own_vector():
@@ -302,7 +331,7 @@ def test_a_start_token_announces_the_steps():
 
 STEPS = {
     "pretrain": (PretrainStep, []),
-    "sft": (SftStep, ["sft.preference_weight=0.1", "sft.distillation_weight=0.1"]),
+    "sft": (SftStep, ["sft.preference_weight=0.1", "sft.preference_after=0", "sft.distillation_weight=0.1"]),
     "sft, in-batch contrast": (SftStep, ["sft.state_loss=contrastive", "sft.labels=random"]),
     "rl": (RlStep, []),
 }

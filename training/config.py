@@ -192,15 +192,18 @@ class SftConfig(StageConfig):
 class RlConfig(StageConfig):
     """Stage 3. Every `updates` steps sample `batch_size` users with `group` rollouts each, and learn from them.
 
-    anchor_weight: of the NLL of the target, for l = 0 and one l > 0.
+    steps: null: one epoch, every example rolled out once. anchor_weight: of the NLL of the target, for l = 0 and one
+    l > 0. policy_weight: of the policy, to begin with. policy_share: its gradient's norm as a share of the anchor's,
+    which the weight then follows; 0: the weight stays. inside_trie: sample items that exist, or any tokens [paper].
+    standardise: `each` reward within its group before they are summed, or their `sum` [paper].
     """
 
-    steps: Count = 200
+    steps: Count | None = None  # type: ignore[assignment]  # a stage runs with a number, see `resolved`
     batch_size: Positive = 64
     lr: Rate = 3e-5
     weight_decay: Weight = 0.0
     warmup: Count = 20
-    eval_every: Count = 50
+    eval_every: Count = 200
     checkpoint_every: Positive = 20
     updates: Positive = 2
     group: Positive = 8
@@ -208,11 +211,21 @@ class RlConfig(StageConfig):
     kl_weight: Weight = 1e-3
     anchor_weight: Weight = 1.0
     policy_weight: Weight = 0.1
+    policy_share: Weight = 0.5
+    inside_trie: bool = True
+    standardise: Literal["each", "sum"] = "each"
     format_reward: Number = 1.0
     match_reward: Number = 1.0
     similarity_reward: Number = 1.0
     likelihood_reward: Number = 1.0
     rank_reward: Number = 1.0
+    answer_reward: Number = 1.0
+
+    def resolved(self, examples: int) -> RlConfig:
+        """With a number of steps, for so many training examples."""
+        if self.steps is not None:
+            return self
+        return self.model_copy(update={"steps": -(-examples // self.batch_size) * self.updates})
 
     @model_validator(mode="after")
     def _checkpoints_between_rollouts(self) -> Self:
@@ -279,7 +292,7 @@ class RunConfig(Settings):
                     f"{name} must list numbers in 0..{self.model.max_steps}, the range of model.max_steps, "
                     f"not {list(lengths)}."
                 )
-        if not self.model.max_steps and (self.sft.steps or self.rl.steps):
+        if not self.model.max_steps and (self.sft.steps or self.rl.steps != 0):
             raise ValueError(
                 "With model.max_steps=0 there is no reasoning to train; set sft.steps=0 and rl.steps=0 too."
             )
@@ -334,6 +347,10 @@ BEFORE: dict[tuple[str, str], Any] = {
     ("model", "normalise"): "vocabulary",
     ("sft", "apart"): False,
     ("sft", "entropy_floor"): 0.0,
+    ("rl", "policy_share"): 0.0,
+    ("rl", "inside_trie"): False,
+    ("rl", "standardise"): "sum",
+    ("rl", "answer_reward"): 0.0,
 }
 
 

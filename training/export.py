@@ -184,7 +184,7 @@ def model_card(
     )
     least, may = int8["least"], "may" if int8["passed"] else "may not"
     trained = "\n".join(
-        f"- {name}: {getattr(config, name).steps} steps, best at {stage['best_step']}, "
+        f"- {name}: {work.stage_config(name).steps} steps, best at {stage['best_step']}, "
         f"{stage['seconds'] / 60:.1f} minutes"
         for name, stage in stages.items()
     )

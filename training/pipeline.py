@@ -146,15 +146,19 @@ def tokenize(
 
 
 def train_stage(stage: str, work: Workspace, folder: Path, log: Log, process: Process = SINGLE_PROCESS) -> Outcome:
-    """Runs one of the three stages on `work.network`, which holds the weights of the stage before."""
-    config, sft = getattr(work.config, stage), work.config.sft
+    """Runs one of the three stages on `work.network`, which holds the weights of the stage before.
+
+    What stage 2 starts with cannot reason yet, so it does not compete with what it makes, whatever numbers of steps
+    validation measures: a run without reasoning would otherwise keep its start where one with it cannot.
+    """
+    config, sft = work.stage_config(stage), work.config.sft
     if stage == "sft" and sft.apart and sft.steps:
         begin_reasoning(work)
     checked = stage != "pretrain" and sft.entropy_floor and has_labelled_thoughts(work)
     check = partial(check_collapse, work) if checked else None
     step, reasons = TRAINED[stage](work, config), stage != "pretrain"
     return run_stage(stage, work.network, config, work.config.seed, folder, step, lambda: validate(work, reasons), log,
-                     process, work.config.precision, check, step.kept)  # fmt: skip
+                     process, work.config.precision, check, step.kept, start_competes=stage != "sft")  # fmt: skip
 
 
 def fingerprint(data_folder: Path) -> dict[str, str]:

@@ -17,7 +17,7 @@ from serving.network.runtime import Runtime
 from serving.network.t5 import CrossKeysValues, ModelConfig
 from serving.search.ranker import Ranker
 from serving.types import BundleSettings
-from training.config import ModelSettings, RunConfig
+from training.config import ModelSettings, RlConfig, RunConfig, StageConfig
 from training.data.examples import Examples, Rows, Windows, all_prefixes, all_windows
 from training.data.prepare import Split
 
@@ -77,6 +77,11 @@ class Workspace:
     def with_network(self, network: StreamRec) -> Workspace:
         """A copy with other weights, such as a stage's frozen reference."""
         return replace(self, network=network)
+
+    def stage_config(self, stage: str) -> StageConfig:
+        """The settings of a stage, with its number of steps."""
+        config = getattr(self.config, stage)
+        return config.resolved(len(self.examples)) if isinstance(config, RlConfig) else config
 
     def draw_steps(self, draws: torch.Generator | None) -> int:
         """The number of reasoning steps of one training step: one of the run's `lengths`."""

@@ -80,7 +80,8 @@ def main(arguments: list[str]) -> int:
         **code,
         **ablation.trained_by(wanted),
     )
-    print(table(rows, question.columns))
+    same = ("same_checkpoint_as",) if any("same_checkpoint_as" in row for row in rows) else ()
+    print(table(rows, (*question.columns, *same)))
     return 0
 
 

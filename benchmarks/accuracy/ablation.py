@@ -6,12 +6,14 @@ Rows are of the test part. What has to be chosen (steps, the dense score's weigh
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import sys
 import time
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -143,8 +145,31 @@ class Ablation:
         return self.choose([Cell(variant, variant, Inference("valid", steps), weight) for weight in weights]).weight
 
     def rows(self, cells: list[Cell]) -> Rows:
-        named = {cell.model: cell for cell in cells}
-        return [self.row(cell, named.get(cell.against)) for cell in cells]
+        """A row per cell; `same_checkpoint_as` names the first row of another variant that has the very same weights,
+        as where a stage kept those it began with.
+        """
+        named, first = {cell.model: cell for cell in cells}, dict[tuple[str, ...], Cell]()
+        rows = []
+        for cell in cells:
+            row, weights = self.row(cell, named.get(cell.against)), self.checkpoints(cell.variant)
+            if weights and (same := first.setdefault(weights, cell)).variant != cell.variant:
+                row["same_checkpoint_as"] = same.model
+            rows.append(row)
+        return rows
+
+    def checkpoints(self, variant: str) -> tuple[str, ...]:
+        """What identifies the weights of a variant, one per seed; nothing for what has none."""
+        if variant not in VARIANTS:
+            return ()
+        return tuple(_digest(self.setup.folder(variant, seed) / best_file(variant)) for seed in self.seeds)
+
+    def is_same(self, one: Cell, other: Cell) -> bool:
+        """Whether two cells are one measurement: the same weights, used in the same way."""
+        if self.checkpoints(one.variant) != self.checkpoints(other.variant) or one.variant not in VARIANTS:
+            return one.variant == other.variant and one.inference == other.inference
+        used = [(cell.inference, cell.weight, cell.dense, None if cell.users is None else cell.users.tobytes())
+                for cell in (one, other)]  # fmt: skip
+        return used[0] == used[1]
 
     def row(self, cell: Cell, against: Cell | None) -> dict[str, Any]:
         """Means over users and seeds; the gain's interval is a bootstrap over users of their mean over seeds."""
@@ -159,7 +184,9 @@ class Ablation:
         }
         row |= {name: round(value, 5) for name, value in mean_metrics(ranks).items()} | cell.more
         if against is not None:
-            row |= {"against": against.model} | self.gain(ndcg(ranks), ndcg(self.ranks(against)))
+            row["against"] = against.model
+            if not self.is_same(cell, against):  # nothing gains over itself, and no interval says how little
+                row |= self.gain(ndcg(ranks), ndcg(self.ranks(against)))
         if len(self.seeds) > 1:
             row["spread"] = round(float(ndcg(ranks).mean(1).std(ddof=1)), 5)
         if cell.variant not in VARIANTS:
@@ -201,13 +228,24 @@ class Ablation:
         return {"trained_dirty": dirty, "trained_by": all_or_each("commit"), "trained_on": all_or_each("on")}
 
 
+def best_file(variant: str) -> str:
+    return f"{VARIANTS[variant].until}.best.safetensors"
+
+
+@lru_cache(maxsize=256)
+def _digest(path: Path) -> str:
+    """sha256 of a checkpoint's file, which holds its weights and nothing of when or how they were made."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 @lru_cache(maxsize=2)
 def _load(setup: Setup, variant: str, seed: int, folder: Any) -> Workspace:
     """A variant with the weights that its last stage liked best."""
     data, split = data_of(setup)
     config = read_stored_config(json.loads((folder / "run.json").read_text())["config"])
     work = tokenize(data, split, setup.data, folder, config, setup.device)
-    load_checkpoint(folder / f"{VARIANTS[variant].until}.best.safetensors", work.network, None)
+    load_checkpoint(folder / best_file(variant), work.network, None)
     work.network.eval()
     return work
 

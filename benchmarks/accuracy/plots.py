@@ -15,7 +15,7 @@ BLUE, GREY, RED = "#1f5f8b", "#9db4c8", "#b5523b"
 
 def bars(rows: Rows, path: Path, title: str) -> None:
     """NDCG@10 gained over the row that each names, with the bootstrap's interval."""
-    shown = [row for row in rows if row.get("against") and row["against"] != row["model"]]
+    shown = [row for row in rows if "gain" in row]
     names = [row["model"] + (f" | {row['against']}" if row.get("part") == "pair" else "") for row in shown]
     with rc_context(STYLE):
         figure = Figure(figsize=(9, 0.8 + 0.27 * len(shown)), layout="constrained")
@@ -45,7 +45,7 @@ def steps(rows: Rows, path: Path) -> None:
             x, y = [row["steps"] for row in line], [row["ndcg@10"] for row in line]
             base = next(row["ndcg@10"] for row in line if row["steps"] == 0)
             panel.plot(x, y, "o-", color=colour, label=kind)
-            low, high = ([base + row[end] for row in line] for end in ("low", "high"))
+            low, high = ([base + row.get(end, 0) for row in line] for end in ("low", "high"))  # none over itself
             panel.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
         each = [row for row in rows if row.get("kind") == "a checkpoint each"]
         for used, marker, label in ((True, "s", "trained for this l alone"), (False, "x", "the same, without steps")):

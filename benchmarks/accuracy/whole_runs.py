@@ -25,7 +25,7 @@ from typing import Any
 
 from benchmarks.common import commit, record, table
 from serving.types import BundleSettings
-from training.config import RunConfig, load_config
+from training.config import ConfigError, RunConfig, load_config
 from training.data.prepare import split_by
 from training.data.read import Dataset, read_data
 from training.evaluate import measure
@@ -48,6 +48,8 @@ PROTOCOL = (
 
 def variants_of(question: str, config: RunConfig) -> dict[str, list[str]]:
     """Overrides per variant. The plain variant takes as many steps as the three stages together."""
+    if config.rl.steps is None:
+        raise ConfigError("Give rl.steps: the plain variant takes as many steps as the three stages together.")
     total = config.pretrain.steps + config.sft.steps + config.rl.steps
     plain = [
         "pretrain.similar_weight=0",
@@ -121,7 +123,7 @@ def measured(variant: str, work: Workspace, folder: Path, data: Dataset) -> Iter
     spent = 0.0
     for stage in ("pretrain", "sft", "rl"):
         config = getattr(work.config, stage)
-        if not config.steps:
+        if config.steps == 0:
             continue
         load_checkpoint(folder / f"{stage}.best.safetensors", work.network, None)
         spent += read_meta(folder / f"{stage}.latest.safetensors")["seconds"] / 60

@@ -31,7 +31,7 @@ def begin_reasoning(work: Workspace) -> None:
     """
     network, vocabulary = work.network.eval(), work.vocabulary
     table = network.t5.shared.weight
-    table[vocabulary.start_tokens] = table[vocabulary.start_tokens[0]]
+    table[vocabulary.start_tokens] = table[vocabulary.start_tokens[0]].clone()
     residuals = first_residuals(work)
     _make_identity(network.heads.residual, MARGIN * float(residuals.abs().max()))
     if count := work.config.model.reasoning_codes:

@@ -85,6 +85,12 @@ class BatchShard:
         numbers: torch.Tensor = self.local(torch.rand(self.rows, *shape, generator=self.draws))
         return numbers
 
+    def sum(self, local: torch.Tensor) -> torch.Tensor:
+        """The sum over all processes, in place; no gradient."""
+        if self.world > 1:
+            dist.all_reduce(local)
+        return local
+
     def gather(self, local: torch.Tensor) -> torch.Tensor:
         """The micro-batch's rows, from all processes, in its order; no gradient. Shapes: (b, ...) -> (rows, ...)."""
         if self.world == 1:

@@ -98,6 +98,7 @@ def run_stage(
     precision: str = "float32",
     check: Callable[[dict[str, Any]], None] | None = None,
     kept: nn.Module | None = None,
+    start_competes: bool = True,
 ) -> Outcome:
     """Trains `network` in place for config.steps, or until validation has stopped rising (`config.patience`), and
     leaves the weights in it that were best on validation.
@@ -105,7 +106,8 @@ def run_stage(
     check: called with every evaluation after the warm-up; it raises where going on is no use. kept: what the step holds
     from one step to the next, saved and read back with the checkpoints.
 
-    The weights the stage starts with compete too, so that a stage cannot make the model worse on validation. A finished
+    The weights the stage starts with compete too, so that a stage cannot make the model worse on validation; unless
+    `start_competes` is false, because some of what is measured means nothing before training. A finished
     stage is read back from `folder`; an unfinished one goes on from its newest checkpoint. All processes evaluate,
     which takes no longer than waiting for one of them; rank 0 alone writes. Between the steps that log, evaluate or
     save, no value is read from the device, so that a GPU never waits for the next step to be prepared.
@@ -168,7 +170,8 @@ def run_stage(
                 log.write(stage, done, metrics, show=True)
                 if check is not None and done > config.warmup:
                     check(metrics)
-                if metrics["score"] > best["score"]:
+                no_rival = best_step == 0 and not start_competes
+                if metrics["score"] > best["score"] or no_rival:
                     best, best_step = metrics, done
                     save(best_file, None, {})
             if ended_early(done, best_step, config):

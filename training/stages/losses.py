@@ -67,8 +67,8 @@ def preference(
 
     [paper]: the reasoned answer y_w = [o_1 .. o_l ; target] is preferred to the direct one.
     [open]: y_l is the best item of the direct answer that is not the target (were it the target, the loss would lower
-    its likelihood without reasoning); the reference is this network after `preference_after` steps of stage 2, for stage
-    1 has never seen a reasoning code.
+    its likelihood without reasoning); the reference is this network after `preference_after` steps of stage 2, as stage
+    1 never saw a reasoning code.
     Shapes: log-probabilities (B,) -> scalar.
     """
     margin = (winner - reference_winner) - (loser - reference_loser)

@@ -1,4 +1,4 @@
-"""The five rewards of stage 3 [paper: names them in one line each; open: the formulas]. Each returns (B, G)."""
+"""The rewards of stage 3, each (B, G): five [paper: names them in one line each; open: the formulas], and a sixth."""
 
 from __future__ import annotations
 
@@ -38,3 +38,12 @@ def rank_reward(dense_logits: torch.Tensor, target: torch.Tensor, local_index: t
     own = dense_logits.gather(-1, local_index[:, None, None].expand(-1, dense_logits.shape[1], 1))  # (b, G, 1)
     other = (target[local_index, None] != target[None, :]).unsqueeze(1)
     return 1 / (1 + ((dense_logits > own) & other).sum(-1).float())
+
+
+def answer_reward(items: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """R = 1 / log2(1 + rank of the target in the answer as served), 0 where it is not in it   [open: NDCG].
+
+    Shapes: items (B, G, K) int64, best first, target (B,).
+    """
+    gain = 1 / torch.arange(2, items.shape[-1] + 2, device=items.device).log2()
+    return ((items == target[:, None, None]) * gain).sum(-1)

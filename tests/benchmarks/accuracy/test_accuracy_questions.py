@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.accuracy.__main__ import main
-from benchmarks.accuracy.ablation import Ablation, training_flops
+from benchmarks.accuracy.ablation import Ablation, at, best_file, training_flops
 from benchmarks.accuracy.item_graph import MEMORY, memory_of, ranks_of
+from benchmarks.accuracy.plots import bars
 from benchmarks.accuracy.questions import QUESTIONS
 from benchmarks.accuracy.ranks import Inference, load_ranks, measure_ranks, rank_of_target
 from benchmarks.accuracy.recipes import CHOICES, RL_CHOICES
@@ -122,6 +123,27 @@ def test_no_open_choice_is_the_default_one_by_another_name(tmp_path, config):
         assert not any(shares(here.settings(whole, 0), here.settings(other, 0), "rl") for other in others)
 
 
+def test_rows_of_one_checkpoint_say_so_and_nothing_gains_over_itself(tmp_path, monkeypatch):
+    """Stage 3 kept the weights it began with: its row is stage 2's by another name."""
+    ablation = Ablation(setup(tmp_path), (0, 1))
+    for variant, weights in (("l = 4", 1.0), ("rl", 1.0), ("rl, anchor alone", 2.0)):
+        for seed in ablation.seeds:
+            folder = ablation.setup.folder(variant, seed)
+            folder.mkdir(parents=True)
+            save_file({"weights/x": torch.full((2,), weights + seed)}, folder / best_file(variant))
+            for stage in ("pretrain", "sft", "rl"):
+                save_file({}, folder / f"{stage}.latest.safetensors", {"meta": json.dumps({"seconds": 60.0})})
+    ranks = np.array([[1, 5, 2], [3, 1, 20]])
+    monkeypatch.setattr(Ablation, "ranks", lambda self, cell: ranks + cell.inference.steps)
+    whole = at("l = 4", 4)
+    rows = ablation.rows([whole, at("rl", 4, against=whole.model), at("rl", 0, against=whole.model),
+                          at("rl, anchor alone", 4, against=whole.model)])  # fmt: skip
+    assert [row.get("same_checkpoint_as") for row in rows] == [None, whole.model, whole.model, None]
+    assert ["gain" in row for row in rows] == [False, False, True, True]
+    assert [row.get("against") for row in rows] == [None, *[whole.model] * 3]
+    bars(rows, tmp_path / "bars.svg", "over stage 2")  # draws what there is
+
+
 def test_a_question_from_end_to_end(tmp_path):
     write_shop(tmp_path / "shop", users=40, items=60, seed=0)
     command = ["joined", "--data", str(tmp_path / "shop"), "--work", str(tmp_path / "work")]
@@ -207,7 +229,7 @@ def test_whether_reasoning_pays_is_answered_with_every_control(tmp_path, few_set
 
 def test_open_choices_are_compared_with_the_default_and_shared_codes_with_their_own_plain_model(tmp_path):
     ablation, rows = answered("open_choices", tmp_path)
-    against = {(row["model"], row["against"]) for row in rows if "gain" in row}
+    against = {(row["model"], row["against"]) for row in rows if "against" in row}
     for choice in CHOICES:
         assert {(choice, "l = 4"), (f"{choice}, 4 steps", "l = 4, 4 steps")} <= against
     for choice in RL_CHOICES:

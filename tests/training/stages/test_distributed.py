@@ -56,7 +56,7 @@ CASES = {
     ),
     "sft, contrastive": (SftStep, "sft", ["sft.batch_size=7", "sft.balanced=false", "sft.state_loss=contrastive"]),
     "sft, random labels": (SftStep, "sft", ["sft.batch_size=7", "sft.labels=random"]),
-    "rl": (RlStep, "rl", ["rl.batch_size=7", "rl.group=4"]),
+    "rl": (RlStep, "rl", ["rl.batch_size=7", "rl.group=4", "rl.policy_share=0"]),
 }
 
 

@@ -14,6 +14,7 @@ from serving.network.model import StreamRec, dense_logits
 from tests.training.small import small_config, small_workspace
 from training.data.examples import batch_at
 from training.stages import losses
+from training.stages.answers import rivals
 from training.stages.predictions import Predictions, predict_items, predict_reasoning
 from training.stages.pretrain import PretrainStep
 from training.stages.reasoning import ReasoningTrace, decode_directly, decode_items, greedy, reason
@@ -49,6 +50,12 @@ class Batch:
         hidden, state = decode_directly(network, work.encode(self.histories), start, self.target)
         return predict_items(work, hidden), state
 
+    def log_p_directly(self, network: StreamRec, item: torch.Tensor) -> torch.Tensor:
+        """log P of other items (B, 1, M) without reasoning."""
+        work = self.work.with_network(network)
+        hidden, _ = decode_directly(network, work.encode(self.histories), work.vocabulary.start_tokens[0], item)
+        return predict_items(work, hidden).of(item).sum((1, 2))
+
     def reasoned(
         self, network: StreamRec, tokens: list[torch.Tensor] | None = None
     ) -> tuple[Predictions, ReasoningTrace, torch.Tensor]:
@@ -80,7 +87,8 @@ def test_stage_1_by_its_formula():
 def test_stage_2_by_its_formulas(state_loss: str, inputs: str):
     config = small_config(
         f"lengths=[{STEPS}]", "sft.batch_size=12", f"sft.label_smoothing={SMOOTHING}", "sft.preference_weight=0.7",
-        "sft.distillation_weight=0.3", "sft.balanced=false", f"sft.state_loss={state_loss}", f"sft.inputs={inputs}",
+        "sft.preference_after=0", "sft.distillation_weight=0.3",
+        "sft.balanced=false", f"sft.state_loss={state_loss}", f"sft.inputs={inputs}",
         "model.temperature=0.8",
     )  # fmt: skip
     work = small_workspace(config)
@@ -115,12 +123,16 @@ def test_stage_2_by_its_formulas(state_loss: str, inputs: str):
     close(terms["quantization"], torch.stack([losses.quantization(r, c) for r, c in pairs]).mean())
     close(terms["distillation"], losses.distillation(student=direct, teacher=reasoned))
 
-    def log_p(predictions: Predictions) -> torch.Tensor:
-        return predictions.of(batch.target).sum((1, 2))
+    before_reasoned, before_trace, _ = batch.reasoned(reference, trace.tokens)
+    rival = work.item_tokens[rivals(work, cross, batch.items)].unsqueeze(1)
+    assert not (rival == batch.target).all(-1).any()
 
-    before_direct, _ = batch.direct(reference)
-    before_reasoned, _, _ = batch.reasoned(reference, trace.tokens)
-    margin = log_p(reasoned) - log_p(before_reasoned) - log_p(direct) + log_p(before_direct)
+    def of_winner(of: StreamRec, item: Predictions, thoughts: ReasoningTrace) -> torch.Tensor:
+        tokens = predict_reasoning(work.with_network(of), thoughts.hidden).of(torch.stack(trace.tokens, -1))
+        return item.of(batch.target).sum((1, 2)) + tokens.sum((1, 2))
+
+    winner = of_winner(network, reasoned, trace) - of_winner(reference, before_reasoned, before_trace)
+    margin = winner - batch.log_p_directly(network, rival) + batch.log_p_directly(reference, rival)
     assert margin.abs().max() > 0.1  # or a sign would not show
     close(terms["preference"], -F.logsigmoid(config.sft.preference_beta * margin).mean())
 
@@ -136,16 +148,17 @@ def test_stage_2_by_its_formulas(state_loss: str, inputs: str):
 
 def test_the_preference_teaches_to_prefer_the_reasoned_answer():
     weights = [f"sft.{name}_weight=0" for name in ("plain", "answer", "reasoning", "state", "quantization")]
-    config = small_config(*weights, "sft.preference_weight=1", f"lengths=[{STEPS}]", "sft.batch_size=24")
+    config = small_config(*weights, "sft.preference_weight=1", "sft.preference_after=0", f"lengths=[{STEPS}]",
+                          "sft.batch_size=24")  # fmt: skip
     work = small_workspace(config)
     step = SftStep(work, config.sft)
     batch = Batch(work, config.seed + 1, 0, 24)
+    rival = work.item_tokens[rivals(work, work.encode(batch.histories), batch.items)].unsqueeze(1)
 
     @torch.no_grad()
     def gain() -> float:
-        predictions = batch.reasoned(work.network)[0], batch.direct(work.network)[0]
-        reasoned, direct = (found.of(batch.target).sum((1, 2)).mean() for found in predictions)
-        return float(reasoned - direct)
+        reasoned = batch.reasoned(work.network)[0].of(batch.target).sum((1, 2))
+        return float((reasoned - batch.log_p_directly(work.network, rival)).mean())
 
     before = gain()
     optimiser = torch.optim.Adam(work.network.parameters(), lr=1e-2)
@@ -193,7 +206,7 @@ def test_stage_3_by_its_formulas():
         f"lengths=[{STEPS}]", "rl.batch_size=6", "rl.group=5", "rl.updates=2", "rl.checkpoint_every=2", "rl.clip=0.1",
         "rl.kl_weight=0.7", "rl.policy_weight=0.6", "rl.anchor_weight=0.3", f"rl.label_smoothing={SMOOTHING}",
         "rl.format_reward=0.1", "rl.match_reward=0.2", "rl.similarity_reward=0.3", "rl.likelihood_reward=0.4",
-        "rl.rank_reward=0.5", "model.temperature=0.8",
+        "rl.rank_reward=0.5", "rl.answer_reward=0.6", "model.temperature=0.8",
     )  # fmt: skip
     work = small_workspace(config)
     step = RlStep(work, config.rl)
@@ -210,21 +223,22 @@ def test_stage_3_by_its_formulas():
 
     def log_probs(of: StreamRec) -> torch.Tensor:
         at = work.with_network(of)
-        return policy_log_probs(at, of, at.encode(batch.histories), known.rollout)
+        return policy_log_probs(at, of, at.encode(batch.histories), known.rollout, config.rl)
 
     now, before, old = log_probs(network), log_probs(reference), known.rollout.log_probs
     for pair in ((now, before), (now, old), (before, old)):
         assert not torch.allclose(*pair, atol=1e-2)
     close(known.reference, before)
-    weights = {"format": 0.1, "match": 0.2, "similarity": 0.3, "likelihood": 0.4, "rank": 0.5}
+    weights = {"format": 0.1, "match": 0.2, "similarity": 0.3, "likelihood": 0.4, "rank": 0.5, "answer": 0.6}
     reward = torch.stack([weight * known.rollout.rewards[name] for name, weight in weights.items()]).sum(0)
-    close(known.advantage, losses.advantages(reward))
+    advantage = torch.stack([w * losses.advantages(known.rollout.rewards[name]) for name, w in weights.items()]).sum(0)
+    close(known.advantage, advantage)
     close(terms["reward"], reward.mean())
     close(terms["reward_spread"], reward.std(-1).mean())
     for name in weights:
         close(terms[f"reward/{name}"], known.rollout.rewards[name].mean())
     close(terms["kl"], (now - before).mean())
-    close(terms["policy"], losses.grpo(now, old, before, losses.advantages(reward), clip=0.1, beta=0.7))
+    close(terms["policy"], losses.grpo(now, old, before, advantage, clip=0.1, beta=0.7))
     direct, reasoned = batch.direct(network)[0], batch.reasoned(network)[0]
     close(terms["anchor"], sum(losses.nll(found, batch.target, SMOOTHING) for found in (direct, reasoned)))
     close(loss, 0.6 * terms["policy"] + 0.3 * terms["anchor"])

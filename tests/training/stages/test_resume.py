@@ -155,12 +155,42 @@ def test_a_stage_killed_at_any_step_write_or_evaluation_ends_with_the_same_weigh
     assert moments > (4 if patience else 25)
 
 
+@pytest.mark.parametrize("competes", [True, False])
+def test_what_a_stage_starts_with_competes_or_does_not(competes, tmp_path):
+    config = StageConfig(steps=4, eval_every=2, warmup=0, checkpoint_every=2)
+    network, scores = torch.nn.Linear(2, 1), iter([0.9, 0.3, 0.2])
+
+    def step(number: int, _: BatchShard) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        return network(torch.ones(2)).sum(), {}
+
+    with closing(Log(tmp_path, silent=True)) as log:
+        outcome = run_stage("sft", network, config, 0, tmp_path, step, lambda: {"score": next(scores)}, log,
+                            start_competes=competes)  # fmt: skip
+    assert (outcome.best_step, outcome.best["score"]) == ((0, 0.9) if competes else (2, 0.3))
+
+
+def test_stage_2_alone_does_not_keep_its_start(tmp_path, monkeypatch):
+    """With reasoning or without: the start of a run without could be kept, where one with it cannot reason yet."""
+    seen = {}
+
+    def noted(stage: str, *_: object, start_competes: bool = True, **__: object) -> None:
+        seen[stage] = start_competes
+
+    monkeypatch.setattr(pipeline, "run_stage", noted)
+    for settings in ((), ("lengths=[0]", "evaluation.steps=[0]")):
+        work = small_workspace(small_config(*settings))
+        with closing(Log(tmp_path, silent=True)) as log:
+            for stage in pipeline.TRAINED:
+                pipeline.train_stage(stage, work, tmp_path, log)
+        assert seen == {"pretrain": True, "sft": False, "rl": True}
+
+
 PACKED = "model.attention=causal-by-item model.age_bias=true model.end_token=false pretrain.state_weight=1"
 
 
-@pytest.mark.parametrize("setting", ["sft.preference_weight=1", "rl.group=4", PACKED])
+@pytest.mark.parametrize("setting", ["sft.preference_weight=1 sft.preference_after=1", "rl.group=4", PACKED])
 def test_a_resumed_stage_has_the_same_reference_weights(setting, tmp_path, monkeypatch):
-    """Killed in the middle of a stage whose loss knows the weights it started from, and run again."""
+    """Killed in the middle of a stage whose loss compares with earlier weights, and run again."""
     stages = ("pretrain", "sft", "rl") if setting.startswith("rl.") else ("pretrain", "sft")
     config = small_config(*setting.split(), *(f"{stage}.{what}" for stage in stages for what in (
         "steps=4", "batch_size=8", "checkpoint_every=2", "eval_every=0", "warmup=0", "lr=0.01")))  # fmt: skip

@@ -10,11 +10,14 @@ import torch
 
 from tests.training.small import overfit, small_config, small_workspace
 from training.stages import rewards
+from training.stages.answers import answers_after
+from training.stages.predictions import predict_items
 from training.stages.pretrain import PretrainStep
+from training.stages.reasoning import begin, decode_items
 from training.stages.rl import RlStep
-from training.stages.rollouts import policy_log_probs, sample
+from training.stages.rollouts import path_log_probs, policy_log_probs, sample
 
-NAMES = ("format", "match", "similarity", "likelihood", "rank")
+NAMES = ("format", "match", "similarity", "likelihood", "rank", "answer")
 
 
 def test_format_by_hand():
@@ -41,6 +44,26 @@ def test_likelihood_by_hand():
     torch.testing.assert_close(rewards.likelihood_reward(with_reasoning, without), expected)
 
 
+def test_answer_by_hand():
+    served = torch.tensor([[[7, 8, 9], [8, 7, 9], [9, 8, 7], [9, 8, -1]]])
+    # first, second and third place, and none: 1, 1 / log2(3), 1 / 2 and 0
+    found = rewards.answer_reward(served, torch.tensor([7]))
+    torch.testing.assert_close(found, torch.tensor([[1.0, 1 / math.log2(3), 0.5, 0.0]]))
+
+
+@pytest.mark.parametrize("form", ["token", "state", "both"])
+@torch.no_grad()
+def test_the_answer_after_the_searchs_own_thoughts_is_the_searchs(form):
+    work = small_workspace(small_config(f"model.step_form={form}"))
+    ranker = work.ranker()
+    batch = ranker.encode(work.split.valid_history[:6])
+    found = ranker.search(batch, 2, 10)
+    tokens = found.reasoning_tokens if form != "state" else torch.zeros(6, 1, 2, dtype=torch.int64)
+    both = torch.cat([tokens, tokens], 1)  # a group of two
+    for path in answers_after(work, batch.cross, both).unbind(1):
+        assert torch.equal(path, found.items)
+
+
 def test_rank_by_hand():
     # scores of the state against the targets of rows 0, 1, 2, for G = 2 rollouts a row
     scores = torch.tensor(
@@ -65,8 +88,9 @@ def test_equal_items_are_no_negatives_in_the_rank():
 
 @pytest.mark.parametrize("form", ["token", "state", "both"])
 @pytest.mark.parametrize("steps", [0, 2])
-def test_a_rollout_knows_the_probabilities_it_was_drawn_with(form, steps):
-    config = small_config(f"model.step_form={form}", "model.temperature=0.7", "rl.group=5")
+@pytest.mark.parametrize("inside", ["true", "false"])
+def test_a_rollout_knows_the_probabilities_it_was_drawn_with(form, steps, inside):
+    config = small_config(f"model.step_form={form}", "model.temperature=0.7", "rl.group=5", f"rl.inside_trie={inside}")
     work = small_workspace(config)
     work.network.eval()
     row = torch.arange(4)
@@ -76,9 +100,10 @@ def test_a_rollout_knows_the_probabilities_it_was_drawn_with(form, steps):
     assert rollout.reasoning.shape == (4, 5, steps) and rollout.item.shape == (4, 5, 3)
     lo, hi = work.vocabulary.reasoning_range
     assert ((rollout.reasoning >= lo) & (rollout.reasoning < hi)).all()
-    again = policy_log_probs(work, work.network, cross, rollout)
+    again = policy_log_probs(work, work.network, cross, rollout, config.rl)
     assert again.shape == (4, 5, 3 if form == "state" else steps + 3)
     torch.testing.assert_close(again.detach(), rollout.log_probs)
+    assert bool((rollout.rewards["format"] == 0).all()) == (inside == "true")  # what it draws can be served
     assert set(rollout.rewards) == set(NAMES)
     assert all(value.shape == (4, 5) for value in rollout.rewards.values())
 
@@ -107,6 +132,22 @@ def test_rollouts_are_drawn_with_the_temperature_they_are_scored_with():
         assert float(shard) == pytest.approx(float(probability), abs=0.05)  # 2.5 standard errors and more
 
 
+@torch.no_grad()
+def test_inside_the_trie_the_probabilities_of_all_items_add_up_to_1():
+    config = small_config()
+    work = small_workspace(config)
+    work.network.eval()
+    cross = work.encode([work.split.train[0], work.split.train[1]])
+    everything = work.item_tokens.expand(2, -1, -1)
+    start = work.vocabulary.start_tokens[0]
+    trace = begin(work.network, start, 2, paths=len(work.item_tokens))
+    hidden, _ = decode_items(work.network, cross, trace, everything)
+    predictions = predict_items(work, hidden)
+    inside = path_log_probs(work, predictions, everything).sum(-1)
+    torch.testing.assert_close(inside.exp().sum(-1), torch.ones(2))
+    assert (predictions.of(everything).sum(-1).exp().sum(-1) < 0.9).all()  # the rest is of IDs that no item has
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_reward_that_is_trained_alone_makes_the_outputs_it_likes_likelier(name):
     """Twenty updates on one batch of rollouts: the reward of an output that the policy would now write, by importance
@@ -119,7 +160,7 @@ def gain_by_training(name: str, seed: int) -> float:
     weights = [f"rl.{other}_reward={int(other == name)}" for other in NAMES]
     config = small_config(*weights, "model.step_form=token", "lengths=[2]", "rl.batch_size=8", "rl.group=64",
                           "rl.anchor_weight=0", "rl.policy_weight=1", "rl.kl_weight=0", "rl.updates=20",
-                          "rl.checkpoint_every=20")  # fmt: skip
+                          "rl.checkpoint_every=20", f"rl.inside_trie={str(name != 'format').lower()}")  # fmt: skip
     work = small_workspace(config, seed)
     overfit(PretrainStep(work, config.pretrain), work.network, "nll", updates=20)  # so that some outputs are items
     torch.manual_seed(seed)
@@ -128,7 +169,7 @@ def gain_by_training(name: str, seed: int) -> float:
 
     @torch.no_grad()
     def expected() -> float:
-        now = policy_log_probs(work, work.network, work.encode(known.histories), known.rollout)
+        now = policy_log_probs(work, work.network, work.encode(known.histories), known.rollout, config.rl)
         shares = (now - known.rollout.log_probs).sum(-1).softmax(-1)
         return float((shares * known.rollout.rewards[name]).sum(-1).mean())
 

@@ -15,19 +15,20 @@ from serving.network.t5 import CrossKeysValues
 from tests.training.small import overfit, small_config, small_workspace
 from training.evaluate import validate
 from training.stages import pretrain
-from training.stages.answers import rivals
-from training.stages.losses import nll
+from training.stages.answers import mode, rivals
+from training.stages.losses import advantages, nll
 from training.stages.predictions import Predictions
 from training.stages.pretrain import PretrainStep
 from training.stages.reasoning import decode_directly, reason
-from training.stages.rl import RlStep
+from training.stages.rl import REWARDS, Balance, RlStep
+from training.stages.rollouts import policy_log_probs
 from training.stages.sft import Labeller, SftStep
 
 LITERAL = Path(__file__).parents[3] / "training/literal.yaml"
 SILENT = [f"sft.{name}_weight=0" for name in ("plain", "answer", "reasoning", "state", "quantization", "preference")]
 
 Decoded = tuple[torch.Tensor, torch.Tensor]
-NO_REWARD = [f"rl.{name}_reward=0" for name in ("format", "match", "similarity", "likelihood", "rank")]
+NO_REWARD = [f"rl.{name}_reward=0" for name in REWARDS]
 
 
 def fell(values: list[float], share: float = 0.8) -> bool:
@@ -259,7 +260,7 @@ def test_the_literal_recipe_differs_from_the_default_where_the_paper_does():
 
 def test_stage_3_makes_the_mean_reward_rise():
     config = small_config("model.step_form=token", "rl.batch_size=16", "rl.group=12", "rl.anchor_weight=0",
-                          "rl.policy_weight=1")  # fmt: skip
+                          "rl.policy_weight=1", "rl.inside_trie=false")  # fmt: skip
     gains = []
     for seed in (0, 1):
         work = small_workspace(config, seed)
@@ -285,6 +286,77 @@ def test_stage_3_starts_on_its_reference_and_ignores_groups_of_equal_rewards():
     loss.backward()
     # no reward tells the outputs apart and the policy is where it started: nothing to learn
     assert max(float(p.grad.abs().max()) for p in work.network.parameters() if p.grad is not None) < 1e-5
+
+
+def test_ratios_know_no_dropout_and_the_anchor_does():
+    config = small_config("model.dropout=0.3", "rl.batch_size=6", "rl.group=4")
+    work = small_workspace(config)
+    work.network.train()
+    anchors = []
+    for seed in range(2):
+        step = RlStep(work, config.rl)
+        torch.manual_seed(seed)
+        _, terms = step(0)
+        assert work.network.training  # as it was
+        experience = step.experience[0]
+        with mode(work.network, training=False):
+            cross = work.encode(experience.histories)
+            now = policy_log_probs(work, work.network, cross, experience.rollout, config.rl)
+        assert torch.equal(now.detach(), experience.rollout.log_probs)  # a ratio of exactly 1
+        assert float(terms["policy"]) == pytest.approx(-float(experience.advantage.mean()), abs=1e-5)
+        assert float(terms["kl"]) == pytest.approx(0, abs=1e-6)
+        for masks in range(2):
+            torch.manual_seed(masks)
+            with mode(work.network, training=True):
+                anchors.append(float(step.anchor(experience).detach()))
+    assert anchors[0] != pytest.approx(anchors[1], rel=1e-3)
+
+
+def test_every_reward_counts_by_its_weight_whatever_its_spread():
+    config = small_config("rl.batch_size=6", "rl.group=8", "rl.match_reward=2", "rl.rank_reward=0")
+    step = RlStep(small_workspace(config), config.rl)
+    step(0)
+    rewards, weights = step.experience[0].rollout.rewards, dict.fromkeys(REWARDS, 1.0) | {"match": 2.0, "rank": 0.0}
+    expected = torch.stack([weights[name] * advantages(rewards[name]) for name in REWARDS]).sum(0)
+    torch.testing.assert_close(step.experience[0].advantage, expected)
+
+
+def test_the_policys_gradient_is_kept_at_its_share_of_the_anchors():
+    config = small_config("rl.batch_size=12", "rl.group=8", "rl.policy_share=0.5")
+    work = small_workspace(config)
+    step = RlStep(work, config.rl)
+    _, terms = step(0)
+    share = float(terms["gradient/policy"]) / float(terms["gradient/anchor"])
+    assert share == pytest.approx(0.5, rel=1e-4)
+
+    def norm(policy: bool) -> float:
+        """Of one part's gradient, computed by itself."""
+        work.network.zero_grad()
+        settings = {"policy_weight": 1.0, "anchor_weight": 0.0} if policy else {"policy_weight": 0.0}
+        other = RlStep(work, config.rl.model_copy(update={**settings, "policy_share": 0.0}))
+        other.experience = step.experience
+        loss, _ = other(1)
+        loss.backward()
+        return float(torch.cat([p.grad.flatten() for p in work.network.parameters() if p.grad is not None]).norm())
+
+    assert float(terms["policy_weight"]) * norm(policy=True) == pytest.approx(0.5 * norm(policy=False), rel=1e-3)
+
+
+def test_the_policys_weight_moves_half_the_way_and_stays_where_there_is_no_gradient():
+    balance = Balance(0.1)
+    norm = torch.tensor
+    balance.follow(norm(0.25), norm(8.0), share=0.5, at_once=True)
+    assert float(balance.weight) == pytest.approx(16)
+    balance.follow(norm(1.0), norm(8.0), share=0.5, at_once=False)  # wanted: 4
+    assert float(balance.weight) == pytest.approx(8)
+    balance.follow(norm(0.0), norm(8.0), share=0.5, at_once=False)
+    assert float(balance.weight) == pytest.approx(8) and float(balance.policy) == 0
+
+
+def test_stage_3_takes_an_epoch_unless_it_is_told_how_many_steps():
+    rl = small_config("rl.batch_size=64", "rl.updates=2").rl
+    assert rl.steps is None and rl.resolved(1000).steps == 2 * 16
+    assert small_config("rl.steps=7").rl.resolved(1000).steps == 7
 
 
 def test_updates_share_rollouts_and_the_clip_limits_later_updates():

@@ -56,7 +56,7 @@ def _table(found: re.Match[str], results: Path) -> str:
     runs = [_result(results / f"{name}.json") for name in found["name"].split("+")]
     columns, wanted = _parse(found["columns"])
     part = wanted.pop("of", "rows")
-    rows = [row for run in runs for row in _rows(run, part) if _fits(row, wanted)]
+    rows = [_without_itself(row) for run in runs for row in _rows(run, part) if _fits(row, wanted)]
     labels = {}
     for column in columns:
         name, _, label = column.partition(":")
@@ -104,6 +104,17 @@ def _result(path: Path) -> dict[str, Any]:
 
 def _rows(run: Mapping[str, Any], part: str) -> list[dict[str, Any]]:
     return [{"data": run.get("data")} | row | _derived(row) for row in run[part]]
+
+
+def _without_itself(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row without a gain where it was compared with the same checkpoint by another name: every bootstrap of that is
+    0, and an interval from 0 to 0 looks like a precise result.
+    """
+    if not (row.get("gain") == row.get("low") == row.get("high") == 0):
+        return dict(row)
+    gain = ("gain", "low", "high", "percent", "low_percent", "high_percent", "detectable")
+    kept = {name: value for name, value in row.items() if name not in gain}
+    return kept | {"against": f"{row['against']} (the same)" if "against" in row else "itself"}
 
 
 def _derived(row: Mapping[str, Any]) -> dict[str, float]:

@@ -32,6 +32,8 @@ def catalogue(items: int, levels: int, seed: int) -> np.ndarray:
 def test_every_item_and_nothing_else_can_be_reached(seed, items, levels, entries):
     codes = catalogue(items, levels, seed)
     trie = build_trie(codes, table_entries=entries)
+    prefixes = {tuple(row[:length]) for row in codes.tolist() for length in range(levels + 1)}
+    assert (trie.nodes, trie.levels) == (len(prefixes), levels)
     log_probs = torch.from_numpy(np.random.default_rng(seed).standard_normal((1, 1, VOCABULARY)))
     node_of = {(): 0}
     for level in range(levels):

@@ -177,7 +177,12 @@ def test_leave_one_out_by_hand(tmp_path):
     assert [history.tolist() for history in split.test_history] == [[0, 1, 2], [0, 1]]
     assert split.test_target.tolist() == [3, 2]
     assert data.skipped["users with fewer than 3 events (used for training only)"] == 2
-    assert "2 users with fewer than 3 events" in describe(data, split)
+    text = describe(data, split)
+    assert "2 users with fewer than 3 events" in text
+    shown = {line[:24].strip(): line[24:].strip() for line in text.splitlines()[1:] if "note:" not in line}
+    sizes = {"training users": "4", "training events": "6", "validation targets": "2", "test targets": "2"}
+    assert sizes.items() <= shown.items() and shown["users"] == "4" and shown["mean length"] == "2.5"
+    assert "training users" not in describe(data)
 
 
 def test_leave_one_out_needs_someone_to_evaluate(tmp_path):

@@ -1,16 +1,11 @@
-"""The body of a request: bounded, and read to its end even where nobody wants it."""
+"""The body of a request, bounded. What nobody wants of it is read by the guard, for the sake of the answer."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
-from contextlib import suppress
 
 from fastapi import HTTPException
 from starlette.types import Message, Receive
-
-LINGER_S = 2.0  # after an answer, longest wait for the rest of a body
-DISCARDED_BYTES = 4 << 20  # most that is read of it
 
 
 class Body:
@@ -31,17 +26,6 @@ class Body:
         if self._left < 0:
             raise too_large(self._limit)
         return message
-
-    async def discard(self) -> None:
-        """Reads what is left. A connection that is closed on a client that still sends is reset, and the client may
-        never see its answer."""
-        left = DISCARDED_BYTES
-        with suppress(TimeoutError):
-            async with asyncio.timeout(LINGER_S):
-                while not self.is_read and left > 0:
-                    message = await self._receive()
-                    self.is_read = not message.get("more_body", False)  # neither has a client that has gone
-                    left -= len(message.get("body", b""))
 
 
 def too_large(limit: int) -> HTTPException:

@@ -16,7 +16,8 @@ MAX_CHUNK_LINE = 256  # bytes of a chunk's size with its extensions
 MAX_TRAILER = 8192  # bytes of the fields after a chunked body
 
 _FIELD = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++:[\t\x20-\x7e\x80-\xff]*+\r\n"
-_HEAD = re.compile(rb"([A-Z]++) ([\x21\x22\x24-\x7e]++) HTTP/1\.([01])\r\n(?:" + _FIELD + rb")*+\r\n")
+_METHOD = rb"(GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS|TRACE)"  # what the application can answer, if only with 405
+_HEAD = re.compile(_METHOD + rb" ([\x21\x22\x24-\x7e]++) HTTP/1\.([01])\r\n(?:" + _FIELD + rb")*+\r\n")
 _TRAILER = re.compile(rb"(?:" + _FIELD + rb")*+\r\n")
 _TELLING = re.compile(rb"\r\n(host|content-length|transfer-encoding|upgrade):([^\r]*)", re.IGNORECASE)
 _UPGRADE = re.compile(rb"\r\nupgrade:[^\r]*", re.IGNORECASE)
@@ -39,7 +40,7 @@ def read_head(data: bytes) -> Head:
     """
     matched = _HEAD.fullmatch(data)
     if matched is None:
-        raise MalformedRequest("The request is not well-formed HTTP/1.1.")
+        raise MalformedRequest("The request is not well-formed, or its method is unknown.")
     method, target, minor = matched.groups()
     host = length = coding = None
     offers_upgrade = False
@@ -63,7 +64,7 @@ def read_head(data: bytes) -> Head:
         raise MalformedRequest("Send either Content-Length or Transfer-Encoding.")
     if host is None and minor == b"1":
         raise MalformedRequest("Send a Host field.")
-    if target[:1] != b"/" or method == b"CONNECT":
+    if target[:1] != b"/":
         _check_target(method, target, host)
     if offers_upgrade:
         data = _UPGRADE.sub(b"", data)
@@ -72,8 +73,6 @@ def read_head(data: bytes) -> Head:
 
 def _check_target(method: bytes, target: bytes, host: bytes | None) -> None:
     """Accepts `*` with OPTIONS, and an absolute URL that names the same host as the Host field."""
-    if method == b"CONNECT":
-        raise MalformedRequest("This is no proxy: CONNECT is not understood.")
     if method == b"OPTIONS" and target == b"*":
         return
     scheme, separator, rest = target.partition(b"://")

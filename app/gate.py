@@ -14,7 +14,6 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import errors
-from app.body import Body
 from app.errors import QuotaExceeded
 from app.headers import request_id, with_standard_headers
 from app.lifecycle import Service
@@ -46,11 +45,7 @@ class LoadShedder:
         response, reason = _rendered(type(error), str(error), wait)  # type: ignore[arg-type]  # a class is hashable
         headers = with_standard_headers(response.raw_headers, request_id(scope["headers"]), scope["scheme"])
         await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
-        body = Body(dict(scope["headers"]), receive, self.service.settings.max_body_bytes)
-        await send({"type": "http.response.body", "body": response.body, "more_body": not body.is_read})
-        if not body.is_read:
-            await body.discard()
-            await send({"type": "http.response.body"})
+        await send({"type": "http.response.body", "body": response.body})
         self.service.metrics.rejections(reason).inc()
         self.service.metrics.answers(PATH, str(response.status_code)).observe(time.perf_counter() - started)
 

@@ -40,7 +40,7 @@ class Envelope:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        started, answered, status = time.perf_counter(), 0.0, 0
+        started, status = time.perf_counter(), 0
         sent, method = dict(scope["headers"]), scope["method"]
         body = Body(sent, receive, self.max_body_bytes)
         own_id = request_id(scope["headers"])
@@ -49,23 +49,16 @@ class Envelope:
             scope = {**scope, "method": "GET"}
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal answered, status
+            nonlocal status
             if message["type"] == "http.response.start":
                 status = 499 if body.has_left else message["status"]  # nobody sees the answer
                 headers = with_standard_headers(message.get("headers", ()), own_id, scope["scheme"])
                 if not body.is_read and b"expect" in sent:  # what was not asked for is not sent
                     headers.append((b"connection", b"close"))
-                    body.is_read = True
                 await send({**message, "headers": headers})
                 return
             if method == "HEAD":
                 message = {**message, "body": b""}
-            if not message.get("more_body"):
-                answered = time.perf_counter()
-                if not body.is_read:  # the answer goes at once, and the connection's end once the client has sent all
-                    await send({**message, "more_body": True})
-                    await body.discard()
-                    message = {"type": "http.response.body"}
             await send(message)
 
         try:
@@ -84,7 +77,7 @@ class Envelope:
                     raise
                 await errors.response(error)(scope, receive, send_with_headers)
         finally:
-            seconds = (answered or time.perf_counter()) - started
+            seconds = time.perf_counter() - started
             status, route = status or 499, route_of(scope)
             self.metrics.answers(route, str(status)).observe(seconds)
             level = logging.DEBUG if route in QUIET or status in NOT_LOGGED else logging.INFO

@@ -78,6 +78,7 @@ def test_a_head_that_is_clear_is_read(data: bytes, length: int | None) -> None:
         b"GET ftp://x/livez HTTP/1.1\r\nHost: x\r\n\r\n",
         b"GET livez HTTP/1.1\r\nHost: x\r\n\r\n",
         b"GET * HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"NOSUCHMETHOD / HTTP/1.1\r\nHost: x\r\n\r\n",
         b"CONNECT /x HTTP/1.1\r\nHost: x\r\n\r\n",
         b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\n\r\n",
         b"GET /items/\xc3\xa9 HTTP/1.1\r\nHost: x\r\n\r\n",

@@ -15,6 +15,7 @@ import uvicorn
 from fastapi.testclient import TestClient
 from uvicorn.server import ServerState
 
+from app.guard import Bounds, Connections, Guard
 from app.lifecycle import Service
 from serving.errors import Overloaded
 from serving.online.admission import QUEUE_FULL, Demand
@@ -31,13 +32,16 @@ class Wire(asyncio.Transport):
 
     def __init__(self, peer: str) -> None:
         super().__init__({"peername": (peer, 4711)})
-        self.sent, self.closed = b"", False
+        self.sent, self.closed, self.ended = b"", False, False
 
     def write(self, data: Any) -> None:
         self.sent += bytes(data)
 
     def close(self) -> None:
         self.closed = True
+
+    def write_eof(self) -> None:
+        self.ended = True
 
     def is_closing(self) -> bool:
         return self.closed
@@ -97,19 +101,20 @@ def talk(
     peer: str = "192.0.2.9",
     look: Callable[[Wire], None] = lambda wire: None,
 ) -> list[Answer]:
-    """Sends pieces of bytes over one connection of uvicorn's, and returns the answers once there are `count`. `look` is
-    called after every piece, once the application has done what it can."""
+    """Sends pieces of bytes over one connection behind the guard, and returns the answers once there are `count`.
+    `look` is called after every piece, once the application has done what it can."""
 
     async def go() -> list[Answer]:
         config = uvicorn.Config(
             client.app,  # type: ignore[arg-type]
-            http="httptools",
+            http=partial(Guard, Connections(Bounds())),  # type: ignore[arg-type]
             log_config=None,
             access_log=False,
             proxy_headers=False,
         )
         config.load()
-        protocol, wire = config.http_protocol_class(config, ServerState(), {}), Wire(peer)  # type: ignore[call-arg]
+        protocol = config.http_protocol_class(config=config, server_state=ServerState(), app_state={})  # type: ignore[call-arg]
+        wire = Wire(peer)
         protocol.connection_made(wire)
         for piece in pieces:
             protocol.data_received(piece)  # type: ignore[attr-defined]
@@ -119,7 +124,9 @@ def talk(
         while len(wire.answers()) < count:
             await asyncio.sleep(0.001)
         await asyncio.sleep(0.005)
-        assert wire.closed == any(headers.get("connection") == "close" for _, headers, _ in wire.answers())
+        assert (wire.closed or wire.ended) == any(
+            headers.get("connection") == "close" for _, headers, _ in wire.answers()
+        )
         protocol.connection_lost(None)
         return wire.answers()
 

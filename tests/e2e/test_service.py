@@ -92,6 +92,28 @@ def test_a_client_that_hangs_up_does_not_hurt(service: ServiceProcess) -> None:
     eventually(lambda: service.metric("streamrec_queue_depth") == 0)
 
 
+def test_the_service_is_behind_its_guard(service: ServiceProcess) -> None:
+    """What the guard does in detail is in tests/app/test_guard.py."""
+
+    def answer(*parts: bytes) -> str:
+        with socket.create_connection((service.http.base_url.host, service.http.base_url.port), DEADLINE) as client:
+            for part in parts:
+                client.sendall(part)
+            return client.recv(1 << 16).decode()
+
+    body = json.dumps({"history": HISTORY}).encode()
+    head = (
+        b"POST /recommend HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n"
+        % len(body)
+    )
+    upgrade = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAM\r\n\r\n"
+    assert answer(head + upgrade, body).startswith("HTTP/1.1 200 OK")
+    assert answer(head + b"Transfer-Encoding: chunked\r\n\r\n" + body).startswith("HTTP/1.1 400 Bad Request")
+    assert answer(head + b"a:\r\n" * 1000 + b"\r\n").startswith("HTTP/1.1 431 Request Header Fields Too Large")
+    assert service.metric('streamrec_rejected_total{reason="malformed_request"}') == 1
+    assert service.metric('streamrec_rejected_total{reason="head_too_large"}') == 1
+
+
 def test_sigterm_is_unready_finishes_what_runs_and_exits_with_0(start_service: StartService, slow_bundle: Path) -> None:
     service = start_service(of=slow_bundle, variables=LONG_QUEUE)
     requests = [{"history": [f"i{i}"], "beam_width": 200, "k": 10} for i in range(64)]

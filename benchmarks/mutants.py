@@ -272,16 +272,18 @@ def main(arguments: list[str] | None = None) -> int:
                 break
             if (mutant := plant(module, name, occurrence)) is None:
                 continue
-            row = earlier.get((module, mutant.before, mutant.after))
+            row = earlier.pop((module, mutant.before, mutant.after), None)
             if row is None or row["outcome"] == "survived":
                 outcome = copy.try_out(mutant, TESTS[module])
                 row = {"module": module, "before": mutant.before, "after": mutant.after, "outcome": outcome}
                 if outcome == "survived":
                     print(f"\n{module} survived\n- {mutant.before}\n+ {mutant.after}", flush=True)
             rows.append(row)
-            run.record(options.out, [options.seed], rows, places=len(everywhere))
+            # What an earlier run knows and this one has not come to yet is kept, should this one be stopped.
+            run.record(options.out, [options.seed], [*rows, *earlier.values()], places=len(everywhere))
             caught = sum(row["outcome"] != "survived" for row in rows)
             print(f"\r{caught} of {len(rows)} caught", end="", flush=True)
+    run.record(options.out, [options.seed], rows, places=len(everywhere))
     print()
     return 0
 

@@ -165,7 +165,8 @@ class SftConfig(StageConfig):
     preference_after: steps before the preference begins to count, with the network of that step as its reference.
     inputs: `label` feeds the labels to the decoder [paper], `own` its own tokens. apart: begin with reasoning codes and
     start tokens set from the data (training/stages/begin.py), and not as stage 1 left them. entropy_floor: the
-    share of its maximum that the entropy of reasoning tokens must keep after the warm-up, or the run ends; 0: no check.
+    share of its maximum that the entropy of reasoning tokens must keep after the warm-up and the first 200 steps, or
+    the run ends; 0: no check.
     """
 
     steps: Count = 1200

@@ -13,7 +13,7 @@ QUICK = (
     "evaluation.choice_users=20", "evaluation.beam=10", "evaluation.dense_weights=[0,1]",
     *(f"{stage}.{name}" for stage in ("pretrain", "sft", "rl")
       for name in ("steps=20", "batch_size=16", "warmup=4", "eval_every=10", "checkpoint_every=4")),
-    "rl.group=4", "rl.batch_size=8", "sft.entropy_floor=0",
+    "rl.group=4", "rl.batch_size=8",
 )  # fmt: skip
 
 

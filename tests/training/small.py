@@ -16,7 +16,6 @@ MODEL = (
     "model.d_model=16", "model.d_kv=8", "model.d_ff=32", "model.layers=1", "model.heads=2", "model.dropout=0",
     "model.max_items=5", "model.max_steps=2", "model.reasoning_codes=6", "evaluation.steps=[0,2]",
     "evaluation.valid_users=40", "evaluation.choice_users=40", "evaluation.beam=12", "evaluation.dense_weights=[0,1]",
-    "sft.entropy_floor=0",  # a few steps leave every user with the same tokens
 )  # fmt: skip
 
 

@@ -31,6 +31,7 @@ Evaluate = Callable[[], dict[str, Any]]  # metrics, of which "score" is the one 
 
 
 LOG_EVERY = 50  # steps
+UNCHECKED_STEPS = 200  # a trial run of a few steps has learnt nothing yet, and ends as it may
 
 
 class Log:
@@ -103,8 +104,8 @@ def run_stage(
     """Trains `network` in place for config.steps, or until validation has stopped rising (`config.patience`), and
     leaves the weights in it that were best on validation.
 
-    check: called with every evaluation after the warm-up; it raises where going on is no use. kept: what the step holds
-    from one step to the next, saved and read back with the checkpoints.
+    check: called with every evaluation after the warm-up and UNCHECKED_STEPS; it raises where going on is no use. kept:
+    what the step holds from one step to the next, saved and read back with the checkpoints.
 
     The weights the stage starts with compete too, so that a stage cannot make the model worse on validation; unless
     `start_competes` is false, because some of what is measured means nothing before training. A finished
@@ -168,7 +169,7 @@ def run_stage(
             if evaluates:
                 metrics = evaluate()
                 log.write(stage, done, metrics, show=True)
-                if check is not None and done > config.warmup:
+                if check is not None and done > max(config.warmup, UNCHECKED_STEPS):
                     check(metrics)
                 no_rival = best_step == 0 and not start_competes
                 if metrics["score"] > best["score"] or no_rival:

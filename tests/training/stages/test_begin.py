@@ -11,6 +11,7 @@ import torch
 from tests.training.shops import command, write_shop
 from tests.training.small import overfit, small_config, small_workspace
 from training.__main__ import main
+from training.stages import loop
 from training.stages.begin import (
     CollapseError,
     begin_reasoning,
@@ -110,10 +111,15 @@ def test_only_tokens_that_are_taught_to_differ_are_checked(settings, expected):
     assert has_labelled_thoughts(small_workspace(small_config(*settings))) is expected
 
 
-def test_the_command_begins_apart_and_ends_at_a_collapse_in_one_sentence(tmp_path, capsys):
+def test_the_command_begins_apart_and_ends_at_a_collapse_in_one_sentence(tmp_path, capsys, monkeypatch):
     data = write_shop(tmp_path / "shop")
+    monkeypatch.setattr(loop, "UNCHECKED_STEPS", 0)
     assert main(command("sft", data, tmp_path / "b", "sft.entropy_floor=0.99")) == 2
     assert "reasoning tokens have collapsed" in capsys.readouterr().err.splitlines()[-1]
     lines = [json.loads(line) for line in (tmp_path / "b.work/log.jsonl").read_text().splitlines()]
     cosines = [line["codes/cosine"] for line in lines if line["stage"] == "sft" and "codes/cosine" in line]
     assert len(cosines) == 2  # at the start, and at the evaluation that ended the run
+
+
+def test_a_trial_run_of_a_few_steps_is_not_checked(tmp_path):
+    assert main(command("sft", write_shop(tmp_path / "shop"), tmp_path / "b", "sft.entropy_floor=0.99")) == 0

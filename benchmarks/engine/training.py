@@ -109,7 +109,12 @@ def measure(
     def config(rows: Rows) -> PretrainConfig:
         steps = len(epoch_batches(rows, batch, seed=0, epoch=0))
         return PretrainConfig(
-            steps=steps, similar_weight=TASKS[task], batch_size=batch, eval_every=0, checkpoint_every=steps
+            steps=steps,
+            similar_weight=TASKS[task],
+            label_smoothing=0.0,
+            batch_size=batch,
+            eval_every=0,
+            checkpoint_every=steps,
         )
 
     contenders: dict[str, Callable[[int], None]] = {

@@ -18,6 +18,7 @@ import json
 import multiprocessing
 import os
 import random
+import shlex
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from cosmic_ray.ast import ast_nodes, get_ast_from_path
 from cosmic_ray.mutating import mutate_code
@@ -35,12 +37,19 @@ from cosmic_ray.plugins import get_operator, operator_names
 
 from benchmarks.common import ROOT, Run, argument_parser
 
-# A module, and the tests that have to catch its faults: few seconds each, since every mutant runs them.
+# A module, and the tests that have to catch its faults: few seconds each, since every mutant runs them. So trainings of
+# many steps, processes that are killed and a second runtime are left out, as pytest's -k says it.
+SEARCH = "tests/serving/search/test_beam.py -k 'not onnx'"
+STAGES = (
+    "tests/training/stages/test_formulas.py tests/training/stages/test_losses.py tests/training/stages/test_stages.py"
+)
+SHORT = "-k 'not falls and not learns and not literal and not rise and not likelihood_of_the_target and not trained'"
+REWARDS = f"tests/training/stages/test_rewards.py {STAGES} {SHORT}"
+SCORE = "tests/serving/offline -k 'not ray and not kill and not memory'"
 TESTS = {
     "serving/bundle.py": "tests/serving/test_bundle.py",
     "serving/bundle_writer.py": "tests/serving/test_bundle.py",
     "serving/files.py": "tests/serving/test_files.py tests/serving/test_bundle.py",
-    "serving/manifest.py": "tests/serving/test_bundle.py",
     "serving/items/ancestry.py": "tests/serving/items",
     "serving/items/blocked.py": "tests/serving/items/test_rules.py",
     "serving/items/catalogue.py": "tests/serving/items/test_catalogue.py tests/serving/items/test_rules.py",
@@ -52,29 +61,40 @@ TESTS = {
     "serving/items/trie.py": "tests/serving/items/test_trie.py",
     "serving/items/trie_file.py": "tests/serving/items/test_trie_file.py",
     "serving/items/vocabulary.py": "tests/serving/items/test_trie.py tests/serving/search/test_beam.py",
-    "serving/network/t5.py": "tests/serving/network/test_t5.py tests/serving/search/test_beam.py",
-    "serving/network/model.py": "tests/serving/network tests/training/stages/test_reasoning.py",
+    "serving/manifest.py": "tests/serving/test_bundle.py",
+    "serving/network/eager.py": SEARCH,
+    "serving/network/model.py": f"tests/training/stages/test_packed.py {SEARCH}",
+    "serving/network/onnx.py": "tests/serving/network/test_onnx.py",
+    "serving/network/onnx_graph.py": "tests/serving/network/test_onnx.py",
+    "serving/network/t5.py": f"tests/serving/network/test_t5.py {SEARCH}",
+    "serving/offline/input.py": SCORE,
+    "serving/offline/score.py": SCORE,
+    "serving/offline/scorer.py": SCORE,
     "serving/online/admission.py": "tests/serving/online/test_admission.py",
     "serving/online/batcher.py": "tests/serving/online/test_batcher.py",
     "serving/online/cache.py": "tests/serving/online/test_cache.py",
     "serving/online/costs.py": "tests/serving/online/test_costs.py",
+    "serving/online/redis_link.py": "tests/serving/online/test_redis_link.py tests/serving/online/test_cache.py",
     "serving/online/tiers.py": "tests/serving/online/test_tiers.py tests/serving/online/test_cache.py",
     "serving/online/users.py": "tests/serving/online/test_users.py",
-    "serving/search/beam.py": "tests/serving/search",
-    "serving/search/candidates.py": "tests/serving/search",
-    "serving/search/decoder.py": "tests/serving/search",
-    "serving/search/ranker.py": "tests/serving/search/test_ranker.py tests/training/test_evaluate.py",
+    "serving/search/beam.py": SEARCH,
+    "serving/search/candidates.py": SEARCH,
+    "serving/search/cuda_graph.py": "tests/serving/search/test_cuda_graph.py tests/serving/search/test_static.py",
+    "serving/search/decoder.py": SEARCH,
+    "serving/search/memory.py": SEARCH,
+    "serving/search/ranker.py": "tests/serving/search/test_ranker.py",
     "training/evaluate.py": "tests/training/test_evaluate.py",
     "training/metrics.py": "tests/training/test_metrics.py",
+    "training/stages/begin.py": "tests/training/stages/test_begin.py",
     "training/stages/diagnostics.py": "tests/training/test_evaluate.py",
     "training/stages/losses.py": "tests/training/stages/test_losses.py",
     "training/stages/predictions.py": "tests/training/stages/test_losses.py tests/training/stages/test_formulas.py",
-    "training/stages/pretrain.py": "tests/training/stages/test_formulas.py tests/training/stages/test_stages.py",
+    "training/stages/pretrain.py": f"{STAGES} {SHORT}",
     "training/stages/reasoning.py": "tests/training/stages/test_reasoning.py tests/training/stages/test_formulas.py",
-    "training/stages/rewards.py": "tests/training/stages/test_formulas.py tests/training/stages/test_rewards.py",
-    "training/stages/rl.py": "tests/training/stages/test_formulas.py tests/training/stages/test_stages.py",
-    "training/stages/rollouts.py": "tests/training/stages/test_formulas.py tests/training/stages/test_rewards.py",
-    "training/stages/sft.py": "tests/training/stages/test_formulas.py tests/training/stages/test_stages.py",
+    "training/stages/rewards.py": REWARDS,
+    "training/stages/rl.py": f"{STAGES} {SHORT}",
+    "training/stages/rollouts.py": REWARDS,
+    "training/stages/sft.py": f"{STAGES} {SHORT}",
 }
 OUR_PACKAGES = ("app", "benchmarks", "serving", "tests", "training")
 PATIENCE = 5  # a mutant may take this many times what the tests take without it
@@ -242,7 +262,11 @@ class Copy:
         for name in [name for name in sys.modules if name.split(".")[0] in OUR_PACKAGES]:
             del sys.modules[name]  # of the real checkout
         sys.path[:] = [str(self.folder), *(path for path in sys.path if path not in ("", str(ROOT)))]
-        code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", *tests.split()])
+        # The first example that fails is enough: a smaller one would be looked for many times as long.
+        phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
+        hypothesis.settings.register_profile("mutants", derandomize=True, database=None, phases=phases)
+        options = "-x -q --hypothesis-profile=mutants -p no:cacheprovider -p no:randomly"
+        code = pytest.main([*options.split(), *shlex.split(tests)])
         os._exit(int(code))
 
 

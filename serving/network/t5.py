@@ -27,12 +27,12 @@ class ModelConfig:
     """The part of T5's config that varies here. `vocab_size` is V, `d_model` is D, `num_heads` is H."""
 
     vocab_size: int
-    d_model: int = 128
-    d_kv: int = 32
-    d_ff: int = 512
-    num_layers: int = 3
-    num_decoder_layers: int = 3
-    num_heads: int = 4
+    d_model: int
+    d_kv: int
+    d_ff: int
+    num_layers: int
+    num_decoder_layers: int
+    num_heads: int
     dropout_rate: float = 0.1
     relative_attention_num_buckets: int = 32
     relative_attention_max_distance: int = 128

@@ -90,11 +90,8 @@ class RedisLink:
             async with client.pipeline(transaction=False) as pipe:
                 for command in commands:
                     pipe.execute_command(*command)
-                replies = await pipe.execute(raise_on_error=False)
-            for reply in replies:
-                if isinstance(reply, RedisError) and not _is_reply(reply):
-                    raise reply
-            return replies
+                # Errors that are no replies, such as that Redis is still loading, are raised all the same.
+                return await pipe.execute(raise_on_error=False)
 
         return await self.call(round_trip)
 

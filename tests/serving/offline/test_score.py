@@ -27,6 +27,7 @@ from serving.files import locked_folder
 from serving.offline.input import Reject, User, open_histories
 from serving.offline.score import run_here, score
 from serving.offline.scorer import SCHEMA, Scorer, Task
+from serving.online.recommender import Limits, Query
 from serving.types import Answer, Request, Rules
 from tests.answers import assert_same_answer
 from tests.builders import tiny_bundle
@@ -100,6 +101,12 @@ def test_answers_are_the_engines_in_the_order_of_the_histories(bundle, tmp_path,
     assert 0 < summary.popular == sum(row["source"] == "popularity" for row in found) < 90
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([source.name, "out.parquet"])
     assert pq.read_schema(task.out).equals(SCHEMA)
+
+
+def test_what_is_not_said_is_what_the_service_takes():
+    task = Task(Path("bundle"), Path("histories"), Path("out"))
+    assert (task.k, task.exclude_seen, task.steps) == (Query().k, Query().exclude_seen, Query().steps)
+    assert task.beam == Limits().default_beam_width
 
 
 def test_parts_do_not_depend_on_row_groups_and_can_be_read_in_any_order(tmp_path):

@@ -129,6 +129,31 @@ def test_what_is_asked_at_once_shares_a_round_trip(redis_server: RedisServer, sl
     run(slow_road.url, scenario)
 
 
+def test_a_redis_that_is_still_loading_is_one_that_does_not_answer() -> None:
+    """What it says to every command counts as a failure, also among the replies of a pipeline."""
+    asked: list[bytes] = []
+
+    async def reply(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while line := await reader.readline():
+            words = [await reader.readline() for _ in range(2 * int(line[1:]))][1::2]  # each behind its length
+            is_greeting = words[0].strip() in (b"CLIENT", b"HELLO", b"SELECT")
+            asked.extend([] if is_greeting else words[:1])
+            writer.write(b"+OK\r\n" if is_greeting else b"-LOADING Redis is loading the dataset in memory\r\n")
+
+    async def scenario() -> None:
+        server = await asyncio.start_server(reply, "127.0.0.1", 0)
+        client = connect(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0?protocol=2")
+        link = RedisLink(client, DEADLINE, failures=2, pause=DEADLINE)
+        for _ in range(4):
+            with pytest.raises(RedisDown):
+                await link.execute_pipelined("PING")
+        await client.aclose()
+        server.close()
+
+    asyncio.run(scenario())
+    assert len(asked) == 2  # then it is left alone
+
+
 def test_whoever_gives_up_leaves_the_others_their_replies(slow_road: SlowRoad) -> None:
     async def scenario(link: RedisLink) -> None:
         slow_road.open.clear()

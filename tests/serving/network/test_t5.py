@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import T5ForConditionalGeneration
+from transformers import T5Config, T5ForConditionalGeneration
 
 from serving.bundle import Bundle
 from serving.items.histories import history_tokens
+from serving.network.t5 import T5, Dropout, ModelConfig
 from tests.builders import tiny_bundle
 
 
@@ -37,6 +38,32 @@ def test_position_buckets_are_those_of_transformers_at_any_distance(tmp_path):
         expected = attention.compute_bias(200, 200)[0]
         visible = torch.ones(200, 200, dtype=torch.bool) if stack.bidirectional else at[None, :] <= at[:, None]
         torch.testing.assert_close(stack.position_bias(at, at)[:, visible], expected[:, visible])
+
+
+def test_a_new_network_is_as_wide_spread_as_transformers_own():
+    config = ModelConfig(400, d_model=64, d_kv=8, d_ff=256, num_layers=2, num_decoder_layers=2, num_heads=2)
+    expected = T5ForConditionalGeneration(T5Config(**config.to_transformers())).state_dict()
+    found = T5(config).state_dict()
+    for name, values in found.items():
+        if "layer_norm" in name:
+            assert (values == 1).all()
+        else:  # the smallest table has 64 numbers
+            assert values.std() == pytest.approx(float(expected[name].std()), rel=0.4), name
+            assert abs(values.mean()) < values.std() / 2, name
+
+
+def test_dropout_leaves_out_its_share_and_the_mean_as_it_is():
+    torch.manual_seed(0)
+    x = torch.full((123, 457), 2.0)  # not a multiple of the four that share a number
+    for share in (0.1, 0.5):
+        dropped = Dropout(share)(x)
+        values, counts = dropped.unique(return_counts=True)
+        torch.testing.assert_close(values, torch.tensor([0, 2 / (1 - share)]), rtol=1e-4, atol=0)
+        assert float(counts[0] / x.numel()) == pytest.approx(share, abs=0.01)
+        columns = dropped.flatten()[: x.numel() // 4 * 4].view(-1, 4) == 0  # the four are apart from one another
+        assert torch.corrcoef(columns.T.float()).sub(torch.eye(4)).abs().max() < 0.05
+        assert Dropout(share).eval()(x) is x
+    assert torch.equal(Dropout(0.0)(x), x)
 
 
 @torch.no_grad()

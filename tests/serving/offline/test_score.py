@@ -25,7 +25,7 @@ from serving.engine import Engine
 from serving.errors import FolderInUse, ScoreError, StorageError
 from serving.files import locked_folder
 from serving.offline.input import Reject, User, open_histories
-from serving.offline.score import run_here, score
+from serving.offline.score import Progress, run_here, score
 from serving.offline.scorer import SCHEMA, Scorer, Task
 from serving.online.recommender import Limits, Query
 from serving.types import Answer, Request, Rules
@@ -194,6 +194,21 @@ def test_after_kill_9_no_user_is_lost_or_scored_twice(bundle, tmp_path):
     assert last.returncode == 0, last.stderr
     assert f"{100 * len(before):,} of 2,000 users are already scored" in last.stderr and "left" in last.stderr
     assert [row["user_id"] for row in rows_of(tmp_path / "out.parquet")] == [f"u{n}" for n in range(users)]
+
+
+def test_progress_is_a_line_every_few_seconds_and_one_at_the_end(monkeypatch, capsys):
+    now = 100.0
+    monkeypatch.setattr("serving.offline.score.time.monotonic", lambda: now)
+    progress = Progress(total=9000, done=1000, every=10.0)
+    for seconds, rows in ((4.0, 500), (6.0, 500), (3.0, 500), (8.0, 500), (1.0, 6000)):
+        now += seconds
+        progress.add(rows)
+    assert [line.rstrip() for line in capsys.readouterr().err.splitlines()] == [
+        "1,000 of 9,000 users are already scored",
+        "scored 2,000 of 9,000 (22.2%), 100 users/s, 0:01:10 left",  # at 100 users a second of this run
+        "scored 3,000 of 9,000 (33.3%), 95 users/s, 0:01:03 left",
+        "scored 9,000 of 9,000 (100.0%), 364 users/s, 0:00:00 left",
+    ]
 
 
 def test_finished_parts_are_not_scored_again(bundle, tmp_path):

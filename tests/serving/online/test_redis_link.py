@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 from redis.exceptions import ResponseError
 
-from serving.online.redis_link import MAX_PIPELINE, RedisDown, RedisLink, connect
+from serving.online.redis_link import MAX_PIPELINE, RedisDown, RedisLink, connect, trouble_of
 from tests.conftest import RedisServer, SlowRoad
 from tests.waiting import DEADLINE, eventually, eventually_async
 
@@ -152,6 +152,27 @@ def test_a_redis_that_is_still_loading_is_one_that_does_not_answer() -> None:
 
     asyncio.run(scenario())
     assert len(asked) == 2  # then it is left alone
+
+
+def test_trouble_is_told_in_one_sentence(redis_server: RedisServer) -> None:
+    async def trouble(url: str) -> str | None:
+        client = connect(url)
+        try:
+            return await trouble_of(RedisLink(client, DEADLINE))
+        finally:
+            await client.aclose()
+
+    here = f"127.0.0.1:{redis_server.port}"
+    assert asyncio.run(trouble(f"redis://{here}/0")) is None
+    refused = "Redis refuses the user or the password; correct STREAMREC_REDIS_URL."
+    assert asyncio.run(trouble(f"redis://nobody:wrong@{here}/0")) == refused
+    no_database = "Redis has no database of this number; correct STREAMREC_REDIS_URL."
+    assert asyncio.run(trouble(f"redis://{here}/99")) == no_database
+    with redis_server.client() as client:
+        client.acl_setuser("mute", enabled=True, nopass=True, commands=["-@all"])
+    assert asyncio.run(trouble(f"redis://mute:any@{here}/0")) == "Redis answers with errors; see its log."
+    redis_server.kill()
+    assert asyncio.run(trouble(f"redis://{here}/0")) == "Redis does not answer; it is asked again."
 
 
 def test_whoever_gives_up_leaves_the_others_their_replies(slow_road: SlowRoad) -> None:

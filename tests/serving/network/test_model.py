@@ -1,0 +1,72 @@
+"""What the method adds to a T5, by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from serving.network.model import StreamRec, dense_logits
+from serving.network.t5 import ModelConfig
+from serving.types import StepForm
+
+WIDTH = 6
+CONFIG = ModelConfig(12, d_model=WIDTH, d_kv=2, d_ff=4, num_layers=1, num_decoder_layers=1, num_heads=2)
+
+
+def made(form: StepForm = "both") -> StreamRec:
+    """A network whose heads, zero at the start, say something."""
+    torch.manual_seed(0)
+    network = StreamRec(CONFIG, items=4, step_form=form)
+    torch.nn.init.normal_(network.heads.feedback.weight)
+    torch.nn.init.normal_(network.heads.item_free.weight)
+    return network
+
+
+@torch.no_grad()
+def test_a_step_reads_the_token_the_state_or_both():
+    token, state = torch.tensor([[3, 5]]), torch.randn(1, 2, WIDTH)
+    forms: tuple[StepForm, ...] = ("token", "state", "both")
+    found = {form: made(form).step_input(token, state) for form in forms}
+    network = made()
+    torch.testing.assert_close(found["token"], network.t5.shared.weight[token])
+    torch.testing.assert_close(found["state"], state @ network.heads.feedback.weight.T)
+    torch.testing.assert_close(found["both"], found["token"] + found["state"])
+
+
+@torch.no_grad()
+def test_a_new_network_feeds_nothing_back_and_knows_items_by_their_tokens_alone():
+    network = StreamRec(CONFIG, items=2, step_form="both", ages=3)
+    token, state = torch.tensor([[3, 5]]), torch.randn(1, 2, WIDTH)
+    torch.testing.assert_close(network.step_input(token, state), network.t5.shared.weight[token])
+    item_tokens = torch.tensor([[3, 7, 9], [4, 7, 9]])
+    torch.testing.assert_close(network.item_vectors(item_tokens), network.t5.shared.weight[item_tokens].sum(1))
+    assert not network.heads.age_bias.weight.any()
+    assert network.heads.age_bias.weight.shape == (3, 2)
+
+
+@torch.no_grad()
+def test_an_items_vector_and_its_score_by_hand():
+    network = made()
+    tokens = torch.tensor([[3, 7, 9], [4, 7, 9], [4, 8, 9], [3, 8, 10]])
+    vectors = network.item_vectors(tokens)
+    table, free = network.t5.shared.weight, network.heads.item_free.weight
+    torch.testing.assert_close(vectors[3], table[3] + table[8] + table[10] + free[3])
+    state = torch.randn(2, 5, WIDTH)
+    logits = dense_logits(state, vectors)
+    assert logits.shape == (2, 5, 4)
+    assert float(logits[1, 2, 3]) == pytest.approx(float(state[1, 2] @ vectors[3]) / WIDTH**0.5, rel=1e-4)
+
+
+@torch.no_grad()
+def test_prefixes_see_their_own_items_and_know_how_old_each_is():
+    """Of a history of four items with two tokens each: the prefixes of two, three and four items."""
+    torch.manual_seed(0)
+    network = StreamRec(CONFIG, items=4, step_form="both", ages=2)
+    torch.nn.init.normal_(network.heads.age_bias.weight)
+    cross = network.prefixes(torch.randn(3, 8, WIDTH), first=2, targets=3, per_item=2)
+    assert cross.bias.shape == (3, 2, 3, 8)  # B, H, T, S
+    ages = ([1, 1, 0, 0], [1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1, 0, 0])  # older than 1 counts as 1
+    for prefix, age in enumerate(ages):
+        seen, unseen = cross.bias[1, :, prefix, : len(age)], cross.bias[1, :, prefix, len(age) :]
+        torch.testing.assert_close(seen, network.heads.age_bias.weight[age].T)
+        assert (unseen == float("-inf")).all()

@@ -39,7 +39,7 @@ from benchmarks.common import ROOT, Run, argument_parser
 
 # A module, and the tests that have to catch its faults: few seconds each, since every mutant runs them. So trainings of
 # many steps, processes that are killed and a second runtime are left out, as pytest's -k says it.
-SEARCH = "tests/serving/search/test_beam.py -k 'not onnx'"
+SEARCH = "tests/serving/search/test_ranker.py tests/serving/search/test_beam.py -k 'not onnx'"
 STAGES = (
     "tests/training/stages/test_formulas.py tests/training/stages/test_losses.py tests/training/stages/test_stages.py"
 )

@@ -58,6 +58,15 @@ def test_an_items_vector_and_its_score_by_hand():
 
 
 @torch.no_grad()
+def test_heads_are_two_layers_with_a_relu_between():
+    network, x = made(), torch.randn(7, WIDTH)
+    for head in (network.heads.state, network.heads.residual):
+        (w1, b1, w2, b2), found = head.parameters(), head(x)
+        torch.testing.assert_close(found, (x @ w1.T + b1).clamp(min=0) @ w2.T + b2)
+        assert (found < 0).any()
+
+
+@torch.no_grad()
 def test_prefixes_see_their_own_items_and_know_how_old_each_is():
     """Of a history of four items with two tokens each: the prefixes of two, three and four items."""
     torch.manual_seed(0)

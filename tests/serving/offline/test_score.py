@@ -492,6 +492,8 @@ def test_nothing_but_an_earlier_result_is_replaced(bundle, tmp_path):
     pq.write_table(pa.table({"mine": [1]}), tmp_path / "mine.parquet")
     (tmp_path / "b.rejects.jsonl").write_text('{"mine": 1}\n')
     (tmp_path / "c.rejects.jsonl").mkdir()
+    (tmp_path / "nested.rejects.jsonl").write_text("[" * 100_000)
+    (tmp_path / "number.rejects.jsonl").write_text("7\n")
     for name, content in (("d", "notes.txt"), ("e", "part-000001.parquet")):  # of a program with the same names
         (tmp_path / f"{name}.parts").mkdir()
         (tmp_path / f"{name}.parts" / content).write_text("mine")
@@ -500,6 +502,7 @@ def test_nothing_but_an_earlier_result_is_replaced(bundle, tmp_path):
         "h.jsonl": "file of histories", "hard": "file of histories", "link": "no earlier result",
         ".": "no earlier result", "notes.txt": "no earlier result", "mine.parquet": "no earlier result",
         "b": "b.rejects.jsonl is there already", "c": "c.rejects.jsonl is there already",
+        "nested": "nested.rejects.jsonl is there already", "number": "number.rejects.jsonl is there already",
         "d": "d.parts holds notes.txt", "e": "e.parts holds part-000001.parquet", "f": "f.parts is not a folder",
         "notes.txt/out": "cannot be written to",
     }  # fmt: skip

@@ -211,6 +211,19 @@ def test_progress_is_a_line_every_few_seconds_and_one_at_the_end(monkeypatch, ca
     ]
 
 
+def test_on_a_terminal_progress_is_one_line_that_is_written_anew(monkeypatch, capsys):
+    now = 0.0
+    monkeypatch.setattr("serving.offline.score.time.monotonic", lambda: now)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    progress = Progress(total=4000, done=0)
+    for seconds, rows in ((0.4, 1000), (0.1, 1000), (0.5, 2000)):
+        now += seconds
+        progress.add(rows)
+    found = capsys.readouterr().err
+    assert [line.split(" (")[0] for line in found.splitlines()] == ["scored 2,000 of 4,000", "scored 4,000 of 4,000"]
+    assert found.count("\r") == found.count("\n") == 1 and found.endswith("\n")
+
+
 def test_finished_parts_are_not_scored_again(bundle, tmp_path):
     source = write_parquet(tmp_path / "h.parquet", some_histories(40))
     task = Task(bundle, source, tmp_path / "out.parquet", k=3, beam=4, part_users=10)

@@ -137,7 +137,10 @@ def plant(module: str, name: str, occurrence: int) -> Mutant | None:
     if name in ("omit", "swap"):
         changed: str | None = list(omissions(code) if name == "omit" else swaps(code))[occurrence]
     else:
-        changed = mutate_code(code, get_operator(name)(), occurrence)
+        try:
+            changed = mutate_code(code, get_operator(name)(), occurrence)
+        except AttributeError:  # cosmic-ray cannot replace an exception that is named with its module
+            return None
     try:
         if changed is None or behaviour(changed) == behaviour(code):
             return None

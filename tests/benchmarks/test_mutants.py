@@ -69,6 +69,12 @@ def test_a_change_of_an_annotation_is_no_mutant(checkout: Path) -> None:
     assert any(mutant and mutant.before == "if a is None:" for mutant in planted)
 
 
+def test_what_cannot_be_planted_is_left_out(checkout: Path) -> None:
+    (checkout / "toy.py").write_text("import os\ntry:\n    pass\nexcept (os.error, ValueError):\n    pass\n")
+    planted = [mutants.plant("toy.py", "core/ExceptionReplacer", occurrence) for occurrence in range(2)]
+    assert None in planted
+
+
 def test_a_mutant_is_caught_by_a_test_that_fails_and_tried_again_when_it_was_not(checkout: Path) -> None:
     out = checkout / "mutants.json"
     assert mutants.main(["--sample", "3", "--out", str(out)]) == 0

@@ -469,6 +469,15 @@ def test_parts_of_another_run_are_never_mixed_in(bundle, tmp_path):
         score(task)
     with locked_folder(task.parts_folder), pytest.raises(FolderInUse, match="Another run is using"):
         score(task)
+    (task.parts_folder / "run.json").unlink()  # as a run does that has ended, before it removes its parts
+    scored: list[list[int]] = []
+
+    def all_again(task: Task, bundle: Bundle, parts: Any) -> Iterator[int]:
+        scored.append([part.number for part in parts])
+        yield from run_here(task, bundle, parts)
+
+    assert score(task, all_again).users == 20
+    assert scored == [[0, 1]]
 
 
 @pytest.mark.parametrize(

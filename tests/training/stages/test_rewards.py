@@ -11,11 +11,12 @@ import torch
 from tests.training.small import overfit, small_config, small_workspace
 from training.stages import rewards
 from training.stages.answers import answers_after
+from training.stages.distributed import BatchShard
 from training.stages.predictions import predict_items
 from training.stages.pretrain import PretrainStep
 from training.stages.reasoning import begin, decode_items
 from training.stages.rl import RlStep
-from training.stages.rollouts import path_log_probs, policy_log_probs, sample
+from training.stages.rollouts import draw, path_log_probs, policy_log_probs, sample
 
 NAMES = ("format", "match", "similarity", "likelihood", "rank", "answer")
 
@@ -130,6 +131,13 @@ def test_rollouts_are_drawn_with_the_temperature_they_are_scored_with():
         probability = log_probs[chosen, at][tokens[chosen] == commonest][0].exp()
         shard = (tokens[chosen] == commonest).float().mean()
         assert float(shard) == pytest.approx(float(probability), abs=0.05)  # 2.5 standard errors and more
+
+
+def test_a_number_that_rounds_to_1_draws_the_last_token():
+    class AlmostOne(BatchShard):
+        rand = staticmethod(torch.ones)
+
+    assert draw(torch.zeros(2, 3, 5), AlmostOne()).tolist() == [[4] * 3] * 2
 
 
 @torch.no_grad()

@@ -78,13 +78,18 @@ def serve(settings: Settings, listening: socket.socket, slot: WorkerSlot | None 
 
 
 def bounds(settings: Settings) -> Bounds:
-    """What the guard permits: the settings, and no more connections than the process may open files."""
+    """What the guard permits: the settings, and no more connections than the process may open files. A process that may
+    raise its limit for them does."""
     connections = settings.max_connections
     if sys.platform != "win32":
         import resource
 
-        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if files != resource.RLIM_INFINITY and files - FILES_KEPT < connections:
+        files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        unlimited, wanted = resource.RLIM_INFINITY, connections + FILES_KEPT
+        if files != unlimited and files < wanted and files != most:
+            files = wanted if most == unlimited else min(wanted, most)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (files, most))
+        if files != unlimited and files < wanted:
             connections = max(1, files - FILES_KEPT)
             log.warning("the limit of %d open files leaves room for %d connections; raise it with ulimit -n",
                         files, connections)  # fmt: skip

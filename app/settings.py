@@ -67,7 +67,7 @@ class Settings(BaseSettings):
         default=20.0, ge=0, description="seconds from SIGTERM until requests that still run are given up"
     )
     max_connections: int = Field(
-        default=800, ge=1, description="most connections of a worker; beyond it the longest idle one is closed"
+        default=4000, ge=1, description="most connections of a worker; beyond it the longest idle one is closed"
     )
     max_head_bytes: int = Field(
         default=32 << 10, ge=1024, description="largest head of a request, its URL included; beyond it: 431"

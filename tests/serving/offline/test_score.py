@@ -480,6 +480,24 @@ def test_parts_of_another_run_are_never_mixed_in(bundle, tmp_path):
     assert scored == [[0, 1]]
 
 
+def test_a_run_is_resumed_with_the_steps_it_began_with_said_or_not(bundle, tmp_path):
+    source = write_parquet(tmp_path / "h.parquet", some_histories(4))
+    usual = Bundle.load(bundle).default_steps
+    assert usual == 2
+
+    def killed(task: Task, bundle: Bundle, parts: Any) -> Iterator[int]:
+        raise Killed
+        yield
+
+    for began, same in ((None, 2), (2, None), (1, 1)):
+        task = Task(bundle, source, tmp_path / f"out{began}.parquet", k=3, beam=4, steps=began)
+        with pytest.raises(Killed):
+            score(task, killed)
+        with pytest.raises(ScoreError, match="other histories, bundle or options"):
+            score(replace(task, steps=0))
+        assert score(replace(task, steps=same)).users == 4
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

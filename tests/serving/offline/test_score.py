@@ -209,6 +209,10 @@ def test_progress_is_a_line_every_few_seconds_and_one_at_the_end(monkeypatch, ca
         "scored 3,000 of 9,000 (33.3%), 95 users/s, 0:01:03 left",
         "scored 9,000 of 9,000 (100.0%), 364 users/s, 0:00:00 left",
     ]
+    progress = Progress(total=1_000_000, done=0)
+    now += 10.0
+    progress.add(1000)
+    assert "(0.1%), 100 users/s, 2:46:30 left" in capsys.readouterr().err
 
 
 def test_on_a_terminal_progress_is_one_line_that_is_written_anew(monkeypatch, capsys):

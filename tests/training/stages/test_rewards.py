@@ -12,11 +12,9 @@ from tests.training.small import overfit, small_config, small_workspace
 from training.stages import rewards
 from training.stages.answers import answers_after
 from training.stages.distributed import BatchShard
-from training.stages.predictions import predict_items
 from training.stages.pretrain import PretrainStep
-from training.stages.reasoning import begin, decode_items
 from training.stages.rl import RlStep
-from training.stages.rollouts import draw, path_log_probs, policy_log_probs, sample
+from training.stages.rollouts import Rollout, draw, policy_log_probs, sample
 
 NAMES = ("format", "match", "similarity", "likelihood", "rank", "answer")
 
@@ -142,18 +140,18 @@ def test_a_number_that_rounds_to_1_draws_the_last_token():
 
 @torch.no_grad()
 def test_inside_the_trie_the_probabilities_of_all_items_add_up_to_1():
-    config = small_config()
-    work = small_workspace(config)
+    work = small_workspace(small_config())
     work.network.eval()
     cross = work.encode([work.split.train[0], work.split.train[1]])
     everything = work.item_tokens.expand(2, -1, -1)
-    start = work.vocabulary.start_tokens[0]
-    trace = begin(work.network, start, 2, paths=len(work.item_tokens))
-    hidden, _ = decode_items(work.network, cross, trace, everything)
-    predictions = predict_items(work, hidden)
-    inside = path_log_probs(work, predictions, everything).sum(-1)
-    torch.testing.assert_close(inside.exp().sum(-1), torch.ones(2))
-    assert (predictions.of(everything).sum(-1).exp().sum(-1) < 0.9).all()  # the rest is of IDs that no item has
+    rollout = Rollout(everything[..., :0], everything, torch.empty(0), {})
+
+    def sums(inside: str) -> torch.Tensor:
+        config = small_config(f"rl.inside_trie={inside}")
+        return policy_log_probs(work, work.network, cross, rollout, config.rl).sum(-1).exp().sum(-1)
+
+    torch.testing.assert_close(sums("true"), torch.ones(2))
+    assert (sums("false") < 0.9).all()  # the rest is of IDs that no item has
 
 
 @pytest.mark.parametrize("name", NAMES)

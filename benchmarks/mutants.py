@@ -39,7 +39,8 @@ from benchmarks.common import ROOT, Run, argument_parser
 
 # A module, and the tests that have to catch its faults: few seconds each, since every mutant runs them. So trainings of
 # many steps, processes that are killed and a second runtime are left out, as pytest's -k says it.
-SEARCH = "tests/serving/search/test_ranker.py tests/serving/search/test_beam.py -k 'not onnx'"
+SEARCH = "tests/serving/search/test_decoder.py tests/serving/search/test_ranker.py"
+SEARCH += " tests/serving/search/test_beam.py -k 'not onnx'"
 STAGES = (
     "tests/training/stages/test_formulas.py tests/training/stages/test_losses.py tests/training/stages/test_stages.py"
 )
@@ -63,10 +64,10 @@ TESTS = {
     "serving/items/vocabulary.py": "tests/serving/items/test_trie.py tests/serving/search/test_beam.py",
     "serving/manifest.py": "tests/serving/test_bundle.py",
     "serving/network/eager.py": SEARCH,
-    "serving/network/model.py": f"tests/training/stages/test_packed.py {SEARCH}",
+    "serving/network/model.py": f"tests/serving/network/test_model.py tests/training/stages/test_packed.py {SEARCH}",
     "serving/network/onnx.py": "tests/serving/network/test_onnx.py",
     "serving/network/onnx_graph.py": "tests/serving/network/test_onnx.py",
-    "serving/network/t5.py": f"tests/serving/network/test_t5.py {SEARCH}",
+    "serving/network/t5.py": f"tests/serving/network/test_t5.py tests/training/stages/test_packed.py {SEARCH}",
     "serving/offline/input.py": SCORE,
     "serving/offline/score.py": SCORE,
     "serving/offline/scorer.py": SCORE,

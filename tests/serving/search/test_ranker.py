@@ -70,3 +70,6 @@ def test_the_item_graph_decides_under_a_huge_weight_and_does_nothing_without_one
     np.testing.assert_array_equal(
         without.rank(HISTORIES, 0, 64), replace(without, neighbours=None).rank(HISTORIES, 0, 64)
     )
+    np.testing.assert_array_equal(
+        without.rank(HISTORIES, 0, 64), replace(joined, neighbours=None).rank(HISTORIES, 0, 64)
+    )

@@ -55,7 +55,7 @@ bench: .venv/dev.stamp ## the benchmarks that fit a laptop; writes benchmarks/re
 load: .venv/dev.stamp ## start the service, send it a shop's traffic, judge p99 and errors (RATE=)
 	@exec $(PYTHON) -m benchmarks.service.load --bundle $(BUNDLE) --rate $(RATE)
 
-mutants: .venv/dev.stamp ## plant faults into the code and count those that the tests catch; takes hours (SAMPLE=200)
+mutants: .venv/dev.stamp ## plant faults into the code and count those that the tests catch; takes half an hour (SAMPLE=200)
 	@exec $(PYTHON) -m benchmarks.mutants --sample $(SAMPLE)
 
 demo: .venv/dev.stamp ## train bundles/demo again: shop, semantic IDs, all three stages

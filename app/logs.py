@@ -1,45 +1,53 @@
-"""Logs: one JSON object per line on stderr. Code logs through the standard library, and structlog renders the lines.
+"""Logs: one JSON object per line on stderr, from the loggers of the standard library.
 
 User ids, item ids, bodies, keys and query strings are never logged. The message of an exception may quote what a client
 sent, so within a request only its type and traceback are logged.
+
+There is a line for every request, so what it costs counts: `JsonFormatter` copies no record, as structlog's does twice,
+and the thread that writes wakes at most once in PAUSE_S.
 """
 
 from __future__ import annotations
 
 import atexit
+import json
 import logging
 import os
 import queue
 import select
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable
-from logging.handlers import QueueHandler, QueueListener
-from typing import Protocol
-
-import structlog
-from structlog.stdlib import ProcessorFormatter
-from structlog.typing import EventDict, WrappedLogger
-
-LineQueue = queue.Queue[logging.LogRecord]
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Any, NamedTuple, Protocol
 
 MAX_WAITING_LINES = 10_000
+PAUSE_S = 0.02  # between the rounds of the thread that writes: each costs a switch away from the event loop
 FLUSH_TIMEOUT_S = 2.0  # at the end of the process; a reader that has stopped must not keep it from ending
+
+current_request: ContextVar[str | None] = ContextVar("current_request", default=None)  # its id
+
+
+class Line(NamedTuple):
+    """reports: how many dropped lines it tells of, 0 for an ordinary line."""
+
+    text: str
+    reports: int = 0
 
 
 def set_up(level: str) -> None:
     """Logs everything at `level` and above to stderr, uvicorn's messages included."""
-    lines: LineQueue = queue.Queue(MAX_WAITING_LINES)
-    handler = NeverBlockingHandler(lines)
-    handler.setFormatter(formatter())  # lines are rendered by the thread that logs: only it knows the request's id
+    handler = NeverBlockingHandler()
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = name != "uvicorn.access"
-    writer = QueueListener(lines, LineWriter(_stderr(), handler))
-    writer.start()
+    threading.Thread(target=write_lines, args=(handler, _stderr()), name="log", daemon=True).start()
     atexit.register(flush)  # the writer is a daemon thread: what nobody reads by then is lost, and holds up nothing
 
 
@@ -47,9 +55,7 @@ def flush() -> None:
     """Returns once every line logged before has been written, or after FLUSH_TIMEOUT_S."""
     for handler in logging.getLogger().handlers:
         if isinstance(handler, NeverBlockingHandler):
-            lines = handler.queue
-            with lines.all_tasks_done:
-                lines.all_tasks_done.wait_for(lambda lines=lines: not lines.unfinished_tasks, FLUSH_TIMEOUT_S)  # type: ignore[misc]
+            handler.wait_until_written()
 
 
 def count_dropped(count: Callable[[], None]) -> None:
@@ -59,57 +65,68 @@ def count_dropped(count: Callable[[], None]) -> None:
             handler.count = count
 
 
-class NeverBlockingHandler(QueueHandler):
-    """Hands lines to the thread that writes them. While nobody reads stderr and the queue is full, lines are dropped;
+class NeverBlockingHandler(logging.Handler):
+    """Queues lines for the thread that writes them. While nobody reads stderr and the queue is full, lines are dropped;
     the next line that fits is preceded by one that says how many were lost. `count` is called for each."""
 
-    queue: LineQueue
-    dropped = 0
-
-    def __init__(self, lines: LineQueue, count: Callable[[], None] = lambda: None) -> None:
-        super().__init__(lines)
+    def __init__(self, size: int = MAX_WAITING_LINES, count: Callable[[], None] = lambda: None) -> None:
+        super().__init__()
+        self.setFormatter(JsonFormatter())
+        self.lines: queue.Queue[Line] = queue.Queue(size)
+        self.dropped = 0
         self.count = count
 
-    def enqueue(self, record: logging.LogRecord) -> None:
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            text = self.format(record)  # by the thread that logs: only it knows the request's id
+        except Exception:
+            self.handleError(record)
+            return
         try:
             if self.dropped:
-                lost = logging.makeLogRecord({"name": __name__, "levelno": logging.WARNING, "levelname": "WARNING"})
-                lost.msg, lost.args = "%d log lines were dropped because stderr took no more", (self.dropped,)
-                lost.lost = self.dropped
-                self.queue.put_nowait(self.prepare(lost))
+                self.lines.put_nowait(self._report(self.dropped))
                 self.dropped = 0
-            self.queue.put_nowait(record)
+            self.lines.put_nowait(Line(text))
         except queue.Full:
-            self.drop()
+            self.drop(Line(text))
 
-    def drop(self, counted: int = 0) -> None:
-        """A line is lost: an ordinary one, or the one that was to report so many others."""
+    def _report(self, dropped: int) -> Line:
+        record = logging.makeLogRecord({"name": __name__, "levelno": logging.WARNING, "levelname": "WARNING"})
+        record.msg, record.args = "%d log lines were dropped because stderr took no more", (dropped,)
+        return Line(self.format(record), dropped)
+
+    def drop(self, line: Line) -> None:
+        """A line is lost."""
         self.acquire()
         try:
-            self.dropped += counted or 1
+            self.dropped += line.reports or 1
         finally:
             self.release()
-        if not counted:
+        if not line.reports:
             self.count()
+
+    def wait_until_written(self) -> None:
+        """Returns once every line queued before has been written, or after FLUSH_TIMEOUT_S."""
+        with self.lines.all_tasks_done:
+            self.lines.all_tasks_done.wait_for(lambda: not self.lines.unfinished_tasks, FLUSH_TIMEOUT_S)
 
 
 class Writable(Protocol):
     def write(self, text: str, /) -> object: ...
 
 
-class LineWriter(logging.StreamHandler[Writable]):
-    """Writes lines to the stream. A line that cannot be written (disk full, reader gone) counts as dropped."""
-
-    def __init__(self, stream: Writable, handler: NeverBlockingHandler) -> None:
-        super().__init__(stream)
-        self._handler = handler
-
-    def handle(self, record: logging.LogRecord) -> bool:
-        self.emit(record)  # without the handler's lock, for which the end of the process would wait
-        return True
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        self._handler.drop(getattr(record, "lost", 0))
+def write_lines(handler: NeverBlockingHandler, stream: Writable) -> None:
+    """Writes the handler's lines, for ever. One that cannot be written (disk full, reader gone) counts as dropped."""
+    while True:
+        if handler.lines.empty():
+            time.sleep(PAUSE_S)
+        line = handler.lines.get()
+        try:
+            stream.write(line.text + "\n")
+        except (OSError, ValueError):  # ValueError: what stands for stderr was closed
+            handler.drop(line)
+        finally:
+            handler.lines.task_done()
 
 
 class Descriptor:
@@ -135,37 +152,33 @@ def _stderr() -> Writable:
         return sys.stderr
 
 
-def formatter() -> logging.Formatter:
+# Of every record; anything else came in `extra={...}`. `color_message` is uvicorn's, the message with terminal codes.
+OWN_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
+encode = json.JSONEncoder(default=repr).encode
+
+
+class JsonFormatter(logging.Formatter):
     """Renders message, time, level, logger, request id, the fields of `extra={...}`, and the exception, as JSON."""
-    return ProcessorFormatter(
-        foreign_pre_chain=[
-            structlog.processors.TimeStamper(fmt="iso", key="time"),
-            structlog.stdlib.add_log_level,
-            structlog.stdlib.add_logger_name,
-            structlog.contextvars.merge_contextvars,
-            structlog.stdlib.ExtraAdder(),
-        ],
-        processors=[
-            ProcessorFormatter.remove_processors_meta,
-            _render_exception,
-            _message_first,
-            structlog.processors.JSONRenderer(),
-        ],
-    )
 
-
-def _render_exception(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    event.pop("color_message", None)  # uvicorn's, the message again with terminal codes
-    if exc_info := event.pop("exc_info", None):
-        # uvicorn logs what a request raised when the request's id is no longer known.
-        in_request = "request_id" in event or event["logger"].startswith("uvicorn")
-        render = traceback_without_messages if in_request else _whole_traceback
-        event["exception"] = render(exc_info[1])
-    return event
-
-
-def _message_first(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    return {"message": event.pop("event"), **event}  # for people who read the lines as they are
+    def format(self, record: logging.LogRecord) -> str:
+        fields: dict[str, Any] = {
+            "message": record.getMessage(),
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="microseconds")[:-6] + "Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+        }
+        request = current_request.get()
+        if request is not None:
+            fields["request_id"] = request
+        for name, value in vars(record).items():
+            if name not in OWN_FIELDS:
+                fields[name] = value
+        if record.exc_info and record.exc_info[1] is not None:
+            # uvicorn logs what a request raised when the request's id is no longer known.
+            in_request = request is not None or record.name.startswith("uvicorn")
+            render = traceback_without_messages if in_request else _whole_traceback
+            fields["exception"] = render(record.exc_info[1])
+        return encode(fields)
 
 
 def _whole_traceback(error: BaseException) -> str:

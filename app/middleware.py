@@ -6,7 +6,6 @@ import logging
 import time
 from typing import Any
 
-import structlog
 from fastapi import HTTPException
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
@@ -14,7 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app import errors
+from app import errors, logs
 from app.body import Body
 from app.errors import HostNotAllowed
 from app.headers import request_id, with_standard_headers
@@ -44,7 +43,7 @@ class Envelope:
         sent, method = dict(scope["headers"]), scope["method"]
         body = Body(sent, receive, self.max_body_bytes)
         own_id = request_id(scope["headers"])
-        tokens = structlog.contextvars.bind_contextvars(request_id=own_id)
+        context = logs.current_request.set(own_id)
         if method == "HEAD":
             scope = {**scope, "method": "GET"}
 
@@ -88,7 +87,7 @@ class Envelope:
                 caller = sent.get(b"traceparent", b"").decode("latin-1")
                 answer = scope.get("state", {}).get("answer")
                 self.traces.record(caller, method, route, status, own_id, seconds, answer)
-            structlog.contextvars.reset_contextvars(**tokens)
+            logs.current_request.reset(context)
 
 
 class Cors(CORSMiddleware):

@@ -366,7 +366,7 @@ class Lines(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
         self.lines: list[dict[str, str]] = []
-        self.setFormatter(logs.formatter())
+        self.setFormatter(logs.JsonFormatter())
 
     def emit(self, record: logging.LogRecord) -> None:
         self.lines.append(json.loads(self.format(record)))

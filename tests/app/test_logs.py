@@ -5,14 +5,13 @@ from __future__ import annotations
 import io
 import json
 import logging
-import queue
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 
 from app import logs
 from tests.waiting import DEADLINE
@@ -47,9 +46,9 @@ def test_lines_keep_their_order_and_fields(stream: io.StringIO) -> None:
 
 def test_a_line_has_the_id_of_the_request_that_logged_it(stream: io.StringIO) -> None:
     for name in ("one", "two"):
-        tokens = structlog.contextvars.bind_contextvars(request_id=name)
+        context = logs.current_request.set(name)
         logging.getLogger("streamrec.test").info("inside")
-        structlog.contextvars.reset_contextvars(**tokens)
+        logs.current_request.reset(context)
     logging.getLogger("streamrec.test").info("outside")
     assert [line.get("request_id") for line in lines(stream)] == ["one", "two", None]
 
@@ -64,16 +63,30 @@ def test_an_exception_of_a_request_is_logged_without_its_message(stream: io.Stri
         except KeyError as error:
             raise ValueError(secret) from error
 
-    tokens = structlog.contextvars.bind_contextvars(**({} if logger.startswith("uvicorn") else {"request_id": "one"}))
+    context = logs.current_request.set(None if logger.startswith("uvicorn") else "one")
     try:
         fail()
     except ValueError:
         logging.getLogger(logger).exception("unexpected error")
-    structlog.contextvars.reset_contextvars(**tokens)
+    logs.current_request.reset(context)
     (line,) = lines(stream)
     assert secret not in json.dumps(line)
     assert line["exception"].index("KeyError") < line["exception"].rindex("ValueError")
     assert "in fail" in line["exception"]
+
+
+def test_a_field_that_json_does_not_know_is_shown_and_a_line_that_cannot_be_made_stops_nobody(
+    stream: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging, "raiseExceptions", False)  # it would show the second one to whoever runs the tests
+    logger = logging.getLogger("streamrec.test")
+    logger.info("known", extra={"paths": {Path("a")}})
+    logger.info("%d is no number", "x")
+    logger.info("after")
+    assert [(line["message"], line.get("paths")) for line in lines(stream)] == [
+        ("known", repr({Path("a")})),
+        ("after", None),
+    ]
 
 
 def test_an_exception_outside_requests_is_logged_whole(stream: io.StringIO) -> None:
@@ -97,18 +110,16 @@ def test_the_end_of_the_process_writes_what_is_left() -> None:
 
 
 def test_a_reader_that_stops_blocks_nobody_and_the_loss_is_logged() -> None:
-    waiting: queue.Queue[logging.LogRecord] = queue.Queue(3)
-    handler = logs.NeverBlockingHandler(waiting)
-    handler.setFormatter(logs.formatter())
+    handler = logs.NeverBlockingHandler(3)
     logger = logging.Logger("streamrec.test", logging.INFO)
     logger.addHandler(handler)
     for number in range(10):
         logger.info("line %d", number)  # would never return if it blocked
     assert handler.dropped == 7
-    messages = [json.loads(waiting.get().getMessage())["message"] for _ in range(3)]
+    messages = [json.loads(handler.lines.get().text)["message"] for _ in range(3)]
     assert messages == ["line 0", "line 1", "line 2"]
     logger.info("after")
-    rest = [json.loads(waiting.get().getMessage()) for _ in range(2)]
+    rest = [json.loads(handler.lines.get().text) for _ in range(2)]
     assert rest[0]["level"] == "warning" and rest[0]["message"].startswith("7 log lines were dropped")
     assert rest[1]["message"] == "after" and handler.dropped == 0
 

@@ -67,7 +67,7 @@ def written() -> Iterator[io.StringIO]:
     """What the service would write to stderr, at the level that tells most."""
     text = io.StringIO()
     handler = logging.StreamHandler(text)
-    handler.setFormatter(logs.formatter())
+    handler.setFormatter(logs.JsonFormatter())
     handler.addFilter(lambda record: not record.name.startswith("http"))  # the test's client tells what it asks
     root = logging.getLogger()
     before = root.level

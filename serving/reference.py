@@ -152,13 +152,15 @@ class Reference:
         dense = [self.dense(path) if dense_weight else np.zeros(len(self.items)) for path in paths]
         odds = self.network_odds(paths[0], neighbours_weight)
         bonus = (dense_weight or 0.0) * dense[0] + neighbours_weight * self.neighbours()
+        is_favoured = self.shares()[0] > 0 if neighbours_weight else np.zeros(len(self.items), bool)
         if odds < math.inf:
             bonus = self.shares()[0]
-        if bonus.any():
-            best = sorted(permitted, key=lambda row: -bonus[row])[: self.settings.dense_candidates]
-            for item in [self.items[row] for row in best]:
-                if item not in beams:
-                    beams[item] = (shares[0] + self.score(paths[0], item), 0)
+        elif dense_weight:
+            is_favoured[:] = True
+        best = sorted((row for row in permitted if is_favoured[row]), key=lambda row: (-bonus[row], row))
+        for item in [self.items[row] for row in best[: self.settings.dense_candidates]]:
+            if item not in beams:
+                beams[item] = (shares[0] + self.score(paths[0], item), 0)
         for item, (score, path) in beams.items():
             network = score + (dense_weight or 0.0) * float(dense[path][rows[item]])
             beams[item] = (self.joined(network, rows[item], odds, neighbours_weight), path)

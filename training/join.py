@@ -206,7 +206,7 @@ def _batch_proposals(
     known = np.isfinite(features["support"])
     columns = [np.where(known, features[name], 0.0) for name in FEATURES[:-1]]
     with np.errstate(divide="ignore"):
-        log_share = np.log(np.take_along_axis(found.values, item, 1))
+        log_share = np.log(found.shares.of(item))
     return Proposals(
         network, log_share, item == target[:, None], np.stack([*columns, confidence], 1),
         known,

@@ -69,7 +69,11 @@ def fit(
     if model in MEMORIES:
         memory = fit_memory(items, split, RunConfig(neighbours=NeighboursConfig(parts=MEMORIES[model])), CACHE)
         seconds = time.perf_counter() - start
-        return Fitted(model, lambda histories: memory.whole.shares(histories, HISTORY_ITEMS)[0], memory.report, seconds)
+
+        def shares(histories: list[np.ndarray]) -> np.ndarray:
+            return memory.whole.shares(histories, HISTORY_ITEMS)[0].dense(count)
+
+        return Fitted(model, shares, memory.report, seconds)
     if model == "sasrec":
         net, epoch, _ = sasrec.train(split.train, count, sasrec_setting, seed, validation_ndcg, report)
         chosen = dataclasses.asdict(sasrec_setting) | {"best_epoch": epoch}

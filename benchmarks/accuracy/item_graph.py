@@ -43,7 +43,7 @@ def ranks_of(setup: Setup, name: str) -> np.ndarray:
     data, split = data_of(setup)
     if name in PARTS:
         graph = memories_of(setup)[PARTS[name]].whole
-        return _ranks(lambda histories: graph.shares(histories, HISTORY_ITEMS)[0], split)
+        return _ranks(lambda histories: graph.shares(histories, HISTORY_ITEMS)[0].dense(len(graph)), split)
 
     histories, target = sample_users(split.valid_history, split.valid_target, TUNING_USERS)
 

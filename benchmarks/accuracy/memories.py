@@ -74,7 +74,7 @@ def run(split: Split, items: Items, config: RunConfig) -> tuple[list[dict[str, A
 
 
 def _shares(graph: Neighbours) -> Score:
-    return lambda histories: graph.shares(histories, HISTORY_ITEMS)[0]
+    return lambda histories: graph.shares(histories, HISTORY_ITEMS)[0].dense(len(graph))
 
 
 def main(arguments: list[str]) -> None:

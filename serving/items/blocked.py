@@ -50,12 +50,16 @@ class Blocked:
             scores = scores + minus_inf(_read(self.sets, self.set_offset, child, trie.tables[level]))
         return scores, child
 
-    def items(self, trie: Trie) -> torch.Tensor:
-        """Which items are not permitted. Shape: (B, I) bool by catalogue row."""
-        node = trie.leaf.to(torch.int64) + trie.level_start[trie.levels]
+    def items(self, trie: Trie, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """Which items are not permitted, of all (None) or of some for each request.
+
+        Shape: rows (B, C) catalogue rows -> (B, C) bool; None -> (B, I) bool.
+        """
+        leaf = trie.leaf if rows is None else trie.leaf[rows]
+        node = leaf.to(torch.int64) + trie.level_start[trie.levels]
         bits = self.sets.view(-1)[node + self.set_offset]
         if self.reads[0]:
-            bits |= self.own[:, node] ^ self.inverted
+            bits |= self.own.view(-1)[node + self.own_offset] ^ self.inverted
         return bits.bool()
 
 

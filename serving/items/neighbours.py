@@ -2,10 +2,10 @@
 
     n(j | history) = sum over the last `max_items` items, t steps back, of (t + 1) ** -recency * w(i_t, j), at least 0
     share(j)       = n(j | history) / sum over all items of n; 0 where that is 0
-    log score(j)   = log(share(j) + floor), which older bundles add to the network's score
 
-`training/memory.py` makes w from training interactions and item texts; here it is read and looked up. How the share is
-joined to the network's score is known by `serving/search/memory.py`.
+Only the items that a history touches have a share: thousands at most, whatever the size of the catalogue, and nothing
+here computes more than those. `training/memory.py` makes w from training interactions and item texts; here it is read
+and looked up. How the share is joined to the network's score is known by `serving/search/memory.py`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,40 @@ from safetensors.torch import load_file, save_file
 
 from serving.errors import BundleError
 
+NO_ITEM = np.iinfo(np.int32).max  # behind every catalogue row: pads rows of items and keeps them ascending
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """share(j) of the T items at most that each of B histories touches; all other items have none.
+
+    items: (B, T) int64, catalogue rows, ascending, then NO_ITEM. values: (B, T) float32, 0 there.
+    """
+
+    items: np.ndarray
+    values: np.ndarray
+
+    def of(self, items: np.ndarray) -> np.ndarray:
+        """The shares of some items of each history. Shape: (B, N) catalogue rows -> (B, N) float32."""
+        index = np.array([np.searchsorted(row, wanted) for row, wanted in zip(self.items, items, strict=True)])
+        index = index.clip(max=self.items.shape[1] - 1)
+        is_touched = np.take_along_axis(self.items, index, 1) == items
+        return np.where(is_touched, np.take_along_axis(self.values, index, 1), np.float32(0))
+
+    def dense(self, items: int) -> np.ndarray:
+        """The shares of a whole catalogue, for comparisons offline. Shape: (B, I) float32."""
+        every = np.zeros((len(self.items), items), np.float32)
+        row, column = np.nonzero(self.items != NO_ITEM)
+        every[row, self.items[row, column]] = self.values[row, column]
+        return every
+
 
 @dataclass(frozen=True, slots=True)
 class Neighbours:
     """w as flat rows: the neighbours of item i are the entries offsets[i] .. offsets[i + 1] - 1 of n in all.
 
     offsets: (I + 1,) int64. items: (n,) int32 catalogue rows. weights: (n,) float32; negative ones speak against an
-    item. floor: None where no log score is needed.
+    item. floor: what older bundles add to a share before its logarithm; None where shares are mixed.
     """
 
     offsets: np.ndarray
@@ -35,42 +62,41 @@ class Neighbours:
     recency: float
     floor: float | None = None
 
-    def log_scores(self, histories: Sequence[Sequence[int] | np.ndarray], max_items: int) -> np.ndarray:
-        """log score(j). Histories are rows, oldest first; one without neighbours gives all items the same score.
-
-        Shape: (B, I) float32.
-        """
-        assert self.floor is not None, "these neighbours were made to be mixed by their shares"
-        n = self._looked_up(histories, max_items).clip(min=0)
-        total = n.sum(1, keepdims=True)
-        return np.log(n / np.where(total > 0, total, 1) + self.floor).astype(np.float32)
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
 
     def shares(
         self, histories: Sequence[Sequence[int] | np.ndarray], max_items: int
-    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """share(j), and what a `Gate` is told of each history. Shapes: (B, I) float32, each feature (B,) float64.
+    ) -> tuple[Shares, dict[str, np.ndarray]]:
+        """share(j), and what a `Gate` is told of each history. Histories are rows, oldest first.
 
-        A history without neighbours has no share and a support of -inf.
+        A history without neighbours has no share and a support of -inf. Shape of each feature: (B,) float64.
         """
-        n = self._looked_up(histories, max_items)
-        known = np.flatnonzero(n > 0)  # few of (B, I): a history calls up some thousands of items
-        value, row = n.ravel()[known], known // n.shape[1]
-        total = np.bincount(row, value, minlength=len(n))
+        row, item, value = self._looked_up(histories, max_items)
+        total = np.bincount(row, value, minlength=len(histories))
         divisor = np.where(total > 0, total, 1)
-        share, peak = np.zeros(n.shape, np.float32), np.zeros(len(n))
-        share.ravel()[known] = value / divisor[row]
+        peak = np.zeros(len(histories))
         np.maximum.at(peak, row, value)
+        count = np.bincount(row, minlength=len(histories))
+        column = np.arange(len(row)) - np.repeat(count.cumsum() - count, count)
+        width = max(1, int(count.max(initial=0)))
+        found = Shares(
+            np.full((len(histories), width), NO_ITEM, np.int64), np.zeros((len(histories), width), np.float32)
+        )
+        found.items[row, column], found.values[row, column] = item, value / divisor[row]
         with np.errstate(divide="ignore"):
             support = np.log(total)
-        return share, {
+        return found, {
             "support": support,
             "peak": peak / divisor,
-            "entropy": np.log(divisor) - np.bincount(row, value * np.log(value), minlength=len(n)) / divisor,
+            "entropy": np.log(divisor) - np.bincount(row, value * np.log(value), minlength=len(histories)) / divisor,
             "length": np.log([max(1, min(len(history), max_items)) for history in histories]),
         }
 
-    def _looked_up(self, histories: Sequence[Sequence[int] | np.ndarray], max_items: int) -> np.ndarray:
-        """n(j | history), before what is negative counts as 0. Shape: (B, I) float64."""
+    def _looked_up(
+        self, histories: Sequence[Sequence[int] | np.ndarray], max_items: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """n(j | history) where it is positive: number of the history and item, both ascending, and n, (E,) each."""
         recent = [np.asarray(history[-max_items:], np.int64) for history in histories]
         lengths = [len(history) for history in recent]
         rows = np.concatenate(recent)
@@ -78,10 +104,11 @@ class Neighbours:
         begin, count = self.offsets[rows], self.offsets[rows + 1] - self.offsets[rows]
         entry = np.repeat(begin - (count.cumsum() - count), count) + np.arange(count.sum())
         weight = np.repeat(steps_back**-self.recency, count) * self.weights[entry]
-        items = len(self.offsets) - 1
-        cell = np.repeat(np.repeat(np.arange(len(recent)), lengths) * items, count) + self.items[entry]  # of (B, I)
-        n = np.bincount(cell, weight, minlength=len(recent) * items).reshape(len(recent), items)
-        return n
+        owner = np.repeat(np.repeat(np.arange(len(recent)), lengths), count)
+        cell, index = np.unique(owner * len(self) + self.items[entry], return_inverse=True)  # cells of (B, I)
+        n = np.bincount(index, weight, minlength=len(cell))
+        row, item = np.divmod(cell[n > 0], len(self))
+        return row, item, n[n > 0]
 
 
 def write_neighbours(path: Path, neighbours: Neighbours) -> None:

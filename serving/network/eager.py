@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from serving.network.model import StreamRec, dense_logits
+from serving.network.model import StreamRec
 from serving.network.t5 import CrossKeysValues, KeysValues
 from serving.types import EncoderAttention
 
@@ -51,5 +51,5 @@ class EagerRuntime:
         state: torch.Tensor = self.network.heads.state(hidden_sum)
         return state
 
-    def dense(self, state: torch.Tensor) -> torch.Tensor:
-        return dense_logits(state, self.item_vectors).log_softmax(-1)
+    def vectors_of(self, items: torch.Tensor) -> torch.Tensor:
+        return self.item_vectors[items]

@@ -49,6 +49,6 @@ class Runtime(Protocol):
         """s = MLP_s(sum of the decoder's outputs). Shape: (B, Q, D) -> (B, Q, D)."""
         ...
 
-    def dense(self, state: torch.Tensor) -> torch.Tensor:
-        """Log-softmax over all items of the dense logits. Shape: (..., D) -> (..., I)."""
+    def vectors_of(self, items: torch.Tensor) -> torch.Tensor:
+        """Rows of `item_vectors`. Shape: (B, N) int64 catalogue rows -> (B, N, D)."""
         ...

@@ -34,7 +34,7 @@ from serving.items.trie import Trie
 from serving.items.vocabulary import Vocabulary
 from serving.network.runtime import Runtime
 from serving.network.t5 import CrossKeysValues
-from serving.search.candidates import add_candidates, item_bonus
+from serving.search.candidates import add_candidates, favoured
 from serving.search.decoder import (
     NEG_INF,
     DecodedItems,
@@ -44,6 +44,7 @@ from serving.search.decoder import (
     stable_topk,
     token_log_probs,
 )
+from serving.search.dense import dense_score
 from serving.search.memory import MemoryScores, mixed
 from serving.types import Beams, BundleSettings, Merge, SearchSettings
 
@@ -142,7 +143,7 @@ def decode_items(
     found, dense, scores = proposed.found, proposed.dense, proposed.network
     gate = torch.full_like(proposed.confidence, float("inf"))
     if memory is not None:
-        by_memory = memory.scores.gather(1, trie.item[found.leaf].long())
+        by_memory, _ = memory.of(trie.item[found.leaf].long())
         if memory.gate is None:
             scores = scores + by_memory
         else:
@@ -186,14 +187,15 @@ def propose_items(
         confidence = first.amax(-1)
     if dense_weight is None and memory is None:
         return Proposed(found, found.scores, torch.zeros_like(found.scores), confidence)
-    dense_of_items = None if dense_weight is None else runtime.dense(reasoned.states[:, :, -1])  # (B, P, I)
+    scorer = None
+    if dense_weight is not None:
+        scorer = dense_score(runtime, trie, reasoned.states[:, :, -1], blocked, settings.dense_candidates)
     if settings.dense_candidates:
-        bonus = item_bonus(dense_of_items, dense_weight, memory)
-        found = add_candidates(runtime, trie, settings, cross, reasoned, found, blocked, bonus)
+        favours = favoured(runtime, scorer, dense_weight, memory)
+        found = add_candidates(runtime, trie, settings, cross, reasoned, found, blocked, favours)
     network, dense = found.scores, torch.zeros_like(found.scores)
-    if dense_of_items is not None and dense_weight is not None:
-        item = trie.item[found.leaf].long()
-        dense = dense_of_items.flatten(1).gather(1, found.path * dense_of_items.shape[-1] + item)
+    if scorer is not None and dense_weight is not None:
+        dense = scorer.of(runtime, trie.item[found.leaf].long(), found.path)
         network = network + dense_weight[:, None] * dense
     return Proposed(found, network, dense, confidence)
 

@@ -1,38 +1,62 @@
 """Items that dense score and neighbours favour most: scored by the decoder too, and added to those the beam has found.
 
 The beam sees token probabilities alone; an item with a low-probability prefix and a high dense or neighbour score would
-never be found by it [open].
+never be found by it [open]. Only what a history touches and the best by dense score can be favoured: the rest of the
+catalogue is never looked at.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from serving.items.blocked import Blocked
+from serving.items.neighbours import NO_ITEM
 from serving.items.trie import Trie
 from serving.network.runtime import Runtime
 from serving.network.t5 import CrossKeysValues
 from serving.search.decoder import NEG_INF, DecodedItems, ReasoningPaths, stable_topk, token_log_probs
+from serving.search.dense import DenseScore
 from serving.search.memory import MemoryScores
 from serving.types import SearchSettings
 
 
-def item_bonus(
-    dense: torch.Tensor | None, dense_weight: torch.Tensor | None, memory: MemoryScores | None
-) -> torch.Tensor:
-    """What favours an item on the likeliest path: dense and memory scores added up, or, where the memory is mixed with
-    the network, its shares alone. One of the two has to be there.
+@dataclass(frozen=True, slots=True)
+class Favoured:
+    """Items that may be added, C a request, each named once.
 
-    Shapes: dense (B, P, I), dense_weight (B,) -> (B, I).
+    items: (B, C) int64 catalogue rows. bonus: (B, C) float32, what favours an item on the likeliest path: dense and
+    memory scores added up, or, where the memory is mixed with the network, its shares alone; -inf for padding.
     """
-    bonus = None if dense is None or dense_weight is None else dense_weight[:, None] * dense[:, 0]
-    if memory is None:
-        assert bonus is not None
-        return bonus
-    if memory.gate is None:
-        return memory.scores if bonus is None else bonus + memory.scores
-    otherwise = torch.zeros_like(memory.scores) if bonus is None else bonus
-    return torch.where(memory.gate[:, None].isfinite(), memory.scores, otherwise)
+
+    items: torch.Tensor
+    bonus: torch.Tensor
+
+
+def favoured(
+    runtime: Runtime, dense: DenseScore | None, dense_weight: torch.Tensor | None, memory: MemoryScores | None
+) -> Favoured:
+    """What a memory touches, and the best by dense score. One of the two has to be there. Shape: dense_weight (B,)."""
+    items, bonus = [], []
+    last = len(runtime.item_tokens) - 1
+    if memory is not None:
+        own = memory.scores
+        if memory.gate is None and dense is not None and dense_weight is not None:
+            own = own + dense_weight[:, None] * dense.of(runtime, memory.items.clamp(max=last))
+        items.append(memory.items.clamp(max=last))
+        bonus.append(own.masked_fill(memory.items == NO_ITEM, NEG_INF))
+    if dense is not None and dense_weight is not None:
+        own = dense_weight[:, None] * dense.of(runtime, dense.best)
+        left_out = (dense_weight == 0)[:, None]
+        if memory is not None and memory.gate is None:
+            elsewhere, is_touched = memory.of(dense.best)
+            own, left_out = own + elsewhere, left_out | is_touched
+        elif memory is not None and memory.gate is not None:
+            left_out = left_out | memory.gate[:, None].isfinite()
+        items.append(dense.best)
+        bonus.append(own.masked_fill(left_out, NEG_INF))
+    return Favoured(torch.cat(items, 1), torch.cat(bonus, 1))
 
 
 def add_candidates(
@@ -43,23 +67,23 @@ def add_candidates(
     reasoned: ReasoningPaths,
     found: DecodedItems,
     blocked: Blocked | None,
-    bonus: torch.Tensor,
+    favours: Favoured,
 ) -> DecodedItems:
-    """Appends the U permitted items with the highest `bonus` (B, I), scored by the decoder on the likeliest path.
+    """Appends the U permitted items with the highest bonus, scored by the decoder on the likeliest path.
 
-    Nothing is added to a request whose bonus is zero for all items: its answer is the beam's, whatever else is in the
-    batch.
+    Nothing is added to a request for which nothing is favoured: its answer is the beam's, whatever else is in the
+    batch. Of equal bonuses the lower catalogue row comes first.
     """
-    has_bonus = (bonus != 0).any(1)
+    items, bonus = favours.items, favours.bonus
     if blocked is not None:
-        bonus = bonus.masked_fill(blocked.items(trie), NEG_INF)
-    item = stable_topk(bonus, None, min(settings.dense_candidates, bonus.shape[1]))  # (B, U)
+        bonus = bonus.masked_fill(blocked.items(trie, items), NEG_INF)
+    chosen = stable_topk(bonus, items, min(settings.dense_candidates, bonus.shape[1]))
+    item = items.gather(1, chosen)  # (B, U)
     leaf, tokens = trie.leaf[item].long(), runtime.item_tokens[item]  # (B, U), (B, U, M)
     log_probs = _log_probs(runtime, settings, cross, reasoned, tokens)  # (B, U, M)
     scores = log_probs.sum(-1) + reasoned.scores.log_softmax(-1)[:, :1]
-    scores = scores.masked_fill(bonus.gather(1, item) == NEG_INF, NEG_INF)
     is_duplicate = ((leaf.unsqueeze(2) == found.leaf.unsqueeze(1)) & (found.scores > NEG_INF).unsqueeze(1)).any(2)
-    scores = scores.masked_fill(is_duplicate | ~has_bonus[:, None], NEG_INF)
+    scores = scores.masked_fill(is_duplicate | (bonus.gather(1, chosen) == NEG_INF), NEG_INF)
     return DecodedItems(
         torch.cat([found.leaf, leaf], 1),
         torch.cat([found.scores, scores], 1),

@@ -18,6 +18,7 @@ import torch
 
 from serving.errors import EngineError
 from serving.items.blocked import Blocked
+from serving.items.neighbours import NO_ITEM
 from serving.items.trie import Trie
 from serving.network.runtime import Runtime
 from serving.search.beam import search
@@ -28,6 +29,8 @@ from serving.types import Beams, SearchSettings
 MAX_GRAPHS = 64
 # Histories are padded to a multiple of this: attention over padding is cheap, another capture is not.
 HISTORY_MULTIPLE = 32
+# Items that a memory may list, at least, or the next power of two: histories of all lengths share a few graphs.
+LEAST_MEMORY = 1024
 
 Result = TypeVar("Result")
 Capture = Callable[[Callable[[], Beams]], tuple[Callable[[], None], Beams]]
@@ -37,8 +40,9 @@ Capture = Callable[[Callable[[], Beams]], tuple[Callable[[], None], Beams]]
 class Bucket:
     """The searches that share a graph.
 
-    dense, memory, gate: whether any request has a dense weight or a memory, and whether that has a gate. blocked: the
-    address of the rules' buffers, whether lists are read and whether prepared sets are; None without rules.
+    dense: whether any request has a dense weight. memory: the items that a memory may list, 0 if no request has one;
+    gate: whether it has a gate. blocked: the address of the rules' buffers, whether lists are read and whether prepared
+    sets are; None without rules.
     """
 
     batch: int
@@ -47,7 +51,7 @@ class Bucket:
     beam_width: int
     paths: int
     dense: bool
-    memory: bool
+    memory: int
     gate: bool
     blocked: tuple[int, bool, bool] | None
 
@@ -56,9 +60,8 @@ class Bucket:
 class CapturedGraph:
     """A graph's fixed inputs, its launch, and the beams that a launch fills.
 
-    Shapes: hidden (B, S, D), mask (B, S), dense_weight (B,). memory is None if no request of the bucket has one, for it
-    is as wide as the catalogue. blocked keeps the buffers that the graph reads from being freed
-    and used for something else.
+    Shapes: hidden (B, S, D), mask (B, S), dense_weight (B,). memory is None if no request of the bucket has one.
+    blocked keeps the buffers that the graph reads from being freed and used for something else.
     """
 
     hidden: torch.Tensor
@@ -102,7 +105,7 @@ class GraphSearch:
             beam_width,
             paths,
             dense_weight is not None,
-            memory is not None,
+            0 if memory is None else _power_of_two(max(memory.items.shape[1], LEAST_MEMORY)),
             memory is not None and memory.gate is not None,
             None if blocked is None else (blocked.inverted.data_ptr(), *blocked.reads),
         )
@@ -117,7 +120,11 @@ class GraphSearch:
         if dense_weight is not None:
             graph.dense_weight[:batch].copy_(dense_weight)
         if graph.memory is not None and memory is not None:
-            graph.memory.scores[:batch].copy_(memory.scores)
+            touched = memory.items.shape[1]
+            graph.memory.items[:batch, :touched].copy_(memory.items)
+            graph.memory.items[:batch, touched:].fill_(NO_ITEM)
+            graph.memory.scores[:batch, :touched].copy_(memory.scores)
+            graph.memory.elsewhere[:batch].copy_(memory.elsewhere)
             if graph.memory.gate is not None and memory.gate is not None:
                 graph.memory.gate[:batch].copy_(memory.gate)
         graph.replay()
@@ -133,7 +140,9 @@ class GraphSearch:
         memory = None
         if bucket.memory:
             gate = torch.zeros(bucket.batch, device=device) if bucket.gate else None
-            memory = MemoryScores(torch.zeros(bucket.batch, len(self.trie.item), device=device), gate)
+            items = torch.full((bucket.batch, bucket.memory), NO_ITEM, dtype=torch.int64, device=device)
+            scores, elsewhere = torch.zeros(items.shape, device=device), torch.zeros(bucket.batch, device=device)
+            memory = MemoryScores(items, scores, elsewhere, gate)
         settings = replace(self.settings, paths=bucket.paths)
 
         def run() -> Beams:
@@ -161,7 +170,11 @@ class GraphSearch:
 
 def padded_batch(batch: int) -> int:
     """The next power of two."""
-    return 1 << (batch - 1).bit_length()
+    return _power_of_two(batch)
+
+
+def _power_of_two(least: int) -> int:
+    return 1 << (least - 1).bit_length()
 
 
 def capture_cuda_graph(run: Callable[[], Result], pool: Any) -> tuple[Callable[[], None], Result]:

@@ -10,6 +10,9 @@ items and changes no score. Where the memory knows nothing of a history, or its 
 network's.
 
 Older bundles have no gate: weight * log(share(item) + floor) is added to the network's score.
+
+Everything here has the size of what a history touches, never that of the catalogue: an item that is not listed has
+share 0.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from serving.items.neighbours import Neighbours
+from serving.items.neighbours import NO_ITEM, Neighbours, Shares
 from serving.types import BundleSettings
 
 NEG_INF = float("-inf")
@@ -29,47 +32,60 @@ NEG_INF = float("-inf")
 
 @dataclass(frozen=True, slots=True)
 class LookedUp:
-    """What the memory says of a batch. values: (B, I) float32, shares, or log scores if there is no gate.
+    """What the memory says of a batch. floor: None if there is a gate.
 
     gate: (B,) float64, log odds of the network at weight 1, without what its own confidence adds; inf where the memory
     knows nothing. None: no gate.
     """
 
-    values: np.ndarray
+    shares: Shares
+    floor: float | None
     gate: np.ndarray | None
 
     def explained(self, request: int, items: Sequence[int]) -> list[float | None]:
         """Log shares, or log scores, of some items of a request; None for an item without a share."""
-        values = self.values[request, items]
-        if self.gate is None:
-            return [float(value) for value in values]
-        return [float(np.log(value)) if value > 0 else None for value in values]
+        alone = Shares(self.shares.items[[request]], self.shares.values[[request]])
+        shares = alone.of(np.array([items], np.int64))[0]
+        if self.floor is not None:
+            return [float(np.log(share + self.floor)) for share in shares]
+        return [float(np.log(share)) if share > 0 else None for share in shares]
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryScores:
-    """The same on the device, weighted. scores: (B, I) float32, shares, or what is added to the network's scores.
+    """The same on the device, weighted. A request without weight touches nothing.
 
-    gate: (B,) float32, as in `LookedUp` with the weight included; inf for a request without memory. None: no gate.
+    items: (B, T) int64, ascending, then NO_ITEM. scores: (B, T) float32, shares, or what is added to the network's
+    scores. elsewhere: (B,) float32, the same for every item that is not listed. gate: (B,) float32, as in `LookedUp`
+    with the weight included; inf for a request without memory. None: no gate.
     """
 
+    items: torch.Tensor
     scores: torch.Tensor
+    elsewhere: torch.Tensor
     gate: torch.Tensor | None
+
+    def of(self, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The scores of items, and which of them are touched. Shape: (B, N) catalogue rows -> (B, N), (B, N) bool."""
+        index = torch.searchsorted(self.items, items.contiguous()).clamp(max=self.items.shape[1] - 1)
+        is_touched = self.items.gather(1, index) == items
+        return torch.where(is_touched, self.scores.gather(1, index), self.elsewhere[:, None]), is_touched
 
 
 def look_up(
     neighbours: Neighbours, settings: BundleSettings, histories: Sequence[Sequence[int] | np.ndarray]
 ) -> LookedUp:
     """Histories are catalogue rows, oldest first."""
-    if settings.gate is None:
-        return LookedUp(neighbours.log_scores(histories, settings.max_items), None)
     shares, features = neighbours.shares(histories, settings.max_items)
+    if settings.gate is None:
+        assert neighbours.floor is not None, "these neighbours were made to be mixed by their shares"
+        return LookedUp(shares, neighbours.floor, None)
     coefficients = asdict(settings.gate)
     known = features["support"] > NEG_INF
     gate = np.full(len(known), coefficients["intercept"])
     for name, values in features.items():
         gate += coefficients[name] * np.where(known, values, 0)
-    return LookedUp(shares, np.where(known, gate, np.inf))
+    return LookedUp(shares, None, np.where(known, gate, np.inf))
 
 
 def weighted(found: LookedUp, weights: Sequence[float], device: torch.device) -> MemoryScores | None:
@@ -77,11 +93,15 @@ def weighted(found: LookedUp, weights: Sequence[float], device: torch.device) ->
     weight = np.array(weights, np.float32)
     if not weight.any():
         return None
-    if found.gate is None:
-        return MemoryScores(torch.from_numpy(weight[:, None] * found.values).to(device), None)
-    with np.errstate(divide="ignore"):
-        gate = (found.gate - np.log(weight)).astype(np.float32)
-    return MemoryScores(torch.from_numpy(found.values).to(device), torch.from_numpy(gate).to(device))
+    items = np.where(weight[:, None] > 0, found.shares.items, NO_ITEM)
+    scores, elsewhere, gate = found.shares.values, np.zeros_like(weight), None
+    if found.floor is not None:
+        scores, elsewhere = weight[:, None] * np.log(scores + found.floor), weight * np.float32(np.log(found.floor))
+    if found.gate is not None:
+        with np.errstate(divide="ignore"):
+            gate = torch.from_numpy((found.gate - np.log(weight)).astype(np.float32)).to(device)
+    listed, values, others = (torch.from_numpy(part).to(device) for part in (items, scores, elsewhere))
+    return MemoryScores(listed, values, others, gate)
 
 
 def mixed(network: torch.Tensor, share: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:

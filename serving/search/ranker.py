@@ -18,6 +18,7 @@ from serving.items.neighbours import Neighbours
 from serving.items.rules import RuleBook
 from serving.items.trie import Trie, build_trie
 from serving.items.vocabulary import Vocabulary
+from serving.network.model import dense_logits
 from serving.network.runtime import Runtime
 from serving.network.t5 import CrossKeysValues
 from serving.search.beam import propose_items, reason, search, search_settings
@@ -91,7 +92,7 @@ class Ranker:
         for index in order:
             cross = self.encode([histories[i] for i in index]).cross
             states = reason(self.runtime, search_settings(self.vocabulary, self.settings), cross, steps).states
-            dense = self.runtime.dense(states[:, 0, -1])  # (B, I)
+            dense = dense_logits(states[:, 0, -1], self.runtime.item_vectors)  # (B, I)
             parts.append(dense.topk(min(TOP, dense.shape[1])).indices.cpu().numpy())
         ranked = np.concatenate(parts)
         ranked[np.concatenate(order)] = ranked.copy()

@@ -180,7 +180,7 @@ def test_the_weight_of_the_neighbours_is_the_requests_own(start: Start, engine: 
     plain = ask(client, 0, history=HISTORY, k=5, explain=True).json()
     assert plain["explanation"]["neighbours_weight"] == 0  # the bundle's
     heavy = ask(client, 0, history=HISTORY, k=5, beam_width=60, exclude_seen=False, neighbours_weight=1000).json()
-    known = engine.bundle.neighbours.log_scores([(1, 2, 3)], 6)[0]
+    known = engine.bundle.neighbours.shares([(1, 2, 3)], 6)[0].dense(60)[0]
     assert known[int(heavy["items"][0]["item_id"][1:])] == known.max()
     two = [{"history": HISTORY, "k": 5}, {"history": HISTORY, "k": 5, "neighbours_weight": 50}]
     together = client.post("/recommend/batch?reasoning_steps=0", json={"requests": two}).json()["results"]

@@ -1,4 +1,4 @@
-"""The scores of the item graph: a case worked out by hand, the reference, and files that do not fit."""
+"""The shares of the item graph: a case worked out by hand, the reference, and files that do not fit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from serving.errors import BundleError
-from serving.items.neighbours import Neighbours, read_neighbours, write_neighbours
+from serving.items.neighbours import NO_ITEM, Neighbours, read_neighbours, write_neighbours
 from serving.reference import Reference
 from tests.builders import random_neighbours, tiny_model
 
@@ -19,25 +19,27 @@ BY_HAND = Neighbours(
 )
 
 
-def test_scores_of_a_case_worked_out_by_hand():
-    found = BY_HAND.log_scores([(0, 1), (1, 0), (3, 2), (), (0, 0)], max_items=20)
-    assert found.dtype == np.float32
-    nothing = [0.1, 0.1, 0.1, 0.1]
+def test_shares_of_a_case_worked_out_by_hand():
+    found, _ = BY_HAND.shares([(0, 1), (1, 0), (3, 2), (), (0, 0)], max_items=20)
+    assert found.items.tolist() == [[1, 2], [1, 2], [NO_ITEM] * 2, [NO_ITEM] * 2, [1, 2]]
+    assert found.values.dtype == np.float32
+    nothing = [0, 0, 0, 0]
     expected = [
-        [0.1, 1.5 / 4 + 0.1, 2.5 / 4 + 0.1, 0.1],  # 1 is the newest: w(1, .) whole, w(0, .) halved
-        [0.1, 3 / 5 + 0.1, 2 / 5 + 0.1, 0.1],
+        [0, 1.5 / 4, 2.5 / 4, 0],  # 1 is the newest: w(1, .) whole, w(0, .) halved
+        [0, 3 / 5, 2 / 5, 0],
         nothing,
         nothing,
-        [0.1, 0.75 + 0.1, 0.25 + 0.1, 0.1],
+        [0, 0.75, 0.25, 0],
     ]
-    np.testing.assert_allclose(found, np.log(expected), rtol=1e-6)
+    np.testing.assert_allclose(found.dense(4), expected, rtol=1e-6)
+    wanted = np.array([[2, 0], [1, 1], [1, 2], [3, 0], [3, 2]])
+    np.testing.assert_array_equal(found.of(wanted), np.take_along_axis(found.dense(4), wanted, 1))
 
 
 def test_shares_and_features_of_a_case_worked_out_by_hand():
     """Item 1 speaks against item 2 this time; items 2 and 3 say nothing."""
     signed = replace(BY_HAND, weights=np.array([3, 1, -2], np.float32))
     found, features = signed.shares([(0, 1), (1, 0), (3, 2), (), (0, 0)], max_items=20)
-    assert found.dtype == np.float32
     expected = [
         [0, 1, 0, 0],
         [0, 1, 0, 0],
@@ -45,7 +47,7 @@ def test_shares_and_features_of_a_case_worked_out_by_hand():
         [0, 0, 0, 0],
         [0, 0.75, 0.25, 0],
     ]  # (1, 0): n is 3 and 1 - 2/2
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    np.testing.assert_allclose(found.dense(4), expected, rtol=1e-6)
     total = np.array([1.5, 3.0, 0, 0, 6.0])
     with np.errstate(divide="ignore"):
         np.testing.assert_allclose(features["support"], np.log(total))
@@ -57,18 +59,17 @@ def test_shares_and_features_of_a_case_worked_out_by_hand():
 
 
 def test_only_the_last_items_count():
-    np.testing.assert_array_equal(
-        BY_HAND.log_scores([(0, 0, 1), (1,)], max_items=1), BY_HAND.log_scores([(1,), (1,)], max_items=20)
-    )
+    short, long = BY_HAND.shares([(0, 0, 1), (1,)], max_items=1)[0], BY_HAND.shares([(1,), (1,)], max_items=20)[0]
+    np.testing.assert_array_equal(short.dense(4), long.dense(4))
 
 
-def test_scores_are_those_of_the_reference_alone_and_in_any_batch():
+def test_shares_are_those_of_the_reference_alone_and_in_any_batch():
     bundle, rng = tiny_model(50, seed=4, neighbours=True), np.random.default_rng(0)
     histories = [tuple(rng.integers(0, 50, length).tolist()) for length in (0, 1, 4, 9, 5)]
-    together = bundle.neighbours.log_scores(histories, bundle.max_items)
+    together = bundle.neighbours.shares(histories, bundle.max_items)[0].dense(50)
     for row, history in zip(together, histories, strict=True):
-        np.testing.assert_array_equal(row, bundle.neighbours.log_scores([history], bundle.max_items)[0])
-        np.testing.assert_allclose(row, Reference(bundle, history, 0).neighbours(), atol=1e-5)
+        np.testing.assert_array_equal(row, bundle.neighbours.shares([history], bundle.max_items)[0].dense(50)[0])
+        np.testing.assert_allclose(row, Reference(bundle, history, 0).shares()[0], atol=1e-6)
 
 
 @pytest.mark.parametrize(

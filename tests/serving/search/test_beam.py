@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from serving.bundle import Bundle
 from serving.engine import Engine
 from serving.errors import EngineError, RequestError
+from serving.items.neighbours import NO_ITEM
 from serving.reference import Reference
 from serving.search.beam import reason
-from serving.search.candidates import item_bonus
+from serving.search.candidates import favoured
+from serving.search.dense import DenseScore
 from serving.search.memory import MemoryScores
 from serving.types import Answer, Gate, Request, Rules, RuntimeName
 from tests.answers import assert_same_answer
@@ -264,17 +266,38 @@ def test_paths_are_the_likeliest(monkeypatch: pytest.MonkeyPatch):
         np.testing.assert_allclose(found.numpy(), torch.stack(path.states).numpy(), atol=TOLERANCE)
 
 
-def test_the_bonus_of_a_candidate_is_that_of_the_likeliest_path():
-    dense = torch.tensor([[[1.0, -2.0, 0.5], [9.0, 9.0, 9.0]]])  # of two paths that disagree, the likelier first
-    scores, half, inf = torch.tensor([[0.25, 0.5, 1.0]]), torch.tensor([0.5]), torch.tensor([float("inf")])
-    added, mixed, without = (MemoryScores(scores, gate) for gate in (None, half, inf))
-    assert item_bonus(dense, half, None).tolist() == [[0.5, -1.0, 0.25]]
-    assert item_bonus(dense, half, added).tolist() == [[0.75, -0.5, 1.25]]
-    assert item_bonus(dense, half, mixed).tolist() == scores.tolist()
-    assert item_bonus(dense, half, without).tolist() == [[0.5, -1.0, 0.25]]
-    assert item_bonus(None, half, without).tolist() == [[0.0, 0.0, 0.0]]
-    for nothing in ((None, None), (None, half), (dense, None)):
-        assert item_bonus(*nothing, added).tolist() == scores.tolist()
+def bonus_of(*parts: object) -> dict[int, float]:
+    """Each item that is favoured, with its bonus; none is named twice."""
+    runtime = Engine(tiny_model(4)).runtime
+    found = favoured(runtime, *parts)  # type: ignore[arg-type]
+    named = [
+        (item, bonus)
+        for item, bonus in zip(found.items[0].tolist(), found.bonus[0].tolist(), strict=True)
+        if bonus > -np.inf
+    ]
+    assert len(dict(named)) == len(named)
+    return {item: round(bonus, 4) for item, bonus in named}
+
+
+def test_the_bonus_of_a_candidate_is_that_of_the_likeliest_path(monkeypatch: pytest.MonkeyPatch):
+    scores = torch.tensor([[1.0, -2.0, 0.5, 9.0], [9.0, 9.0, 9.0, 9.0]])  # two paths disagree, the likelier first
+
+    def of(self: DenseScore, runtime: object, items: torch.Tensor) -> torch.Tensor:
+        return scores[0][items]
+
+    monkeypatch.setattr(DenseScore, "of", of)
+    dense = DenseScore(scores, scores, torch.tensor([[3, 0]]))
+    half, inf, never = torch.tensor([0.5]), torch.tensor([float("inf")]), torch.tensor([0.0])
+    touched, values = torch.tensor([[0, 2, NO_ITEM]]), torch.tensor([[0.25, 0.75, 0.0]])
+    elsewhere = torch.tensor([-3.0])
+    added, mixed = (MemoryScores(touched, values, elsewhere, gate) for gate in (None, half))
+    nothing = MemoryScores(torch.full_like(touched, NO_ITEM), values, never, inf)
+    assert bonus_of(dense, half, None) == {3: 4.5, 0: 0.5}
+    assert bonus_of(dense, half, added) == {0: 0.75, 2: 1.0, 3: 1.5}
+    assert bonus_of(dense, half, mixed) == bonus_of(None, None, mixed) == {0: 0.25, 2: 0.75}
+    assert bonus_of(dense, half, nothing) == {3: 4.5, 0: 0.5}
+    assert bonus_of(None, None, nothing) == bonus_of(dense, never, None) == {}
+    assert bonus_of(None, None, added) == bonus_of(dense, never, added) == {0: 0.25, 2: 0.75}
 
 
 def test_nan_scores_are_an_error():

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from serving.errors import EngineError
+from serving.items.neighbours import NO_ITEM
 from serving.items.rules import RuleBook
 from serving.items.trie import build_trie
 from serving.network.eager import EagerRuntime
@@ -79,10 +80,14 @@ def test_replays_answer_like_the_search(parts, ruled, dense, memory):
         hidden = torch.randn(batch, history, 16, generator=rng)
         mask = torch.arange(history) < torch.randint(1, history + 1, (batch, 1), generator=rng)
         weight = torch.rand(batch, generator=rng) if dense else None
-        scores, gate = torch.rand(batch, 40, generator=rng).log_softmax(-1), torch.randn(batch, generator=rng)
+        scores, gate = torch.rand(batch, 9, generator=rng).log_softmax(-1), torch.randn(batch, generator=rng)
+        items = torch.rand(batch, 40, generator=rng).topk(9).indices.sort(1).values
+        items[:, batch:] = NO_ITEM  # batches touch different numbers of items
         found_in_memory = {
-            "none": None, "added": MemoryScores(scores, None), "mixed": MemoryScores(scores.exp(), gate)
-        }[memory]  # fmt: skip
+            "none": None,
+            "added": MemoryScores(items, scores, scores[:, 0] - 3, None),
+            "mixed": MemoryScores(items, scores.exp(), torch.zeros(batch), gate),
+        }[memory]
         rules = [Rules(exclude=(row, 2 * row), catalogue="small" if row == 2 else None) for row in range(batch)]
         rules += [Rules()] * (padded_batch(batch) - batch)
         if not ruled:

@@ -64,7 +64,7 @@ def test_the_item_graph_decides_under_a_huge_weight_and_does_nothing_without_one
     without = ranker_of(bundle)
     joined = replace(without, settings=replace(without.settings, neighbours_weight=1e6))
     assert bundle.neighbours is not None
-    scores = bundle.neighbours.log_scores(HISTORIES, without.settings.max_items)
+    scores = bundle.neighbours.shares(HISTORIES, without.settings.max_items)[0].dense(14)
     best = joined.rank(HISTORIES, 0, 64)[:, 0]
     np.testing.assert_allclose(scores[np.arange(len(best)), best], scores.max(1))
     np.testing.assert_array_equal(

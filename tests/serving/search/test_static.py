@@ -73,13 +73,14 @@ class Search(torch.nn.Module):
         hidden: torch.Tensor,
         mask: torch.Tensor,
         weight: torch.Tensor,
+        touched: torch.Tensor,
         shares: torch.Tensor,
         gate: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
         cross = self.runtime.cross_keys_values(hidden, mask)
         beams = search(
             self.runtime, self.trie, self.settings, cross, steps=self.steps, beam_width=10, dense_weight=weight,
-            memory=MemoryScores(shares, gate),
+            memory=MemoryScores(touched, shares, torch.zeros_like(weight), gate),
         )  # fmt: skip
         return beams.items, beams.scores, beams.token_log_probs
 
@@ -89,7 +90,8 @@ def inputs(width: int = 16) -> tuple[torch.Tensor, ...]:
         torch.randn(3, 7, width),
         torch.ones(3, 7, dtype=torch.bool),
         torch.full((3,), 0.5),
-        torch.rand(3, 40),
+        torch.stack([torch.arange(first, 40, 4) for first in range(3)]),
+        torch.rand(3, 10),
         torch.randn(3),
     )
 
@@ -134,8 +136,8 @@ def test_a_captured_search_stays_on_the_device(table_entries, options):
         parts = [getattr(rules, field.name) for field in fields(Blocked)]
     there = Blocked(*(tree_map(lambda tensor: tensor.to("meta"), part) for part in parts))
     hidden, mask = torch.empty(3, 7, width, device="meta"), torch.empty(3, 7, dtype=torch.bool, device="meta")
-    weights, scores = torch.empty(3, device="meta"), torch.empty(3, 40, device="meta")
-    added, mixed = MemoryScores(scores, None), MemoryScores(scores, weights)
+    weights, scores = torch.empty(3, device="meta"), torch.empty(3, 9, device="meta")
+    added, mixed = (MemoryScores(scores.long(), scores, weights, gate) for gate in (None, weights))
     for blocked, weight, memory in (
         (None, None, None), (there, weights, None), (there, None, added), (there, None, mixed)
     ):  # fmt: skip

@@ -92,6 +92,10 @@ HTTP_NAMES = {
     413: ("too-large", "The body is too large"),
     415: ("compressed", "The body is compressed"),
 }
+ROUTING = {  # what the router says of a path, in a sentence
+    404: "There is no such path, to the letter; /docs lists all.",
+    405: "This path does not take this method; /docs lists those it takes.",
+}
 REJECTIONS = (401, 403, 413, 429, 503, 504)
 MEANINGS = {
     401: "a key is required and none was sent",
@@ -127,9 +131,8 @@ def problem(error: Exception) -> Problem:
     if isinstance(error, HTTPException):
         status = 422 if error.status_code == 400 else error.status_code  # 400: the body is not JSON
         name, title = HTTP_NAMES.get(error.status_code, ("http-error", str(error.detail)))
-        return _make(
-            status, name, title, str(error.detail), field="body" if error.status_code in (400, 413, 415) else None
-        )
+        detail = ROUTING.get(error.status_code, str(error.detail))
+        return _make(status, name, title, detail, field="body" if error.status_code in (400, 413, 415) else None)
     kind = next((base for base in type(error).__mro__ if base in PROBLEMS), None)
     if kind is None:
         return _make(

@@ -24,6 +24,7 @@ from serving.online.redis_link import RedisDown, RedisLink, connect
 GUESSES = "100/minute"
 MAX_REMEMBERED = 10_000  # clients over their quota; beyond that, all are forgotten and counted again
 MAX_COUNTED = 100_000  # clients counted in process; beyond that, likewise
+SHARED_CLOCK_S = 0.001  # Redis counts time in milliseconds
 SLICES = 32  # of a window; what was counted in one of them leaves the window together
 
 
@@ -41,13 +42,11 @@ class Quotas:
         if (self._limits or self._work) and settings.redis_url is not None:
             self._redis = connect(settings.redis_url.get_secret_value())
             self._link = RedisLink(self._redis, settings.redis_timeout_ms / 1000)
-            self._shared = SlidingWindowCounterRateLimiter(
-                RedisStorage(
-                    "async+redis://",  # only names the kind: the connections are the pool's
-                    implementation="redispy",
-                    key_prefix=f"{settings.redis_prefix}:quota",
-                    connection_pool=self._redis.connection_pool,  # type: ignore[arg-type]
-                )
+            self._shared = RedisStorage(
+                "async+redis://",  # only names the kind: the connections are the pool's
+                implementation="redispy",
+                key_prefix=f"{settings.redis_prefix}:quota",
+                connection_pool=self._redis.connection_pool,  # type: ignore[arg-type]
             )
 
     @property
@@ -143,7 +142,25 @@ class LocalCounts:
         return None
 
 
-async def _hit(limiter: SlidingWindowCounterRateLimiter, limit: RateLimitItem, name: str, cost: int) -> float | None:
-    if await limiter.hit(limit, name, cost=cost):
+async def _hit(storage: RedisStorage, limit: RateLimitItem, name: str, cost: int) -> float | None:
+    """As `LocalCounts.hit`, in Redis."""
+    if await SlidingWindowCounterRateLimiter(storage).hit(limit, name, cost=cost):
         return None
-    return max(0.0, (await limiter.get_window_stats(limit, name)).reset_time - time.time())
+    return _wait_in_redis(limit, cost, *await storage.get_sliding_window(limit.key_for(name), limit.get_expiry()))
+
+
+def _wait_in_redis(
+    limit: RateLimitItem, cost: int, before: int, before_lasts: float, current: int, current_lasts: float
+) -> float:
+    """Seconds until `cost` fits under the limit, if nothing else is counted. What `limits` calls the time of the reset
+    is when the estimate next changes at all, which may be long before.
+
+    The estimate is floor(before * before_lasts / period) + current; a window is current for one period, and then the
+    one before for another. `*_lasts`: seconds until the end of that.
+    """
+    period, room = limit.get_expiry(), limit.amount - cost
+    if current <= room:  # once enough of the window before has passed
+        wait = before_lasts - (room - current + 1) * period / max(1, before)
+    else:  # once the current window is the one before, and enough of it has passed
+        wait = current_lasts - (room + 1) * period / current
+    return max(0.0, wait) + SHARED_CLOCK_S

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
+
 import pytest
 from limits import parse
 from pydantic import ValidationError
+from redis import Redis
 
-from app.quotas import SLICES, LocalCounts
+from app.errors import QuotaExceeded
+from app.quotas import SLICES, LocalCounts, Quotas
 from app.settings import Settings
 from tests.app.conftest import Start, settings
 from tests.app.test_recommend import HISTORY, ask
@@ -159,6 +164,38 @@ def test_clients_and_limits_are_counted_apart_and_forgotten_after_a_window() -> 
     assert counts.hit(hour, "a", 2) is None and counts.hit(minute, "a", 1) is not None
     clock.now += 60
     assert counts.hit(minute, "a", 1) is None and counts.hit(hour, "a", 1) is not None
+
+
+# Counts in Redis
+
+
+def pass_in_redis(redis: Redis, seconds: float) -> None:
+    """Brings the end of every window nearer, as if so much time had passed."""
+    for key in redis.keys("*"):
+        redis.pexpire(key, round(redis.pttl(key) - 1000 * seconds))
+
+
+def test_a_wait_named_by_redis_is_long_enough_and_no_longer(redis_server: RedisServer) -> None:
+    """Requests and batches of several sizes, at various distances."""
+    draw = random.Random(0)
+
+    async def go(redis: Redis) -> None:
+        quotas = Quotas(settings(redis_url=redis_server.url, redis_timeout_ms=5000, quota="10/hour"))
+        for _ in range(40):
+            with pytest.raises(QuotaExceeded) as refused:
+                while True:
+                    cost = draw.randint(1, 6)
+                    await quotas.take("a", cost)
+                    pass_in_redis(redis, draw.uniform(0, 1000))
+            pass_in_redis(redis, refused.value.retry_after - 5)
+            with pytest.raises(QuotaExceeded):
+                await quotas.take("a", cost)
+            pass_in_redis(redis, 6)
+            await quotas.take("a", cost)
+        await quotas.close()
+
+    with redis_server.client() as redis:
+        asyncio.run(go(redis))
 
 
 # Settings

@@ -13,7 +13,7 @@ from starlette.datastructures import QueryParams
 from starlette.types import Scope
 
 from app.body import too_large
-from app.security import require_key
+from app.security import require_admin, require_key
 from serving.errors import RequestError
 
 SHOWN = 64  # characters of a name that the caller made up
@@ -48,16 +48,30 @@ class KeyedRoute(CheckedRoute):
         await require_key(request)
 
 
+class AdminRoute(CheckedRoute):
+    """Checks for an admin key, and the quota, first."""
+
+    async def check_caller(self, request: Request) -> None:
+        await require_admin(request)
+
+
 def open_router(**options: Any) -> APIRouter:
     """Routes for everybody."""
     return APIRouter(route_class=CheckedRoute, **options)
 
 
+# These two check nothing: they put both ways to send a key into the OpenAPI document.
+DOCUMENTED = (Depends(APIKeyHeader(name="X-API-Key", auto_error=False)), Depends(HTTPBearer(auto_error=False)))
+
+
 def keyed_router(**options: Any) -> APIRouter:
     """Routes that take a key, where keys are configured."""
-    # These two check nothing: they put both ways to send a key into the OpenAPI document.
-    documented = [Depends(APIKeyHeader(name="X-API-Key", auto_error=False)), Depends(HTTPBearer(auto_error=False))]
-    return APIRouter(route_class=KeyedRoute, dependencies=documented, **options)
+    return APIRouter(route_class=KeyedRoute, dependencies=DOCUMENTED, **options)
+
+
+def admin_router(**options: Any) -> APIRouter:
+    """Routes that change the service, for admin keys alone."""
+    return APIRouter(route_class=AdminRoute, dependencies=DOCUMENTED, **options)
 
 
 def check_path(scope: Scope) -> None:

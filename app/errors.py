@@ -99,7 +99,7 @@ ROUTING = {  # what the router says of a path, in a sentence
 REJECTIONS = (401, 403, 413, 429, 503, 504)
 MEANINGS = {
     401: "a key is required and none was sent",
-    403: "the key is not valid",
+    403: "the key is not valid, or no admin key where one is needed",
     404: "not found",
     413: "the body is too large",
     415: "the body is compressed",

@@ -18,6 +18,8 @@ from app.errors import Forbidden, Unauthorised
 from app.settings import Settings
 
 MAX_ADDRESS = 64  # characters; none is longer
+NOT_VALID = "This key is not valid; ask the operator for one."
+NOT_ADMIN = "This needs an admin key, and the one sent is none; ask the operator."
 
 
 # These are async because FastAPI would run plain functions in a thread, for every request.
@@ -37,8 +39,21 @@ async def require_key(request: Request) -> None:
 
 
 async def require_admin(request: Request) -> None:
-    """For routes that change the service: closed to all but admin keys, and to everybody where none is configured."""
-    _require_one_of(client_of(request.scope, keyed=True), request.app.state.service.settings.admin_keys)
+    """For routes that change the service: what `require_key` raises, and Forbidden without an admin key. Where none is
+    configured they are closed to everybody."""
+    await require_key(request)
+    settings, quotas = request.app.state.service.settings, request.app.state.quotas
+    if not settings.admin_keys:
+        raise Forbidden(
+            "This needs an admin key and none is configured; set STREAMREC_ADMIN_KEYS to the sha256 of one."
+        )
+    digest = client_of(request.scope, keyed=True)
+    try:
+        _require_one_of(digest, settings.admin_keys, NOT_ADMIN)
+    except Forbidden:
+        if digest not in settings.api_keys:
+            await quotas.take_guess(address_of(request.scope))
+        raise
 
 
 def client_of(scope: Scope, keyed: bool) -> str:
@@ -110,9 +125,9 @@ def _sent_key(headers: Headers) -> str:
     return credentials if scheme.lower() == "bearer" else ""
 
 
-def _require_one_of(digest: str, known: Iterable[str]) -> None:
+def _require_one_of(digest: str, known: Iterable[str], otherwise: str = NOT_VALID) -> None:
     if not digest:
         raise Unauthorised("Send a key in the header X-API-Key, or as Authorization: Bearer.")
     # Every key is compared, in constant time, so that the time taken does not reveal which one came close.
     if not sum(hmac.compare_digest(digest, each) for each in known):
-        raise Forbidden("This key is not valid; ask the operator for one.")
+        raise Forbidden(otherwise)

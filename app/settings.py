@@ -129,7 +129,8 @@ class Settings(BaseSettings):
         default=(), description="sha256 (hex) of the keys that may call, separated by commas; none: anyone may call"
     )
     admin_keys: Listed = Field(
-        default=(), description="sha256 (hex) of admin keys, valid wherever an API key is; no route requires one yet"
+        default=(),
+        description="sha256 (hex) of admin keys, valid wherever an API key is, and the only ones that may change the service; none: nobody may",
     )
     quota: str = Field(
         default="",

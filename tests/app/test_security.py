@@ -6,11 +6,11 @@ import hashlib
 from typing import Any
 
 import pytest
-from fastapi import APIRouter, Depends
 from fastapi.testclient import TestClient
 from pydantic import ValidationError
 
 from app import security
+from app.checks import admin_router
 from tests.app.conftest import Start, settings
 from tests.app.test_recommend import HISTORY, ask
 
@@ -39,20 +39,36 @@ def test_an_admin_key_may_do_what_a_key_may(start: Start) -> None:
         ({"admin_keys": digest("admin")}, "other", 403),
         ({"admin_keys": digest("admin")}, "", 401),
         ({"admin_keys": digest("admin"), "api_keys": digest("user")}, "user", 403),
+        ({"admin_keys": digest("admin"), "api_keys": digest("user")}, "", 401),
         ({"api_keys": digest("user")}, "user", 403),  # nobody is an admin where no admin key is configured
         ({}, "any", 403),
-        ({}, "", 401),
+        ({}, "", 403),
     ],
 )
 def test_admin_routes_need_an_admin_key(start: Start, keys: dict[str, str], sent: str, status: int) -> None:
-    client = start(**keys)
-    router = APIRouter(dependencies=[Depends(security.require_admin)])
-    router.add_api_route("/admin", lambda: {}, methods=["PUT"])
-    client.app.include_router(router)  # type: ignore[attr-defined]
-    response = client.put("/admin", headers=sending(sent) if sent else {})
+    client = with_admin_route(start(**keys))
+    response = client.put("/admin", content=b"no JSON", headers=sending(sent) if sent else {})
     assert response.status_code == status
     if status != 200:
         assert response.headers["content-type"] == "application/problem+json"
+        assert ("STREAMREC_ADMIN_KEYS" in response.json()["detail"]) == ("admin_keys" not in keys)
+
+
+def test_wrong_admin_keys_are_guesses_and_a_plain_key_is_none(start: Start) -> None:
+    client = with_admin_route(start(admin_keys=digest("admin"), api_keys=digest("user"), quota="4/hour"))
+    assert [client.put("/admin", headers=sending("user")).status_code for _ in range(3)] == [403] * 3
+    assert [client.put("/admin", headers=sending("wrong")).status_code for _ in range(5)] == [403] * 4 + [429]
+    assert client.get("/models", headers=sending("user")).status_code == 200
+    assert client.put("/admin", headers=sending("admin")).status_code == 200
+    open_client = with_admin_route(start(admin_keys=digest("admin")))  # everybody may call, few may change
+    assert [open_client.put("/admin", headers=sending(str(i))).status_code for i in range(101)] == [403] * 100 + [429]
+
+
+def with_admin_route(client: TestClient) -> TestClient:
+    router = admin_router()
+    router.add_api_route("/admin", lambda: {}, methods=["PUT"])
+    client.app.include_router(router)  # type: ignore[attr-defined]
+    return client
 
 
 def test_every_key_is_compared_in_constant_time(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,9 +22,9 @@ from serving.errors import (
     Overloaded,
     RequestError,
     ServingError,
+    StoreUnavailable,
     UnknownCatalogue,
 )
-from serving.online.users import StoreUnavailable
 
 RETRY_AFTER = 1  # seconds, where there is no better estimate
 

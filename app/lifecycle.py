@@ -22,6 +22,8 @@ from serving.errors import StoreError
 from serving.online.admission import Admission, State, narrower_beams
 from serving.online.batcher import Batcher, EngineHung, Ticket
 from serving.online.cache import StateCache
+from serving.online.changelog import ChangeLog, FileLog, MemoryLog, NoLog, RedisLog
+from serving.online.changes import Changes
 from serving.online.costs import CostTable
 from serving.online.recommender import EngineLike, Limits, Recommender, Search, encode_and_search
 from serving.online.redis_link import RedisDown, RedisLink, connect, fault_of, trouble_of
@@ -33,6 +35,7 @@ from serving.types import Answer, Request, Rules
 log = logging.getLogger("streamrec.service")
 
 CALIBRATION_RUNS = 2
+CHANGE_LIMIT_S = 1.0  # for Redis to store a change
 ASK_REDIS_EVERY = 5.0  # seconds
 
 
@@ -40,8 +43,8 @@ class Service:
     """Joins bundle, engine, admission, batcher, cache and users to a recommender.
 
     The model is loaded and warmed on the engine's own thread, so that the probes answer meanwhile. With `engine`
-    nothing is loaded. Called on that thread: `on_failure` with what kept the engine from starting, then and later
-    `on_death` with whatever stopped it. An engine that hangs is reported to `on_death` on the event loop's thread.
+    nothing is loaded. `on_failure` is called with what kept the service from starting, on that thread or the event
+    loop's; `on_death`, then and later, with whatever stopped the engine.
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class Service:
         self._redis: Redis | None = None
         self._redis_fault: str | None = None
         bounds = Bounds(settings.max_known_items, settings.max_known_user_bytes, settings.known_ttl_s)
+        self.changes = Changes(self._change_log(), {})
         self.users: UserStore = MemoryUsers(settings.max_known_users, settings.max_known_bytes, bounds)
         if settings.memory_cache_users:
             in_process = MemoryTier(settings.memory_cache_users, settings.memory_cache_bytes, settings.cache_ttl_s)
@@ -102,6 +106,14 @@ class Service:
             )  # fmt: skip
             self.users = RedisUsers(store, bounds, settings.user_secret, settings.redis_prefix)
         self.cache = StateCache(in_process, redis, lambda tier, result: self.metrics.cache.labels(tier, result).inc())
+
+    def _change_log(self) -> ChangeLog:
+        settings = self.settings
+        if self._redis is not None:
+            return RedisLog(RedisLink(self._redis, CHANGE_LIMIT_S), f"{settings.redis_prefix}:changes")
+        if settings.state_dir is not None and settings.replicas == 1:
+            return FileLog(settings.state_dir / "changes.jsonl")
+        return MemoryLog() if settings.workers * settings.replicas == 1 else NoLog()
 
     @property
     def recommender(self) -> Recommender:
@@ -126,10 +138,23 @@ class Service:
             with suppress(RedisDown, RedisError):
                 self._redis_fault = await RedisLink(self._redis, 1.0).call(fault_of)
         await self.cache.start()
+        self._loop = asyncio.get_running_loop()
         self.batcher.start()
         self._watching.append(asyncio.create_task(self._watch()))
         if self._redis is not None:
             self._watching.append(asyncio.create_task(self._watch_redis(RedisLink(self._redis, 1.0))))
+
+    async def _follow_changes(self) -> None:
+        """Replays the log of changes, is ready then, and follows the log."""
+        try:
+            await self.changes.replay()
+        except StoreError as error:
+            self._fail_to_start(error)
+            return
+        self.admission.advance("ready")
+        log.info("ready", extra={"version": self.bundle.version, "items": len(self.bundle.catalogue)})
+        self._on_ready(self)
+        await self.changes.follow()
 
     async def _watch_redis(self, link: RedisLink) -> None:
         while True:
@@ -159,7 +184,7 @@ class Service:
         self._on_death(error)
 
     def _prepare(self) -> None:
-        """On the engine's thread: load, warm up, measure. Nothing is answered before it ends."""
+        """On the engine's thread: load, warm up, measure. Then changes are replayed, before anything is answered."""
         try:
             if self._redis_fault is not None:
                 raise StoreError(self._redis_fault)
@@ -187,13 +212,15 @@ class Service:
             gc.collect()
             gc.freeze()  # what lives as long as the process need not be searched again: no long collection stalls
         except BaseException as error:
-            log.error("the engine could not start: %s", error)
-            self._start_failure = error
-            self._on_failure(error)
+            self._fail_to_start(error)
             raise
-        self.admission.advance("ready")
-        log.info("ready", extra={"version": self.bundle.version, "items": len(self.bundle.catalogue)})
-        self._on_ready(self)
+        self.admission.advance("replaying")
+        self._loop.call_soon_threadsafe(lambda: self._watching.append(self._loop.create_task(self._follow_changes())))
+
+    def _fail_to_start(self, error: BaseException) -> None:
+        log.error("the engine could not start: %s", error)
+        self._start_failure = error
+        self._on_failure(error)
 
     def _load(self) -> EngineLike:
         settings = self.settings

@@ -43,8 +43,8 @@ def create_app(
 ) -> FastAPI:
     """The application; `app.state.service` is its service. engine: serve this one instead of loading a bundle.
 
-    on_ready, on_failure, on_death: called on the engine's thread when the model is ready, when it could not be made
-    ready, and when that thread has died. slot: the worker's, where there are several.
+    on_ready, on_failure, on_death: called when the model is ready, when it could not be made ready, and when the
+    engine's thread has died, on the event loop's thread or the engine's. slot: the worker's, where there are several.
     """
     service = Service(settings, engine, on_ready, on_failure, on_death)
     quotas, traces = Quotas(settings), Traces(settings.otlp_endpoint, __version__)
@@ -52,7 +52,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await service.start()
-        while slot is not None and slot.is_replacement and service.status in ("loading", "warming"):
+        while slot is not None and slot.is_replacement and service.status in ("loading", "warming", "replaying"):
             await asyncio.sleep(0.05)  # until then the other workers take all requests
         beating = asyncio.create_task(_beat(slot)) if slot is not None else None
         yield

@@ -133,7 +133,7 @@ class Server(uvicorn.Server):
             self.should_exit = self.force_exit = True  # stop now
 
     def _begin_drain(self) -> None:
-        if self.service.status in ("loading", "warming"):
+        if self.service.status in ("loading", "warming", "replaying"):
             logs.flush()
             os._exit(0)  # there is nothing to finish, and the thread that loads cannot be stopped
         self.service.begin_drain()

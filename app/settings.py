@@ -125,12 +125,19 @@ class Settings(BaseSettings):
         description="secret that hashes user ids in cache and Redis keys, and signs encoded histories in Redis",
     )
 
+    state_dir: Path | None = Field(
+        default=None,
+        description="folder that keeps the log of changes on one machine; unset: Redis has it, or else a restart loses "
+        "changes",
+    )
+
     api_keys: Listed = Field(
         default=(), description="sha256 (hex) of the keys that may call, separated by commas; none: anyone may call"
     )
     admin_keys: Listed = Field(
         default=(),
-        description="sha256 (hex) of admin keys, valid wherever an API key is, and the only ones that may change the service; none: nobody may",
+        description="sha256 (hex) of admin keys, valid wherever an API key is, and the only ones that may change what "
+        "is served; none: nobody may",
     )
     quota: str = Field(
         default="",

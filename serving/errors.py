@@ -11,7 +11,8 @@ ServingError
 ├── EngineDead           the engine's thread has stopped
 ├── EngineError          the runtime or the device cannot do what is required
 ├── ScoreError           offline scoring: histories, options or an earlier run's parts do not fit
-├── StoreError           the Redis that is configured cannot be used
+├── StoreError           the Redis or the log of changes that is configured cannot be used
+├── StoreUnavailable     a store of histories or changes did not confirm; the change may still take effect
 ├── StorageError         a file cannot be written
 └── FolderInUse          another run uses the folder
 """
@@ -68,7 +69,11 @@ class EngineError(ServingError):
 
 
 class StoreError(ServingError):
-    """The Redis that is configured cannot be used by this service."""
+    """The Redis or the log of changes that is configured cannot be used by this service."""
+
+
+class StoreUnavailable(ServingError):
+    """A store of histories or changes did not confirm in time, or refused. The change may still take effect."""
 
 
 class ScoreError(ServingError):

@@ -22,8 +22,9 @@ async def livez(service: ServiceDep) -> Response:
 
 @router.get("/readyz", responses={503: {}})
 async def readyz(request: Request, service: ServiceDep) -> Response:
-    """200 when requests are answered; else 503 with the reason: loading, warming, draining or engine dead. With several
-    workers, any of them reports for all that accept requests. `redis` says why Redis is not used, if it should be."""
+    """200 when requests are answered; else 503 with the reason: loading, warming, replaying (changes made before the
+    start), draining or engine dead. With several workers, any of them reports for all that accept requests. `redis`
+    says why Redis is not used, if it should be."""
     status: str = service.status
     slot: WorkerSlot | None = request.app.state.slot
     if status == "ready" and slot is not None:

@@ -34,7 +34,8 @@ from serving.errors import DeadlineExceeded, Draining, EngineDead, NotReady, Ove
 from serving.online.costs import LIKELY, TYPICAL
 
 T = TypeVar("T")
-State = Literal["loading", "warming", "ready", "draining", "engine dead"]  # in the order in which they follow
+# In the order in which they follow.
+State = Literal["loading", "warming", "replaying", "ready", "draining", "engine dead"]
 
 QUEUE_FULL = "The queue is full; try again later."
 NEVER = (-math.inf, 0.0)
@@ -172,6 +173,8 @@ class Admission(Generic[T]):
         match self.state:
             case "loading" | "warming":
                 raise NotReady(f"The model is {self.state}; try again shortly.")
+            case "replaying":
+                raise NotReady("What was changed since the model was made is being replayed; try again shortly.")
             case "draining":
                 raise Draining("The service is shutting down; send the request to another replica.")
             case "engine dead":

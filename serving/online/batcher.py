@@ -15,7 +15,9 @@ import contextlib
 import sys
 import threading
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import repeat
 from typing import Any, Generic, TypeVar
@@ -26,7 +28,9 @@ from serving.online.watchdog import Watchdog
 
 T = TypeVar("T")
 R = TypeVar("R")
+X = TypeVar("X")
 
+DEAD = "The engine has stopped; restart the service."
 FAILURES = 3  # batches in a row in which nobody was answered; then the engine has to show that it works
 
 
@@ -85,6 +89,7 @@ class Batcher(Generic[T, R]):
         self._run, self._prepare, self._check = run, prepare, check
         self._on_depth, self._on_death = on_depth, on_death
         self._wake = threading.Condition()  # guards `admission`
+        self._errands: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._draining = False
         self._thread: threading.Thread | None = None
         self._failures = 0  # in a row
@@ -129,6 +134,16 @@ class Batcher(Generic[T, R]):
                     self.admission.leave(job)
                 self._on_depth(self.depth)
 
+    async def between_batches(self, work: Callable[[], X]) -> X:
+        """Runs `work` on the engine's thread, before the next batch. Raises what it raises, and EngineDead."""
+        done: Future[X] = Future()
+        with self._wake:
+            if self.death is not None or self._draining:
+                raise EngineDead(DEAD)
+            self._errands.append((work, done))
+            self._wake.notify()
+        return await asyncio.wrap_future(done)
+
     @staticmethod
     def _expire(job: Job[Ticket[T, R]]) -> None:
         job.abandoned = True
@@ -170,16 +185,30 @@ class Batcher(Generic[T, R]):
         try:
             self._prepare()
             while self._wait_for_work():
+                self._run_errands()
                 self.step()
         except BaseException as error:
             self._die(error)
 
     def _wait_for_work(self) -> bool:
         with self._wake:
-            self._wake.wait_for(lambda: self.depth or self._draining)
-            while self.depth and (pause := self.admission.patience()) > 0:
+            self._wake.wait_for(lambda: self.depth or self._errands or self._draining)
+            while self.depth and not self._errands and (pause := self.admission.patience()) > 0:
                 self._wake.wait(pause)
-            return self.depth > 0
+            return bool(self.depth or self._errands)
+
+    def _run_errands(self) -> None:
+        while self._errands:
+            work, done = self._errands.popleft()
+            if not done.set_running_or_notify_cancel():
+                continue
+            self._call = object()
+            try:
+                done.set_result(work())
+            except Exception as error:
+                done.set_exception(error)
+            finally:
+                self._call = None
 
     def step(self) -> int:
         """Runs one batch, if any job waits. Returns how many jobs it held."""
@@ -251,7 +280,11 @@ class Batcher(Generic[T, R]):
             self.death = error
             self.admission.advance("engine dead")
             jobs = self.admission.clear()
-        _deliver(jobs, repeat(EngineDead("The engine has stopped; restart the service.")))
+        _deliver(jobs, repeat(EngineDead(DEAD)))
+        while self._errands:
+            _, done = self._errands.popleft()
+            if done.set_running_or_notify_cancel():
+                done.set_exception(EngineDead(DEAD))
         self._on_death(error)
         self._reported = True
 

@@ -16,13 +16,13 @@ from typing import Literal, Protocol, TypeVar
 from redis.exceptions import RedisError
 
 from serving.bundle import Bundle
-from serving.errors import RequestError
+from serving.errors import RequestError, StoreUnavailable
 from serving.online.admission import Demand, Plan
 from serving.online.batcher import Batcher
 from serving.online.cache import Flight, Lookup, Source, StateCache
 from serving.online.costs import CostTable
 from serving.online.redis_link import RedisDown
-from serving.online.users import StoreUnavailable, UserStore, digest
+from serving.online.users import UserStore, digest
 from serving.types import Answer, EncoderState, Request, Rules, Trace
 
 log = logging.getLogger("streamrec.recommender")

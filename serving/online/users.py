@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from redis.exceptions import MovedError, RedisError
 
-from serving.errors import RequestError, ServingError
+from serving.errors import RequestError, StoreUnavailable
 from serving.online.redis_link import ONE_NODE, RedisDown, RedisLink
 from serving.types import MAX_ID_LENGTH, REDIS_PREFIX
 
@@ -34,10 +34,6 @@ redis.call('LTRIM', KEYS[1], -kept, -1)
 redis.call('EXPIRE', KEYS[1], ARGV[3])
 return kept
 """
-
-
-class StoreUnavailable(ServingError):
-    """The store of user histories did not confirm in time, or refused. The change may still take effect."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ import re
 import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
@@ -15,7 +16,9 @@ from fastapi.testclient import TestClient
 from app import logs
 from app.lifecycle import Service
 from app.main import create_app
+from serving.engine import Engine
 from serving.online.batcher import FAILURES
+from serving.online.changelog import FileLog, Logged
 from serving.online.costs import WINDOW, CostTable
 from serving.types import Answer
 from tests.app.conftest import Gate, ShapedEngine, Start, settings
@@ -43,6 +46,34 @@ def test_alive_but_not_ready_while_warming(start: Start, engine: ShapedEngine) -
     assert client.get("/").status_code == 200
     assert "streamrec_queue_depth" in client.get("/metrics").text
     gate.opened.set()
+
+
+def test_not_ready_before_the_changes_made_earlier_are_replayed(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, read = threading.Event(), FileLog.read
+
+    async def held(log: FileLog, after: str, wait: float = 0.0) -> list[Logged]:
+        await eventually_async(opened.is_set)
+        return await read(log, after, wait)
+
+    monkeypatch.setattr(FileLog, "read", held)
+    client = start(wait=False, state_dir=tmp_path)
+    eventually(lambda: client.get("/readyz").json()["status"] == "replaying")
+    assert client.get("/readyz").status_code == ask(client, history=HISTORY).status_code == 503
+    assert client.get("/livez").status_code == 200
+    opened.set()
+    eventually(lambda: client.get("/readyz").status_code == 200)
+
+
+def test_a_damaged_log_of_changes_ends_the_start_in_one_sentence(tmp_path: Path, real_engine: Engine) -> None:
+    (tmp_path / "changes.jsonl").write_text("rubbish\n{}\n")
+    failures: list[BaseException] = []
+    app = create_app(settings(state_dir=tmp_path), real_engine, on_failure=failures.append)
+    with TestClient(app) as client:
+        eventually(lambda: failures)
+        assert client.get("/readyz").status_code == 503
+    assert "is damaged at 0; restore it" in str(failures[0])
 
 
 def test_draining_is_not_ready_finishes_what_runs_and_takes_nothing_new(client: TestClient, gate: Gate) -> None:

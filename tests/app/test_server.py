@@ -44,7 +44,7 @@ def make(status: str, slot: Any = None) -> Server:
     return Server(uvicorn.Config(make), service, Connections(Bounds()), slot)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("status", ["loading", "warming"])
+@pytest.mark.parametrize("status", ["loading", "warming", "replaying"])
 def test_while_loading_the_process_ends_at_once(status: str) -> None:
     async def begin() -> None:
         make(status)._begin_drain()

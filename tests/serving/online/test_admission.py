@@ -591,7 +591,13 @@ def test_a_flexible_demand_shrinks_to_what_the_queue_has_room_for() -> None:
 
 @pytest.mark.parametrize(
     ("state", "error"),
-    [("loading", NotReady), ("warming", NotReady), ("draining", Draining), ("engine dead", EngineDead)],
+    [
+        ("loading", NotReady),
+        ("warming", NotReady),
+        ("replaying", NotReady),
+        ("draining", Draining),
+        ("engine dead", EngineDead),
+    ],
 )
 def test_nothing_enters_unless_the_service_is_ready(state: State, error: type[Exception]) -> None:
     admission = Admission[str](ByRows(), max_batch=1, max_rows=1, max_wait=1.0, state=state)

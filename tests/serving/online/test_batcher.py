@@ -494,3 +494,57 @@ def test_the_engine_waits_as_long_as_admission_has_patience() -> None:
 
     asyncio.run(scenario())
     assert batches == [["first", "second"]]
+
+
+# Work between batches
+
+
+def test_other_work_runs_on_the_engines_thread_before_the_next_batch() -> None:
+    async def check() -> None:
+        order: list[str] = []
+        running, go_on = threading.Event(), threading.Event()
+
+        def run(payloads: Sequence[str]) -> list[str]:
+            running.set()
+            assert go_on.wait(GENEROUS)
+            order.extend(payloads)
+            return list(payloads)
+
+        batcher = make(run)
+        batcher.start()
+        assert await batcher.between_batches(lambda: threading.current_thread().name) == "engine"  # an idle one too
+        [first] = await submitted(submit(batcher, "first"))
+        await asyncio.to_thread(running.wait, GENEROUS)
+        work, second = await submitted(batcher.between_batches(lambda: order.append("work")), submit(batcher, "second"))
+        go_on.set()
+        await asyncio.gather(first, work, second)
+        assert order == ["first", "work", "second"]
+        with pytest.raises(ZeroDivisionError):
+            await batcher.between_batches(lambda: 1 / 0)
+        assert await submit(batcher, "third") == "third"  # and the thread goes on
+        await batcher.drain()
+        with pytest.raises(EngineDead):
+            await batcher.between_batches(lambda: None)
+
+    asyncio.run(check())
+
+
+def test_other_work_is_refused_once_the_engine_is_dead() -> None:
+    async def check() -> None:
+        reached, go_on = threading.Event(), threading.Event()
+
+        def die(payloads: Sequence[str]) -> list[str]:
+            reached.set()
+            assert go_on.wait(GENEROUS)
+            raise SystemExit
+
+        batcher = make(die)
+        batcher.start()
+        [job] = await submitted(submit(batcher, "a"))
+        await asyncio.to_thread(reached.wait, GENEROUS)
+        [work] = await submitted(batcher.between_batches(lambda: None))
+        go_on.set()
+        outcomes = await asyncio.gather(job, work, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [EngineDead, EngineDead]
+
+    asyncio.run(check())

@@ -8,9 +8,9 @@ from contextlib import ExitStack
 
 import pytest
 
-from serving.errors import RequestError
+from serving.errors import RequestError, StoreUnavailable
 from serving.online.redis_link import RedisLink, connect
-from serving.online.users import Bounds, MemoryUsers, RedisUsers, StoreUnavailable, UserStore, digest
+from serving.online.users import Bounds, MemoryUsers, RedisUsers, UserStore, digest
 from tests.conftest import RedisServer, SlowRoad
 from tests.serving.online.links import FAILURES, Clock, CountedLink
 from tests.waiting import eventually

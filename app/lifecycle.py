@@ -274,6 +274,7 @@ class Service:
         await self.drain()
         for watching in self._watching:
             watching.cancel()
+        await asyncio.gather(*self._watching, return_exceptions=True)  # their connections are free before they close
         await self.cache.close()
         if self._redis is not None:
             await self._redis.aclose()

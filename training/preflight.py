@@ -14,7 +14,7 @@ from serving.errors import StorageError
 from training.data.prepare import DataError, Dataset, Split
 
 RUN = "run.json"
-UNUSED = {"lock", f"{RUN}.partial"}  # what a run that was killed at once leaves
+UNUSED = {"lock", f"{RUN}.partial", "cache"}  # what a run that was killed at once leaves; texts already embedded
 
 
 class RunError(RuntimeError):

@@ -18,7 +18,8 @@ class Heads(nn.Module):
     feedback   input of step i gets W s_{i-1}              [open: continuous thinking, zero at the start]
     item_free  v = sum of the item's token embeddings + a free vector   [open: what the dense score compares with]
     age_bias   the decoder's cross-attention scores of an item get b[age, head], its newest item has age 0
-               [open: so that a packed encoder pass can serve all prefixes; only where `ages` > 0]
+               [open: so that a packed encoder pass can serve all prefixes; only where `ages` > 0]. It begins as ALiBi
+               (Press et al. 2022), -age / 2^head: from zeros, what is recent takes hundreds of steps to be found.
     """
 
     def __init__(self, width: int, items: int, ages: int, heads: int) -> None:
@@ -31,7 +32,8 @@ class Heads(nn.Module):
         nn.init.zeros_(self.item_free.weight)
         if ages:
             self.age_bias = nn.Embedding(ages, heads)
-            nn.init.zeros_(self.age_bias.weight)
+            with torch.no_grad():
+                self.age_bias.weight.copy_(-torch.arange(ages)[:, None] * 0.5 ** torch.arange(heads))
 
 
 class StreamRec(nn.Module):

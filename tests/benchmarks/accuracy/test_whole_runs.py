@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.waiting import DEADLINE
 from training.data.shop import write_shop
 
@@ -19,9 +21,9 @@ SMALL = """
 """.split()
 
 
-def ask(folder: Path, *more: str) -> dict:
-    command = [sys.executable, "-m", "benchmarks.accuracy", "stages", "--data", str(folder / "shop")]
-    command += ["--work", str(folder / "work"), "--out", str(folder / "result.json"), *more, "--set", *SMALL]
+def ask(folder: Path, *more: str, question: str = "stages") -> dict:
+    command = [sys.executable, "-m", "benchmarks.accuracy", question, "--data", str(folder / "shop")]
+    command += ["--work", str(folder / "work"), "--out", str(folder / "result.json"), "--set", *SMALL, *more]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=DEADLINE)
     return json.loads((folder / "result.json").read_text())
 
@@ -44,3 +46,15 @@ def test_every_stage_and_control_has_its_rows(tmp_path):
     before = (tmp_path / "work/slow/rl.latest.safetensors").stat().st_mtime_ns
     assert ask(tmp_path)["rows"] == result["rows"]
     assert (tmp_path / "work/slow/rl.latest.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_converged_model_has_its_beam_its_state_and_its_curve(tmp_path):
+    write_shop(tmp_path / "shop", users=40, items=60, seed=0)
+    more = ("pretrain.steps=4", "sft.steps=0", "rl.steps=0", "pretrain.eval_every=2", "pretrain.state_weight=1")
+    result = ask(tmp_path, *more, question="converged")
+    named = [(row["model"], row["excluded"]) for row in result["rows"]]
+    assert named == [("plain", False), ("plain", True), ("state alone", False)]
+    assert all(0 <= row["ndcg@10"] <= row["recall@10"] <= 1 for row in result["rows"])
+    assert [row["step"] for row in result["validation"]] == [0, 2, 4]
+    once, twice = (row["epochs"] for row in result["validation"][1:])
+    assert 0 < once and twice == pytest.approx(2 * once, abs=0.1)

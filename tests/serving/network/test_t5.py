@@ -8,6 +8,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from serving.bundle import Bundle
 from serving.items.histories import history_tokens
+from serving.network.model import StreamRec
 from serving.network.t5 import T5, Dropout, ModelConfig
 from tests.builders import tiny_bundle
 
@@ -77,6 +78,13 @@ def test_a_causal_encoder_does_not_see_later_items(tmp_path):
     after = network.t5.encode(changed, mask, "causal-by-item", 3)
     torch.testing.assert_close(before[:, :6], after[:, :6])
     assert not torch.allclose(before[:, 6:], after[:, 6:])
+
+
+def test_the_age_bias_begins_as_a_recency_that_halves_from_head_to_head():
+    table = StreamRec(ModelConfig(20, 16, 4, 16, 1, 1, 3), items=2, step_form="both", ages=4).heads.age_bias.weight
+    torch.testing.assert_close(
+        table.detach(), torch.tensor([[0.0, 0, 0], [-1, -0.5, -0.25], [-2, -1, -0.5], [-3, -1.5, -0.75]])
+    )
 
 
 @torch.no_grad()

@@ -104,13 +104,14 @@ def measure(bundle: Path, steps: int, cores: set[int], rest: set[int] | None, se
         patient = requests(bundle, steps, LONG_BUDGET_MS)
         send(server.address, patient, rest, clients=CLIENTS, seconds=1)
         turn("queue", server, TIMES * capacity, patient, LONG_SETTLE, LONG_SETTLE + seconds)
-    quota = ["--api-keys", ",".join(map(hashed, CALLERS)), "--quota", f"{math.ceil(0.4 * capacity)}/second"]
-    with running_service(bundle, quota, cores) as server:
+    quota = math.ceil(0.4 * capacity)
+    options = ["--api-keys", ",".join(map(hashed, CALLERS)), "--quota", f"{quota}/second"]
+    with running_service(bundle, options, cores) as server:
         keyed = [body | {"headers": {"X-API-Key": caller(number)}} for number, body in enumerate(bodies)]
         sent = turn("quotas", server, TIMES * capacity, keyed, SETTLE, seconds)
     for name in CALLERS:
         of_caller = [row for number, row in enumerate(sent) if caller(number % len(bodies)) == name]
-        rows.append({"part": f"quota: {name}"} | summarise(of_caller, SETTLE, seconds, BUDGET_MS))
+        rows.append({"part": f"quota: {name}", "quota_per_s": quota} | summarise(of_caller, SETTLE, seconds, BUDGET_MS))
     with running_service(bundle, ["--api-keys", ",".join(map(hashed, (*LIGHT, HEAVY)))], cores) as server:
         rows += shares(server, bodies, rest, seconds, rounds)
     return rows

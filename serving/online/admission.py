@@ -18,6 +18,11 @@ starts where its client's last one ends, or now if that has passed; the job that
 
 So a client with a long queue of its own delays the others by one batch, not by its queue, and the wait that bounds a
 client's queue counts only what runs before its next job. One client alone is served in the order of arrival.
+
+Beside others, a client with a queue has a part of each batch, and they will ask again before its turn comes. How long
+that takes is seen from how fast virtual time has passed of late:
+
+    wait >= (start - virtual time) / speed        speed = virtual time passed / measured batch time; decayed as the pace
 """
 
 from __future__ import annotations
@@ -156,6 +161,7 @@ class Admission(Generic[T]):
         self._prediction = 0.0  # seconds, of the running batch
         self._predicted, self._took, self._paced_at = 0.0, 0.0, 0.0  # decayed sums, for the pace
         self._virtual = 0.0  # seconds of work, at its cost when it entered
+        self._progress = 0.0  # of virtual time; a decayed sum, as `_took`
         self._shares: dict[Hashable, Share] = {}  # of active clients, the last to come last
         self._refused: dict[Hashable, tuple[float, float]] = {}  # client -> until when the queue is full, and the wait
 
@@ -200,15 +206,17 @@ class Admission(Generic[T]):
         if left <= 0:
             raise DeadlineExceeded("The time budget was used up before the search began; allow more time.")
         before = self._before(demand.client)
-        wait, in_time = self._seconds_of(before), False
+        wait, in_time = max(self._seconds_of(before), self._seconds_to_turn(demand.client)), False
         for plan in demand.plans():
             if self._meets_deadline(plan, before.get(plan, 0), wait, left, demand.flexible):
                 if self._has_room(plan, before.get(plan, 0), wait):
                     return plan
                 in_time = True
         if in_time:
-            # Already in the past where a large job finds no room in a queue that has some for small ones.
-            self._refuse(demand.client, now + wait - REOPEN_AT * self._max_wait, wait)
+            # Already in the past where a large job finds no room in a queue that has some for small ones. Never longer
+            # than a queue at its bound takes to come down: a slow moment, in which it seemed longer, may have passed.
+            closed = min(wait - REOPEN_AT * self._max_wait, (1 - REOPEN_AT) * self._max_wait)
+            self._refuse(demand.client, now + closed, wait)
             raise Overloaded(QUEUE_FULL, max(wait, MIN_RETRY_AFTER))
         if any(self._costs.estimate(plan.steps, plan.beam_width, _share(demand)) <= left for plan in demand.plans()):
             message = "The queue is too long for this time budget; try again later, or allow more time."
@@ -249,6 +257,15 @@ class Admission(Generic[T]):
             return {plan: len(group) for plan, group in self._waiting.items()}
         start = self._start(share)
         return {plan: sum(job.start <= start for job in group.values()) for plan, group in self._waiting.items()}
+
+    def _seconds_to_turn(self, client: Hashable) -> float:
+        """Seconds until virtual time reaches the start of a job of the client that enters now, at its present speed."""
+        share = self._shares.get(client)
+        if share is None or len(self._shares) == 1:
+            return 0.0
+        decay = self._decay()
+        speed = (PACE_PRIOR + decay * self._progress) / (PACE_PRIOR + decay * self._took)
+        return self._left_to_run() + (self._start(share) - self._virtual) / speed
 
     def _start(self, share: Share | None) -> float:
         if share is None:
@@ -291,8 +308,8 @@ class Admission(Generic[T]):
         those sure to be late because the batch takes longer than they have left.
 
         The batch is of the plan that has the job that starts first: no plan starves, however busy the others are. While
-        a client is active that does not fill its part of a batch, no client has more work in it than the others ask
-        for at a time: their next request may come while it runs. One job of each is always permitted.
+        a client is active that does not fill its part of a batch, no client has more in it than the one that asks for
+        least has waiting, or than its next request, which may come while the batch runs.
         """
         batch: list[Job[T]] = []
         dropped: list[Job[T]] = []
@@ -311,7 +328,9 @@ class Admission(Generic[T]):
             for job in chosen:
                 self._remove(job)
             batch = chosen
-            self._virtual = max(self._virtual, batch[0].start)
+            reached = max(self._virtual, batch[0].start)
+            self._progress += reached - self._virtual
+            self._virtual = reached
         self._running = batch
         self._prediction = self._batch_seconds(batch[0].plan, len(batch)) if batch else 0.0
         self._forget_clients(now)
@@ -326,6 +345,7 @@ class Admission(Generic[T]):
         most_seconds, each = max(share.cost for share in light), 1
         while each < most and self._group_seconds(plan, each + 1) <= most_seconds:
             each += 1
+        each *= max(1, min(share.waiting for share in light))
         chosen: list[Job[T]] = []
         counts: dict[Hashable, int] = {}
         for job in group:
@@ -364,7 +384,8 @@ class Admission(Generic[T]):
         self._answered, self._running = {job.client for job in self._running}, []
         self._seconds.clear()  # every batch is a new measurement
         now = self.clock()
-        decay = 0.5 ** ((now - self._paced_at) / PACE_HALF_LIFE)
+        decay = self._decay()
+        self._progress *= decay
         self._predicted = decay * self._predicted + self._prediction
         self._took = decay * self._took + min(now - self._began, MAX_SLOWDOWN * self._prediction)
         self._paced_at = now
@@ -391,8 +412,12 @@ class Admission(Generic[T]):
 
     def _seconds_of(self, jobs: dict[Plan, int]) -> float:
         """Seconds until so many jobs of each plan are done, and what runs before them."""
-        running = max(0.0, self._ends - self.clock()) if self._running else 0.0
-        return running + self._pace() * sum(self._group_seconds(plan, count) for plan, count in jobs.items())
+        work = sum(self._group_seconds(plan, count) for plan, count in jobs.items())
+        return self._left_to_run() + self._pace() * work
+
+    def _left_to_run(self) -> float:
+        """Seconds until the running batch is done."""
+        return max(0.0, self._ends - self.clock()) if self._running else 0.0
 
     @property
     def prediction(self) -> float:
@@ -400,8 +425,13 @@ class Admission(Generic[T]):
         return self._prediction
 
     def _pace(self) -> float:
-        decay: float = 0.5 ** ((self.clock() - self._paced_at) / PACE_HALF_LIFE)
+        decay = self._decay()
         return (PACE_PRIOR + decay * self._took) / (PACE_PRIOR + decay * self._predicted)
+
+    def _decay(self) -> float:
+        """What is left of the measurements up to the last batch."""
+        left: float = 0.5 ** ((self.clock() - self._paced_at) / PACE_HALF_LIFE)
+        return left
 
     def _group_seconds(self, plan: Plan, jobs: int) -> float:
         """What so many jobs of one plan usually take, in batches as full as they may be."""

@@ -21,16 +21,18 @@ def test_a_turn_by_hand() -> None:
         Sent(3.0, 0.0, 2.5, 200, queue=2.4),  # too late
         Sent(3.5, 0.1, 0.102, 503, retry_after=2),
         Sent(4.0, 0.2, 0.206, 503),
+        Sent(4.2, 0.0, 0.002, 429, retry_after=1),
+        Sent(4.3, 0.0, 0.002, 429, retry_after=1),
         Sent(4.5, 0.0, 0.5, 504),
         Sent(5.0, 0.0),  # never answered
         Sent(5.5, 0.0, 1.0, 200, queue=0.9),  # due inside, answered after the end
     ]
     row = summarise(sent, settle=2.0, end=6.0, budget_ms=2000)
-    assert row["goodput_per_s"] == 2 / 4 and row["refused_per_s"] == 2 / 4
+    assert row["goodput_per_s"] == 2 / 4 and row["refused_per_s"] == 4 / 4
     assert (row["p50_ms"], row["p99_ms"], row["waited_s"]) == (1000, 1000, 0.9)
     assert (row["refusal_p50_ms"], row["refusal_p99_ms"]) == (2, 6)
-    assert (row["sent"], row["lost"], row["without_retry_after"], row["overloaded"]) == (7, 3, 1, 2)
-    # the two refusals say 0 and 2 s, the request admitted next waited 0.9 s
+    assert (row["sent"], row["lost"], row["without_retry_after"], row["passed_per_s"]) == (9, 3, 1, 1.8)
+    # the refusals say 0, 1 and 2 s, the request admitted next waited 0.9 s
     assert (row["retry_error_low"], row["retry_error_high"]) == (-0.9, 1.1)
     nothing = summarise([], settle=2.0, end=6.0, budget_ms=2000)
     assert nothing["goodput_per_s"] == 0 and nothing["p99_ms"] is nothing["retry_error_low"] is None
@@ -45,7 +47,7 @@ def test_the_client_within_its_quota_sends_a_sixth_of_the_capacity(tmp_path: Pat
 
 def turn(part: str, **values: Any) -> dict[str, Any]:
     row: dict[str, Any] = {"part": part, "offered_per_s": 500.0, "goodput_per_s": 80.0, "refused_per_s": 400.0}
-    row |= {"p99_ms": 900.0, "refusal_p99_ms": 20.0, "lost": 0, "sent": 1000, "without_retry_after": 0, "overloaded": 0}
+    row |= {"p99_ms": 900.0, "refusal_p99_ms": 20.0, "lost": 0, "sent": 1000, "without_retry_after": 0}
     return row | {"retry_error_low": 0.1, "retry_error_high": 0.9, "peak_mb": 300.0} | values
 
 
@@ -56,7 +58,7 @@ def rows(**worse: Any) -> list[dict[str, Any]]:
         turn("overload", **worse),
         turn("queue"),
         turn(within, refused_per_s=worse.get("refused_within", 0.0)),
-        turn(beyond, overloaded=worse.get("overloaded_beyond", 0)),
+        turn(beyond, quota_per_s=40, passed_per_s=worse.get("passed", 40.0)),
         turn("light alone", goodput_per_s=80.0),
         turn("light beside heavy", goodput_per_s=worse.get("light", 60.0)),
     ]
@@ -83,7 +85,7 @@ def test_a_bar_over_several_turns_has_their_median_and_range() -> None:
         ({"retry_error_low": -1.1}, "Retry-After minus the wait, 5% quantile, s"),
         ({"retry_error_high": 2.1}, "Retry-After minus the wait, 95% quantile, s"),
         ({"peak_mb": 351.0}, "peak memory above the best load's, MB"),
-        ({"overloaded_beyond": 1}, "over its quota, yet 503"),
+        ({"passed": 41.0}, "requests that pass the quota / the quota"),
         ({"refused_within": 0.5}, "within its quota, yet refused, a second"),
         ({"light": 39.0}, "answers to two light clients a second, beside 64 connections of another / alone"),
     ],

@@ -203,6 +203,20 @@ def test_a_full_queue_refuses_everything_until_it_has_come_down() -> None:
     admission.decide()
 
 
+def test_a_queue_that_seemed_long_in_a_slow_moment_is_not_closed_for_long() -> None:
+    clock = Clock()
+    admission = make(clock)
+    fill(admission, 100, demand())
+    run(admission, clock, slowdown=4.0)
+    with pytest.raises(Overloaded) as overloaded:
+        admission.decide(demand())
+    assert overloaded.value.retry_after > 60  # 18 s of work, at that pace
+    with pytest.raises(Overloaded):
+        admission.decide()
+    clock.now += 2.1  # a tenth of the bound
+    admission.decide()
+
+
 def test_a_large_job_that_finds_no_room_does_not_keep_out_small_ones() -> None:
     admission = make()
     fill(admission, 80, demand())
@@ -380,6 +394,54 @@ def test_a_batch_holds_little_of_one_client_while_a_light_one_is_active(beams: i
     clock.now += ACTIVE_FOR + 0.1
     run_short(admission, clock)  # after it, they are forgotten
     assert len(run_short(admission, clock)) == 10
+
+
+def test_a_batch_holds_as_much_of_others_as_a_light_client_has_waiting() -> None:
+    clock = Clock()
+    admission = short(clock)
+    for _ in range(3):
+        enter(admission, "light", demand(client="light"))
+    fill(admission, 60, demand(client="heavy"))
+    assert sorted(job.client for job in run_short(admission, clock)) == ["heavy"] * 3 + ["light"] * 3
+    enter(admission, "light", demand(client="light"))
+    enter(admission, "third", demand(client="third"))  # asks for less
+    assert [job.client for job in run_short(admission, clock)].count("heavy") == 1
+
+
+class SmallBatchesCostMore:
+    """One row takes 11 ms, ten take 20."""
+
+    def estimate(self, steps: int, rows: int, share: float) -> float:
+        return 0.010 + 0.001 * rows
+
+
+def test_beside_a_light_client_a_heavy_ones_wait_is_what_runs_before_its_turn() -> None:
+    """Each batch holds one job of either, while ten of the heavy client would fill it. Its queue is always full."""
+    clock, costs = Clock(), SmallBatchesCostMore()
+    admission = make(clock, costs, max_wait=0.5)
+    since = clock.now
+    refused: list[tuple[float, float]] = []  # when, and the wait that was named
+    waits: list[tuple[float, float]] = []
+    late = 0
+    while clock.now < since + 10:
+        if not any(job.client == "light" for group in admission._waiting.values() for job in group.values()):
+            enter(admission, "light", demand(client="light"))
+        for _ in range(3):
+            try:
+                enter(admission, "heavy", demand(client="heavy", deadline=clock.now + 1.0))
+            except Overloaded as error:
+                refused.append((clock.now, error.retry_after))
+        batch, dropped = admission.take()
+        late += len(dropped) if clock.now > since + 2 else 0
+        waits += [(job.since, clock.now - job.since) for job in batch if job.client == "heavy"]
+        clock.now += costs.estimate(0, len(batch), 0.5)
+        admission.finish()
+    assert late == 0
+    settled = [(at, named) for at, named in refused if since + 3 < at < since + 8]
+    assert len(settled) > 100
+    for at, named in settled:
+        wait = next(wait for entered, wait in waits if entered >= at)
+        assert abs(named - wait) < 0.1, (at, named, wait)
 
 
 def test_clients_that_all_keep_the_queue_filled_share_full_batches() -> None:

@@ -1,7 +1,8 @@
 """The bundle: the one thing that training hands to serving. This file opens it; `serving/bundle_writer.py` writes it.
 
-A folder of safetensors, JSON and Parquet with a manifest (`serving/manifest.py`). Nothing in it is executable, and no
-pickle is ever read. Weights and trie are mapped, not copied, so that processes share their pages.
+A folder of safetensors, JSON and Parquet with a manifest (`serving/manifest.py`), and an index of FAISS where the dense
+score of many items counts. Nothing in it is executable, and no pickle is ever read. Weights, trie, item graph and index
+are mapped, not copied, so that processes share their pages.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,8 +30,12 @@ from serving.network.t5 import ModelConfig
 from serving.search.beam import search_settings
 from serving.types import BundleSettings, EncoderState, SearchSettings
 
+if TYPE_CHECKING:
+    from serving.items.item_index import ItemIndex
+
 TRIE = "trie.safetensors"
 NEIGHBOURS = "neighbours.safetensors"
+ITEM_INDEX = "items.faiss"
 BOUND_SLACK = np.float32(1.01)  # rounding, to float16 at worst
 
 
@@ -50,6 +55,7 @@ class Bundle:
     int8: dict[str, Any] | None = None  # what the int8 gate measured at export; None: it did not run
     trie: Trie | None = None  # of the catalogue, mapped; None: an older bundle, which has no file of it
     neighbours: Neighbours | None = None  # mapped too; None: training made none
+    item_index: ItemIndex | None = None  # mapped too; None: the dense score compares with all items
     _state_bound: np.ndarray = field(init=False, repr=False)  # (D,)
 
     def __post_init__(self) -> None:
@@ -132,6 +138,7 @@ def _open(folder: Path, manifest: dict[str, Any], version: str) -> Bundle:
         int8=dict(manifest["int8"]) if manifest.get("int8") else None,
         trie=trie,
         neighbours=_read_neighbours(folder, manifest, settings, len(catalogue)),
+        item_index=_read_item_index(folder, manifest, len(catalogue), config.d_model),
     )
 
 
@@ -145,6 +152,14 @@ def _read_neighbours(folder: Path, manifest: dict[str, Any], settings: BundleSet
     if settings.neighbours_weight:
         raise ValueError(f"neighbours_weight is set and {NEIGHBOURS} is not listed")
     return None
+
+
+def _read_item_index(folder: Path, manifest: dict[str, Any], items: int, width: int) -> ItemIndex | None:
+    if ITEM_INDEX not in manifest["files"]:
+        return None
+    from serving.items.item_index import read_index  # FAISS takes a while to import, which only its users should pay
+
+    return read_index(folder / ITEM_INDEX, items, width)
 
 
 def _read_weights(folder: Path, name: str) -> dict[str, torch.Tensor]:

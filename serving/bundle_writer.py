@@ -8,12 +8,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from serving.bundle import NEIGHBOURS, TRIE, Bundle
+from serving.bundle import ITEM_INDEX, NEIGHBOURS, TRIE, Bundle
 from serving.files import replaced_folder
 from serving.items.catalogue import write_catalogue
+from serving.items.item_index import EXACT_ITEMS, build_index, write_index
 from serving.items.neighbours import write_neighbours
 from serving.items.trie import build_trie
 from serving.items.trie_file import write_trie
@@ -48,6 +50,8 @@ def _write_files(folder: Path, bundle: Bundle, model_card: str, write_tokenizer:
     write_trie(folder / TRIE, build_trie(bundle.catalogue.tokens))
     if bundle.neighbours is not None:
         write_neighbours(folder / NEIGHBOURS, bundle.neighbours)
+    if bundle.settings.dense_weight and len(bundle.catalogue) > EXACT_ITEMS:
+        write_index(folder / ITEM_INDEX, build_index(_item_vectors(bundle)))
     for name, rows in bundle.catalogue.subsets.items():
         _write_json(folder / f"catalogues/{name}.json", [bundle.catalogue.item_ids[row] for row in rows])
     write_tokenizer(folder / "tokenizer")
@@ -74,6 +78,11 @@ def _write_manifest(folder: Path, bundle: Bundle) -> str:
     text = sealed(manifest)
     (folder / MANIFEST).write_text(text, encoding="utf-8")
     return bundle_version(bundle.name, text.encode())
+
+
+@torch.no_grad()
+def _item_vectors(bundle: Bundle) -> torch.Tensor:
+    return bundle.network.item_vectors(torch.from_numpy(bundle.catalogue.tokens.astype(np.int64))).cpu()
 
 
 def _on_cpu(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

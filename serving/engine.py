@@ -148,13 +148,13 @@ class Engine:
     def _trace(self, beams: Beams, i: int, items: list[int], found: LookedUp | None) -> Trace:
         path = int(beams.path[i, 0])
         states = beams.states[i, path].to(self.runtime.device)  # (L + 1, D)
-        vectors = self.runtime.item_vectors
         count = len(items)
-        similarity = F.cosine_similarity(vectors[items].unsqueeze(1), states.unsqueeze(0), dim=-1)
+        vectors = self.runtime.vectors_of(torch.tensor(items, dtype=torch.int64, device=self.runtime.device))
+        similarity = F.cosine_similarity(vectors.unsqueeze(1), states.unsqueeze(0), dim=-1)
         return Trace(
             reasoning_tokens=beams.reasoning_tokens[i, path].tolist(),
             reasoning_log_probs=beams.reasoning_log_probs[i, path].tolist(),
-            nearest_items=nearest_items(states, vectors, NEAREST_ITEMS).tolist(),
+            nearest_items=self._nearest_items(states),
             token_log_probs=beams.token_log_probs[i, :count].tolist(),
             dense_scores=beams.dense[i, :count].tolist(),
             neighbour_scores=[] if found is None else found.explained(i, items),
@@ -162,11 +162,20 @@ class Engine:
             similarity=similarity.tolist(),
         )
 
+    def _nearest_items(self, states: torch.Tensor) -> list[list[int]]:
+        """The items with the highest dense score, per state. Shape: states (L + 1, D)."""
+        if self.runtime.item_index is None:
+            return nearest_items(states, self.runtime.item_vectors, NEAREST_ITEMS).tolist()
+        return [
+            [row for row in rows if row >= 0]
+            for rows in self.runtime.item_index.search(states, NEAREST_ITEMS)[0].tolist()
+        ]
+
 
 def _runtime(name: RuntimeName, bundle: Bundle, threads: int) -> EagerRuntime:
     tokens = torch.from_numpy(bundle.catalogue.tokens.astype(np.int64))
     if name == "eager":
-        return EagerRuntime(bundle.network, tokens, bundle.settings.attention)
+        return EagerRuntime(bundle.network, tokens, bundle.settings.attention, bundle.item_index)
     if name == "cuda":
         if not torch.cuda.is_available():
             raise EngineError("There is no CUDA device here; choose the runtime onnx or eager.")
@@ -178,7 +187,9 @@ def _runtime(name: RuntimeName, bundle: Bundle, threads: int) -> EagerRuntime:
         raise BundleError(f"The bundle {bundle.name} {known} the gate for int8; serve it with the runtime onnx.")
     from serving.network.onnx import OnnxRuntime  # takes half a second to import, which only its users should pay
 
-    return OnnxRuntime(bundle.network, tokens, bundle.settings.attention, threads=threads, int8=name == "onnx-int8")
+    return OnnxRuntime(
+        bundle.network, tokens, bundle.settings.attention, bundle.item_index, threads=threads, int8=name == "onnx-int8"
+    )
 
 
 def _pad(states: Sequence[EncoderState]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -110,7 +110,7 @@ def evaluate_bundle(
     histories, target = sample_users(histories, target, users or len(target))
     histories, target = [to_row[history] for history in histories], to_row[target]
     tokens = torch.from_numpy(bundle.catalogue.tokens.astype(np.int64))
-    runtime = EagerRuntime(bundle.network, tokens, settings.attention)
+    runtime = EagerRuntime(bundle.network, tokens, settings.attention, bundle.item_index)
     ranker = Ranker.of(runtime, bundle.vocabulary, settings, bundle.neighbours)
     for number in steps:
         row, _ = measure(ranker, histories, target, number, beam, exclude_seen=exclude_seen)

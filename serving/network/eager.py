@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+from typing import TYPE_CHECKING
+
 import torch
 
 from serving.network.model import StreamRec
 from serving.network.t5 import CrossKeysValues, KeysValues
 from serving.types import EncoderAttention
+
+if TYPE_CHECKING:  # FAISS takes a while to import, which only a catalogue with an index should pay
+    from serving.items.item_index import ItemIndex
+
+SAMPLED_ITEMS = 4096
 
 
 class EagerRuntime:
@@ -15,16 +23,33 @@ class EagerRuntime:
     item_tokens: (I, M) int64 by catalogue row. The network must be in eval mode while it serves.
     """
 
-    def __init__(self, network: StreamRec, item_tokens: torch.Tensor, attention: EncoderAttention) -> None:
+    def __init__(
+        self,
+        network: StreamRec,
+        item_tokens: torch.Tensor,
+        attention: EncoderAttention,
+        item_index: ItemIndex | None = None,
+    ) -> None:
         self.network = network
         self.device = item_tokens.device
         self.step_form = network.step_form
         self.attention: EncoderAttention = attention
-        self.item_tokens = item_tokens
+        self.item_tokens, self.item_index = item_tokens, item_index
         with torch.no_grad():
-            self.item_vectors = network.item_vectors(item_tokens)
             distances = torch.arange(network.t5.config.relative_attention_max_distance, device=self.device)
             self.relative_bias = network.t5.decoder.position_bias(distances[-1:], distances)[:, 0].flip(1)
+
+    @cached_property
+    def item_vectors(self) -> torch.Tensor:
+        with torch.inference_mode(False), torch.no_grad():
+            return self.network.item_vectors(self.item_tokens)
+
+    @cached_property
+    def item_sample(self) -> torch.Tensor:
+        count = min(SAMPLED_ITEMS, len(self.item_tokens))
+        rows = torch.arange(count, device=self.device) * len(self.item_tokens) // count
+        with torch.inference_mode(False), torch.no_grad():
+            return self.vectors_of(rows)
 
     def encode(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         return self.network.t5.encode(tokens, mask, self.attention, self.item_tokens.shape[1])
@@ -52,4 +77,4 @@ class EagerRuntime:
         return state
 
     def vectors_of(self, items: torch.Tensor) -> torch.Tensor:
-        return self.item_vectors[items]
+        return self.network.vectors_of(items, self.item_tokens[items])

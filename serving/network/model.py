@@ -101,6 +101,11 @@ class StreamRec(nn.Module):
         vectors: torch.Tensor = self.t5.shared(item_tokens).sum(1) + self.heads.item_free.weight
         return vectors
 
+    def vectors_of(self, items: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """v of some items. Shapes: catalogue rows (...) int64, their tokens (..., M) -> (..., D)."""
+        vectors: torch.Tensor = self.t5.shared(tokens).sum(-2) + self.heads.item_free(items)
+        return vectors
+
 
 def dense_logits(state: torch.Tensor, item_vectors: torch.Tensor) -> torch.Tensor:
     """<s, v_i> / sqrt(D), the state against every item. Shapes: (..., D), (I, D) -> (..., I)."""

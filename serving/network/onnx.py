@@ -9,7 +9,7 @@ runtime to save.
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # Set before the import: official builds send telemetry about every session, and store an identifier of the machine for
 # it. Older and newer releases have different names for the switch.
@@ -23,6 +23,9 @@ from serving.network.eager import EagerRuntime
 from serving.network.model import StreamRec
 from serving.network.t5 import CrossKeysValues, KeysValues
 from serving.types import EncoderAttention
+
+if TYPE_CHECKING:
+    from serving.items.item_index import ItemIndex
 
 
 class OnnxRuntime(EagerRuntime):
@@ -42,11 +45,12 @@ class OnnxRuntime(EagerRuntime):
         network: StreamRec,
         item_tokens: torch.Tensor,
         attention: EncoderAttention,
+        item_index: ItemIndex | None = None,
         *,
         threads: int = 1,
         int8: bool = False,
     ) -> None:
-        super().__init__(network, item_tokens, attention)
+        super().__init__(network, item_tokens, attention, item_index)
         t5, self._heads = network.t5, network.t5.config.num_heads
         self._encoder = _session(onnx_graph.encoder(t5), threads)
         self._step = _session(onnx_graph.step(t5, int8, cross_heads=self._heads if network.ages else 1), threads)

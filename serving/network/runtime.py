@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from serving.network.t5 import CrossKeysValues, KeysValues
 from serving.types import StepForm
+
+if TYPE_CHECKING:
+    from serving.items.item_index import ItemIndex
 
 
 class Runtime(Protocol):
@@ -16,8 +19,18 @@ class Runtime(Protocol):
     device: torch.device
     step_form: StepForm
     item_tokens: torch.Tensor  # (I, M) int64 by catalogue row
-    item_vectors: torch.Tensor  # (I, D), compared with a state by the dense score
+    item_index: ItemIndex | None  # of `item_vectors`; None: all of them are compared
     relative_bias: torch.Tensor  # (H, T), the decoder's bias for a position 0..T - 1 positions back
+
+    @property
+    def item_vectors(self) -> torch.Tensor:
+        """What a state is compared with by the dense score. Made when it is first needed. Shape: (I, D)."""
+        ...
+
+    @property
+    def item_sample(self) -> torch.Tensor:
+        """Rows of `item_vectors`, evenly spread over the catalogue. Shape: (n, D)."""
+        ...
 
     def encode(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Encodes histories. Shapes: (B, S) int64, (B, S) bool -> (B, S, D)."""

@@ -47,14 +47,14 @@ def favoured(
         items.append(memory.items.clamp(max=last))
         bonus.append(own.masked_fill(memory.items == NO_ITEM, NEG_INF))
     if dense is not None and dense_weight is not None:
-        own = dense_weight[:, None] * dense.of(runtime, dense.best)
-        left_out = (dense_weight == 0)[:, None]
+        own = dense_weight[:, None] * dense.of(runtime, dense.best.clamp(max=last))
+        left_out = (dense.best == NO_ITEM) | (dense_weight == 0)[:, None]
         if memory is not None and memory.gate is None:
             elsewhere, is_touched = memory.of(dense.best)
             own, left_out = own + elsewhere, left_out | is_touched
         elif memory is not None and memory.gate is not None:
             left_out = left_out | memory.gate[:, None].isfinite()
-        items.append(dense.best)
+        items.append(dense.best.clamp(max=last))
         bonus.append(own.masked_fill(left_out, NEG_INF))
     return Favoured(torch.cat(items, 1), torch.cat(bonus, 1))
 

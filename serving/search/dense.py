@@ -2,28 +2,41 @@
 
     dense(item | s) = <s, v_item> / sqrt(D) - log Z(s),    log Z(s) = log sum over all items of exp(<s, v> / sqrt(D))
 
-It is computed for the items that a search has found. log Z and the items with the best score of all need every vector.
+It is computed for the items that a search has found. log Z and the items with the best score of all need every vector,
+which a search compares with the states as long as there are few, or on a GPU. A larger catalogue has an index
+(`serving/items/item_index.py`), which names the BEST items with the highest score and may miss some. log Z is then
+
+    log( sum over the best of exp(x)  +  how many others * mean of exp(x) over those of a sample that score less )
+
+after Mussmann and Ermon (2016): the few items that dominate the sum are in it, and the sample stands for the rest.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from serving.items.blocked import Blocked
+from serving.items.neighbours import NO_ITEM
 from serving.items.trie import Trie
 from serving.network.model import dense_logits
 from serving.network.runtime import Runtime
 from serving.search.decoder import NEG_INF, select_rows, stable_topk
+
+if TYPE_CHECKING:
+    from serving.items.item_index import ItemIndex
+
+BEST = 256  # items that an index is asked for
 
 
 @dataclass(frozen=True, slots=True)
 class DenseScore:
     """The dense score after each of P reasoning paths, of whatever items are asked for.
 
-    states: (B, P, D). log_partition: (B, P), log Z. best: (B, C) int64, the rows of the items with the highest score on
-    the likeliest path.
+    states: (B, P, D). log_partition: (B, P), log Z. best: (B, C) int64, catalogue rows with the highest score on the
+    likeliest path, in no order; NO_ITEM where there are fewer.
     """
 
     states: torch.Tensor
@@ -42,8 +55,28 @@ class DenseScore:
 def dense_score(
     runtime: Runtime, trie: Trie, states: torch.Tensor, blocked: Blocked | None, candidates: int
 ) -> DenseScore:
-    """candidates: how many permitted items to name as the best. Shape: states (B, P, D)."""
+    """candidates: how many permitted items to name as the best. Shape: states (B, P, D).
+
+    With an index the best are named whether permitted or not: rules that leave few of them leave few candidates, and
+    the beam's items alone fill the list.
+    """
+    if runtime.item_index is not None:
+        return _by_index(runtime, runtime.item_index, states)
     logits = dense_logits(states, runtime.item_vectors)  # (B, P, I)
     likeliest = logits[:, 0] if blocked is None else logits[:, 0].masked_fill(blocked.items(trie), NEG_INF)
     best = stable_topk(likeliest, None, min(candidates, likeliest.shape[1]))
     return DenseScore(states, logits.logsumexp(-1), best)
+
+
+def _by_index(runtime: Runtime, index: ItemIndex, states: torch.Tensor) -> DenseScore:
+    batch, paths, width = states.shape
+    queries = states.reshape(-1, width) * width**-0.5  # (B * P, D)
+    rows, logits = index.search(queries, BEST)
+    sampled = queries @ runtime.item_sample.T
+    weakest = logits.masked_fill(rows < 0, float("inf")).amin(1, keepdim=True)
+    is_other = sampled < weakest
+    others = index.items - (rows >= 0).sum(1)
+    of_others = sampled.masked_fill(~is_other, NEG_INF).logsumexp(1) + (others / is_other.sum(1).clamp(min=1)).log()
+    log_partition = torch.logaddexp(logits.logsumexp(1), of_others).view(batch, paths)
+    best = rows.view(batch, paths, -1)[:, 0]
+    return DenseScore(states, log_partition, best.masked_fill(best < 0, NO_ITEM))

@@ -163,6 +163,7 @@ def test_the_check_itself_sees_what_the_host_adds():
 def test_the_whole_search_exports_as_one_program():
     """Selection and trie included; a branch on data would be an error of the exporter."""
     module = Search(tiny_model(40, sizes=(8, 7), paths=2, dense_candidates=3), steps=1)
+    assert len(module.runtime.item_vectors) == 40  # kept from the first use on, which must not be inside the export
     given = inputs()
     program = torch.export.export(module, given, strict=False).module()
     for values in (given, inputs()):

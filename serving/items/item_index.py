@@ -1,0 +1,83 @@
+"""The items nearest to a query without comparing it with all of them: an inverted-file index by FAISS.
+
+Vectors are put into about 4 sqrt(I) lists by k-means, and a query reads the PROBES lists with the nearest centroids. So
+its answer may miss items; `python -m benchmarks.engine.nearest` measures how many. Vectors are kept as float16.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import torch
+
+from serving.errors import BundleError
+
+EXACT_ITEMS = 20_000  # up to here all vectors are compared, which takes a millisecond or two
+PROBES = 64
+LISTS_PER_ROOT = 4
+TRAINED_PER_LIST = 64  # vectors that k-means reads
+ROUNDS = 10  # of k-means
+CHUNK = 1 << 16  # vectors added at a time
+
+
+@dataclass(frozen=True, slots=True)
+class ItemIndex:
+    """items: I, the number of vectors. width: D, their length."""
+
+    _faiss: Any
+
+    @property
+    def items(self) -> int:
+        return int(self._faiss.ntotal)
+
+    @property
+    def width(self) -> int:
+        return int(self._faiss.d)
+
+    def search(self, queries: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The items with the largest inner products, largest first, as far as the lists that are read hold so many.
+
+        Shape: (Q, D) -> rows (Q, count) int64, -1 where there are fewer, and products (Q, count) float32, -inf there.
+        """
+        faiss.omp_set_num_threads(torch.get_num_threads())
+        product, row = self._faiss.search(queries.contiguous().numpy(), count)
+        rows, products = torch.from_numpy(row), torch.from_numpy(product)
+        return rows, products.masked_fill(rows < 0, float("-inf"))
+
+
+def build_index(vectors: torch.Tensor) -> ItemIndex:
+    """Shape: (I, D) float32, finite."""
+    items, width = vectors.shape
+    lists = max(1, round(LISTS_PER_ROOT * items**0.5))
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    index: Any = faiss.index_factory(width, f"IVF{lists},SQfp16", faiss.METRIC_INNER_PRODUCT)
+    index.cp.niter, index.cp.max_points_per_centroid, index.cp.min_points_per_centroid = ROUNDS, TRAINED_PER_LIST, 1
+    rng = np.random.default_rng(0)
+    sample = rng.choice(items, min(items, lists * TRAINED_PER_LIST), replace=False)
+    index.train(vectors[torch.from_numpy(np.sort(sample))].numpy())
+    for first in range(0, items, CHUNK):
+        index.add(vectors[first : first + CHUNK].contiguous().numpy())
+    index.nprobe = min(PROBES, lists)
+    return ItemIndex(index)
+
+
+def write_index(path: Path, index: ItemIndex) -> None:
+    faiss.write_index(index._faiss, str(path))
+
+
+def read_index(path: Path, items: int, width: int) -> ItemIndex:
+    """Maps what `write_index` wrote; processes share its pages. Raises BundleError if it is not of these vectors."""
+    try:
+        stored: Any = faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
+        lists: Any = faiss.downcast_InvertedLists(stored.invlists)
+        lists.prefetch_nthread = 0  # threads that read ahead cost more than they save
+    except (RuntimeError, AttributeError) as error:
+        raise BundleError(f"{path.name} is not an index of items; export the bundle again.") from error
+    index = ItemIndex(stored)
+    if (index.items, index.width) != (items, width):
+        raise BundleError(f"{path.name} is not the index of this catalogue; export the bundle again.")
+    return index

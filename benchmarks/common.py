@@ -105,6 +105,23 @@ def argument_parser(module: str, description: str | None) -> argparse.ArgumentPa
     )
 
 
+def result_file(text: str) -> Path:
+    """The type of an argument `--out`: a new file, or an earlier result, which is replaced. Nothing else is, and that
+    is said before anything has been measured."""
+    path = Path(text)
+    if path.exists() and not _is_result(path):
+        raise argparse.ArgumentTypeError(f"{path} is not the result of a benchmark; name another file, or remove it.")
+    return path
+
+
+def _is_result(path: Path) -> bool:
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and {"command", "commit", "machine", "rows"} <= found.keys()
+
+
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], tenths: Collection[str] = ()) -> str:
     """A markdown table whose columns are aligned, so that it reads as plain text too. Missing cells stay empty.
 

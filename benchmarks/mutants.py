@@ -35,7 +35,7 @@ from cosmic_ray.ast import ast_nodes, get_ast_from_path
 from cosmic_ray.mutating import mutate_code
 from cosmic_ray.plugins import get_operator, operator_names
 
-from benchmarks.common import ROOT, Run, argument_parser
+from benchmarks.common import ROOT, Run, argument_parser, result_file
 
 # A module, and the tests that have to catch its faults: few seconds each, since every mutant runs them. So trainings of
 # many steps, processes that are killed and a second runtime are left out, as pytest's -k says it.
@@ -285,7 +285,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--sample", type=int, default=200, help="how many mutants")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--modules", help="only modules whose path holds one of these words, separated by commas")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/mutants.json")
+    parser.add_argument("--out", type=result_file, default=ROOT / "benchmarks/results/mutants.json")
     options = parser.parse_args(arguments)
     run, earlier = Run(parser, options), known(options.out)
     rows: list[dict[str, Any]] = []

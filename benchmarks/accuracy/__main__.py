@@ -16,7 +16,7 @@ from benchmarks.accuracy import whole_runs
 from benchmarks.accuracy.ablation import Ablation
 from benchmarks.accuracy.questions import QUESTIONS, current_name
 from benchmarks.accuracy.variants import Setup
-from benchmarks.common import ROOT, commit, record, table
+from benchmarks.common import ROOT, commit, record, result_file, table
 
 PROTOCOL = (
     "Leave-one-out, test, full ranking, history of 20 items, seen items permitted, one beam for all rows. Settings and "
@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("question", choices=(*whole_runs.QUESTIONS, *QUESTIONS), type=current_name)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, help="folder of the trained variants; default: runs/accuracy-NAME")
-    parser.add_argument("--out", type=Path, help="default: benchmarks/results/QUESTION-NAME.json")
+    parser.add_argument("--out", type=result_file, help="default: benchmarks/results/QUESTION-NAME.json")
     parser.add_argument("--only", help="train one variant (of whole runs: and measure it) without writing a result")
     parser.add_argument("--config", type=Path)
     parser.add_argument(

@@ -26,7 +26,7 @@ import numpy as np
 from benchmarks.accuracy import neighbours, sasrec
 from benchmarks.accuracy.full_ranking import HISTORY_ITEMS, Score, rank
 from benchmarks.accuracy.popularity import Popularity
-from benchmarks.common import ROOT, commit, record, table
+from benchmarks.common import ROOT, commit, record, result_file, table
 from training.config import MemoryParts, NeighboursConfig, RunConfig
 from training.data.prepare import Items, Split, leave_one_out, read_data
 from training.memory import fit_memory
@@ -133,7 +133,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--seeds", default="0", help="comma-separated; SASRec is trained once per seed")
     parser.add_argument("--sasrec-width", type=int, default=defaults.width, help="width of SASRec's embeddings")
     parser.add_argument("--sasrec-dropout", type=float, default=defaults.dropout, help="SASRec's dropout")
-    parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
+    parser.add_argument("--out", type=result_file, required=True, help="the JSON file to write")
     options = parser.parse_args(arguments)
     models = options.models.split(",")
     if unknown := [m for m in models if m not in MODELS]:

@@ -24,7 +24,7 @@ import numpy as np
 from benchmarks.accuracy.baselines import CACHE, fit
 from benchmarks.accuracy.full_ranking import HISTORY_ITEMS, Score, rank
 from benchmarks.accuracy.sasrec import Setting
-from benchmarks.common import argument_parser, commit, record, table
+from benchmarks.common import argument_parser, commit, record, result_file, table
 from serving.items.neighbours import Neighbours
 from training.config import MemoryParts, RunConfig
 from training.data.prepare import Items, Split, leave_one_out, read_data
@@ -80,7 +80,7 @@ def _shares(graph: Neighbours) -> Score:
 def main(arguments: list[str]) -> None:
     parser = argument_parser("benchmarks.accuracy.memories", __doc__)
     parser.add_argument("--data", type=Path, required=True, help="a data folder (interactions.csv.gz, ...)")
-    parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
+    parser.add_argument("--out", type=result_file, required=True, help="the JSON file to write")
     options = parser.parse_args(arguments)
     started, code = time.perf_counter(), commit()
     data = read_data(options.data)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.common import ROOT, commit, record, table
+from benchmarks.common import ROOT, commit, record, result_file, table
 from benchmarks.engine.breakdown import clock
 from serving.bundle import Bundle
 from serving.engine import Engine
@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, default=Path("runs/demo/shop"), help="what the bundle was trained on")
     parser.add_argument("--users", type=int, default=0, help="how many users, drawn with a fixed seed; 0: all")
     parser.add_argument("--rounds", type=int, default=60, help="searches of each kind")
-    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--out", type=result_file, default=RESULT)
     options = parser.parse_args(arguments)
     code, started = commit(), time.perf_counter()
     bundle, data = Bundle.load(options.bundle), read_data(options.data)

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.common import ROOT, Run, argument_parser, table
+from benchmarks.common import ROOT, Run, argument_parser, result_file, table
 from benchmarks.engine.sizes import random_bundle, size
 from benchmarks.redis_server import redis_server
 from serving.bundle import Bundle
@@ -58,7 +58,7 @@ def main() -> None:
     parser = argument_parser("benchmarks.engine.cache", __doc__)
     parser.add_argument("--bundle", type=Path, default=Path("bundles/demo"))
     parser.add_argument("--seconds", type=float, default=5, help="time for all turns of one row")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/cache.json")
+    parser.add_argument("--out", type=result_file, default=ROOT / "benchmarks/results/cache.json")
     options = parser.parse_args()
     run = Run(parser, options)
     demo = Bundle.load(options.bundle)

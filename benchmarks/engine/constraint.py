@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.common import ROOT, Run, argument_parser, table
+from benchmarks.common import ROOT, Run, argument_parser, result_file, table
 from benchmarks.engine.constraint_contenders import (
     BinarySearch,
     Contender,
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--items", type=sizes, default="1e5,1e6,1e7", help="catalogue sizes (%(default)s)")
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--limit-gib", type=float, default=6.0, help="leave out contenders that would need more memory")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/constraint.json")
+    parser.add_argument("--out", type=result_file, default=ROOT / "benchmarks/results/constraint.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
     run, found = Run(parser, options), list[Row]()

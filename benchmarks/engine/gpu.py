@@ -23,11 +23,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import product
-from pathlib import Path
 
 import torch
 
-from benchmarks.common import ROOT, Run, argument_parser, table
+from benchmarks.common import ROOT, Run, argument_parser, result_file, table
 from benchmarks.engine.gpu_cells import SEED, Plan, Row, Subject, constraint
 from benchmarks.engine.gpu_ladder import BFLOAT16
 from benchmarks.engine.sizes import ITEMS, SIZES, VOCABULARY
@@ -63,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=8, help="limit for the whole run (%(default)s)")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--smoke", action="store_true", help="tiny models, to see that it works")
-    parser.add_argument("--out", type=Path, help="JSON file; a full run on a GPU writes benchmarks/results/gpu.json")
+    parser.add_argument("--out", type=result_file, help="a full run on a GPU writes benchmarks/results/gpu.json")
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit(

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.common import ROOT, Run, argument_parser, table
+from benchmarks.common import ROOT, Run, argument_parser, result_file, table
 from serving.bundle import Bundle
 from serving.engine import Engine
 from serving.types import Request, Rules
@@ -30,7 +30,7 @@ def main() -> None:
     parser = argument_parser("benchmarks.engine.latency", __doc__)
     parser.add_argument("--bundle", type=Path, default=Path("bundles/demo"))
     parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/latency.json")
+    parser.add_argument("--out", type=result_file, default=ROOT / "benchmarks/results/latency.json")
     options = parser.parse_args()
     run, bundle = Run(parser, options), Bundle.load(options.bundle)
     rows = measure(Engine(bundle, runtime="onnx"), options.rounds)

@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import ROOT, Run, argument_parser, table
+from benchmarks.common import ROOT, Run, argument_parser, result_file, table
 from benchmarks.engine.peers_measure import EAGER, FLOORS, FUNCTION, ONNX, SEED, Row, measure
 from benchmarks.engine.sizes import ITEMS, SIZES, VOCABULARY
 from benchmarks.plots import BLUE, GREY, drawing
@@ -59,7 +59,7 @@ BARS = ["bar", "size", "value", "limit", "holds"]
 def main() -> None:
     parser = argument_parser("benchmarks.engine.peers", __doc__)
     parser.add_argument("--seconds", type=float, default=8, help="time for all turns of one case")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/peers.json")
+    parser.add_argument("--out", type=result_file, default=ROOT / "benchmarks/results/peers.json")
     options = parser.parse_args()
     run, rows = Run(parser, options), list[Row]()
     for size, config in SIZES.items():

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from benchmarks.common import ROOT, Run, argument_parser, table
+from benchmarks.common import ROOT, Run, argument_parser, result_file, table
 from serving.bundle import Bundle
 from serving.engine import Engine
 from serving.offline.input import Part
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, default=Path("bundles/demo"))
     parser.add_argument("--users", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/scoring.json")
+    parser.add_argument("--out", type=result_file, default=ROOT / "benchmarks/results/scoring.json")
     options = parser.parse_args()
     run = Run(parser, options)
     with tempfile.TemporaryDirectory() as folder:

@@ -31,7 +31,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import T5Config, T5ForConditionalGeneration
 
-from benchmarks.common import ROOT, Run, argument_parser, table
+from benchmarks.common import ROOT, Run, argument_parser, result_file, table
 from serving.items.histories import history_tokens
 from training.config import ModelSettings, PretrainConfig, RunConfig
 from training.data.examples import Rows, epoch_batches
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=PretrainConfig().batch_size)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--out", type=Path, help="JSON file (benchmarks/results/training[-DATA|-cuda].json)")
+    parser.add_argument("--out", type=result_file, help="JSON file (benchmarks/results/training[-DATA|-cuda].json)")
     options = parser.parse_args()
     run = Run(parser, options)
     with tempfile.TemporaryDirectory() as folder:

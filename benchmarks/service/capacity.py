@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import ROOT, Run, argument_parser, table
+from benchmarks.common import ROOT, Run, argument_parser, result_file, table
 from benchmarks.service.load import send
 from benchmarks.service.processes import running_service
 from benchmarks.service.redis_memory import bytes_per_user, users_seen
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--replica-hour", type=float, default=0.04, help="price of one replica for an hour")
     parser.add_argument("--load", type=numbers, help="only predict these rates from the last measurement")
     parser.add_argument("--replicas", type=int, default=1, help="replicas for --load")
-    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--out", type=result_file, default=RESULT)
     options = parser.parse_args()
     if options.load:
         costs = from_json(json.loads(RESULT.read_text())["costs"])

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import ROOT, Run, argument_parser, table
+from benchmarks.common import ROOT, Run, argument_parser, result_file, table
 from benchmarks.engine.sizes import random_bundle, size
 from benchmarks.service.processes import Server, pinned, running_service, split_cores
 from benchmarks.service.sender import rate_of, send
@@ -58,7 +58,7 @@ def main() -> int:
     parser.add_argument("--cores", default="0", help="of engine and service; the sender gets the others (%(default)s)")
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--seconds", type=float, default=1, help="length of a turn (%(default)s)")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/http_cost.json")
+    parser.add_argument("--out", type=result_file, default=ROOT / "benchmarks/results/http_cost.json")
     options = parser.parse_args()
     run, rows = Run(parser, options), list[Row]()
     cores, rest = split_cores(options.cores)

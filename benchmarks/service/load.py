@@ -19,7 +19,7 @@ from typing import Any
 
 from matplotlib import ticker
 
-from benchmarks.common import ROOT, Run, argument_parser, table
+from benchmarks.common import ROOT, Run, argument_parser, result_file, table
 from benchmarks.plots import drawing
 from benchmarks.service.processes import running_service
 
@@ -33,7 +33,7 @@ def main() -> int:
     parser.add_argument("--phase-seconds", type=float, default=10)
     parser.add_argument("--p99-ms", type=float, default=250, help="longest p99 of the steady phase that passes")
     parser.add_argument("--error-share", type=float, default=0.01, help="largest share without an answer that passes")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/load.json")
+    parser.add_argument("--out", type=result_file, default=ROOT / "benchmarks/results/load.json")
     options = parser.parse_args()
     run = Run(parser, options)
     traffic = ["--rate", str(options.rate), "--phase-seconds", str(options.phase_seconds)]

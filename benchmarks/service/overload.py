@@ -30,7 +30,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import ROOT, Run, argument_parser, table
+from benchmarks.common import ROOT, Run, argument_parser, result_file, table
 from benchmarks.plots import BROWN, TEAL, drawing
 from benchmarks.service.http_cost import histories_of_ids
 from benchmarks.service.overload_summary import CALLERS, SHARES, TIMES, Row, bars, summarise
@@ -61,7 +61,7 @@ def main() -> int:
     parser.add_argument(
         "--rounds", type=int, default=5, help="turns at the best load and at five times it (%(default)s)"
     )
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/overload.json")
+    parser.add_argument("--out", type=result_file, default=ROOT / "benchmarks/results/overload.json")
     options = parser.parse_args()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # every waiting request has a connection

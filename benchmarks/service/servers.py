@@ -32,7 +32,7 @@ import httpx
 import numpy as np
 import pyarrow.parquet as pq
 
-from benchmarks.common import ROOT, Run, argument_parser, table
+from benchmarks.common import ROOT, Run, argument_parser, result_file, table
 from benchmarks.service.processes import Server, running, split_cores
 from benchmarks.service.sender import Sent, latency, rate_of, send
 
@@ -59,7 +59,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=3, help="searches for the highest rate per server (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="rates tried per search (%(default)s)")
     parser.add_argument("--seconds", type=float, default=6, help="how long each rate is sent (%(default)s)")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/servers.json")
+    parser.add_argument("--out", type=result_file, default=ROOT / "benchmarks/results/servers.json")
     options = parser.parse_args()
     run = Run(parser, options)
     cores, rest = split_cores(options.cores)

@@ -23,7 +23,7 @@ from typing import Any
 import httpx
 from redis.asyncio import Redis
 
-from benchmarks.common import ROOT, Run, argument_parser, table
+from benchmarks.common import ROOT, Run, argument_parser, result_file, table
 from benchmarks.plots import TEAL, drawing
 from benchmarks.redis_server import redis_server
 from benchmarks.service.processes import running_service
@@ -46,7 +46,7 @@ def main() -> int:
     parser = argument_parser("benchmarks.service.soak", __doc__)
     parser.add_argument("--bundle", type=Path, default=Path("bundles/demo"))
     parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/soak.json")
+    parser.add_argument("--out", type=result_file, default=ROOT / "benchmarks/results/soak.json")
     options = parser.parse_args()
     run = Run(parser, options)
     with redis_server() as redis, running_service(options.bundle, [*OPTIONS, "--redis-url", redis]) as server:

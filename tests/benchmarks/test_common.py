@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.common import Run, argument_parser, spelled_out
+from benchmarks.common import Run, argument_parser, record, result_file, spelled_out
 from benchmarks.quantiles import quantile
 
 
@@ -52,6 +52,22 @@ def test_a_run_records_what_was_true_at_its_start(tmp_path: Path, monkeypatch: p
     assert result["minutes"] == 1.5 and result["load_average_at_start"] == 1.23
     assert {"machine", "created"} <= result.keys()
     assert [file.name for file in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_an_earlier_result_is_replaced_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argument_parser("benchmarks.engine.example", "An example.")
+    parser.add_argument("--out", type=result_file)
+    result, foreign = tmp_path / "result.json", tmp_path / "package.json"
+    for _ in range(2):  # new, then an earlier one
+        assert parser.parse_args(["--out", str(result)]).out == result
+        record(result, "python -m benchmarks.engine.example", [0], [])
+    for text in ('{"rows": []}', "[1]", "no JSON", ""):
+        foreign.write_text(text)
+        with pytest.raises(SystemExit):
+            parser.parse_args(["--out", str(foreign)])
+        assert "package.json is not the result of a benchmark" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--out", str(tmp_path)])
 
 
 def test_quantiles_are_values_by_nearest_rank() -> None:

@@ -146,6 +146,8 @@ class Service:
 
     async def _follow_changes(self) -> None:
         """Replays the log of changes, is ready then, and follows the log."""
+        if self.status == "engine dead":
+            return  # its start came to an end after all, too late
         try:
             await self.changes.replay()
         except StoreError as error:
@@ -165,9 +167,9 @@ class Service:
             await asyncio.sleep(ASK_REDIS_EVERY)
 
     async def _watch(self) -> None:
-        watchdog = Watchdog(self.settings.hung_after_s)
+        starting, running = Watchdog(self.settings.start_timeout_s), Watchdog(self.settings.hung_after_s)
         while self.batcher.death is None:
-            self.batcher.watch(watchdog)
+            self.batcher.watch(starting if self.status in ("loading", "warming") else running)
             await asyncio.sleep(LOOK_EVERY)
 
     def _check_engine(self) -> None:

@@ -63,6 +63,9 @@ class Settings(BaseSettings):
         gt=0,
         description="seconds a batch may take before the engine counts as hung; or 50 times the estimate, if longer",
     )
+    start_timeout_s: float = Field(
+        default=600.0, gt=0, description="seconds that loading and warm-up may take before the engine counts as hung"
+    )
     drain_timeout_s: float = Field(
         default=20.0, ge=0, description="seconds from SIGTERM until requests that still run are given up"
     )

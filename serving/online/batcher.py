@@ -53,10 +53,10 @@ class Outcome(Generic[R]):
 
 
 class EngineHung(Exception):
-    """A batch did not come back. `stack`: where the engine's thread is."""
+    """A batch, or the start, did not come back. `stack`: where the engine's thread is."""
 
     def __init__(self, seconds: float, stack: str) -> None:
-        super().__init__(f"the running batch has not come back for {seconds:.0f} s")
+        super().__init__(f"what the engine runs has not come back for {seconds:.0f} s")
         self.stack = stack
 
 
@@ -163,7 +163,8 @@ class Batcher(Generic[T, R]):
                 await asyncio.sleep(0.005)
 
     def watch(self, watchdog: Watchdog) -> None:
-        """Declares the engine dead if the running batch is hung. To be called as often as the watchdog says."""
+        """Declares the engine dead if the running batch, or `prepare`, is hung. To be called as often as the watchdog
+        says."""
         with self._wake:
             seconds = watchdog.look(self._call, self.admission.prediction)
         if seconds is not None and self._thread is not None and self.death is None:
@@ -183,7 +184,9 @@ class Batcher(Generic[T, R]):
 
     def _main(self) -> None:
         try:
+            self._call = object()
             self._prepare()
+            self._call = None
             while self._wait_for_work():
                 self._run_errands()
                 self.step()

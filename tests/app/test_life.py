@@ -147,6 +147,29 @@ def test_a_hung_engine_is_neither_ready_nor_alive_and_the_log_says_where_it_hang
     gate.opened.set()
 
 
+def test_a_start_that_hangs_is_dead_and_stays_so_when_it_ends_after_all(
+    start: Start, engine: ShapedEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for module in ("app.lifecycle", "serving.online.watchdog"):
+        monkeypatch.setattr(f"{module}.LOOK_EVERY", 0.05)
+    caplog.set_level(logging.INFO)
+    hung = Gate()
+    monkeypatch.setattr(engine, "warm_up", hung)
+    client = start(wait=False, start_timeout_s=0.5)
+    assert client.get("/livez").status_code == 200
+    eventually(lambda: client.get("/livez").status_code == 503)
+    assert client.get("/readyz").json()["reason"] == "engine dead"
+    (line,) = [record for record in caplog.records if "the engine is dead" in record.message]
+    assert "self.opened.wait" in line.stack  # type: ignore[attr-defined]
+    followed = threading.Event()
+    service: Service = client.app.state.service  # type: ignore[attr-defined]
+    follow = service._follow_changes
+    monkeypatch.setattr(service, "_follow_changes", lambda: followed.set() or follow())
+    hung.opened.set()
+    assert followed.wait(DEADLINE)
+    assert client.get("/readyz").status_code == 503 and "ready" not in caplog.messages
+
+
 def test_a_bundle_that_cannot_be_opened_is_told_and_not_ready(tmp_path) -> None:  # type: ignore[no-untyped-def]
     failures: list[BaseException] = []
     told = threading.Event()

@@ -253,13 +253,15 @@ class NeighboursConfig(Settings):
 class EvalConfig(Settings):
     """steps: which l are measured. valid_users: how many decide while training; the final choice takes choice_users.
 
-    dense_weights, dense_candidates: what the final choice tries, together.
+    exclude_seen: whether a history's items are excluded, as a request does by default, or may come again, as in
+    published tables. dense_weights, dense_candidates: what the final choice tries, together.
     """
 
     steps: Counts = (0, 2, 4)
     beam: Positive = 20
     valid_users: Positive = 1000
     choice_users: Annotated[int, Field(ge=2)] = 4000  # of one user nobody can say what is more than chance
+    exclude_seen: bool = True
     dense_weights: Weights = (0.0, 0.25, 0.5, 1.0)
     dense_candidates: Counts = (0,)
 

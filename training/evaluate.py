@@ -71,9 +71,9 @@ def validate(work: Workspace, reasons: bool = True) -> dict[str, Any]:
     ranker = work.ranker()
     result: dict[str, Any] = {}
     for steps in sorted({0, *evaluation.steps}):
-        row, _ = measure(ranker, histories, target, steps, evaluation.beam)
+        row, _ = measure(ranker, histories, target, steps, evaluation.beam, exclude_seen=evaluation.exclude_seen)
         result[f"ndcg@10/l{steps}"] = row["ndcg@10"]
-    by_state = ndcg(target_ranks(ranker.rank_by_state(histories, 0), target))
+    by_state = ndcg(target_ranks(ranker.rank_by_state(histories, 0, exclude_seen=evaluation.exclude_seen), target))
     result["ndcg@10/state"] = round(float(by_state.mean()), 5)
     judged = evaluation.steps if reasons else (0,)
     result["score"] = float(np.mean([result[f"ndcg@10/l{steps}"] for steps in judged]))

@@ -112,7 +112,10 @@ def choose(work: Workspace, memory: FittedMemory | None = None) -> Choice:
     histories, target = sample_users(work.split.valid_history, work.split.valid_target, evaluation.choice_users)
     ranker, join = work.ranker(), None
     if memory is not None:
-        join = fit_join(ranker, memory, histories, target, evaluation.beam, work.config.neighbours.candidates)
+        join = fit_join(
+            ranker, memory, histories, target, evaluation.beam, work.config.neighbours.candidates,
+            exclude_seen=evaluation.exclude_seen,
+        )  # fmt: skip
     table: list[dict[str, Any]] = []
     seen: dict[BundleSettings, tuple[dict[str, Any], np.ndarray]] = {}
 
@@ -121,7 +124,10 @@ def choose(work: Workspace, memory: FittedMemory | None = None) -> Choice:
             candidate: Ranks = replace(ranker, settings=settings)
             if join is not None and settings.neighbours_weight:
                 candidate = CrossFittedRanker(replace(ranker, settings=settings), join)
-            row, ranked = measure(candidate, histories, target, settings.default_steps, evaluation.beam)
+            row, ranked = measure(
+                candidate, histories, target, settings.default_steps, evaluation.beam,
+                exclude_seen=evaluation.exclude_seen,
+            )  # fmt: skip
             table.append(row)
             seen[settings] = row, ndcg(target_ranks(ranked, target))
         return float(seen[settings][0]["ndcg@10"])
@@ -210,6 +216,7 @@ def model_card(
             "(heads.safetensors) to the attention scores of head h at position p.\n"
         )
     near = judged = ""
+    excluded = "excluded, as by default in a request" if config.evaluation.exclude_seen else "not excluded"
     if work.settings.neighbours_weight:
         judged = (
             " Each user was judged with a memory and a gate that other users chose;\n"
@@ -240,7 +247,7 @@ is log_softmax over all items of (s_l . v) / sqrt(d_model), with v = the sum of 
 With `step_form` state or both, the decoder's input at step i also gets `feedback.weight` times s_(i-1).
 {causal}{near}
 ## Accuracy on validation
-Full ranking, beam {config.evaluation.beam}, seen items not excluded, dense weight {work.settings.dense_weight},
+Full ranking, beam {config.evaluation.beam}, seen items {excluded}, dense weight {work.settings.dense_weight},
 neighbours weight {work.settings.neighbours_weight}.{judged}
 
 | steps | recall@10 | ndcg@10 |

@@ -106,13 +106,16 @@ def fit_join(
     target: np.ndarray,
     beam: int,
     candidates: int,
+    *,
+    exclude_seen: bool,
 ) -> Join:
     """The join of a network with its memory, on the validation users that `memory` was fitted on, in their order.
 
-    candidates: how many of the memory's best items join those that the beam finds. Takes one search per user.
+    candidates: how many of the memory's best items join those that the beam finds. exclude_seen: whether those that
+    judge exclude a history's items. Takes one search per user.
     """
     settings = replace(ranker.settings, neighbours_weight=1.0, dense_candidates=candidates)
-    proposals = _proposals(replace(ranker, settings=settings), memory, histories, target, beam)
+    proposals = _proposals(replace(ranker, settings=settings), memory, histories, target, beam, exclude_seen)
     users = np.arange(len(target))
     parts = [users[first::PARTS] for first in range(min(PARTS, len(users)))]
     ways = {way: float(judged(proposals, way, parts).mean()) for way in WAYS}
@@ -173,7 +176,12 @@ def fit_gate(proposals: Proposals, way: str) -> Gate | None:
 
 
 def _proposals(
-    ranker: Ranker, memory: FittedMemory, histories: Sequence[np.ndarray], target: np.ndarray, beam: int
+    ranker: Ranker,
+    memory: FittedMemory,
+    histories: Sequence[np.ndarray],
+    target: np.ndarray,
+    beam: int,
+    exclude_seen: bool,
 ) -> Proposals:
     """Searches once per user, with the memory that judges the user."""
     asks = Gate(0.0, confidence=1.0)  # so that the search measures its confidence
@@ -182,7 +190,8 @@ def _proposals(
         own = replace(ranker, neighbours=neighbours, settings=replace(ranker.settings, gate=asks))
         for index in own.batches([histories[user] for user in users]):
             chosen = users[index]
-            parts.append(_batch_proposals(own, neighbours, [histories[user] for user in chosen], target[chosen], beam))
+            batch = [histories[user] for user in chosen]
+            parts.append(_batch_proposals(own, neighbours, batch, target[chosen], beam, exclude_seen))
             order.append(chosen)
     width = max(part.network.shape[1] for part in parts)
     back = np.argsort(np.concatenate(order))
@@ -198,9 +207,14 @@ def _proposals(
 
 
 def _batch_proposals(
-    ranker: Ranker, neighbours: Neighbours, histories: Sequence[np.ndarray], target: np.ndarray, beam: int
+    ranker: Ranker,
+    neighbours: Neighbours,
+    histories: Sequence[np.ndarray],
+    target: np.ndarray,
+    beam: int,
+    exclude_seen: bool,
 ) -> Proposals:
-    item, network, confidence = ranker.propose(ranker.encode(histories), 0, beam)
+    item, network, confidence = ranker.propose(histories, 0, beam, exclude_seen=exclude_seen)
     found = look_up(neighbours, ranker.settings, histories)
     _, features = neighbours.shares(histories, ranker.settings.max_items)
     known = np.isfinite(features["support"])
@@ -208,6 +222,6 @@ def _batch_proposals(
     with np.errstate(divide="ignore"):
         log_share = np.log(found.shares.of(item))
     return Proposals(
-        network, log_share, item == target[:, None], np.stack([*columns, confidence], 1),
+        network, log_share, (item == target[:, None]) & (network > -np.inf), np.stack([*columns, confidence], 1),
         known,
     )  # fmt: skip

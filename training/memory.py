@@ -35,6 +35,7 @@ from training.neighbours import (
     event_counts,
     history_weights,
     ndcg_of,
+    seen_items,
     similarity_embedding,
     target_ndcg,
 )
@@ -65,7 +66,7 @@ class FittedMemory:
 
 
 def fit_memory(items: Items, split: Split, config: RunConfig, cache: Path | None = None) -> FittedMemory:
-    """The memory of the training part, chosen by validation NDCG@10 (nothing excluded).
+    """The memory of the training part, chosen by validation NDCG@10, ranked as `evaluation.exclude_seen` says.
 
     cache: the folder of text embeddings, as in `training.ids.embed`. Takes a minute or two of one core for 4,000 items.
     """
@@ -112,6 +113,7 @@ class _Choice:
         self.keep, self.max_items, self.train = config.neighbours.keep, config.model.max_items, split.train
         users, self.target = sample_users(split.valid_history, split.valid_target, config.evaluation.choice_users)
         self.histories = [history[-self.max_items :] for history in users]
+        self.seen = seen_items(users, len(items)) if config.evaluation.exclude_seen else None
         self.log = None  # a linear model needs no embedding, which takes minutes
         if needs_counts:
             self.log = Log.of(split.train, similarity_embedding(items, split.train, config, cache), self.keep)
@@ -165,6 +167,8 @@ class _Choice:
 
         def ndcg() -> np.ndarray:
             scores = self._predicted(setting.recency, setting.ridge) * self._scale(setting)[self.frequent]
+            if self.seen is not None:
+                scores[self.seen[:, self.frequent].nonzero()] = -np.inf
             column = np.searchsorted(self.frequent, self.target).clip(max=len(self.frequent) - 1)
             return np.where(self.frequent[column] == self.target, target_ndcg(scores, column), 0.0)
 
@@ -180,7 +184,7 @@ class _Choice:
         return self._ndcg[setting]
 
     def _ndcg_of(self, weights: sparse.csr_matrix, recency: float) -> np.ndarray:
-        return ndcg_of(history_weights(self.histories, len(self.counts), recency), weights, self.target)
+        return ndcg_of(history_weights(self.histories, len(self.counts), recency), weights, self.target, self.seen)
 
     def _weights(self, setting: MemorySetting) -> sparse.csr_matrix:
         share, parts = setting.linear_share, []

@@ -185,20 +185,37 @@ def history_weights(histories: Sequence[np.ndarray], items: int, recency: float)
     )
 
 
-def ndcg_of(history: sparse.csr_matrix, weights: sparse.csr_matrix, target: np.ndarray) -> np.ndarray:
+def ndcg_of(
+    history: sparse.csr_matrix,
+    weights: sparse.csr_matrix,
+    target: np.ndarray,
+    excluded: sparse.csr_matrix | None = None,
+) -> np.ndarray:
     """NDCG@10 of n(j | history) per user. Shapes: (U, I), (I, I), (U,) -> (U,) float64.
 
-    Equal scores rank ahead of the target; a target whose score is not positive is missed.
+    Equal scores rank ahead of the target; a target whose score is not positive is missed. excluded: (U, I), 1 for the
+    items that a user's ranking leaves out.
     """
     found = []
     for first in range(0, len(target), CHUNK):
         scores = (history[first : first + CHUNK] @ weights).tocsr()
+        if excluded is not None:
+            scores = (scores - scores.multiply(excluded[first : first + CHUNK])).tocsr()
         wanted = target[first : first + CHUNK]
         row = np.repeat(np.arange(len(wanted)), np.diff(scores.indptr))
         own = np.bincount(row, scores.data * (scores.indices == wanted[row]), minlength=len(wanted))
         rank = np.bincount(row, scores.data >= own[row], minlength=len(wanted)) - 1  # the target itself does not count
         found.append(ndcg(np.where(own > 0, rank, np.inf)))
     return np.concatenate(found)
+
+
+def seen_items(histories: Sequence[np.ndarray], items: int) -> sparse.csr_matrix:
+    """1 for the items of a history. Shape: (U, I)."""
+    owner = np.repeat(np.arange(len(histories)), [len(history) for history in histories])
+    seen = np.concatenate(list(histories))
+    matrix = sparse.csr_matrix((np.ones(len(seen)), (owner, seen)), shape=(len(histories), items))
+    matrix.data[:] = 1  # an item may come more than once
+    return matrix
 
 
 def target_ndcg(scores: np.ndarray, target: np.ndarray) -> np.ndarray:

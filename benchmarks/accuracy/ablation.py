@@ -255,7 +255,7 @@ def _join(setup: Setup, variant: str, seed: int, folder: Any) -> Join:
     work = _load(setup, variant, seed, folder)
     histories, target = evaluation_users(work, "valid")
     beam, candidates = work.config.evaluation.beam, work.config.neighbours.candidates
-    return fit_join(work.ranker(), memory_of(setup), histories, target, beam, candidates)
+    return fit_join(work.ranker(), memory_of(setup), histories, target, beam, candidates, exclude_seen=False)
 
 
 def training_flops(work: Workspace, stage: str, config: RunConfig, steps: int = 12) -> float:

@@ -27,7 +27,7 @@ from benchmarks.accuracy import neighbours, sasrec
 from benchmarks.accuracy.full_ranking import HISTORY_ITEMS, Score, rank
 from benchmarks.accuracy.popularity import Popularity
 from benchmarks.common import ROOT, commit, record, result_file, table
-from training.config import MemoryParts, NeighboursConfig, RunConfig
+from training.config import EvalConfig, MemoryParts, NeighboursConfig, RunConfig
 from training.data.prepare import Items, Split, leave_one_out, read_data
 from training.memory import fit_memory
 from training.metrics import recall_ndcg
@@ -51,13 +51,20 @@ class Fitted:
 
 
 def fit(
-    model: str, split: Split, items: Items, seed: int, sasrec_setting: sasrec.Setting, report: Callable[[str], None]
+    model: str,
+    split: Split,
+    items: Items,
+    seed: int,
+    sasrec_setting: sasrec.Setting,
+    report: Callable[[str], None],
+    *,
+    exclude_seen: bool = False,
 ) -> Fitted:
-    """Learns from split.train, chooses by the validation part."""
-    count = len(items)
+    """Learns from split.train, chooses by the validation part, with seen items excluded or not."""
+    count, chosen_by = len(items), EvalConfig(exclude_seen=exclude_seen)
 
     def validation_ndcg(candidate: neighbours.Neighbours | sasrec.SASRec) -> float:
-        ranked = rank(candidate.scores, split.valid_history, exclude_seen=False)
+        ranked = rank(candidate.scores, split.valid_history, exclude_seen=exclude_seen)
         return recall_ndcg(ranked, split.valid_target)["ndcg@10"]
 
     start = time.perf_counter()
@@ -67,7 +74,8 @@ def fit(
         near, _ = neighbours.tune(split.train, count, validation_ndcg)
         return Fitted(model, near.scores, dataclasses.asdict(near.setting), time.perf_counter() - start)
     if model in MEMORIES:
-        memory = fit_memory(items, split, RunConfig(neighbours=NeighboursConfig(parts=MEMORIES[model])), CACHE)
+        config = RunConfig(neighbours=NeighboursConfig(parts=MEMORIES[model]), evaluation=chosen_by)
+        memory = fit_memory(items, split, config, CACHE)
         seconds = time.perf_counter() - start
 
         def shares(histories: list[np.ndarray]) -> np.ndarray:

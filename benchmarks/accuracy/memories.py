@@ -6,8 +6,9 @@
 (`training/memory.py`). Gains are of NDCG@10 against tuned neighbours.
 
 Leave-one-out, test, full ranking, history of 20 items; every row once with and once without the items of the history
-excluded. Everything is learnt from the training part and chosen by validation NDCG@10 (nothing excluded) on up to 4,000
-users; `validation` holds what the choices were worth to users who did not make them.
+excluded, each with its own choice. Everything is learnt from the training part and chosen by validation NDCG@10, with
+the history's items excluded where the row has them excluded, the memories on up to 4,000 users; `validation` holds what
+their choices were worth to users who did not make them.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from benchmarks.accuracy.full_ranking import HISTORY_ITEMS, Score, rank
 from benchmarks.accuracy.sasrec import Setting
 from benchmarks.common import argument_parser, commit, record, result_file, table
 from serving.items.neighbours import Neighbours
-from training.config import MemoryParts, RunConfig
+from training.config import EvalConfig, MemoryParts, RunConfig
 from training.data.prepare import Items, Split, leave_one_out, read_data
 from training.memory import fit_memories
 from training.metrics import mean_metrics, ndcg, paired_bootstrap, target_ranks
@@ -56,15 +57,17 @@ def rows_of(ranks: dict[str, np.ndarray], excluded: bool) -> list[dict[str, Any]
 
 def run(split: Split, items: Items, config: RunConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The test's rows, and what validation says of each choice."""
-    tuned = fit(TUNED, split, items, 0, Setting(), lambda line: print(line, file=sys.stderr))
-    scores: dict[str, Score] = {TUNED: tuned.score}
-    validation: list[dict[str, Any]] = [{"model": TUNED, "setting": tuned.setting, "seconds": round(tuned.seconds, 1)}]
-    for kind, memory in fit_memories(items, split, config, CACHE, KINDS).items():
-        scores[kind] = _shares(memory.whole)
-        validation.append({"model": kind, **memory.report})
-        print(kind, memory.report, file=sys.stderr)
-    rows = []
+    rows, validation = [], []
     for excluded in (False, True):
+        tuned = fit(TUNED, split, items, 0, Setting(), lambda line: print(line, file=sys.stderr), exclude_seen=excluded)
+        scores: dict[str, Score] = {TUNED: tuned.score}
+        chosen = {"setting": tuned.setting, "seconds": round(tuned.seconds, 1)}
+        validation.append({"model": TUNED, "excluded": excluded, **chosen})
+        by_rule = config.model_copy(update={"evaluation": EvalConfig(exclude_seen=excluded)})
+        for kind, memory in fit_memories(items, split, by_rule, CACHE, KINDS).items():
+            scores[kind] = _shares(memory.whole)
+            validation.append({"model": kind, "excluded": excluded, **memory.report})
+            print(kind, memory.report, file=sys.stderr)
         ranks = {
             name: target_ranks(rank(score, split.test_history, excluded), split.test_target)
             for name, score in scores.items()

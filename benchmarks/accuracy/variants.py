@@ -29,6 +29,7 @@ SLOW = f"l = {DEPTH}"  # the variant of the whole method, with which most are co
 LENGTHS = (0, 2, 4, 6, 8, 12)
 OWN = (4, 2, 8)  # numbers of steps with a checkpoint of their own, the one that others share first
 NO_GRAPH = ("neighbours.enabled=false",)  # see `item_graph.py`
+SEEN_PERMITTED = ("evaluation.exclude_seen=false",)  # choices are made as the rows are measured
 NO_REASONING = ("lengths=[0]", "evaluation.steps=[0]")
 REWARDS = ("format", "match", "similarity", "likelihood", "rank")
 
@@ -121,8 +122,8 @@ class Setup:
         later = [f"{stage}.steps=0" for stage in STAGES[STAGES.index(until) + 1 :]]
         given = next(iter(sorted((self.data / "semantic_ids").glob("*.json.gz"))), None)
         ids = [f"given_ids={given.name.removesuffix('.json.gz')}"] if variant == "given ids" and given else []
-        overrides = [*self.overrides, *NO_GRAPH, *VARIANTS[variant].settings, *ids, *later, *more, f"seed={seed}"]
-        return load_config(self.config, overrides)
+        overrides = [*self.overrides, *NO_GRAPH, *SEEN_PERMITTED, *VARIANTS[variant].settings, *ids, *later, *more]
+        return load_config(self.config, [*overrides, f"seed={seed}"])
 
 
 def train_variant(setup: Setup, variant: str, seed: int, more: tuple[str, ...] = ()) -> None:

@@ -25,6 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.accuracy.variants import SEEN_PERMITTED
 from benchmarks.common import commit, record, table
 from serving.types import BundleSettings
 from training.config import ConfigError, RunConfig, load_config
@@ -107,7 +108,7 @@ def variant_rows(variant: str, options: argparse.Namespace, folder: Path, overri
         return kept
     folder.mkdir(parents=True, exist_ok=True)
     code, started = commit(), time.perf_counter()
-    config = load_config(options.config, [*options.set, *overrides])
+    config = load_config(options.config, [*options.set, *SEEN_PERMITTED, *overrides])
     for other in folder.parent.glob(
         "*/cache"
     ):  # embedding the items' texts takes minutes and is the same for every variant

@@ -22,6 +22,7 @@ from serving.network.model import dense_logits
 from serving.network.runtime import Runtime
 from serving.network.t5 import CrossKeysValues
 from serving.search.beam import propose_items, reason, search, search_settings
+from serving.search.decoder import NEG_INF
 from serving.search.memory import MemoryScores, look_up, weighted
 from serving.types import Beams, BundleSettings, Rules
 
@@ -75,25 +76,29 @@ class Ranker:
         ranked = np.full((len(histories), TOP), -1, dtype=np.int64)
         for index in self.batches(histories):
             chosen = [histories[i] for i in index]
-            seen = [Rules(exclude=tuple(history.tolist())) if exclude_seen else Rules() for history in chosen]
-            with self.rules.blocked(seen) as blocked:
+            with self.rules.blocked(_seen(chosen, exclude_seen)) as blocked:
                 beams = self.search(self.encode(chosen), steps, beam, blocked)
             found = beams.items[:, :TOP].cpu().numpy()
             ranked[index, : found.shape[1]] = found
         return ranked
 
     @torch.inference_mode()
-    def rank_by_state(self, histories: Sequence[np.ndarray], steps: int) -> np.ndarray:
+    def rank_by_state(self, histories: Sequence[np.ndarray], steps: int, *, exclude_seen: bool = False) -> np.ndarray:
         """The ten items with the highest dense score of the state after the likeliest reasoning: no beam, no trie.
 
-        Shape: (U, 10) int64 catalogue rows, best first; fewer columns where the catalogue has fewer items.
+        Shape: (U, 10) int64 catalogue rows, best first, -1 where there are fewer; fewer columns where the catalogue has
+        fewer items. exclude_seen: as in `rank`.
         """
         parts, order = [], list(self.batches(histories))
         for index in order:
-            cross = self.encode([histories[i] for i in index]).cross
+            chosen = [histories[i] for i in index]
+            cross = self.encode(chosen).cross
             states = reason(self.runtime, search_settings(self.vocabulary, self.settings), cross, steps).states
             dense = dense_logits(states[:, 0, -1], self.runtime.item_vectors)  # (B, I)
-            parts.append(dense.topk(min(TOP, dense.shape[1])).indices.cpu().numpy())
+            if exclude_seen:
+                dense[np.repeat(np.arange(len(chosen)), list(map(len, chosen))), np.concatenate(chosen)] = NEG_INF
+            best = dense.topk(min(TOP, dense.shape[1]))
+            parts.append(best.indices.masked_fill(best.values == NEG_INF, -1).cpu().numpy())
         ranked = np.concatenate(parts)
         ranked[np.concatenate(order)] = ranked.copy()
         return ranked
@@ -119,16 +124,20 @@ class Ranker:
         return EncodedBatch(runtime.cross_keys_values(runtime.encode(tokens, mask), mask), memory)
 
     @torch.inference_mode()
-    def propose(self, batch: EncodedBatch, steps: int, beam: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def propose(
+        self, histories: Sequence[np.ndarray], steps: int, beam: int, *, exclude_seen: bool = False
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """What the beam and the memory propose, for fitting a gate: rows, what the network says of each, confidence.
 
         Shapes: (B, N) int64, (B, N) float32, -inf where there is no item, (B,) float32. See `beam.Proposed`.
+        exclude_seen: as in `rank`.
         """
-        settings = search_settings(self.vocabulary, self.settings)
+        batch, settings = self.encode(histories), search_settings(self.vocabulary, self.settings)
         reasoned = reason(self.runtime, settings, batch.cross, steps)
-        proposed = propose_items(
-            self.runtime, self.trie, settings, batch.cross, reasoned, beam, None, None, batch.memory
-        )
+        with self.rules.blocked(_seen(histories, exclude_seen)) as blocked:
+            proposed = propose_items(
+                self.runtime, self.trie, settings, batch.cross, reasoned, beam, blocked, None, batch.memory
+            )
         items = self.trie.item[proposed.found.leaf].long()
         return items.cpu().numpy(), proposed.network.cpu().numpy(), proposed.confidence.cpu().numpy()
 
@@ -144,3 +153,7 @@ class Ranker:
             steps=steps, beam_width=beam, blocked=blocked, dense_weight=dense_weight,
             memory=batch.memory,
         )  # fmt: skip
+
+
+def _seen(histories: Sequence[np.ndarray], excluded: bool) -> list[Rules]:
+    return [Rules(exclude=tuple(history.tolist())) if excluded else Rules() for history in histories]

@@ -112,9 +112,10 @@ def test_validation_asks_for_the_validation_targets_after_the_validation_histori
     work = small_workspace(small_config())
     measured: list = []
 
-    def spy(ranker, histories, target, steps, beam):
+    def spy(ranker, histories, target, steps, beam, *, exclude_seen):
+        assert exclude_seen
         measured.append((histories, target, steps, beam))
-        return measure(ranker, histories, target, steps, beam)
+        return measure(ranker, histories, target, steps, beam, exclude_seen=exclude_seen)
 
     monkeypatch.setattr("training.evaluate.measure", spy)
     validate(work)

@@ -57,7 +57,8 @@ def users() -> tuple[list[np.ndarray], np.ndarray]:
 def test_a_gate_is_fitted_by_the_ranks_of_the_search_that_serves(memory, ranker, users, gate):
     histories, target = users
     settings = replace(ranker.settings, neighbours_weight=1.0, dense_candidates=7)
-    proposals = join._proposals(replace(ranker, settings=settings), memory, histories, target, BEAM)
+    asked = replace(ranker, settings=settings)
+    proposals = join._proposals(asked, memory, histories, target, BEAM, exclude_seen=False)
     folds = tuple((part, graph, gate or MEMORY_ALONE) for part, graph in memory.folds)
     if gate is None:
         settings = replace(settings, neighbours_weight=0.0)
@@ -145,16 +146,27 @@ def test_a_memory_that_knows_the_walk_is_joined_and_a_useless_one_is_not(memory,
     successor = (np.arange(30, dtype=np.int32) + 7) % 30
     certain = replace(following, offsets=np.arange(31), items=successor, weights=np.ones(30, np.float32))
     known = FittedMemory(certain, tuple((part, certain) for part, _ in memory.folds), {})
-    found = fit_join(ranker, known, histories, target, BEAM, 12)
+    found = fit_join(ranker, known, histories, target, BEAM, 12, exclude_seen=False)
     assert found.settings.neighbours_weight == 1.0 and found.settings.gate is not None
     assert found.report["way"] != NETWORK and found.settings.dense_candidates == 12
     own = replace(ranker, settings=found.settings, neighbours=certain)
     assert ndcg(target_ranks(own.rank(histories, 0, BEAM), target)).mean() > 0.5
     wrong = replace(certain, items=(successor + 1) % 30)
     useless = FittedMemory(wrong, tuple((part, wrong) for part, _ in memory.folds), {})
-    found = fit_join(ranker, useless, histories, target, BEAM, 12)
+    found = fit_join(ranker, useless, histories, target, BEAM, 12, exclude_seen=False)
     assert found.report["way"] == NETWORK and found.settings.neighbours_weight == 0.0
     assert found.settings.gate is not None  # a request may ask for the memory
+
+
+def test_a_target_that_was_seen_is_no_hit_where_the_seen_are_excluded(memory, ranker, users):
+    """No user whose target lies in the history can be served it, so none of them decides about the gate."""
+    histories, _ = users
+    repeated = np.array([history[-1] for history in histories])
+    for exclude_seen in (False, True):
+        found = join._proposals(replace(ranker, settings=replace(ranker.settings, neighbours_weight=1.0,
+            dense_candidates=12)), memory, histories, repeated, BEAM, exclude_seen)  # fmt: skip
+        assert found.hit.any() != exclude_seen
+        assert not exclude_seen or not found.ndcg(MEMORY_ALONE).any()
 
 
 def test_the_final_choice_is_measured_with_what_others_chose(memory, users, monkeypatch):

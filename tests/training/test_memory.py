@@ -43,9 +43,23 @@ def split() -> Split:
 @pytest.mark.parametrize("parts", PARTS)
 def test_every_kind_of_memory_finds_the_next_step_of_a_certain_walk(split: Split, parts: str) -> None:
     found = fit(split, parts)
-    best = found.whole.shares(split.test_history, 5)[0].dense(30).argmax(1)
-    assert (best == split.test_target).mean() > 0.9
+    shares = found.whole.shares(split.test_history, 5)[0].dense(30)
+    for row, history in enumerate(split.test_history):  # chosen for a ranking without them
+        shares[row, history] = -np.inf
+    assert (shares.argmax(1) == split.test_target).mean() > 0.9
     assert found.report["setting"]["linear_share"] in {"counted": (0.0,), "linear": (1.0,)}.get(parts, memory.SHARES)
+
+
+@pytest.mark.parametrize("parts", PARTS)
+def test_users_who_come_back_to_what_they_saw_judge_a_memory_only_where_that_may_be_served(
+    split: Split, parts: str
+) -> None:
+    again = replace(split, valid_target=np.array([history[-1] for history in split.valid_history]))
+    assert fit(again, parts).report["valid_ndcg@10"] == 0
+    permitted = small_config(
+        "neighbours.enabled=true", f"neighbours.parts={parts}", "neighbours.keep=30", "evaluation.exclude_seen=false"
+    )
+    assert fit_memory(items_without_text(30), again, permitted).report["valid_ndcg@10"] > 0
 
 
 @pytest.mark.parametrize("parts", PARTS)

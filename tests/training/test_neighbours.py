@@ -23,6 +23,7 @@ from training.neighbours import (
     history_weights,
     ndcg_of,
     nearest,
+    seen_items,
     similarity_embedding,
     target_ndcg,
 )
@@ -115,6 +116,17 @@ def test_ndcg_by_hand():
     expected = pytest.approx([1, 1 / np.log2(4), 0, 1 / np.log2(3)])
     assert ndcg_of(history, sparse.csr_matrix(weights), target) == expected
     assert target_ndcg(history @ weights, target) == expected
+
+
+def test_what_was_seen_neither_ranks_ahead_nor_is_found():
+    """The target comes second to 1 until 1 was seen; a target that was seen is missed."""
+    weights = np.zeros((4, 4))
+    weights[0, [1, 2]] = [2, 1]
+    weights[1, 0] = 9
+    histories, target = [seq(0), seq(0, 1, 1), seq(1, 0)], np.array([2, 2, 1], dtype=np.int32)
+    history = history_weights(histories, 4, 1.0)
+    found = ndcg_of(history, sparse.csr_matrix(weights), target, seen_items(histories, 4))
+    assert found == pytest.approx([1 / np.log2(3), 1, 0])
 
 
 def test_the_coordinate_search_keeps_what_raises_the_score():

@@ -35,6 +35,19 @@ def test_the_ranking_by_state_is_that_of_the_dense_score(steps, monkeypatch):
         np.testing.assert_allclose(dense[found[row]], np.sort(dense)[::-1][:10], atol=1e-5)
 
 
+def test_the_ranking_by_state_leaves_out_what_was_seen():
+    ranker = ranker_of(tiny_model(14, seed=3))
+    permitted = ranker.rank_by_state(HISTORIES, 0)
+    found = ranker.rank_by_state(HISTORIES, 0, exclude_seen=True)
+    assert any(set(ranked) & set(seen) for ranked, seen in zip(permitted.tolist(), map(list, HISTORIES), strict=True))
+    for row, history in enumerate(HISTORIES):
+        seen = set(history.tolist())
+        left = [item for item in permitted[row].tolist() if item not in seen]
+        real = [item for item in found[row].tolist() if item >= 0]
+        assert real[: len(left)] == left and not set(real) & seen
+        assert len(real) == min(10, 14 - len(seen))
+
+
 def test_no_history_gives_an_empty_ranking():
     assert ranker_of(tiny_model(14, seed=3)).rank([], 0, 4).shape == (0, 10)
 

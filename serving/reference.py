@@ -157,10 +157,10 @@ class Reference:
             bonus = self.shares()[0]
         elif dense_weight:
             is_favoured[:] = True
-        best = sorted((row for row in permitted if is_favoured[row]), key=lambda row: (-bonus[row], row))
-        for item in [self.items[row] for row in best[: self.settings.dense_candidates]]:
-            if item not in beams:
-                beams[item] = (shares[0] + self.score(paths[0], item), 0)
+        others = [row for row in permitted if is_favoured[row] and self.items[row] not in beams]
+        best = sorted(others, key=lambda row: (-bonus[row], row))[: self.settings.dense_candidates]
+        for item in [self.items[row] for row in best]:
+            beams[item] = (shares[0] + self.score(paths[0], item), 0)
         for item, (score, path) in beams.items():
             network = score + (dense_weight or 0.0) * float(dense[path][rows[item]])
             beams[item] = (self.joined(network, rows[item], odds, neighbours_weight), path)

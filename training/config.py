@@ -241,13 +241,14 @@ class NeighboursConfig(Settings):
     """The item graph (training/memory.py). enabled: whether a run fits one.
 
     parts: what was counted in the log and the texts, what a linear model learnt, or both, in the blend that validation
-    prefers. keep: weights per item. candidates: how many of its best items join those that the beam finds.
+    prefers. keep: weights per item. candidates: how many of its best items join those that the beam finds; each costs a
+    search as much as a beam does.
     """
 
     enabled: bool = False
     parts: MemoryParts = "both"
     keep: Positive = 200
-    candidates: Count = 50
+    candidates: Count = 12
 
 
 class EvalConfig(Settings):

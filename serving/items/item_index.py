@@ -1,7 +1,7 @@
 """The items nearest to a query without comparing it with all of them: an inverted-file index by FAISS.
 
 Vectors are put into about 4 sqrt(I) lists by k-means, and a query reads the PROBES lists with the nearest centroids. So
-its answer may miss items; `python -m benchmarks.engine.nearest` measures how many. Vectors are kept as float16.
+its answer may miss items; `python -m benchmarks.engine.deployed` measures how many. Vectors are kept as float16.
 """
 
 from __future__ import annotations

@@ -189,7 +189,8 @@ def propose_items(
         return Proposed(found, found.scores, torch.zeros_like(found.scores), confidence)
     scorer = None
     if dense_weight is not None:
-        scorer = dense_score(runtime, trie, reasoned.states[:, :, -1], blocked, settings.dense_candidates)
+        best = settings.dense_candidates and settings.dense_candidates + found.leaf.shape[1]  # the beam's may be among
+        scorer = dense_score(runtime, trie, reasoned.states[:, :, -1], blocked, best)
     if settings.dense_candidates:
         favours = favoured(runtime, scorer, dense_weight, memory)
         found = add_candidates(runtime, trie, settings, cross, reasoned, found, blocked, favours)

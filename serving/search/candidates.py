@@ -18,7 +18,7 @@ from serving.network.runtime import Runtime
 from serving.network.t5 import CrossKeysValues
 from serving.search.decoder import NEG_INF, DecodedItems, ReasoningPaths, stable_topk, token_log_probs
 from serving.search.dense import DenseScore
-from serving.search.memory import MemoryScores
+from serving.search.memory import MemoryScores, find_rows
 from serving.types import SearchSettings
 
 
@@ -69,12 +69,15 @@ def add_candidates(
     blocked: Blocked | None,
     favours: Favoured,
 ) -> DecodedItems:
-    """Appends the U permitted items with the highest bonus, scored by the decoder on the likeliest path.
+    """Appends the U permitted items with the highest bonus that the beam has not found, scored by the decoder on the
+    likeliest path.
 
     Nothing is added to a request for which nothing is favoured: its answer is the beam's, whatever else is in the
-    batch. Of equal bonuses the lower catalogue row comes first.
+    batch. Of equal bonuses the lower catalogue row comes first. The decoder's work is in proportion to U.
     """
-    items, bonus = favours.items, favours.bonus
+    items = favours.items
+    by_beam = trie.item[found.leaf].long().masked_fill(found.scores == NEG_INF, -1).sort(1).values
+    bonus = favours.bonus.masked_fill(find_rows(by_beam, items)[1], NEG_INF)
     if blocked is not None:
         bonus = bonus.masked_fill(blocked.items(trie, items), NEG_INF)
     chosen = stable_topk(bonus, items, min(settings.dense_candidates, bonus.shape[1]))
@@ -82,8 +85,7 @@ def add_candidates(
     leaf, tokens = trie.leaf[item].long(), runtime.item_tokens[item]  # (B, U), (B, U, M)
     log_probs = _log_probs(runtime, settings, cross, reasoned, tokens)  # (B, U, M)
     scores = log_probs.sum(-1) + reasoned.scores.log_softmax(-1)[:, :1]
-    is_duplicate = ((leaf.unsqueeze(2) == found.leaf.unsqueeze(1)) & (found.scores > NEG_INF).unsqueeze(1)).any(2)
-    scores = scores.masked_fill(is_duplicate | (bonus.gather(1, chosen) == NEG_INF), NEG_INF)
+    scores = scores.masked_fill(bonus.gather(1, chosen) == NEG_INF, NEG_INF)
     return DecodedItems(
         torch.cat([found.leaf, leaf], 1),
         torch.cat([found.scores, scores], 1),

@@ -52,10 +52,8 @@ class DenseScore:
         return logits - self.log_partition.gather(1, path)
 
 
-def dense_score(
-    runtime: Runtime, trie: Trie, states: torch.Tensor, blocked: Blocked | None, candidates: int
-) -> DenseScore:
-    """candidates: how many permitted items to name as the best. Shape: states (B, P, D).
+def dense_score(runtime: Runtime, trie: Trie, states: torch.Tensor, blocked: Blocked | None, best: int) -> DenseScore:
+    """best: how many permitted items to name as those. Shape: states (B, P, D).
 
     With an index the best are named whether permitted or not: rules that leave few of them leave few candidates, and
     the beam's items alone fill the list.
@@ -64,8 +62,8 @@ def dense_score(
         return _by_index(runtime, runtime.item_index, states)
     logits = dense_logits(states, runtime.item_vectors)  # (B, P, I)
     likeliest = logits[:, 0] if blocked is None else logits[:, 0].masked_fill(blocked.items(trie), NEG_INF)
-    best = stable_topk(likeliest, None, min(candidates, likeliest.shape[1]))
-    return DenseScore(states, logits.logsumexp(-1), best)
+    named = stable_topk(likeliest, None, min(best, likeliest.shape[1]))
+    return DenseScore(states, logits.logsumexp(-1), named)
 
 
 def _by_index(runtime: Runtime, index: ItemIndex, states: torch.Tensor) -> DenseScore:

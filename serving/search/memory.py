@@ -67,9 +67,17 @@ class MemoryScores:
 
     def of(self, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The scores of items, and which of them are touched. Shape: (B, N) catalogue rows -> (B, N), (B, N) bool."""
-        index = torch.searchsorted(self.items, items.contiguous()).clamp(max=self.items.shape[1] - 1)
-        is_touched = self.items.gather(1, index) == items
+        index, is_touched = find_rows(self.items, items)
         return torch.where(is_touched, self.scores.gather(1, index), self.elsewhere[:, None]), is_touched
+
+
+def find_rows(ascending: torch.Tensor, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where items are among each request's ascending rows, and whether they are there at all.
+
+    Shapes: ascending (B, T) int64, items (B, N) int64 -> index (B, N), 0 .. T - 1, and (B, N) bool.
+    """
+    index = torch.searchsorted(ascending, items.contiguous()).clamp(max=ascending.shape[1] - 1)
+    return index, ascending.gather(1, index) == items
 
 
 def look_up(

@@ -179,5 +179,5 @@ def test_the_final_choice_is_measured_with_what_others_chose(memory, users, monk
     choice = choose(work, memory)
     assert choice.join is not None and choice.settings.gate == MEMORY_ALONE
     assert len(seen) == len(choice.table) == 3 * 2
-    assert {row["dense_candidates"] for row in choice.table} == {50}
+    assert {row["dense_candidates"] for row in choice.table} == {work.config.neighbours.candidates}
     assert choose(work).join is None and len(choose(work).table) == 3 * 3  # without: a weight of 1 with 0 and 3

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from serving.bundle import Bundle
 from serving.errors import BundleError, EngineError
 from serving.items.histories import history_tokens
+from serving.items.live import LiveIndex
 from serving.items.nearest import nearest_items
 from serving.items.rules import RuleBook
 from serving.items.trie import build_trie
@@ -26,6 +27,9 @@ from serving.types import Answer, Beams, EncoderState, Request, Rules, RuntimeNa
 NEAREST_ITEMS = 5
 # Rows of rules allocated ahead for CUDA graphs, which read fixed buffers: the widest batch that needs no new ones.
 GRAPH_RULE_ROWS = 64
+# Items that may be added before the index has to be built again: at least so many, or this share of the catalogue.
+LEAST_ROOM = 1024
+ROOM_SHARE = 0.25
 
 
 class Engine:
@@ -52,9 +56,12 @@ class Engine:
         self.runtime = _runtime(runtime, bundle, threads)
         trie = build_trie(bundle.catalogue.tokens) if bundle.trie is None else bundle.trie
         self.trie = trie.to(self.runtime.device)
-        on_gpu = self.runtime.device.type == "cuda"
-        self.rules = RuleBook(self.trie, bundle.catalogue.members, rows=GRAPH_RULE_ROWS if on_gpu else 1)
-        self.graphs = GraphSearch(self.runtime, self.trie, bundle.search_settings) if on_gpu else None
+        self._on_gpu = self.runtime.device.type == "cuda"
+        self._rule_rows = GRAPH_RULE_ROWS if self._on_gpu else 1
+        self.rules = RuleBook(self.trie, bundle.catalogue.members, rows=self._rule_rows)
+        self.graphs = GraphSearch(self.runtime, self.trie, bundle.search_settings) if self._on_gpu else None
+        self._index: LiveIndex | None = None  # once the catalogue has changed
+        self._changed: list[int] = []  # since `with_room` was called
 
     @torch.inference_mode()
     def encode(self, histories: Sequence[Sequence[int]]) -> list[EncoderState]:
@@ -91,6 +98,40 @@ class Engine:
         state = self.encode([history])
         for steps in range(self.bundle.max_steps + 1):
             self.search([Request(history, k=10, beam_width=50, reasoning_steps=steps)], state)
+
+    # A catalogue that changes
+
+    @property
+    def room(self) -> float:
+        """How much of the room for more items is left, 0..1."""
+        return 0.0 if self._index is None else self._index.room
+
+    def refresh(self, rows: Sequence[int]) -> list[int]:
+        """Brings searches in line with the catalogue for these rows. Returns those for which there is no room.
+
+        A row without room goes on as before until an index with room is adopted."""
+        self._changed += rows
+        return list(rows) if self._index is None else self._index.refresh(rows)
+
+    def with_room(self) -> LiveIndex:
+        """An index of the catalogue as it is, with room for more. For another thread: the engine answers meanwhile."""
+        self._changed = []
+        return LiveIndex(
+            self.bundle.catalogue,
+            self.bundle.vocabulary.level_ranges,
+            room=max(LEAST_ROOM, int(ROOM_SHARE * len(self.bundle.catalogue))),
+            device=self.runtime.device,
+            rule_rows=self._rule_rows,
+            prepared=self.rules.sets.prepared()[1:],
+        )
+
+    def adopt(self, index: LiveIndex) -> list[int]:
+        """From now on searches read this index. Returns what `refresh` does, for what has changed meanwhile."""
+        self._index, self.trie, self.rules = index, index.trie, index.rules
+        self.runtime.item_tokens = index.item_tokens
+        if self.graphs is not None:  # the graphs there are read the buffers of before
+            self.graphs = GraphSearch(self.runtime, self.trie, self.bundle.search_settings)
+        return index.refresh(self._changed)
 
     def _search(
         self, requests: Sequence[Request], states: Sequence[EncoderState], found: LookedUp | None
@@ -164,10 +205,14 @@ class Engine:
 
     def _nearest_items(self, states: torch.Tensor) -> list[list[int]]:
         """The items with the highest dense score, per state. Shape: states (L + 1, D)."""
+        listed = self.bundle.catalogue.listed
         if self.runtime.item_index is None:
-            return nearest_items(states, self.runtime.item_vectors, NEAREST_ITEMS).tolist()
+            vectors = self.runtime.item_vectors
+            own = torch.from_numpy(np.flatnonzero(listed[: len(vectors)])).to(vectors.device)
+            nearest = nearest_items(states, vectors if len(own) == len(vectors) else vectors[own], NEAREST_ITEMS)
+            return own[nearest].tolist()
         return [
-            [row for row in rows if row >= 0]
+            [row for row in rows if row >= 0 and listed[row]]
             for rows in self.runtime.item_index.search(states, NEAREST_ITEMS)[0].tolist()
         ]
 

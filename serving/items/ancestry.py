@@ -18,14 +18,23 @@ class Ancestry:
         self.parent, self.leaf, self.token = (array.cpu().numpy() for array in (trie.parent, trie.leaf, trie.token))
 
     def leaves(self, rows: np.ndarray) -> np.ndarray:
-        """The nodes of items. Shape: (n,) catalogue rows, repeated or not -> (n',) int32, ascending and distinct."""
-        nodes = np.sort(self.leaf.take(rows))  # np.unique takes five times as long
+        """The nodes of those items that are in the trie.
+
+        Shape: (n,) catalogue rows, repeated or not -> (n',) int32, ascending and distinct.
+        """
+        known = rows[rows < len(self.leaf)]  # the catalogue may already have rows for which this trie has no room
+        nodes = np.sort(self.leaf.take(known))  # np.unique takes five times as long
         distinct: np.ndarray = nodes[run_starts(nodes)[:-1]]
-        return distinct + np.int32(self.first_leaf)
+        return distinct[distinct >= 0] + np.int32(self.first_leaf)
 
     def parents(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The parents of ascending nodes of one level, and how many of them each has. Shapes: (n,) -> (n',), (n',)."""
+        """The parents of distinct nodes of one level, ascending, and how many of them each has.
+
+        Shapes: (n,) -> (n',), (n',).
+        """
         parent = self.parent.take(nodes)  # half the time of indexing with brackets
+        if (parent[1:] < parent[:-1]).any():  # siblings that were added later lie apart
+            parent.sort()
         starts = np.flatnonzero(run_starts(parent))
         return parent.take(starts[:-1]), starts[1:] - starts[:-1]
 

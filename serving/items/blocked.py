@@ -51,7 +51,7 @@ class Blocked:
         return scores, child
 
     def items(self, trie: Trie, rows: torch.Tensor | None = None) -> torch.Tensor:
-        """Which items are not permitted, of all (None) or of some for each request.
+        """Which items are not permitted or not in the trie, of all (None) or of some for each request.
 
         Shape: rows (B, C) catalogue rows -> (B, C) bool; None -> (B, I) bool.
         """
@@ -60,7 +60,7 @@ class Blocked:
         bits = self.sets.view(-1)[node + self.set_offset]
         if self.reads[0]:
             bits |= self.own.view(-1)[node + self.own_offset] ^ self.inverted
-        return bits.bool()
+        return bits.bool() | (leaf < 0)
 
 
 def _read(rows: torch.Tensor, offset: torch.Tensor, child: torch.Tensor, table: torch.Tensor) -> torch.Tensor:

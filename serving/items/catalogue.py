@@ -1,7 +1,12 @@
-"""The items: ids, tokens, titles, categories, popularity and named subsets; which of them a request's rules permit."""
+"""The items: ids, tokens, titles, categories, popularity and named subsets; which of them a request's rules permit.
+
+Items may be added, changed, and taken off the list while others read, on one thread. A row is never given to another
+item: histories, cached states and searches under way go on to mean the same.
+"""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -21,8 +26,10 @@ COLUMNS = {"item_id", "tokens", "title", "categories", "popularity"}
 class Catalogue:
     """One entry per item; its index is the item's row everywhere inside serving.
 
-    tokens: (I, M) int32 vocabulary ids. popularity: (I,) float64, times seen in training. subsets: name -> rows.
-    category_names: all categories that items have. Raises BundleError if two items have the same id.
+    tokens: (I, M) int32 vocabulary ids. popularity: (I,) float64, times seen in training. subsets: name -> rows,
+    made distinct and ascending.
+    category_names: all categories that items have. listed: (I,) bool, which items may be recommended.
+    Raises BundleError if two items have the same id.
     """
 
     item_ids: list[str]
@@ -32,9 +39,13 @@ class Catalogue:
     popularity: np.ndarray
     subsets: dict[str, np.ndarray] = field(default_factory=dict)
     category_names: frozenset[str] = field(init=False)
+    listed: np.ndarray = field(init=False)
     _rows: dict[str, int] = field(init=False)
     _by_category: dict[str, np.ndarray] = field(init=False)
+    _recategorised: dict[str, dict[int, bool]] = field(init=False, default_factory=dict)  # not yet in _by_category
+    _lock: threading.Lock = field(init=False, default_factory=threading.Lock)  # guards these two
     _by_popularity: np.ndarray = field(init=False)
+    _room: tuple[np.ndarray, ...] = field(init=False)  # tokens, popularity and listed, with rows to come behind them
     _by_title: list[tuple[str, int]] | None = field(init=False, default=None)  # see `index_titles`
 
     def __post_init__(self) -> None:
@@ -43,6 +54,8 @@ class Catalogue:
             raise BundleError(
                 "Two items of the catalogue share one id; remove the duplicate and export the bundle again."
             )
+        for name, rows in self.subsets.items():
+            self.subsets[name] = np.unique(rows)
         members: dict[str, list[int]] = {}
         for row, names in enumerate(self.categories):
             for name in names:
@@ -50,6 +63,8 @@ class Catalogue:
         self._by_category = {name: np.unique(rows) for name, rows in members.items()}
         self.category_names = frozenset(members)
         self._by_popularity = np.argsort(-self.popularity, kind="stable")
+        self.listed = np.ones(len(self.item_ids), dtype=bool)
+        self._room = (self.tokens, self.popularity, self.listed)
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -68,18 +83,28 @@ class Catalogue:
             raise RequestError("No item is in one of these categories; choose some that the model lists.", "categories")
 
     def members(self, rules: Rules) -> np.ndarray:
-        """The rows in the named subset and the categories of a request, all rows if it has neither.
+        """The listed rows in the named subset and the categories of a request, all that are listed if it has neither.
 
         Shape: (n,) int64, ascending. Raises UnknownCatalogue, RequestError.
         """
         self.check_names(rules)
-        rows = np.arange(len(self))
         if rules.catalogue is not None:
-            rows = np.unique(self.subsets[rules.catalogue])
+            rows = self.subsets[rules.catalogue]
+        else:
+            rows = np.arange(len(self))
         if rules.categories:
-            named = np.unique(np.concatenate([self._by_category[name] for name in rules.categories]))
+            named = np.unique(np.concatenate([self._in_category(name) for name in rules.categories]))
             rows = np.intersect1d(rows, named, assume_unique=True)
-        return rows
+        listed: np.ndarray = rows[self.listed[rows]]
+        return listed
+
+    def is_member(self, row: int, rules: Rules) -> bool:
+        """Whether a row is among the `members` of existing names."""
+        return (
+            bool(self.listed[row])
+            and (not rules.categories or any(name in rules.categories for name in self.categories[row]))
+            and (rules.catalogue is None or _holds(self.subsets[rules.catalogue], row))
+        )
 
     def permitted(self, rules: Rules) -> np.ndarray:
         """Which items pass every rule that is set. Shape: (I,) bool. Raises UnknownCatalogue, RequestError.
@@ -99,8 +124,6 @@ class Catalogue:
         `permitted` for a few rows, without a pass over the catalogue. Raises KeyError for an unknown subset.
         """
         denied, allowed = {*rules.exclude, *rules.deny}, None if rules.allow is None else set(rules.allow)
-        categories = set(rules.categories)
-        subset = None if rules.catalogue is None else self.subsets[rules.catalogue]
         seen: set[int] = set()
 
         def is_permitted(row: int) -> bool:
@@ -109,8 +132,7 @@ class Catalogue:
                 and row not in seen
                 and row not in denied
                 and (allowed is None or row in allowed)
-                and (not categories or not categories.isdisjoint(self.categories[row]))
-                and (subset is None or bool((subset == row).any()))
+                and self.is_member(row, rules)
             )
 
         indices = []
@@ -122,27 +144,82 @@ class Catalogue:
 
     def popular(self, k: int, rules: Rules) -> list[int]:
         """The k most popular permitted items, most popular first."""
-        permitted = self.permitted(rules)
-        rows: list[int] = self._by_popularity[permitted[self._by_popularity]][:k].tolist()
+        permitted, order = self.permitted(rules), self._by_popularity
+        if len(order) < len(permitted):  # nobody has seen those that were added
+            order = np.concatenate([order, np.arange(len(order), len(permitted))])
+        rows: list[int] = order[permitted[order]][:k].tolist()
         return rows
 
     def index_titles(self) -> None:
         """Builds what `find_titles` reads, so that the first search does not pay for it."""
         if self._by_title is None:
-            self._by_title = [((self.titles[row] or "").casefold(), row) for row in self._by_popularity.tolist()]
+            self._by_title = [(_folded(self.titles[row]), row) for row in self._by_popularity.tolist()]
 
     def find_titles(self, query: str, limit: int) -> list[int]:
         """Rows whose title contains every word of the query, most popular first. Reads all titles at worst."""
         self.index_titles()
         assert self._by_title is not None
         words = query.casefold().split()
-        matches = (row for title, row in self._by_title if all(word in title for word in words))
+        matches = (
+            row
+            for title, row in self._by_title
+            if all(word in title for word in words) and self.listed[row] and title == _folded(self.titles[row])
+        )
         return list(islice(matches, limit))
+
+    # Changes
+
+    def add(self, item_id: str, tokens: Sequence[int], title: str | None, categories: Sequence[str]) -> int:
+        """Appends an item that is not there yet, and lists it. Returns its row."""
+        row = len(self.item_ids)
+        if row == len(self._room[0]):
+            self._room = tuple(np.resize(array, (2 * row, *array.shape[1:])) for array in self._room)
+        for array, value in zip(self._room, (tokens, 0.0, True), strict=True):
+            array[row] = value
+        self.titles.append(None)
+        self.categories.append([])
+        self.tokens, self.popularity, self.listed = (array[: row + 1] for array in self._room)
+        self.item_ids.append(item_id)
+        self.describe(row, title, categories)
+        self._rows[item_id] = row  # last: from here on it is found
+        return row
+
+    def describe(self, row: int, title: str | None, categories: Sequence[str]) -> None:
+        """Changes an item's title and categories."""
+        if self._by_title is not None and title != self.titles[row]:
+            self._by_title.append((_folded(title), row))
+        self.titles[row] = title
+        before, after = set(self.categories[row]), set(categories)
+        self.categories[row] = list(dict.fromkeys(categories))
+        with self._lock:
+            for name in before ^ after:
+                self._recategorised.setdefault(name, {})[row] = name in after
+                self._by_category.setdefault(name, np.empty(0, np.int64))
+            self.category_names = frozenset(self._by_category)
+
+    def _in_category(self, name: str) -> np.ndarray:
+        """Shape: (n,) int64, ascending."""
+        with self._lock:
+            changed = self._recategorised.pop(name, None)
+            if changed:
+                rows, is_in = np.array(list(changed), np.int64), np.array(list(changed.values()))
+                others = np.setdiff1d(self._by_category[name], rows, assume_unique=True)
+                self._by_category[name] = np.union1d(others, rows[is_in])
+            return self._by_category[name]
 
     def _only(self, rows: np.ndarray) -> np.ndarray:
         mask = np.zeros(len(self), dtype=bool)
         mask[rows] = True
         return mask
+
+
+def _holds(ascending: np.ndarray, row: int) -> bool:
+    index = int(np.searchsorted(ascending, row))
+    return index < len(ascending) and bool(ascending[index] == row)
+
+
+def _folded(title: str | None) -> str:
+    return (title or "").casefold()
 
 
 def write_catalogue(path: Path, catalogue: Catalogue) -> None:
@@ -174,10 +251,10 @@ def read_catalogue(path: Path, tokens_per_item: int, subsets: dict[str, Sequence
         popularity=table["popularity"].to_numpy(),
     )
     for name, ids in subsets.items():
-        rows = [catalogue.row(item_id) for item_id in ids]
+        rows = catalogue.rows(ids)
         if None in rows:
             raise BundleError(
                 f"The named catalogue {name!r} lists an item that the catalogue does not have; correct the list."
             )
-        catalogue.subsets[name] = np.asarray(rows, dtype=np.int64)
+        catalogue.subsets[name] = np.unique(np.asarray(rows, dtype=np.int64))
     return catalogue

@@ -101,7 +101,8 @@ class Neighbours:
         lengths = [len(history) for history in recent]
         rows = np.concatenate(recent)
         steps_back = np.concatenate([np.arange(length, 0, -1) for length in lengths])  # 1 for the newest
-        begin, count = self.offsets[rows], self.offsets[rows + 1] - self.offsets[rows]
+        begin, end = (self.offsets[np.minimum(index, len(self))] for index in (rows, rows + 1))  # none of later items
+        count = end - begin
         entry = np.repeat(begin - (count.cumsum() - count), count) + np.arange(count.sum())
         weight = np.repeat(steps_back**-self.recency, count) * self.weights[entry]
         owner = np.repeat(np.repeat(np.arange(len(recent)), lengths), count)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from serving.items.ancestry import Ancestry, run_starts
+from serving.items.live_trie import Move
 from serving.items.trie import LevelMask, Trie, byte_masks
 from serving.types import Rules
 
@@ -37,6 +38,7 @@ class PreparedSets:
     ) -> None:
         self._members, self._ancestry = members, ancestry
         self._slots: OrderedDict[tuple[str | None, frozenset[str]], int] = OrderedDict()  # least recently used first
+        self._prepared = [Rules()]  # what each slot in use is prepared for
         row_width, inner_nodes = trie.nodes + max(trie.max_children), trie.level_start[trie.levels]
         counts = np.min_scalar_type(max(trie.max_children))
         tables = [_empty_table(trie, level) for level in range(trie.levels)]
@@ -45,11 +47,8 @@ class PreparedSets:
         # np.zeros takes no memory until it is written to, and most of these rows never are.
         self.bits = np.zeros((count, row_width), dtype=np.int8)
         self.open_children = np.zeros((count, inner_nodes), dtype=counts)
-        self.open_children[ALL_ITEMS] = np.diff(trie.first_child.cpu().numpy())
         self._tables = [np.zeros((count, *table.shape), table.dtype) for table in tables]
-        for level in range(trie.levels):
-            nodes = np.arange(*trie.level_start[level + 1 : level + 3], dtype=np.int32)
-            self._open_in_table(ALL_ITEMS, level, nodes)
+        self._fill(ALL_ITEMS, ancestry.leaves(np.arange(len(trie.leaf))))
         device = trie.token.device
         self.device_bits = torch.from_numpy(self.bits).to(device)
         self._device_tables = [torch.from_numpy(table).to(device) for table in self._tables]
@@ -74,6 +73,7 @@ class PreparedSets:
                 return None
             self._prepare(slot, nodes)
             self._slots[key] = slot
+            self._prepared[slot : slot + 1] = [Rules(catalogue=rule.catalogue, categories=rule.categories)]
         self._slots.move_to_end(key)
         in_use.add(slot)
         return slot
@@ -107,6 +107,12 @@ class PreparedSets:
 
     def _prepare(self, slot: int, nodes: np.ndarray) -> None:
         """Fills a slot with the set of these leaves."""
+        self._fill(slot, nodes)
+        self.device_bits[slot].copy_(torch.from_numpy(self.bits[slot]))
+        for on_device, table in zip(self._device_tables, self._tables, strict=True):
+            on_device[slot].copy_(torch.from_numpy(table[slot]))
+
+    def _fill(self, slot: int, nodes: np.ndarray) -> None:
         bits, open_children = self.bits[slot], self.open_children[slot]
         bits[:], open_children[:] = -1, 0
         bits[nodes] = 0
@@ -114,12 +120,9 @@ class PreparedSets:
             self._open_in_table(slot, level, nodes)
             nodes, children = self._ancestry.parents(nodes)
             bits[nodes], open_children[nodes] = 0, children
-        self.device_bits[slot].copy_(torch.from_numpy(bits))
-        for on_device, table in zip(self._device_tables, self._tables, strict=True):
-            on_device[slot].copy_(torch.from_numpy(table[slot]))
 
     def _open_in_table(self, slot: int, level: int, nodes: np.ndarray) -> None:
-        """Writes a set's mask of one table. nodes: (n,) the set's nodes of the next level, ascending."""
+        """Writes a set's mask of one table. nodes: (n,) the set's nodes of the next level, distinct."""
         table = self._tables[level][slot]
         if not table.size:
             return
@@ -130,9 +133,77 @@ class PreparedSets:
             return
         table[:] = 0xFF
         byte = row * np.int64(table.shape[1]) + (column >> 3)
+        bit = np.left_shift(1, column & 7).astype(np.uint8)
+        if (byte[1:] < byte[:-1]).any():
+            order = byte.argsort()
+            byte, bit = byte[order], bit[order]
         first = np.flatnonzero(run_starts(byte)[:-1])
-        opened = np.bitwise_or.reduceat(np.left_shift(1, column & 7).astype(np.uint8), first)
+        opened = np.bitwise_or.reduceat(bit, first)
         table.reshape(-1)[byte[first]] = ~opened
+
+    # What follows is for a trie that changes (`serving/items/live_trie.py`): unused nodes are blocked in every set.
+
+    def prepared(self) -> list[Rules]:
+        """What the slots in use are prepared for, in their order; the first for nothing."""
+        return self._prepared[:]
+
+    def open_slots(self, leaf: int) -> list[bool]:
+        """Which of the slots in use have an item, by its leaf."""
+        return [bit == 0 for bit in self.bits[: len(self._prepared), leaf].tolist()]
+
+    def move(self, move: Move) -> None:
+        """Nodes have got other ids."""
+        old, new, length = move
+        used, inner = len(self._prepared), self.open_children.shape[1]
+        for array, unused in ((self.bits, -1), (self.open_children, 0)):
+            if array is self.open_children and new >= inner:
+                continue
+            moved = array[:used, old : old + length].copy()
+            array[:used, old : old + length] = unused
+            array[:used, new : new + length] = moved
+
+    def mark(self, slot: int, leaf: int, is_open: bool) -> None:
+        """Puts an item into a set or takes it out, by its leaf, which is in the trie."""
+        bits, open_children, ancestry = self.bits[slot], self.open_children[slot], self._ancestry
+        node = leaf
+        for level in reversed(range(ancestry.levels)):
+            if (bits[node] == 0) == is_open:
+                return
+            bits[node] = 0 if is_open else -1
+            self._mark_in_table(slot, level, node, is_open)
+            node = int(ancestry.parent[node])
+            open_children[node] = left = int(open_children[node]) + (1 if is_open else -1)
+            if left != int(is_open):
+                return  # the node above was open before, or still is
+        bits[node] = 0 if is_open else -1
+
+    def _mark_in_table(self, slot: int, level: int, node: int, is_open: bool) -> None:
+        table = self._tables[level][slot]
+        if not table.size:
+            return
+        row = self._ancestry.parent[node] - self._ancestry.level_start[level]
+        column = int(self._ancestry.token[node] - self._ancestry.first_token[level])
+        if table.dtype == np.float32:
+            table[row, column] = 0 if is_open else -np.inf
+        elif is_open:
+            table[row, column >> 3] &= 0xFF ^ (1 << (column & 7))
+        else:
+            table[row, column >> 3] |= 1 << (column & 7)
+
+    def flush(self, nodes: np.ndarray) -> None:
+        """Sends what has changed at these nodes to the device, where that is not the CPU. Shape: (n,) int64."""
+        if self.device_bits.device.type == "cpu":
+            return
+        used, starts, device = len(self._prepared), self._ancestry.level_start, self.device_bits.device
+
+        def send(on_device: torch.Tensor, on_host: np.ndarray, index: np.ndarray) -> None:
+            on_device[:used, torch.from_numpy(index).to(device)] = torch.from_numpy(on_host[:used, index]).to(device)
+
+        send(self.device_bits, self.bits, nodes)
+        for level, (on_device, table) in enumerate(zip(self._device_tables, self._tables, strict=True)):
+            if table.shape[2]:
+                at_level = nodes[(nodes >= starts[level]) & (nodes < starts[level + 1])]
+                send(on_device, table, at_level - starts[level])
 
     def _free_slot(self, in_use: set[int]) -> int | None:
         if len(self._slots) + 1 < len(self):

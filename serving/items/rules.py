@@ -33,6 +33,7 @@ class RuleBook:
 
     members: the catalogue rows that a request's named subset and categories leave (`Catalogue.members`).
     rows: the widest batch to come. A wider one moves to new buffers, which a captured graph would not follow.
+    host: the same trie on the CPU, if it changes there first (`serving/items/live_trie.py`).
     """
 
     def __init__(
@@ -42,18 +43,19 @@ class RuleBook:
         *,
         rows: int = 1,
         set_bytes: int = SET_BYTES,
+        host: Trie | None = None,
     ) -> None:
         self._members, self._levels, self._device = members, trie.levels, trie.token.device
         self._row_width = trie.nodes + max(trie.max_children)
-        self._ancestry = Ancestry(trie)
-        self._sets = PreparedSets(trie, self._ancestry, members, set_bytes)
+        self._ancestry = Ancestry(host or trie)
+        self.sets = PreparedSets(trie, self._ancestry, members, set_bytes)
         self._busy = False
         self._allocate(rows)
 
     def prepare(self, rules: Sequence[Rules]) -> None:
         """Prepares the sets that these rules name, as many as fit, so that no request waits for it."""
-        for rule in rules[: len(self._sets) - 1]:
-            self._sets.slot(rule, set())
+        for rule in rules[: len(self.sets) - 1]:
+            self.sets.slot(rule, set())
 
     @contextmanager
     def blocked(self, rules: Sequence[Rules]) -> Iterator[Blocked | None]:
@@ -72,7 +74,7 @@ class RuleBook:
         marks = [self._mark(rule, in_use) for rule in rules]
         lists, sets = any(len(nodes) or inverted for nodes, inverted, _ in marks), any(slot for _, _, slot in marks)
         self._busy = True
-        self._fill(self._set_offset, self._host_set_offset, [self._sets.offsets(slot) for _, _, slot in marks])
+        self._fill(self._set_offset, self._host_set_offset, [self.sets.offsets(slot) for _, _, slot in marks])
         if lists:
             self._fill(self._inverted, self._host_inverted, [[-inverted] for _, inverted, _ in marks])
             index = np.concatenate([nodes + np.int64(row) * self._row_width for row, (nodes, _, _) in enumerate(marks)])
@@ -86,7 +88,7 @@ class RuleBook:
 
     def _mark(self, rule: Rules, in_use: set[int]) -> tuple[np.ndarray, bool, int]:
         """The nodes to mark in a request's own row, whether they are those it permits, and the slot of its set."""
-        ancestry, sets = self._ancestry, self._sets
+        ancestry, sets = self._ancestry, self.sets
         denied = ancestry.leaves(_array(rule.exclude + rule.deny)) if rule.exclude or rule.deny else NO_NODES
         allowed = None if rule.allow is None else ancestry.leaves(_array(rule.allow))
         slot = ALL_ITEMS
@@ -117,9 +119,9 @@ class RuleBook:
                 self._own[:batch] if lists else self._own[:batch, :0],
                 self._own_offset[:batch],
                 self._inverted[:batch],
-                self._sets.device_bits if sets else self._sets.device_bits[:1],
+                self.sets.device_bits if sets else self.sets.device_bits[:1],
                 set_offset,
-                self._sets.level_masks(level_offsets),
+                self.sets.level_masks(level_offsets),
             )
         return view
 

@@ -21,7 +21,7 @@ NEG_INF_BITS = -0x800000  # of a float32, read as an int32
 # Entries that a table may have: the first three levels of 256 codes, at most 64 MiB. In a large catalogue these are
 # nearly full; a fourth would be 256 times as large for nodes that have two or three children each.
 TABLE_ENTRIES = 256**3
-ARRAYS = ("token", "parent", "first_child", "item", "leaf")
+ARRAYS = ("token", "parent", "children", "item", "leaf")
 
 
 class LevelMask(NamedTuple):
@@ -53,8 +53,9 @@ class Trie:
     token (N + C,): the vocabulary id that leads to a node (the root's is 0), then C zeros: a run of C tokens can be
         read from any node.
     parent (N,): the root's is the root itself.
-    first_child (J + 1,): the children of node n are the nodes first_child[n] .. first_child[n + 1] - 1.
-    item (I,), leaf (I,): leaf -> catalogue row and back, leaves counted from 0.
+    children (J, 2): the children of node n are the nodes children[n, 0] .. children[n, 1] - 1, where its level has no
+        table.
+    item (I,), leaf (I,): leaf -> catalogue row and back, leaves counted from 0; -1 for a row that is not in the trie.
     tables, one per level j: (nodes at j, tokens[j]) ids of the children, -1 where there is none; (0,) for runs.
     level_start: level j's nodes are level_start[j] .. level_start[j + 1] - 1; length M + 2.
     first_token, tokens: ids first_token[j] .. first_token[j] + tokens[j] - 1 lead from level j to j + 1; length M.
@@ -63,7 +64,7 @@ class Trie:
 
     token: torch.Tensor
     parent: torch.Tensor
-    first_child: torch.Tensor
+    children: torch.Tensor
     item: torch.Tensor
     leaf: torch.Tensor
     tables: tuple[torch.Tensor, ...]
@@ -109,7 +110,7 @@ class Trie:
             return scores, child.clamp(min=self.level_start[level + 1])
         # Runs are copied whole, two bounds and `width` tokens at a time: an index for each takes three times as long.
         width = self.max_children[level]
-        start, end = torch.split(F.embedding(node, self.first_child.unfold(0, 2, 1)), 1, -1)
+        start, end = torch.split(F.embedding(node, self.children), 1, -1)
         child = start + torch.arange(width, dtype=torch.int32, device=node.device)
         first_child = start.squeeze(-1)
         token = F.embedding(first_child, self.token.unfold(0, width, 1)).to(torch.int64)
@@ -178,7 +179,7 @@ def build_trie(tokens: np.ndarray, device: torch.device | str = "cpu", *, table_
     trie = Trie(
         join([*token, np.zeros(max(max_children), np.int32)]),
         join(parent),
-        join([*first_child, np.array([level_start[-1]], np.int32)]),
+        join([*first_child, np.array([level_start[-1]], np.int32)]).unfold(0, 2, 1),
         torch.from_numpy(order),
         torch.from_numpy(leaf),
         tuple(torch.from_numpy(table) for table in tables),

@@ -20,7 +20,8 @@ SAMPLED_ITEMS = 4096
 class EagerRuntime:
     """Runs a StreamRec as it is. Implements `Runtime`.
 
-    item_tokens: (I, M) int64 by catalogue row. The network must be in eval mode while it serves.
+    item_tokens: (I, M) int64 by catalogue row; a longer one may take its place, for items that are added. The network
+    must be in eval mode while it serves.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class EagerRuntime:
         self.step_form = network.step_form
         self.attention: EncoderAttention = attention
         self.item_tokens, self.item_index = item_tokens, item_index
+        self._items = len(item_tokens)  # the bundle's own
         with torch.no_grad():
             distances = torch.arange(network.t5.config.relative_attention_max_distance, device=self.device)
             self.relative_bias = network.t5.decoder.position_bias(distances[-1:], distances)[:, 0].flip(1)
@@ -42,12 +44,12 @@ class EagerRuntime:
     @cached_property
     def item_vectors(self) -> torch.Tensor:
         with torch.inference_mode(False), torch.no_grad():
-            return self.network.item_vectors(self.item_tokens)
+            return self.network.item_vectors(self.item_tokens[: self._items])
 
     @cached_property
     def item_sample(self) -> torch.Tensor:
-        count = min(SAMPLED_ITEMS, len(self.item_tokens))
-        rows = torch.arange(count, device=self.device) * len(self.item_tokens) // count
+        count = min(SAMPLED_ITEMS, self._items)
+        rows = torch.arange(count, device=self.device) * self._items // count
         with torch.inference_mode(False), torch.no_grad():
             return self.vectors_of(rows)
 

@@ -102,8 +102,13 @@ class StreamRec(nn.Module):
         return vectors
 
     def vectors_of(self, items: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """v of some items. Shapes: catalogue rows (...) int64, their tokens (..., M) -> (..., D)."""
-        vectors: torch.Tensor = self.t5.shared(tokens).sum(-2) + self.heads.item_free(items)
+        """v of some items; one that came after training has no free vector.
+
+        Shapes: catalogue rows (...) int64, their tokens (..., M) -> (..., D).
+        """
+        trained = self.heads.item_free.num_embeddings
+        free = self.heads.item_free(items.clamp(max=trained - 1)) * (items < trained).unsqueeze(-1)
+        vectors: torch.Tensor = self.t5.shared(tokens).sum(-2) + free
         return vectors
 
 

@@ -78,8 +78,7 @@ def add_candidates(
     items = favours.items
     by_beam = trie.item[found.leaf].long().masked_fill(found.scores == NEG_INF, -1).sort(1).values
     bonus = favours.bonus.masked_fill(find_rows(by_beam, items)[1], NEG_INF)
-    if blocked is not None:
-        bonus = bonus.masked_fill(blocked.items(trie, items), NEG_INF)
+    bonus = bonus.masked_fill(trie.leaf[items] < 0 if blocked is None else blocked.items(trie, items), NEG_INF)
     chosen = stable_topk(bonus, items, min(settings.dense_candidates, bonus.shape[1]))
     item = items.gather(1, chosen)  # (B, U)
     leaf, tokens = trie.leaf[item].long(), runtime.item_tokens[item]  # (B, U), (B, U, M)

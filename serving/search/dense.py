@@ -2,8 +2,9 @@
 
     dense(item | s) = <s, v_item> / sqrt(D) - log Z(s),    log Z(s) = log sum over all items of exp(<s, v> / sqrt(D))
 
-It is computed for the items that a search has found. log Z and the items with the best score of all need every vector,
-which a search compares with the states as long as there are few, or on a GPU. A larger catalogue has an index
+The score is computed for the items that a search has found. log Z and the items with the best score of all need every
+vector, which a search compares with the states as long as there are few, or on a GPU. Both are of the bundle's own
+items: what is added or taken away while it is served changes no score of others. A larger catalogue has an index
 (`serving/items/item_index.py`), which names the BEST items with the highest score and may miss some. log Z is then
 
     log( sum over the best of exp(x)  +  how many others * mean of exp(x) over those of a sample that score less )
@@ -61,7 +62,8 @@ def dense_score(runtime: Runtime, trie: Trie, states: torch.Tensor, blocked: Blo
     if runtime.item_index is not None:
         return _by_index(runtime, runtime.item_index, states)
     logits = dense_logits(states, runtime.item_vectors)  # (B, P, I)
-    likeliest = logits[:, 0] if blocked is None else logits[:, 0].masked_fill(blocked.items(trie), NEG_INF)
+    is_barred = (trie.leaf < 0).unsqueeze(0) if blocked is None else blocked.items(trie)
+    likeliest = logits[:, 0].masked_fill(is_barred[:, : logits.shape[-1]], NEG_INF)
     named = stable_topk(likeliest, None, min(best, likeliest.shape[1]))
     return DenseScore(states, logits.logsumexp(-1), named)
 

@@ -351,6 +351,7 @@ DROPPED = (("neighbours", "floor"), ("evaluation", "neighbours_weights"))
 # Settings that are younger than some stored runs, with what the code did before them, where that is not the default.
 BEFORE: dict[tuple[str, str], Any] = {
     ("model", "normalise"): "vocabulary",
+    ("evaluation", "exclude_seen"): False,
     ("sft", "apart"): False,
     ("sft", "entropy_floor"): 0.0,
     ("rl", "policy_share"): 0.0,

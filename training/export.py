@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -99,8 +100,8 @@ class Choice:
     join: dict[str, Any] | None = None
 
 
-def choose(work: Workspace, memory: FittedMemory | None = None) -> Choice:
-    """Chooses settings by validation NDCG@10.
+def choose(work: Workspace, memory: FittedMemory | None = None, steps: Sequence[int] | None = None) -> Choice:
+    """Chooses settings by validation NDCG@10. steps: the numbers of steps tried, 0 first; None: all that it can take.
 
     First, without steps and dense score: how the item memory joins (`training/join.py`); where it does, everything that
     follows is measured with a memory and a gate that the measured users did not choose. Then, for every number of
@@ -138,6 +139,7 @@ def choose(work: Workspace, memory: FittedMemory | None = None) -> Choice:
         return max(candidates, key=mean_ndcg)  # the first of equals
 
     start = work.settings if join is None else join.settings
+    lengths = range(work.vocabulary.max_steps + 1) if steps is None else steps
     counts = evaluation.dense_candidates if join is None else (start.dense_candidates,)
 
     def candidates(steps: int) -> list[BundleSettings]:
@@ -147,7 +149,7 @@ def choose(work: Workspace, memory: FittedMemory | None = None) -> Choice:
             for count in (counts if weight else counts[:1])  # without a weight there is nothing to be a candidate by
         ]
 
-    best = [best_of(candidates(steps), f"choose, {steps} steps") for steps in range(work.vocabulary.max_steps + 1)]
+    best = [best_of(candidates(steps), f"choose, {steps} steps") for steps in lengths]
     chosen, (_, without) = best[0], seen[best[0]]
     for settings in best[1:]:
         row, gains = seen[settings]

@@ -6,8 +6,8 @@
     ids       a plain TIGER on semantic IDs of text and behaviour together against IDs of text alone
     codes     a plain TIGER on three levels of 64 codes, to compare with that of `stages` on 256
     longer    a plain TIGER trained twice as long, against overfitting with more dropout and smoothed labels
-    converged a plain TIGER as `--config` says, until validation no longer rises: its beam, the dense score of its state
-              alone, and what validation said after every so many epochs
+    converged a plain TIGER as `--config` says, until validation no longer rises, alone and joined (`converged.py`), and
+              what validation said after every so many epochs
 
 Everything is kept under --work, so the same command goes on after a kill; `--only NAME` trains and measures one variant
 (several cores: one process each), and a last call without it writes the result.
@@ -25,6 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.accuracy import converged
 from benchmarks.accuracy.variants import SEEN_PERMITTED
 from benchmarks.common import commit, record, table
 from serving.types import BundleSettings
@@ -34,7 +35,6 @@ from training.data.read import Dataset, read_data
 from training.evaluate import measure
 from training.export import choose
 from training.memory import fit_memory
-from training.metrics import recall_ndcg
 from training.pipeline import run, tokenize
 from training.stages.loop import load_checkpoint, read_meta
 from training.workspace import Workspace
@@ -43,6 +43,7 @@ QUESTIONS = ("stages", "encoder", "ids", "codes", "longer", "converged")
 BEAM = 50
 WEIGHTS, METRICS = ("dense_weight", "neighbours_weight"), ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
 COLUMNS = ["model", "steps", *WEIGHTS, "excluded", *METRICS, "minutes"]
+GAINS = ["gain", "low", "high", "percent", "against"]
 PROTOCOL = (
     "Leave-one-out, test, full ranking, history of 20 items, beam 50; every row once with and once without the items "
     "of the history excluded. Stages keep their best weights by validation NDCG@10, and validation (nothing excluded) "
@@ -85,7 +86,7 @@ def answer(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     rows = []
     for variant in [options.only] if options.only else wanted:
         rows += variant_rows(variant, options, options.work / variant, wanted[variant])
-    print(table(rows, COLUMNS))
+    print(table(rows, [*COLUMNS, *(GAINS if options.question == "converged" else [])]))
     if not options.only:
         command = f"python -m benchmarks.accuracy {options.question} --data {options.data}"
         command += f" --config {options.config}" if options.config else ""
@@ -93,7 +94,9 @@ def answer(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
         command += f" --device {options.device}" if options.device != "cpu" else ""
         minutes = sum(json.loads((options.work / variant / "arm.json").read_text())["minutes"] for variant in wanted)
         validation = [
-            row for variant in wanted for row in json.loads((options.work / variant / "curve.json").read_text())
+            {"model": variant, **row}
+            for variant in wanted
+            for row in json.loads((options.work / variant / "curve.json").read_text())
         ]
         record(options.out, command, [config.seed], rows, minutes=minutes, data=options.data.resolve().name,
                protocol=PROTOCOL, validation=validation, **code_of(options.work, wanted))  # fmt: skip
@@ -118,11 +121,14 @@ def variant_rows(variant: str, options: argparse.Namespace, folder: Path, overri
     data = read_data(options.data)
     work = tokenize(data, split_by(data, config.split), options.data, folder, config, options.device)
     rows = []
-    for row in measured(variant, work, folder, data):
+    found = measured(variant, work, folder, data)
+    if options.question == "converged":
+        found = measured_converged(work, folder, data)
+    for row in found:
         print(json.dumps(row), file=sys.stderr, flush=True)
         rows.append(row)
     minutes = round((time.perf_counter() - started) / 60, 1)
-    (folder / "curve.json").write_text(json.dumps(list(curve(variant, work, folder))))
+    (folder / "curve.json").write_text(json.dumps(list(converged.curve(work, folder))))
     (folder / "arm.json").write_text(json.dumps({"minutes": minutes, **code}))
     file.write_text(json.dumps(rows))
     return rows
@@ -140,14 +146,19 @@ def measured(variant: str, work: Workspace, folder: Path, data: Dataset) -> Iter
         label = f"{variant}: {stage}" if variant == "slow" else variant
         for steps in work.config.evaluation.steps:
             yield from test_rows(work, label, replace(work.settings, default_steps=steps), spent)
-    if work.config.pretrain.state_weight:
-        yield state_row(work, spent)
     if work.config.sft.steps:
         memory = None
         if work.config.neighbours.enabled:
             memory = fit_memory(data.items, work.split, work.config, folder / "cache")
             work.neighbours = memory.whole
         yield from test_rows(work, "slow: deployed", choose(work, memory).settings, spent)
+
+
+def measured_converged(work: Workspace, folder: Path, data: Dataset) -> Iterator[dict[str, Any]]:
+    """Test rows of a plain network alone, and joined with the item memory."""
+    load_checkpoint(folder / "pretrain.best.safetensors", work.network, None)
+    minutes = read_meta(folder / "pretrain.latest.safetensors")["seconds"] / 60
+    return converged.rows(work, data, folder / "cache", minutes)
 
 
 def test_rows(work: Workspace, label: str, settings: BundleSettings, minutes: float) -> Iterator[dict[str, Any]]:
@@ -158,24 +169,6 @@ def test_rows(work: Workspace, label: str, settings: BundleSettings, minutes: fl
             ranker, work.split.test_history, work.split.test_target, settings.default_steps, BEAM, exclude_seen=excluded
         )
         yield {"model": label, **row, "minutes": round(minutes, 1)}
-
-
-def state_row(work: Workspace, minutes: float) -> dict[str, Any]:
-    """The test's row of the state's dense score alone, without reasoning, every item permitted."""
-    ranked = work.ranker().rank_by_state(work.split.test_history, 0)
-    figures = recall_ndcg(ranked, work.split.test_target)
-    row = {"model": "state alone", "steps": 0, "users": len(ranked), "excluded": False, "minutes": round(minutes, 1)}
-    return row | {name: round(value, 5) for name, value in figures.items()}
-
-
-def curve(variant: str, work: Workspace, folder: Path) -> Iterator[dict[str, Any]]:
-    """What validation said of stage 1 after so many epochs, from the run's log."""
-    for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines():
-        entry = json.loads(line)
-        if entry["stage"] == "pretrain" and "score" in entry:
-            epochs = entry["step"] * work.config.pretrain.batch_size / len(work.examples)
-            figures = {name: entry[name] for name in ("ndcg@10/l0", "ndcg@10/state")}
-            yield {"model": variant, "step": entry["step"], "epochs": round(epochs, 1), **figures}
 
 
 def code_of(work: Path, wanted: dict[str, list[str]]) -> dict[str, Any]:

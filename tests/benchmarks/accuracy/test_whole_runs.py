@@ -48,13 +48,18 @@ def test_every_stage_and_control_has_its_rows(tmp_path):
     assert (tmp_path / "work/slow/rl.latest.safetensors").stat().st_mtime_ns == before
 
 
-def test_a_converged_model_has_its_beam_its_state_and_its_curve(tmp_path):
+def test_a_converged_model_is_measured_alone_and_joined_by_each_rule_and_has_its_curve(tmp_path):
     write_shop(tmp_path / "shop", users=40, items=60, seed=0)
     more = ("pretrain.steps=4", "sft.steps=0", "rl.steps=0", "pretrain.eval_every=2", "pretrain.state_weight=1")
     result = ask(tmp_path, *more, question="converged")
-    named = [(row["model"], row["excluded"]) for row in result["rows"]]
-    assert named == [("plain", False), ("plain", True), ("state alone", False)]
-    assert all(0 <= row["ndcg@10"] <= row["recall@10"] <= 1 for row in result["rows"])
+    models = ["plain", "state alone", "plain, dense score joined", "memory alone", "plain, and memory"]
+    rows = {(row["model"], row["excluded"]): row for row in result["rows"]}
+    assert list(rows) == [(model, excluded) for excluded in (False, True) for model in models]
+    for (model, excluded), row in rows.items():
+        assert 0 <= row["ndcg@10"] <= row["recall@10"] <= 1
+        if model != "memory alone":
+            alone = rows["memory alone", excluded]["ndcg@10"]
+            assert row["gain"] == pytest.approx(row["ndcg@10"] - alone, abs=2e-5) and row["low"] <= row["gain"]
     assert [row["step"] for row in result["validation"]] == [0, 2, 4]
     once, twice = (row["epochs"] for row in result["validation"][1:])
     assert 0 < once and twice == pytest.approx(2 * once, abs=0.1)

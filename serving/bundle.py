@@ -28,7 +28,7 @@ from serving.manifest import GET_ANOTHER, check_files, read_manifest, settings_f
 from serving.network.model import StreamRec
 from serving.network.t5 import ModelConfig
 from serving.search.beam import search_settings
-from serving.types import BundleSettings, EncoderState, SearchSettings
+from serving.types import BundleSettings, EncoderState, SampleAnswer, SearchSettings
 
 if TYPE_CHECKING:
     from serving.items.item_index import ItemIndex
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 TRIE = "trie.safetensors"
 NEIGHBOURS = "neighbours.safetensors"
 ITEM_INDEX = "items.faiss"
+SAMPLE = "sample.json"
 BOUND_SLACK = np.float32(1.01)  # rounding, to float16 at worst
 
 
@@ -56,6 +57,7 @@ class Bundle:
     trie: Trie | None = None  # of the catalogue, mapped; None: an older bundle, which has no file of it
     neighbours: Neighbours | None = None  # mapped too; None: training made none
     item_index: ItemIndex | None = None  # mapped too; None: the dense score compares with all items
+    sample: list[SampleAnswer] = field(default_factory=list)  # answers at export; []: an older bundle, which has none
     _state_bound: np.ndarray = field(init=False, repr=False)  # (D,)
 
     def __post_init__(self) -> None:
@@ -139,6 +141,7 @@ def _open(folder: Path, manifest: dict[str, Any], version: str) -> Bundle:
         trie=trie,
         neighbours=_read_neighbours(folder, manifest, settings, len(catalogue)),
         item_index=_read_item_index(folder, manifest, len(catalogue), config.d_model),
+        sample=[SampleAnswer(**each) for each in _read_json(folder / SAMPLE)] if SAMPLE in manifest["files"] else [],
     )
 
 

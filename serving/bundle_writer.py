@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from serving.bundle import ITEM_INDEX, NEIGHBOURS, TRIE, Bundle
+from serving.bundle import ITEM_INDEX, NEIGHBOURS, SAMPLE, TRIE, Bundle
 from serving.files import replaced_folder
 from serving.items.catalogue import write_catalogue
 from serving.items.item_index import EXACT_ITEMS, build_index, write_index
@@ -52,6 +53,8 @@ def _write_files(folder: Path, bundle: Bundle, model_card: str, write_tokenizer:
         write_neighbours(folder / NEIGHBOURS, bundle.neighbours)
     if bundle.settings.dense_weight and len(bundle.catalogue) > EXACT_ITEMS:
         write_index(folder / ITEM_INDEX, build_index(_item_vectors(bundle)))
+    if bundle.sample:
+        _write_json(folder / SAMPLE, [asdict(each) for each in bundle.sample])
     for name, rows in bundle.catalogue.subsets.items():
         _write_json(folder / f"catalogues/{name}.json", [bundle.catalogue.item_ids[row] for row in rows])
     write_tokenizer(folder / "tokenizer")

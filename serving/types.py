@@ -161,6 +161,15 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class SampleAnswer:
+    """What a model answered when it was exported: items to a history, both as ids, after so many reasoning steps."""
+
+    history: list[str]  # oldest first
+    steps: int
+    items: list[str]  # best first
+
+
+@dataclass(frozen=True, slots=True)
 class EncoderState:
     """One encoded history. Shape: (S, D), float32 or float16, on the CPU. Cached per user.
 

@@ -80,11 +80,14 @@ def tiny_model(
 
 def tiny_bundle(folder: Path, items: int = 60, **options: object) -> Path:
     """The same on disk."""
+    return on_disk(folder, tiny_model(items, **options))  # type: ignore[arg-type]
 
+
+def on_disk(folder: Path, bundle: Bundle) -> Path:
     def write_tokenizer(path: Path) -> None:
         (path / "tokenizer.json").write_text(json.dumps({"kind": "random"}))
 
-    write_bundle(folder, tiny_model(items, **options), model_card="# tiny\n", write_tokenizer=write_tokenizer)  # type: ignore[arg-type]
+    write_bundle(folder, bundle, model_card="# tiny\n", write_tokenizer=write_tokenizer)
     return folder
 
 

@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from serving import sample
 from serving.bundle import Bundle
 from serving.bundle_writer import write_bundle
+from serving.engine import Engine
 from serving.errors import BundleError
 from serving.items.catalogue import Catalogue
 from serving.items.histories import history_tokens
@@ -42,6 +44,9 @@ def export(work: Workspace, data: Dataset, work_folder: Path, bundle_folder: Pat
     bundle = Bundle(work.config.name, "", work.vocabulary, work.settings, work.network, catalogue(work, data), accuracy)
     bundle.neighbours = work.neighbours = memory.whole if memory else None
     bundle.int8 = int8_gate(work)
+    users, _ = sample_users(work.split.valid_history, work.split.valid_target, sample.SIZE)
+    engine = Engine(bundle, threads=torch.get_num_threads())
+    bundle.sample = sample.record_sample(engine, [history.tolist() for history in users])
     bundle.about = {
         "seed": work.config.seed,
         "data": data.name,
@@ -266,6 +271,11 @@ The runtime `onnx-int8` {may} serve this bundle. It may if it keeps {least["over
 | steps | overlap@10 | ndcg@10 float32 | ndcg@10 int8 |
 |---|---|---|---|
 {rounded}
+
+## Sample
+sample.json holds the histories of a few validation users, without user ids, and the model's ten best items after 0 and
+after {model.max_steps} reasoning steps. A service compares its own answers with them before it serves the bundle beside
+another.
 
 ## Limits
 The model knows only the items of its catalogue. It follows what people did in the training data, with whatever bias

@@ -20,6 +20,7 @@ from serving.bundle import Bundle
 from serving.engine import Engine
 from serving.errors import StorageError
 from serving.files import locked_folder
+from serving.sample import check_sample
 from serving.types import Request
 from tests.tools import always_full
 from tests.training.shops import QUICK, command, write_shop
@@ -54,6 +55,7 @@ def fails(capsys, *arguments: str) -> str:
 def test_the_bundle_answers_and_transformers_opens_it(made):
     bundle = Bundle.load(made / "bundle")
     assert bundle.name == "tiny shop" and len(bundle.catalogue) == 30
+    assert bundle.sample and check_sample(Engine(bundle)) == 1.0
     for steps in range(3):
         request = Request((0, 1, 2), 5, 10, steps)
         engine = Engine(bundle)

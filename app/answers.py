@@ -17,23 +17,23 @@ from app.schemas import (
 )
 from serving.bundle import Bundle
 from serving.items.catalogue import Catalogue
-from serving.online.recommender import Query, Recommendation, Recommender, Steps
+from serving.online.models import Assigned, Models
+from serving.online.recommender import Query, Recommendation, Steps
 from serving.types import Trace
 
 
-async def recommend(
-    recommender: Recommender, body: RecommendRequest, steps: Steps, client: str = ""
-) -> RecommendResponse:
+async def recommend(models: Models, assigned: Assigned) -> RecommendResponse:
     """The answer to one request of a client. Raises serving's errors."""
-    query = to_query(body, steps, client)
-    return to_response(recommender.bundle, query, await recommender.recommend(query))
+    return to_response(assigned.recommender.bundle, assigned.query, await models.recommend(assigned))
 
 
-def work_of(recommender: Recommender, body: RecommendRequest, steps: Steps) -> int:
+def work_of(assigned: Assigned) -> int:
     """The most work a request may make: beam rows times (reasoning steps + 1)."""
-    bundle = recommender.bundle
-    most = steps if isinstance(steps, int) else bundle.max_steps if steps == "auto" else bundle.default_steps
-    return recommender.beam_width(body.k, body.beam_width) * (most + 1)
+    bundle, query = assigned.recommender.bundle, assigned.query
+    most = query.steps if isinstance(query.steps, int) else None
+    if most is None:
+        most = bundle.max_steps if query.steps == "auto" else bundle.default_steps
+    return assigned.recommender.beam_width(query.k, query.beam_width) * (most + 1)
 
 
 def to_query(body: RecommendRequest, steps: Steps, client: str = "") -> Query:

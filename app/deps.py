@@ -23,10 +23,10 @@ async def get_service(request: Request) -> Service:  # async: FastAPI runs plain
 
 
 class Anything(Convertor[str]):
-    """The rest of a path, slashes and line breaks included. Starlette's `path` stops before a trailing line break, and
-    would then mistake one user for another."""
+    """The rest of a path, if any, slashes and line breaks included. Starlette's `path` stops before a trailing line
+    break, and would then mistake one user for another."""
 
-    regex = "(?s:.*)"
+    regex = "(?s:.+)"
 
     def convert(self, value: str) -> str:
         return value

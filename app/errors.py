@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 
 from app.schemas import Problem
 from serving.errors import (
+    BundleError,
     DeadlineExceeded,
     Draining,
     EngineDead,
@@ -25,6 +26,7 @@ from serving.errors import (
     StoreUnavailable,
     UnknownCatalogue,
 )
+from serving.online.deployment import Conflict, UnknownModel
 
 RETRY_AFTER = 1  # seconds, where there is no better estimate
 
@@ -69,7 +71,10 @@ class QuotaExceeded(ServingError):
 PROBLEMS: dict[type, tuple[int, str, str]] = {
     UnknownCatalogue: (404, "unknown-catalogue", "Unknown catalogue"),
     RequestError: (422, "invalid-request", "Invalid request"),
+    BundleError: (422, "unfit-bundle", "The bundle does not fit"),
     NotFound: (404, "not-found", "Not found"),
+    UnknownModel: (404, "unknown-model", "Unknown model"),
+    Conflict: (409, "conflict", "In conflict with what is deployed"),
     Unauthorised: (401, "unauthorised", "A key is required"),
     Forbidden: (403, "forbidden", "Invalid key"),
     HostNotAllowed: (403, "host-not-allowed", "Host not allowed"),
@@ -101,6 +106,7 @@ MEANINGS = {
     401: "a key is required and none was sent",
     403: "the key is not valid, or no admin key where one is needed",
     404: "not found",
+    409: "the change does not fit what is deployed",
     413: "the body is too large",
     415: "the body is compressed",
     422: "the request is not valid",

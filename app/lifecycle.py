@@ -6,35 +6,38 @@ import asyncio
 import gc
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from itertools import product
+from functools import partial
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from app import logs
+from app.loading import calibration, folder_of, open_engine
 from app.metrics import Metrics
 from app.settings import Settings
 from serving.bundle import Bundle
-from serving.engine import Engine
-from serving.errors import StoreError
-from serving.online.admission import Admission, State, narrower_beams
+from serving.errors import BundleError, EngineError, ServingError, StoreError
+from serving.manifest import read_manifest
+from serving.online.admission import Admission, State
 from serving.online.batcher import Batcher, EngineHung, Ticket
 from serving.online.cache import StateCache
 from serving.online.changelog import ChangeLog, FileLog, MemoryLog, NoLog, RedisLog
 from serving.online.changes import Changes
 from serving.online.costs import CostTable
-from serving.online.recommender import EngineLike, Limits, Recommender, Search, encode_and_search
+from serving.online.deployment import Conflict
+from serving.online.models import Change, Models
+from serving.online.recommender import EngineLike, Limits, Observer, Recommender, Search, encode_and_search, run_batch
 from serving.online.redis_link import RedisDown, RedisLink, connect, fault_of, trouble_of
 from serving.online.tiers import MemoryTier, RedisTier
 from serving.online.users import Bounds, MemoryUsers, NoUsers, RedisUsers, UserStore
 from serving.online.watchdog import LOOK_EVERY, Watchdog
+from serving.sample import check_sample
 from serving.types import Answer, Request, Rules
 
 log = logging.getLogger("streamrec.service")
 
-CALIBRATION_RUNS = 2
 CHANGE_LIMIT_S = 1.0  # for Redis to store a change
 ASK_REDIS_EVERY = 5.0  # seconds
 
@@ -63,7 +66,8 @@ class Service:
         self.redis_trouble: str | None = (
             None  # why Redis is not used, where it should be; requests are answered without
         )
-        self._recommender: Recommender | None = None
+        self._models: Models | None = None
+        self._adding = asyncio.Lock()  # models are loaded one by one: each takes memory and cores
         self._drain_until: float | None = None
         self.admission: Admission[Ticket[Search, Answer]] = Admission(
             self.costs,
@@ -74,7 +78,7 @@ class Service:
         )
         self.batcher: Batcher[Search, Answer] = Batcher(
             self.admission,
-            lambda searches: self.recommender.run(searches),
+            lambda searches: run_batch(searches, self.costs, self.metrics),
             prepare=self._prepare,
             check=self._check_engine,
             on_depth=self.metrics.queue_depth.set,
@@ -88,7 +92,6 @@ class Service:
         self._redis: Redis | None = None
         self._redis_fault: str | None = None
         bounds = Bounds(settings.max_known_items, settings.max_known_user_bytes, settings.known_ttl_s)
-        self.changes = Changes(self._change_log(), {})
         self.users: UserStore = MemoryUsers(settings.max_known_users, settings.max_known_bytes, bounds)
         if settings.memory_cache_users:
             in_process = MemoryTier(settings.memory_cache_users, settings.memory_cache_bytes, settings.cache_ttl_s)
@@ -106,6 +109,7 @@ class Service:
             )  # fmt: skip
             self.users = RedisUsers(store, bounds, settings.user_secret, settings.redis_prefix)
         self.cache = StateCache(in_process, redis, lambda tier, result: self.metrics.cache.labels(tier, result).inc())
+        self.changes = Changes(self._change_log(), {"model": self._apply_to_models})
 
     def _change_log(self) -> ChangeLog:
         settings = self.settings
@@ -116,16 +120,21 @@ class Service:
         return MemoryLog() if settings.workers * settings.replicas == 1 else NoLog()
 
     @property
-    def recommender(self) -> Recommender:
+    def models(self) -> Models:
         """Raises NotReady before the bundle is loaded."""
-        if self._recommender is None:
+        if self._models is None:
             self.admission.check_open()
-        assert self._recommender is not None
-        return self._recommender
+        assert self._models is not None
+        return self._models
+
+    @property
+    def recommender(self) -> Recommender:
+        """Of the active model. Raises NotReady before the bundle is loaded."""
+        return self.models.active
 
     @property
     def bundle(self) -> Bundle:
-        """Raises NotReady before it is loaded."""
+        """The active one. Raises NotReady before it is loaded."""
         return self.recommender.bundle
 
     @property
@@ -177,7 +186,7 @@ class Service:
         bundle = self.bundle
         history = tuple(bundle.catalogue.popular(bundle.max_items, Rules()))
         request = Request(history, 1, self.settings.default_beam_width, bundle.default_steps)
-        encode_and_search(self.recommender.engine, [Search(request)])
+        encode_and_search([Search(self.recommender.engine, request)])
 
     def _died(self, error: BaseException) -> None:
         if error is not self._start_failure:
@@ -190,27 +199,14 @@ class Service:
         try:
             if self._redis_fault is not None:
                 raise StoreError(self._redis_fault)
-            engine = self._engine or self._load()
-            self._recommender = Recommender(
-                engine,
-                self.batcher,
-                self.cache,
-                self.users,
-                self.costs,
-                Limits(
-                    max_beam_width=self.settings.max_beam_width,
-                    default_beam_width=self.settings.default_beam_width,
-                    default_timeout=self.settings.default_timeout_ms / 1000,
-                ),
-                self.settings.user_secret,
-                self.metrics,
-                self.settings.runtime,
-            )
+            engine = self._engine or open_engine(self.settings, self.settings.bundle)
+            self._models = Models(self._recommender(engine), self._open_beside, self.settings.user_secret, self.metrics)
             self.admission.advance("warming")
             engine.warm_up()
-            self._calibrate(self._recommender)
+            for searches in calibration(self.settings, engine):
+                self._measure(searches)
             engine.bundle.catalogue.index_titles()
-            self.metrics.model_info.labels(engine.bundle.version).set(1)
+            self.metrics.show_models(engine.bundle.version)
             gc.collect()
             gc.freeze()  # what lives as long as the process need not be searched again: no long collection stalls
         except BaseException as error:
@@ -224,28 +220,66 @@ class Service:
         self._start_failure = error
         self._on_failure(error)
 
-    def _load(self) -> EngineLike:
+    def _recommender(self, engine: EngineLike) -> Recommender:
         settings = self.settings
-        return Engine(
-            Bundle.load(settings.bundle),
-            runtime=settings.runtime,
-            threads=settings.threads,
-            state_dtype=settings.state_dtype,
+        limits = Limits(settings.max_beam_width, settings.default_beam_width, settings.default_timeout_ms / 1000)
+        return Recommender(
+            engine, self.batcher, self.cache, self.users, limits, settings.user_secret, self.metrics, settings.runtime
         )
 
-    def _calibrate(self, recommender: Recommender) -> None:
-        """Measures every number of steps with narrow beams and with full batches, so that the first time budget meets
-        measurements instead of guesses, and the first real request no shape that was never run."""
-        settings, bundle = self.settings, recommender.bundle
-        history = tuple(bundle.catalogue.popular(bundle.max_items, Rules()))
-        beam, k = settings.default_beam_width, min(10, settings.default_beam_width)
-        shapes = [(width, 1) for width in narrower_beams(beam, k)]
-        largest_batch = max(1, min(settings.max_batch, settings.max_batch_rows // beam))
-        shapes += [(beam, 2**power) for power in range(1, largest_batch.bit_length())]
-        for steps, (width, count) in product(range(bundle.max_steps + 1), shapes):
-            request = Request(history, k, width, steps, Rules(exclude=history))
-            for _ in range(CALIBRATION_RUNS):
-                recommender.run([Search(request) for _ in range(count)], record=False)
+    def _measure(self, searches: list[Search]) -> None:
+        """On the engine's thread: what a batch costs. It counts as nobody's request."""
+        run_batch(searches, self.costs, Observer())
+
+    async def add_model(self, path: str) -> Recommender:
+        """Loads the bundle in a folder below `models_dir`, here and in every other process. Nobody is answered by it
+        before it is activated or given traffic. Raises RequestError, Conflict and BundleError."""
+        folder = folder_of(self.settings, path)
+        async with self._adding:
+            _, version = await asyncio.to_thread(read_manifest, folder)
+            if version not in self.models.deployment.versions:
+                if len(self.models.deployment.versions) >= self.settings.max_models:
+                    raise Conflict(
+                        f"{self.settings.max_models} models are loaded, the most permitted; retire one first."
+                    )
+                change = await self.models.stage(path)
+                try:
+                    await self.change_models(change)
+                finally:
+                    self.models.unstage(change)
+            return self.models.loaded[version]
+
+    async def change_models(self, change: Change) -> None:
+        """Makes a change of models, here and in every process that follows the same log. Raises StoreUnavailable, and
+        UnknownModel or Conflict where another change came first."""
+        [result] = await self.changes.make("model", [change])
+        if isinstance(result, Exception):
+            raise result
+
+    async def _apply_to_models(self, changes: Sequence[Change]) -> Sequence[ServingError | None]:
+        models = self.models
+        before = set(models.loaded)
+        results = await models.apply(changes)
+        for retired in before.difference(models.loaded):
+            self.costs.forget(retired)
+        self.metrics.show_models(models.active.bundle.version, before.union(models.loaded))
+        return results
+
+    async def _open_beside(self, path: str) -> Recommender:
+        """A model from its folder, ready to answer, while others answer. Raises BundleError."""
+        # What captures or uses a GPU belongs to the engine's thread; a CPU has cores and time slices for both.
+        run = self.batcher.between_batches if self.settings.runtime == "cuda" else asyncio.to_thread
+        try:
+            engine = await asyncio.to_thread(open_engine, self.settings, folder_of(self.settings, path))
+            await run(engine.warm_up)
+            await run(partial(check_sample, engine))
+        except EngineError as error:
+            raise BundleError(f"The bundle in {path} cannot be served: {error}") from error
+        for searches in calibration(self.settings, engine):
+            await self.batcher.between_batches(partial(self._measure, searches))
+        await asyncio.to_thread(engine.bundle.catalogue.index_titles)
+        gc.freeze()
+        return self._recommender(engine)
 
     def check_ready(self) -> None:
         """Raises what keeps the service from answering."""
@@ -277,6 +311,8 @@ class Service:
         for watching in self._watching:
             watching.cancel()
         await asyncio.gather(*self._watching, return_exceptions=True)  # their connections are free before they close
+        if self._models is not None:
+            await self._models.close()
         await self.cache.close()
         if self._redis is not None:
             await self._redis.aclose()

@@ -80,6 +80,7 @@ def create_app(
     app.router.routes.append(recommend.ROUTE)  # ahead of FastAPI's own for the same path
     for routes in (recommend, users, items, models, health, page):
         app.include_router(routes.router)
+    app.include_router(models.changes)
     if settings.cors_origins:
         app.add_middleware(Cors, origins=settings.cors_origins)
     app.add_middleware(

@@ -6,6 +6,7 @@ import asyncio
 import os
 import threading
 import time
+from collections.abc import Iterable
 from functools import cache
 
 from prometheus_client import (
@@ -88,8 +89,27 @@ class Metrics(Observer):
             "streamrec_queue_depth", "Searches in the queue", registry=registry, multiprocess_mode="livesum"
         )
         self.model_info = Gauge(
-            "streamrec_model_info", "The model that is served", ["version"], registry=registry,
-            multiprocess_mode="livemax",
+            "streamrec_model_info", "1: the active model; 0: one that is loaded, or was", ["version"],
+            registry=registry, multiprocess_mode="livemax",
+        )  # fmt: skip
+        self.recommendations = Counter(
+            "streamrec_recommendations", "Answers by model, source and reasoning steps", ["version", "source", "steps"],
+            registry=registry,
+        )  # fmt: skip
+        self.recommendation_seconds = Histogram(
+            "streamrec_recommendation_seconds", "Time to an answer, by model", ["version"], buckets=SECONDS,
+            registry=registry,
+        )  # fmt: skip
+        self.shadow_overlap = Histogram(
+            "streamrec_shadow_overlap",
+            "Share of an answer's items that the shadow found too",
+            ["version"],
+            buckets=tuple(tenths / 10 for tenths in range(11)),
+            registry=registry,
+        )
+        self.shadow_failures = Counter(
+            "streamrec_shadow_failures", "Searches of the shadow that did not happen", ["version", "reason"],
+            registry=registry,
         )  # fmt: skip
         self.invalid_items = Counter(
             "streamrec_invalid_items",
@@ -110,6 +130,12 @@ class Metrics(Observer):
         # Every request needs these: looked up once, without the lock in labels().
         self.stages = {stage: self.stage_seconds.labels(stage) for stage in STAGES}
         self.answers, self.rejections = cache(self.request_seconds.labels), cache(self.rejected.labels)
+        self._answered_by = cache(self.recommendations.labels)
+        self._seconds_by = cache(self.recommendation_seconds.labels)
+
+    def show_models(self, active: str, known: Iterable[str] = ()) -> None:
+        for version in {active, *known}:
+            self.model_info.labels(version).set(version == active)
 
     # What the recommender reports (serving.online.recommender.Observer)
 
@@ -119,10 +145,20 @@ class Metrics(Observer):
         for stage in ("encode", "reason", "decode"):
             self.stages[stage].observe(seconds.get(stage, 0.0))
 
-    def answered(self, steps: int, seconds: dict[str, float]) -> None:
+    def searched(self, steps: int, seconds: dict[str, float]) -> None:
         self.reasoning_steps.observe(steps)
         for stage in ("cache", "queue"):
             self.stages[stage].observe(seconds[stage])
+
+    def answered(self, version: str, source: str, steps: int, seconds: float) -> None:
+        self._answered_by(version, source, str(steps)).inc()
+        self._seconds_by(version).observe(seconds)
+
+    def shadowed(self, version: str, overlap: float) -> None:
+        self.shadow_overlap.labels(version).observe(overlap)
+
+    def shadow_failed(self, version: str, reason: str) -> None:
+        self.shadow_failures.labels(version, reason).inc()
 
     def fell_back(self, reason: str) -> None:
         self.fallback.labels(reason).inc()

@@ -28,6 +28,11 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, env_ignore_empty=True)
 
     bundle: Path = Field(default=Path("bundles/demo"), description="folder of the bundle to serve")
+    models_dir: Path | None = Field(
+        default=None,
+        description="folder of bundles that POST /models may load while the service runs; unset: none may be",
+    )
+    max_models: int = Field(default=3, ge=1, description="most models loaded at a time, the one of the start included")
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
     runtime: RuntimeName = Field(

@@ -1,40 +1,101 @@
-"""The served model: its version, accuracy and measured cost."""
+"""The models: those that are loaded, one more, the one that answers, one less; and who is answered by which."""
 
 from __future__ import annotations
 
-from app.checks import keyed_router
+from typing import Annotated
+
+from fastapi import Path, Response
+
+from app.checks import admin_router, keyed_router
 from app.deps import ServiceDep
 from app.errors import declared
-from app.schemas import Cost, Model, ModelsResponse
+from app.lifecycle import Service
+from app.schemas import MAX_VERSION_LENGTH, Cost, Model, ModelRequest, ModelsResponse, TrafficBody, TrafficResponse
+from serving.errors import RequestError
+from serving.online.recommender import Recommender
 
-router = keyed_router(
-    prefix="/models",
-    tags=["models"],
-    responses=declared(),
-)
+Version = Annotated[str, Path(min_length=1, max_length=MAX_VERSION_LENGTH)]
+
+router = keyed_router(tags=["models"], responses=declared())
+changes = admin_router(tags=["models"], responses=declared(409, 413, 415, 422))
 
 
-@router.get("", response_model=ModelsResponse)
+@router.get("/models", response_model=ModelsResponse)
 async def list_models(service: ServiceDep) -> ModelsResponse:
+    """The models that are loaded: version, accuracy per number of reasoning steps, measured cost."""
     service.check_ready()
-    bundle = service.bundle
-    return ModelsResponse(
-        models=[
-            Model(
-                version=bundle.version,
-                name=bundle.name,
-                active=True,
-                items=len(bundle.catalogue),
-                max_steps=bundle.max_steps,
-                default_steps=bundle.default_steps,
-                max_history_items=bundle.max_items,
-                max_beam_width=service.settings.max_beam_width,
-                dense_weight=bundle.dense_weight,
-                neighbours_weight=bundle.neighbours_weight,
-                categories=sorted(bundle.catalogue.category_names),
-                catalogues=sorted(bundle.catalogue.subsets),
-                accuracy=bundle.accuracy,
-                cost=[Cost(**row) for row in service.costs.table()],
+    return ModelsResponse(models=[_model(service, each) for each in service.models.loaded.values()])
+
+
+@changes.post("/models", response_model=Model, status_code=201)
+async def add_model(body: ModelRequest, service: ServiceDep) -> Model:
+    """Load a bundle beside the others: its hashes are checked, its answers compared with those of its export, its cost
+    is measured. It answers nobody before it is activated or given traffic. Takes seconds to minutes."""
+    service.check_ready()
+    return _model(service, await service.add_model(body.path))
+
+
+@changes.post("/models/{version:anything}/activate", response_model=Model, responses=declared(404))
+async def activate_model(version: Version, service: ServiceDep) -> Model:
+    """Answer by this model from now on, here at once and in other processes within seconds. Requests that have begun
+    keep theirs. The model before stays loaded: activate it to roll back."""
+    service.check_ready()
+    await service.change_models(service.models.activation(version))
+    return _model(service, service.models.active)
+
+
+@changes.delete("/models/{version:anything}", status_code=204, responses=declared(404))
+async def retire_model(version: Version, service: ServiceDep) -> Response:
+    """Unload a model that is neither active nor given traffic. Its memory is free once its last request is answered."""
+    service.check_ready()
+    await service.change_models(service.models.retirement(version))
+    return Response(status_code=204)
+
+
+@router.get("/traffic", response_model=TrafficResponse)
+async def read_traffic(service: ServiceDep) -> TrafficResponse:
+    """Which model answers whom."""
+    service.check_ready()
+    return _traffic(service)
+
+
+@changes.put("/traffic", response_model=TrafficResponse, responses=declared(404))
+async def direct_traffic(body: TrafficBody, service: ServiceDep) -> TrafficResponse:
+    """Split the users over models and numbers of reasoning steps, in place of the split before. A user stays in an arm
+    as long as `name` stays. Users whom no arm takes are answered by the active model. `shadow` searches for requests
+    as well, and nobody gets its answers; metrics say how far they agree."""
+    service.check_ready()
+    change = service.models.direction(body.to_traffic())
+    for index, arm in enumerate(body.arms):
+        loaded = service.models.loaded.get(arm.version)
+        if loaded is not None and (arm.reasoning_steps or 0) > loaded.bundle.max_steps:
+            raise RequestError(
+                f"This model takes 0 to {loaded.bundle.max_steps} reasoning steps.", f"arms.{index}.reasoning_steps"
             )
-        ]
+    await service.change_models(change)
+    return _traffic(service)
+
+
+def _model(service: Service, model: Recommender) -> Model:
+    bundle = model.bundle
+    return Model(
+        version=bundle.version,
+        name=bundle.name,
+        active=model is service.models.active,
+        items=len(bundle.catalogue),
+        max_steps=bundle.max_steps,
+        default_steps=bundle.default_steps,
+        max_history_items=bundle.max_items,
+        max_beam_width=service.settings.max_beam_width,
+        dense_weight=bundle.dense_weight,
+        neighbours_weight=bundle.neighbours_weight,
+        categories=sorted(bundle.catalogue.category_names),
+        catalogues=sorted(bundle.catalogue.subsets),
+        accuracy=bundle.accuracy,
+        cost=[Cost(**row) for row in service.costs.table(bundle.version)],
     )
+
+
+def _traffic(service: Service) -> TrafficResponse:
+    deployment = service.models.deployment
+    return TrafficResponse(active=deployment.active, **TrafficBody.of(deployment.traffic).model_dump())

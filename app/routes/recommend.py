@@ -24,6 +24,7 @@ from app.lifecycle import Service
 from app.schemas import ANSWER, BatchRequest, BatchResponse, Problem, RecommendRequest, RecommendResponse
 from app.security import require_key
 from serving.errors import RequestError, ServingError
+from serving.online.models import Assigned
 from serving.online.recommender import Steps
 
 log = logging.getLogger("streamrec.recommend")
@@ -61,18 +62,19 @@ StepsDep = Annotated[Any, Depends(reasoning_steps)]
 @router.post("/recommend", response_model=RecommendResponse)
 async def recommend(request: Request, body: RecommendRequest, steps: StepsDep, service: ServiceDep) -> Response:
     """The best items for one user, after a number of reasoning steps."""
-    await _charge(request, body, steps, service)
-    answer = await while_connected(request, answers.recommend(service.recommender, body, steps, request.state.client))
+    models = service.models
+    assigned = models.assign(answers.to_query(body, steps, request.state.client))
+    await _charge(request, assigned, service)
+    answer = await while_connected(request, answers.recommend(models, assigned))
     if answer is None:
         return Response(status_code=499)  # the client has gone
     request.state.answer = answer  # for the trace
     return _json(answer, service)
 
 
-async def _charge(request: Request, body: RecommendRequest, steps: Steps, service: Service) -> None:
+async def _charge(request: Request, assigned: Assigned, service: Service) -> None:
     if service.settings.work_quota:
-        work = answers.work_of(service.recommender, body, steps)
-        await request.app.state.quotas.take_work(request.state.client, work)
+        await request.app.state.quotas.take_work(request.state.client, answers.work_of(assigned))
 
 
 async def recommend_directly(request: Request) -> Response:
@@ -136,8 +138,9 @@ async def _awaited(work: asyncio.Future[list[RecommendResponse | Problem]]) -> l
 async def _one(request: Request, service: Service, raw: Any, steps: Steps) -> RecommendResponse | Problem:
     try:
         body = RecommendRequest.model_validate(raw)
-        await _charge(request, body, steps, service)
-        return await answers.recommend(service.recommender, body, steps, request.state.client)
+        assigned = service.models.assign(answers.to_query(body, steps, request.state.client))
+        await _charge(request, assigned, service)
+        return await answers.recommend(service.models, assigned)
     except (ServingError, ValidationError) as error:
         details = errors.problem(error)
     except Exception as error:

@@ -57,11 +57,13 @@ WAIT_SAFETY_FACTOR = 1.25  # on the estimated wait: a request let in and answere
 
 
 class Plan(NamedTuple):
-    """What a search runs with. Requests of equal plans may share a batch. `variant`: whatever else they must share."""
+    """What a search runs with. Requests of equal plans may share a batch. `model`: the version that answers. `variant`:
+    whatever else they must share."""
 
     steps: int
     beam_width: int
     variant: Hashable = None
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,7 @@ class Demand:
     flexible: bool = False
     min_beam_width: int = 1
     variant: Hashable = None
+    model: str = ""
     client: Hashable = None
 
     def plans(self) -> Iterator[Plan]:
@@ -89,7 +92,7 @@ class Demand:
             fewest = 0
         for width in widths:
             for steps in range(self.steps, fewest - 1, -1):
-                yield Plan(steps, width, self.variant)
+                yield Plan(steps, width, self.variant, self.model)
 
 
 def narrower_beams(beam_width: int, least: int) -> list[int]:
@@ -126,9 +129,9 @@ class Share:
 
 
 class Costs(Protocol):
-    """The seconds within which `share` of the batches with so many steps and beam rows finish."""
+    """The seconds within which `share` of a model's batches with so many steps and beam rows finish."""
 
-    def estimate(self, steps: int, rows: int, share: float) -> float: ...
+    def estimate(self, steps: int, rows: int, share: float, model: str) -> float: ...
 
 
 class Admission(Generic[T]):
@@ -218,7 +221,7 @@ class Admission(Generic[T]):
             closed = min(wait - REOPEN_AT * self._max_wait, (1 - REOPEN_AT) * self._max_wait)
             self._refuse(demand.client, now + closed, wait)
             raise Overloaded(QUEUE_FULL, max(wait, MIN_RETRY_AFTER))
-        if any(self._costs.estimate(plan.steps, plan.beam_width, _share(demand)) <= left for plan in demand.plans()):
+        if any(self._batch_seconds(plan, 1, _share(demand)) <= left for plan in demand.plans()):
             message = "The queue is too long for this time budget; try again later, or allow more time."
             raise Overloaded(message, max(wait, MIN_RETRY_AFTER))
         raise DeadlineExceeded("No permitted number of steps and beams fits this time budget; allow more, or use auto.")
@@ -235,7 +238,7 @@ class Admission(Generic[T]):
         ahead, batch_mates = self._ahead(plan, alike, wait)
         # A fixed plan on an idle engine is tried if it usually fits: refusing it would help nobody.
         share = LIKELY if flexible or ahead else TYPICAL
-        seconds = self._costs.estimate(plan.steps, batch_mates * plan.beam_width + plan.beam_width, share)
+        seconds = self._batch_seconds(plan, batch_mates + 1, share)
         return WAIT_SAFETY_FACTOR * ahead + seconds <= left
 
     def _has_room(self, plan: Plan, alike: int, wait: float) -> bool:
@@ -444,8 +447,8 @@ class Admission(Generic[T]):
             self._seconds[plan, jobs] = seconds
         return seconds
 
-    def _batch_seconds(self, plan: Plan, jobs: int) -> float:
-        return self._costs.estimate(plan.steps, jobs * plan.beam_width, TYPICAL)
+    def _batch_seconds(self, plan: Plan, jobs: int, share: float = TYPICAL) -> float:
+        return self._costs.estimate(plan.steps, jobs * plan.beam_width, share, plan.model)
 
     def _jobs_per_batch(self, plan: Plan) -> int:
         return max(1, min(self._max_batch, self._max_rows // plan.beam_width))

@@ -1,7 +1,8 @@
 """What searches cost on this machine, as measured. Knows no model, no queue and no deadline.
 
 The cost of a search is that of its batch, and a batch is its number of reasoning steps and its beam rows (beam width
-times searches): two searches of 50 beams cost what one of 100 does. So the table has one entry per (steps, rows).
+times searches): two searches of 50 beams cost what one of 100 does. So the table has one entry per (steps, rows) of
+each model.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 WINDOW = 128  # runs remembered per entry
-MAX_ENTRIES = 64  # per number of steps; beyond them the one measured longest ago is dropped
+MAX_ENTRIES = 64  # per model and number of steps; beyond them the one measured longest ago is dropped
 HALF_LIFE = 60.0  # seconds in which a slow estimate that nothing renews halves
 BEST_HALF_LIFE = 600.0  # the same for the fastest run: an estimate falls below it only slowly
 TYPICAL, LIKELY = 0.5, 0.95  # quantiles: the first for the length of a queue, the second for meeting a deadline
@@ -44,34 +45,40 @@ class CostTable:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._runs: dict[int, dict[int, _Runs]] = {}  # steps -> beam rows -> runs
+        self._runs: dict[str, dict[int, dict[int, _Runs]]] = {}  # model -> steps -> beam rows -> runs
         self._lock = threading.Lock()
 
-    def observe(self, steps: int, rows: int, seconds: float) -> None:
+    def observe(self, steps: int, rows: int, seconds: float, model: str = "") -> None:
         """Records that a batch of so many steps and beam rows took so long."""
         with self._lock:
-            entries, now = self._runs.setdefault(steps, {}), self._clock()
+            entries, now = self._runs.setdefault(model, {}).setdefault(steps, {}), self._clock()
             entries.setdefault(rows, _Runs()).add(seconds, now)
             if len(entries) > MAX_ENTRIES:
                 del entries[min(entries, key=lambda key: entries[key].last)]
 
-    def estimate(self, steps: int, rows: int, share: float = LIKELY) -> float:
-        """The seconds within which `share` of such batches finish; 0 while nothing has been measured.
+    def forget(self, model: str) -> None:
+        """Drops what was measured of a model that is gone."""
+        with self._lock:
+            self._runs.pop(model, None)
+
+    def estimate(self, steps: int, rows: int, share: float = LIKELY, model: str = "") -> float:
+        """The seconds within which `share` of such batches finish; 0 while nothing has been measured of the model.
 
         A shape that was never measured is assumed to cost what the next larger one does, and beyond the largest in
         proportion to its rows: too much rather than too little. Steps never measured count as the nearest that were.
         """
         with self._lock:
-            if not self._runs:
+            measured = self._runs.get(model)
+            if not measured:
                 return 0.0
-            entries = self._runs.get(steps) or self._runs[min(self._runs, key=lambda known: abs(known - steps))]
+            entries = measured.get(steps) or measured[min(measured, key=lambda known: abs(known - steps))]
             if rows in entries:
                 return self._decayed(entries[rows], share)
             nearest = min((known for known in entries if known > rows), default=max(entries))
             return self._decayed(entries[nearest], share) * max(1.0, rows / nearest)
 
-    def table(self) -> list[dict[str, Any]]:
-        """The measurements for people: milliseconds, one row per number of steps and of beam rows."""
+    def table(self, model: str = "") -> list[dict[str, Any]]:
+        """The measurements of a model for people: milliseconds, one row per number of steps and of beam rows."""
         with self._lock:
             return [
                 {
@@ -81,7 +88,7 @@ class CostTable:
                     "p95_ms": round(1000 * runs.quantile(LIKELY), 2),
                     "runs": len(runs.ordered),
                 }
-                for steps, entries in sorted(self._runs.items())
+                for steps, entries in sorted(self._runs.get(model, {}).items())
                 for rows, runs in sorted(entries.items())
             ]
 

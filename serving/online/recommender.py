@@ -89,14 +89,6 @@ class Resolved:
     unknown_items: list[str]
 
 
-@dataclass(frozen=True, slots=True)
-class Search:
-    """One request for the engine's thread, and the encoder state it shares with others of its user and history."""
-
-    request: Request
-    flight: Flight = field(default_factory=Flight)
-
-
 class EngineLike(Protocol):
     """What a request needs of an engine; `serving.engine.Engine` is the one there is."""
 
@@ -109,14 +101,33 @@ class EngineLike(Protocol):
     def warm_up(self) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Search:
+    """One request for the engine's thread: the engine that answers it, which stays as long as somebody waits, and the
+    encoder state it shares with others of its user and history."""
+
+    engine: EngineLike
+    request: Request
+    flight: Flight = field(default_factory=Flight)
+
+
 class Observer:
     """What happens to requests, for whoever counts it. Does nothing by itself."""
 
     def batch_ran(self, searches: int, beam_rows: int, seconds: dict[str, float]) -> None:
         """seconds: of the stages encode, reason and decode."""
 
-    def answered(self, steps: int, seconds: dict[str, float]) -> None:
+    def searched(self, steps: int, seconds: dict[str, float]) -> None:
         """A search was answered. seconds: of the stages queue and cache."""
+
+    def answered(self, version: str, source: str, steps: int, seconds: float) -> None:
+        """A query was answered by this version of the model, or by popularity; seconds: in all."""
+
+    def shadowed(self, version: str, overlap: float) -> None:
+        """The shadow found this share of the answer's items."""
+
+    def shadow_failed(self, version: str, reason: str) -> None:
+        """The shadow was not asked, or found nothing."""
 
     def fell_back(self, reason: str) -> None:
         """The answer, or the history behind it, did not come from where it should."""
@@ -127,7 +138,10 @@ class Observer:
 
 class Recommender:
     """Answers queries by an engine, behind a cache of encoder states and a queue. `user_secret` keys the digests that
-    stand for users in caches. `runtime` names what runs the network: its states are used by its like alone."""
+    stand for users in caches. `runtime` names what runs the network: its states are used by its like alone.
+
+    Answers all come from one version of the model, that of the engine.
+    """
 
     def __init__(
         self,
@@ -135,18 +149,15 @@ class Recommender:
         batcher: Batcher[Search, Answer],
         cache: StateCache,
         users: UserStore,
-        costs: CostTable,
         limits: Limits,
         user_secret: bytes = b"",
         observer: Observer | None = None,
         runtime: str = "",
     ) -> None:
         self.engine, self.bundle = engine, engine.bundle
-        self._batcher, self._cache, self._users, self._costs, self._limits = batcher, cache, users, costs, limits
+        self._batcher, self._cache, self._users, self._limits = batcher, cache, users, limits
         self._user_secret, self._observer = user_secret, observer or Observer()
         self._state_version = f"{self.bundle.version} {runtime}"
-
-    # The event loop's side
 
     async def recommend(self, query: Query) -> Recommendation:
         """Raises serving's errors; whatever happens to Redis, an answer comes."""
@@ -159,20 +170,20 @@ class Recommender:
         resolved = resolve(self.bundle, query, query.history or await self._known_history(query.user_id))
         if not resolved.history:
             self._observer.fell_back("unknown_items" if resolved.unknown_items else "cold_user")
-            return popular(self.bundle, query, resolved, demand.beam_width, started)
+            return self._observed(popular(self.bundle, query, resolved, demand.beam_width, started))
         looked_up = time.monotonic()
         lookup = await self._look_up(query.user_id, resolved.history, erasures)
         cached = time.monotonic()
 
         def search(plan: Plan) -> Search:
-            return Search(to_request(query, resolved, plan), lookup.flight)
+            return Search(self.engine, to_request(query, resolved, plan), lookup.flight)
 
         outcome = await self._batcher.submit(demand, search)
         self._cache.put(lookup)
         seconds = {"queue": outcome.waited, "cache": cached - looked_up}
-        self._observer.answered(outcome.plan.steps, seconds)
+        self._observer.searched(outcome.plan.steps, seconds)
         answer = self._checked(outcome.result, resolved.rules)
-        return Recommendation(
+        found = Recommendation(
             answer.items,
             answer.scores,
             "model",
@@ -182,6 +193,21 @@ class Recommender:
             seconds | answer.seconds | {"total": time.monotonic() - started},
             answer.trace,
         )
+        return self._observed(found)
+
+    def _observed(self, found: Recommendation) -> Recommendation:
+        self._observer.answered(self.bundle.version, found.source, found.plan.steps, found.seconds["total"])
+        return found
+
+    def unobserved(self) -> Recommender:
+        """The same model and users, without a trace in caches and metrics."""
+        return Recommender(
+            self.engine, self._batcher, StateCache(None, None), self._users, self._limits, self._user_secret
+        )
+
+    def item_ids(self, found: Recommendation) -> list[str]:
+        ids = self.bundle.catalogue.item_ids
+        return [ids[row] for row in found.items]
 
     def beam_width(self, k: int, requested: int | None) -> int:
         """Of a request for k items."""
@@ -207,6 +233,7 @@ class Recommender:
             flexible=query.steps == "auto" or (query.steps is None and query.timeout is not None),
             min_beam_width=query.k,
             variant=(query.paths, query.explain),
+            model=bundle.version,
             client=query.client,
         )
 
@@ -242,18 +269,6 @@ class Recommender:
     async def held(self, user_id: str) -> list[str]:
         """The cache tiers that hold something of the user. Raises StoreUnavailable."""
         return await _reached(self._cache.held(digest(user_id, self._user_secret)))
-
-    # The engine thread's side
-
-    def run(self, searches: Sequence[Search], record: bool = True) -> list[Answer]:
-        """Encodes the histories whose state was not cached, then searches. All requests have one plan."""
-        answers, seconds = encode_and_search(self.engine, searches)
-        first, rows = searches[0].request, sum(search.request.beam_width for search in searches)
-        if first.paths is None:  # the table is about the bundle's own number of paths
-            self._costs.observe(first.reasoning_steps, rows, seconds)
-        if record:
-            self._observer.batch_ran(len(searches), rows, answers[0].seconds)
-        return answers
 
 
 def resolve(bundle: Bundle, query: Query, history: Sequence[str]) -> Resolved:
@@ -297,9 +312,20 @@ def to_request(query: Query, resolved: Resolved, plan: Plan) -> Request:
     )
 
 
-def encode_and_search(engine: EngineLike, searches: Sequence[Search]) -> tuple[list[Answer], float]:
-    """Answers to searches of one plan, and the seconds they took together. States are left in the flights."""
-    started = time.perf_counter()
+def run_batch(searches: Sequence[Search], costs: CostTable, observer: Observer) -> list[Answer]:
+    """On the engine's thread: answers to searches of one plan. What they cost is recorded."""
+    answers, seconds = encode_and_search(searches)
+    first, rows = searches[0], sum(search.request.beam_width for search in searches)
+    if first.request.paths is None:  # the table is about the bundle's own number of paths
+        costs.observe(first.request.reasoning_steps, rows, seconds, first.engine.bundle.version)
+    observer.batch_ran(len(searches), rows, answers[0].seconds)
+    return answers
+
+
+def encode_and_search(searches: Sequence[Search]) -> tuple[list[Answer], float]:
+    """Answers to searches of one engine and one plan, and the seconds they took together. States are left in the
+    flights."""
+    started, engine = time.perf_counter(), searches[0].engine
     missing = {id(search.flight): search for search in searches if search.flight.state is None}.values()
     encoded = engine.encode([search.request.history for search in missing]) if missing else []
     for search, state in zip(missing, encoded, strict=True):
@@ -333,8 +359,8 @@ def recommend_batch(engine: EngineLike, queries: Sequence[Query], plan: Plan) ->
     started, bundle = time.monotonic(), engine.bundle
     resolved = [resolve(bundle, query, query.history) for query in queries]
     known = [i for i, each in enumerate(resolved) if each.history]
-    searches = [Search(to_request(queries[i], resolved[i], plan)) for i in known]
-    answers = dict(zip(known, encode_and_search(engine, searches)[0] if searches else [], strict=True))
+    searches = [Search(engine, to_request(queries[i], resolved[i], plan)) for i in known]
+    answers = dict(zip(known, encode_and_search(searches)[0] if searches else [], strict=True))
 
     def finished(i: int) -> Recommendation:
         if i not in answers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -11,7 +12,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app import __main__ as command
-from app import lifecycle
+from app import loading
 from app.main import create_app
 from app.settings import Settings
 from serving.engine import Engine
@@ -64,7 +65,7 @@ class ShapedEngine:
 def quick_start() -> Iterator[None]:
     """One run of each shape is measured at a start instead of several: nearly every test starts a service."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(lifecycle, "CALIBRATION_RUNS", 1)
+        patched.setattr(loading, "CALIBRATION_RUNS", 1)
         yield
 
 
@@ -110,7 +111,9 @@ def start(engine: ShapedEngine) -> Iterator[Start]:
 @pytest.fixture(scope="module")
 def shared(real_engine: Engine) -> Iterator[TestClient]:
     """One service for a module's many small tests: a start measures the engine, which takes longer than they do."""
-    with TestClient(create_app(settings(), real_engine), raise_server_exceptions=False) as client:
+    admin = hashlib.sha256(b"admin").hexdigest()
+    app = create_app(settings(admin_keys=admin), real_engine)
+    with TestClient(app, raise_server_exceptions=False) as client:
         yield ready(client)
 
 

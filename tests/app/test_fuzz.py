@@ -28,10 +28,11 @@ EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "10"))
 KEY = "sesame"
 ROUTES = (
     "POST /recommend", "POST /recommend/batch", "POST /users/{user_id}/events", "GET /users/{user_id}",
-    "DELETE /users/{user_id}", "GET /items", "GET /items/{item_id}", "GET /models", "GET /livez", "GET /readyz",
+    "DELETE /users/{user_id}", "GET /items", "GET /items/{item_id}", "POST /models", "POST /models/{version}/activate",
+    "DELETE /models/{version}", "PUT /traffic", "GET /traffic", "GET /models", "GET /livez", "GET /readyz",
     "GET /metrics",
 )  # fmt: skip
-TAKES_NOTHING = ROUTES[-4:]  # and so cannot be asked wrongly
+TAKES_NOTHING = ROUTES[-5:]  # and so cannot be asked wrongly
 load_all_checks()
 CHECKS = [
     checks.status_code_conformance,
@@ -44,7 +45,7 @@ CHECKS = [
 @pytest.fixture(scope="module")
 def fuzzed(real_engine: Engine) -> Iterator[TestClient]:
     """One service for all examples, so that what one leaves behind can hurt the next."""
-    app = create_app(settings(api_keys=digest(KEY), max_body_bytes=100_000), real_engine)
+    app = create_app(settings(api_keys=digest(KEY), admin_keys=digest(KEY), max_body_bytes=100_000), real_engine)
     with TestClient(app, raise_server_exceptions=False) as client:
         yield ready(client)
 
@@ -81,10 +82,10 @@ def test_answers_are_declared(fuzzed: TestClient, schema: Any, route: str, mode:
             assert response.headers["content-type"] == "application/problem+json"
             assert response.json()["status"] == response.status_code
         # A bad request spoils none of its neighbours in a batch, and a body that fits the document may still ask for a
-        # catalogue or a beam that does not exist.
+        # catalogue, a beam or a bundle that does not exist, or for more than 100%.
         refused = response.status_code == 413 or path == "/recommend/batch"
         more = [checks.negative_data_rejection] if mode.is_negative and not refused else []
-        if mode.is_positive and not path.startswith("/recommend"):
+        if mode.is_positive and not path.startswith(("/recommend", "/models", "/traffic")):
             more = [checks.positive_data_acceptance]
         case.validate_response(response, checks=CHECKS + more)
 

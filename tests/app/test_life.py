@@ -257,12 +257,15 @@ def test_a_budget_that_passes_in_the_queue_is_504_in_time(client: TestClient, ga
     assert 'streamrec_rejected_total{reason="deadline_exceeded"} 1.0' in client.get("/metrics").text
 
 
+VERSION = "tiny-0"  # of the tests' engine
+
+
 def slow(costs: CostTable, seconds: float, steps: Iterable[int] = range(5), rows: Iterable[int] | None = None) -> None:
     """Makes the cost table believe that searches take so long."""
     for each in steps:
-        for measured in rows or [entry["beam_rows"] for entry in costs.table()]:
+        for measured in rows or [entry["beam_rows"] for entry in costs.table(VERSION)]:
             for _ in range(WINDOW):
-                costs.observe(each, measured, seconds)
+                costs.observe(each, measured, seconds, VERSION)
 
 
 def test_auto_takes_the_most_steps_that_fit(client: TestClient) -> None:

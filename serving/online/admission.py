@@ -19,8 +19,8 @@ starts where its client's last one ends, or now if that has passed; the job that
 So a client with a long queue of its own delays the others by one batch, not by its queue, and the wait that bounds a
 client's queue counts only what runs before its next job. One client alone is served in the order of arrival.
 
-Beside others, a client with a queue has a part of each batch, and they will ask again before its turn comes. How long
-that takes is seen from how fast virtual time has passed of late:
+Beside others, a client with a queue has a part of each batch, and they will ask again before its turn comes. So it
+waits longer than its queue is, if its deadlines permit: how long is seen from the recent speed of virtual time.
 
     wait >= (start - virtual time) / speed        speed = virtual time passed / measured batch time; decayed as the pace
 """
@@ -203,28 +203,31 @@ class Admission(Generic[T]):
         if demand is None:
             until, wait = self._refused.get(client if client in self._shares else NEWCOMER, NEVER)
             if self._depth and now < until:
-                raise Overloaded(QUEUE_FULL, max(wait, MIN_RETRY_AFTER))
+                raise Overloaded(QUEUE_FULL, wait)
             return None
         left = demand.deadline - now
         if left <= 0:
             raise DeadlineExceeded("The time budget was used up before the search began; allow more time.")
         before = self._before(demand.client)
-        wait, in_time = max(self._seconds_of(before), self._seconds_to_turn(demand.client)), False
+        work, in_time = self._seconds_of(before), False
+        wait = max(work, self._seconds_to_turn(demand.client))
         for plan in demand.plans():
             if self._meets_deadline(plan, before.get(plan, 0), wait, left, demand.flexible):
-                if self._has_room(plan, before.get(plan, 0), wait):
+                if self._has_room(plan, before.get(plan, 0), work):
                     return plan
                 in_time = True
-        if in_time:
+        if not in_time and all(self._batch_seconds(plan, 1, _share(demand)) > left for plan in demand.plans()):
+            raise DeadlineExceeded(
+                "No permitted number of steps and beams fits this time budget; allow more, or use auto."
+            )
+        wait = max(wait, MIN_RETRY_AFTER)
+        if in_time or wait > self._max_wait:
             # Already in the past where a large job finds no room in a queue that has some for small ones. Never longer
             # than a queue at its bound takes to come down: a slow moment, in which it seemed longer, may have passed.
             closed = min(wait - REOPEN_AT * self._max_wait, (1 - REOPEN_AT) * self._max_wait)
             self._refuse(demand.client, now + closed, wait)
-            raise Overloaded(QUEUE_FULL, max(wait, MIN_RETRY_AFTER))
-        if any(self._batch_seconds(plan, 1, _share(demand)) <= left for plan in demand.plans()):
-            message = "The queue is too long for this time budget; try again later, or allow more time."
-            raise Overloaded(message, max(wait, MIN_RETRY_AFTER))
-        raise DeadlineExceeded("No permitted number of steps and beams fits this time budget; allow more, or use auto.")
+            raise Overloaded(QUEUE_FULL, wait)
+        raise Overloaded("The queue is too long for this time budget; try again later, or allow more time.", wait)
 
     def _refuse(self, client: Hashable, until: float, wait: float) -> None:
         if len(self._refused) >= MAX_REFUSED:
@@ -241,11 +244,11 @@ class Admission(Generic[T]):
         seconds = self._batch_seconds(plan, batch_mates + 1, share)
         return WAIT_SAFETY_FACTOR * ahead + seconds <= left
 
-    def _has_room(self, plan: Plan, alike: int, wait: float) -> bool:
+    def _has_room(self, plan: Plan, alike: int, work: float) -> bool:
         if not self._depth:
             return True  # work larger than the whole bound is still done, once the engine is free
         more = self._group_seconds(plan, alike + 1) - self._group_seconds(plan, alike)
-        return wait + self._pace() * more <= self._max_wait
+        return work + self._pace() * more <= self._max_wait
 
     def _ahead(self, plan: Plan, alike: int, wait: float) -> tuple[float, int]:
         """For a job that enters now: seconds until its batch begins, at worst, and how many others that batch has."""

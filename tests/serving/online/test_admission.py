@@ -442,6 +442,13 @@ def test_beside_a_light_client_a_heavy_ones_wait_is_what_runs_before_its_turn() 
     for at, named in settled:
         wait = next(wait for entered, wait in waits if entered >= at)
         assert abs(named - wait) < 0.1, (at, named, wait)
+    soon = demand(client="heavy", deadline=clock.now + 0.6)
+    with pytest.raises(Overloaded, match="full"):  # longer than the bound, and later than its deadline
+        admission.decide(soon)
+    with pytest.raises(Overloaded):
+        admission.decide(client="heavy")  # and so are the next ones, at once
+    admission.decide(client="light")
+    assert admission.decide(replace(soon, deadline=clock.now + 5)) is not None  # there is room for one that can wait
 
 
 def test_clients_that_all_keep_the_queue_filled_share_full_batches() -> None:

@@ -320,3 +320,31 @@ def test_a_stage_ends_with_the_weights_that_were_best(tmp_path):
     assert (outcome.best, outcome.best_step) == ({"score": 0.9}, 2)  # the first of two that are equal
     assert torch.equal(network.weight, seen[2]) and not torch.equal(network.weight, seen[4])
     assert not network.training
+
+
+def test_the_log_has_losses_evaluations_and_why_a_stage_ended_and_the_screen_no_losses(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(loop, "LOG_EVERY", 2)
+    network = torch.nn.Linear(1, 1)
+    scores = iter([0.5, 0.4, 0.3])
+    config = StageConfig(
+        steps=9, batch_size=1, lr=0.1, warmup=1, eval_every=2, checkpoint_every=100, patience=2, clip_norm=1.0
+    )
+
+    def step(*_: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        return network(torch.ones(1, 1)).sum(), {"part": torch.tensor(2.0)}
+
+    with closing(Log(tmp_path)) as log:
+        run_stage("stage", network, config, 0, tmp_path, step, lambda: {"score": next(scores)}, log)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert {line.pop("stage") for line in lines} == {"stage"}
+    assert [(line["step"], sorted(line)[0]) for line in lines] == [
+        (0, "score"), (2, "grad_norm"), (2, "score"), (4, "grad_norm"), (4, "score"), (4, "ended"),
+    ]  # fmt: skip
+    assert lines[1]["part"] == 2.0 and lines[1]["grad_norm"] == pytest.approx(2**0.5)  # of weight and bias
+    assert lines[5]["ended"] == "no better evaluation since step 0"
+    assert capsys.readouterr().out.splitlines() == [
+        "[stage 0] score 0.5000",
+        "[stage 2] score 0.4000",
+        "[stage 4] score 0.3000",
+        "[stage 4] ended no better evaluation since step 0",
+    ]

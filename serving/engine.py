@@ -16,10 +16,11 @@ from serving.errors import BundleError, EngineError
 from serving.items.histories import history_tokens
 from serving.items.live import LiveIndex
 from serving.items.nearest import nearest_items
+from serving.items.neighbours import NO_ITEM
 from serving.items.rules import RuleBook
 from serving.items.trie import build_trie
 from serving.network.eager import EagerRuntime
-from serving.search.beam import decode_items, reason
+from serving.search.beam import decode_items, rank_items, reason
 from serving.search.cuda_graph import GraphSearch, padded_batch
 from serving.search.memory import LookedUp, look_up, weighted
 from serving.types import Answer, Beams, EncoderState, Request, Rules, RuntimeName, StateDtype, Trace
@@ -76,7 +77,8 @@ class Engine:
 
     @torch.inference_mode()
     def search(self, requests: Sequence[Request], states: Sequence[EncoderState]) -> list[Answer]:
-        """Answers requests that share reasoning_steps, beam_width and paths. An answer's `seconds` are the batch's."""
+        """Answers requests that share reasoning_steps, beam_width and paths, and either all or none of which name
+        items. An answer's `seconds` are the batch's. An item that no search can find is not in an answer."""
         started = time.perf_counter()
         found = self._look_up(requests)
         beams, reasoned_at = self._search(requests, states, found)
@@ -146,7 +148,7 @@ class Engine:
         memory = None if found is None else weighted(found, weights, device)
         hidden, mask = (part.to(device) for part in _pad(states))
         rules = [request.rules for request in requests]
-        if self.graphs is not None:
+        if self.graphs is not None and first.items is None:
             reasoned_at = time.perf_counter()
             rules += [Rules()] * (padded_batch(len(requests)) - len(requests))
             with self.rules.blocked(rules) as blocked:
@@ -157,11 +159,22 @@ class Engine:
         cross = self.runtime.cross_keys_values(hidden, mask)
         reasoned = reason(self.runtime, settings, cross, first.reasoning_steps)
         reasoned_at = time.perf_counter()
+        if first.items is not None:
+            items = self._padded([request.items or () for request in requests])
+            beams = rank_items(self.runtime, self.trie, settings, cross, reasoned, items, dense_weight, memory)
+            return beams, reasoned_at
         with self.rules.blocked(rules) as blocked:
             beams = decode_items(
                 self.runtime, self.trie, settings, cross, reasoned, first.beam_width, blocked, dense_weight, memory
             )
         return beams, reasoned_at
+
+    def _padded(self, lists: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Catalogue rows on the device, with NO_ITEM behind the shorter lists. Shape: (B, U) int64, U > 0."""
+        padded = np.full((len(lists), max(1, *map(len, lists))), NO_ITEM, np.int64)
+        for i, rows in enumerate(lists):
+            padded[i, : len(rows)] = rows
+        return torch.from_numpy(padded).to(self.runtime.device)
 
     def _dense_weight(self, requests: Sequence[Request]) -> torch.Tensor | None:
         """Shape: (B,) float32; None if no request needs the dense score."""

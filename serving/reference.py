@@ -132,39 +132,69 @@ class Reference:
     ) -> list[tuple[int, float]]:
         """Items (catalogue rows) and scores, best first, as `serving.search.beam.search` defines them."""
         paths = self.paths()
-        shares = torch.tensor([path.log_prob for path in paths], dtype=torch.float64).log_softmax(0).tolist()
         rows = {self.items[row]: row for row in permitted}
-        beams: dict[Tokens, tuple[float, int]] = {}  # prefix -> score and the path that carries it
-        for token in sorted({item[0] for item in rows}):
-            scores = [
-                share + float(self._log_probs(path, ())[token]) for share, path in zip(shares, paths, strict=True)
-            ]
-            score = max(scores) if self.settings.merge == "max" else math.log(sum(math.exp(x) for x in scores))
-            beams[(token,)] = (score, scores.index(max(scores)))
+        beams: dict[Tokens, tuple[float, int]] = {  # prefix -> score and the path that carries it
+            (token,): self._first(paths, token) for token in sorted({item[0] for item in rows})
+        }
         beams = _cut(beams, beam_width)
         for level in range(1, len(self.items[0])):
-            grown = {}
+            grown: dict[Tokens, tuple[float, int]] = {}
             for prefix, (score, path) in beams.items():
                 log_probs = self._log_probs(paths[path], prefix)
                 for token in sorted({item[level] for item in rows if item[:level] == prefix}):
                     grown[(*prefix, token)] = (score + float(log_probs[token]), path)
             beams = _cut(grown, beam_width)
-        dense = [self.dense(path) if dense_weight else np.zeros(len(self.items)) for path in paths]
         odds = self.network_odds(paths[0], neighbours_weight)
-        bonus = (dense_weight or 0.0) * dense[0] + neighbours_weight * self.neighbours()
+        bonus = neighbours_weight * self.neighbours()
         is_favoured = self.shares()[0] > 0 if neighbours_weight else np.zeros(len(self.items), bool)
         if odds < math.inf:
             bonus = self.shares()[0]
         elif dense_weight:
+            bonus = bonus + dense_weight * self.dense(paths[0])
             is_favoured[:] = True
         others = [row for row in permitted if is_favoured[row] and self.items[row] not in beams]
         best = sorted(others, key=lambda row: (-bonus[row], row))[: self.settings.dense_candidates]
-        for item in [self.items[row] for row in best]:
-            beams[item] = (shares[0] + self.score(paths[0], item), 0)
-        for item, (score, path) in beams.items():
-            network = score + (dense_weight or 0.0) * float(dense[path][rows[item]])
-            beams[item] = (self.joined(network, rows[item], odds, neighbours_weight), path)
-        return [(rows[item], score) for item, (score, _) in _cut(beams, beam_width).items()]
+        found = {rows[item]: scored for item, scored in beams.items()}
+        found |= {row: self._scored(paths, self.items[row]) for row in best}
+        return self._ranked(paths, found, dense_weight, neighbours_weight)[:beam_width]
+
+    @torch.no_grad()
+    def rank(
+        self, items: Collection[int], dense_weight: float | None = None, neighbours_weight: float = 0.0
+    ) -> list[tuple[int, float]]:
+        """The given items (catalogue rows) with the scores that a search gives them, best first."""
+        paths = self.paths()
+        scored = {row: self._scored(paths, self.items[row]) for row in items}
+        return self._ranked(paths, scored, dense_weight, neighbours_weight)
+
+    def _ranked(
+        self,
+        paths: Sequence[Path],
+        scored: dict[int, tuple[float, int]],
+        dense_weight: float | None,
+        neighbours_weight: float,
+    ) -> list[tuple[int, float]]:
+        """Lets dense and memory scores join. scored: what an item's tokens score, and the path that it continues."""
+        dense = [self.dense(path) if dense_weight else np.zeros(len(self.items)) for path in paths]
+        odds = self.network_odds(paths[0], neighbours_weight)
+        scores = {}
+        for row, (score, path) in scored.items():
+            network = score + (dense_weight or 0.0) * float(dense[path][row])
+            scores[row] = self.joined(network, row, odds, neighbours_weight)
+        order = sorted(scores, key=lambda row: (-scores[row], self.items[row]))
+        return [(row, scores[row]) for row in order]
+
+    def _scored(self, paths: Sequence[Path], item: Tokens) -> tuple[float, int]:
+        score, path = self._first(paths, item[0])
+        rest = (float(self._log_probs(paths[path], item[:j])[item[j]]) for j in range(1, len(item)))
+        return score + sum(rest), path
+
+    def _first(self, paths: Sequence[Path], token: int) -> tuple[float, int]:
+        """The merged score of an item's first token, and the number of the path that carries it on."""
+        shares = torch.tensor([path.log_prob for path in paths], dtype=torch.float64).log_softmax(0).tolist()
+        scores = [share + float(self._log_probs(path, ())[token]) for share, path in zip(shares, paths, strict=True)]
+        score = max(scores) if self.settings.merge == "max" else math.log(sum(math.exp(x) for x in scores))
+        return score, scores.index(max(scores))
 
     def _state(self, path: Path) -> torch.Tensor:
         """s after a path's last token: MLP_s of the sum of the decoder's outputs so far. Shape: (D,)."""

@@ -101,7 +101,10 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One search. history: catalogue rows, oldest first. paths: reasoning paths. None: the bundle's own value."""
+    """One search. history: catalogue rows, oldest first. paths: reasoning paths. None: the bundle's own value.
+
+    items: score these distinct catalogue rows and search for none; beams and rules have no say then.
+    """
 
     history: tuple[int, ...]
     k: int
@@ -112,6 +115,7 @@ class Request:
     neighbours_weight: float | None = None
     explain: bool = False
     paths: int | None = None
+    items: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

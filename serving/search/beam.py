@@ -44,9 +44,10 @@ from serving.search.decoder import (
     stable_topk,
     token_log_probs,
 )
-from serving.search.dense import dense_score
+from serving.search.dense import DenseScore, dense_score
 from serving.search.memory import MemoryScores, mixed
-from serving.types import Beams, BundleSettings, Merge, SearchSettings
+from serving.search.scoring import merge_paths, score_items
+from serving.types import Beams, BundleSettings, SearchSettings
 
 
 def search_settings(vocabulary: Vocabulary, settings: BundleSettings) -> SearchSettings:
@@ -140,6 +141,41 @@ def decode_items(
 ) -> Beams:
     """Decodes items with `beam_width` beams, lets dense and memory scores join, and ranks again. See `search`."""
     proposed = propose_items(runtime, trie, settings, cross, reasoned, beam_width, blocked, dense_weight, memory)
+    is_ranked = dense_weight is None and memory is None  # by the beam, which no other score joins
+    return _joined(trie, settings, reasoned, proposed, memory, None if is_ranked else beam_width)
+
+
+def rank_items(
+    runtime: Runtime,
+    trie: Trie,
+    settings: SearchSettings,
+    cross: CrossKeysValues,
+    reasoned: ReasoningPaths,
+    items: torch.Tensor,
+    dense_weight: torch.Tensor | None,
+    memory: MemoryScores | None = None,
+) -> Beams:
+    """All of the given items, best first, with the scores that `search` gives them. K is their number.
+
+    Shape: items (B, U) int64 catalogue rows; those that are not in the trie, such as `NO_ITEM`, come last, as -1.
+    """
+    found = score_items(runtime, trie, settings, cross, reasoned, items)
+    scorer = None
+    if dense_weight is not None:
+        scorer = dense_score(runtime, trie, reasoned.states[:, :, -1], None, 0)
+    proposed = _proposed(runtime, trie, settings, reasoned, found, scorer, dense_weight, memory)
+    return _joined(trie, settings, reasoned, proposed, memory, items.shape[1])
+
+
+def _joined(
+    trie: Trie,
+    settings: SearchSettings,
+    reasoned: ReasoningPaths,
+    proposed: Proposed,
+    memory: MemoryScores | None,
+    keep: int | None,
+) -> Beams:
+    """Lets the memory join what was proposed, and keeps the best, best first. keep: None leaves list and order."""
     found, dense, scores = proposed.found, proposed.dense, proposed.network
     gate = torch.full_like(proposed.confidence, float("inf"))
     if memory is not None:
@@ -149,8 +185,8 @@ def decode_items(
         else:
             gate = memory.gate + settings.gate_confidence * proposed.confidence
             scores = mixed(scores, by_memory, gate)
-    if dense_weight is not None or memory is not None:
-        order = stable_topk(scores, found.leaf, min(beam_width, scores.shape[1]))
+    if keep is not None:
+        order = stable_topk(scores, found.leaf, min(keep, scores.shape[1]))
         dense, scores = dense.gather(1, order), scores.gather(1, order)
         found = DecodedItems(
             found.leaf.gather(1, order), scores, found.path.gather(1, order), select_rows(found.token_log_probs, order)
@@ -181,23 +217,34 @@ def propose_items(
 ) -> Proposed:
     """The beam's items and the candidates, with what the network alone says of them. See `search`."""
     found = _decode_tokens(runtime, trie, settings, cross, reasoned, beam_width, blocked)
-    confidence = found.scores.new_zeros(len(found.scores))
-    if settings.gate_confidence and memory is not None:
-        first = token_log_probs(runtime, settings, reasoned.hidden[:, 0], settings.level_ranges[0])
-        confidence = first.amax(-1)
-    if dense_weight is None and memory is None:
-        return Proposed(found, found.scores, torch.zeros_like(found.scores), confidence)
     scorer = None
     if dense_weight is not None:
         best = settings.dense_candidates and settings.dense_candidates + found.leaf.shape[1]  # the beam's may be among
         scorer = dense_score(runtime, trie, reasoned.states[:, :, -1], blocked, best)
-    if settings.dense_candidates:
+    if settings.dense_candidates and not (dense_weight is None and memory is None):
         favours = favoured(runtime, scorer, dense_weight, memory)
         found = add_candidates(runtime, trie, settings, cross, reasoned, found, blocked, favours)
+    return _proposed(runtime, trie, settings, reasoned, found, scorer, dense_weight, memory)
+
+
+def _proposed(
+    runtime: Runtime,
+    trie: Trie,
+    settings: SearchSettings,
+    reasoned: ReasoningPaths,
+    found: DecodedItems,
+    scorer: DenseScore | None,
+    dense_weight: torch.Tensor | None,
+    memory: MemoryScores | None,
+) -> Proposed:
     network, dense = found.scores, torch.zeros_like(found.scores)
     if scorer is not None and dense_weight is not None:
         dense = scorer.of(runtime, trie.item[found.leaf].long(), found.path)
         network = network + dense_weight[:, None] * dense
+    confidence = found.scores.new_zeros(len(found.scores))
+    if settings.gate_confidence and memory is not None:
+        first = token_log_probs(runtime, settings, reasoned.hidden[:, 0], settings.level_ranges[0])
+        confidence = first.amax(-1)
     return Proposed(found, network, dense, confidence)
 
 
@@ -225,7 +272,9 @@ def _decode_tokens(
         candidates = scores.unsqueeze(-1) + step
         count = min(beam_width, trie.nodes_at(level + 1), child.shape[1] * child.shape[2])
         if level == 0:
-            scores, parent, column = _merge_paths(candidates, settings.merge, child, min(count, child.shape[2]))
+            merged, carrier = merge_paths(candidates, settings.merge)
+            column = stable_topk(merged, child[:, 0], min(count, child.shape[2]))
+            scores, parent = merged.gather(1, column), carrier.gather(1, column)
             flat = parent * child.shape[2] + column
         else:
             flat = stable_topk(candidates.flatten(1), child.flatten(1), count)  # (B, K)
@@ -237,16 +286,3 @@ def _decode_tokens(
         if level + 1 < trie.levels:
             hidden, cache = decode_step(runtime, cross, cache.select(parent), runtime.embed(trie.token[node]))
     return DecodedItems(node - trie.level_start[trie.levels], scores, path, chosen_log_probs)
-
-
-def _merge_paths(
-    candidates: torch.Tensor, merge: Merge, child: torch.Tensor, count: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Merges the scores of all paths for each first token, and keeps the best tokens.
-
-    Shapes: candidates, child (B, P, C) -> scores, best path and index among C, each (B, count).
-    """
-    parent = candidates.argmax(1)  # (B, C)
-    merged = candidates.logsumexp(1) if merge == "logsumexp" and candidates.shape[1] > 1 else candidates.amax(1)
-    column = stable_topk(merged, child[:, 0], count)
-    return merged.gather(1, column), parent.gather(1, column), column

@@ -16,9 +16,10 @@ from serving.items.neighbours import NO_ITEM
 from serving.items.trie import Trie
 from serving.network.runtime import Runtime
 from serving.network.t5 import CrossKeysValues
-from serving.search.decoder import NEG_INF, DecodedItems, ReasoningPaths, stable_topk, token_log_probs
+from serving.search.decoder import NEG_INF, DecodedItems, ReasoningPaths, stable_topk
 from serving.search.dense import DenseScore
 from serving.search.memory import MemoryScores, find_rows
+from serving.search.scoring import score_items
 from serving.types import SearchSettings
 
 
@@ -69,8 +70,7 @@ def add_candidates(
     blocked: Blocked | None,
     favours: Favoured,
 ) -> DecodedItems:
-    """Appends the U permitted items with the highest bonus that the beam has not found, scored by the decoder on the
-    likeliest path.
+    """Appends the U permitted items with the highest bonus that the beam has not found, scored as the beam would have.
 
     Nothing is added to a request for which nothing is favoured: its answer is the beam's, whatever else is in the
     batch. Of equal bonuses the lower catalogue row comes first. The decoder's work is in proportion to U.
@@ -80,48 +80,11 @@ def add_candidates(
     bonus = favours.bonus.masked_fill(find_rows(by_beam, items)[1], NEG_INF)
     bonus = bonus.masked_fill(trie.leaf[items] < 0 if blocked is None else blocked.items(trie, items), NEG_INF)
     chosen = stable_topk(bonus, items, min(settings.dense_candidates, bonus.shape[1]))
-    item = items.gather(1, chosen)  # (B, U)
-    leaf, tokens = trie.leaf[item].long(), runtime.item_tokens[item]  # (B, U), (B, U, M)
-    log_probs = _log_probs(runtime, settings, cross, reasoned, tokens)  # (B, U, M)
-    scores = log_probs.sum(-1) + reasoned.scores.log_softmax(-1)[:, :1]
-    scores = scores.masked_fill(bonus.gather(1, chosen) == NEG_INF, NEG_INF)
+    added = items.gather(1, chosen).masked_fill(bonus.gather(1, chosen) == NEG_INF, NO_ITEM)  # (B, U)
+    scored = score_items(runtime, trie, settings, cross, reasoned, added)
     return DecodedItems(
-        torch.cat([found.leaf, leaf], 1),
-        torch.cat([found.scores, scores], 1),
-        torch.cat([found.path, torch.zeros_like(leaf)], 1),
-        torch.cat([found.token_log_probs, log_probs], 1),
+        torch.cat([found.leaf, scored.leaf], 1),
+        torch.cat([found.scores, scored.scores], 1),
+        torch.cat([found.path, scored.path], 1),
+        torch.cat([found.token_log_probs, scored.token_log_probs], 1),
     )
-
-
-def _log_probs(
-    runtime: Runtime, settings: SearchSettings, cross: CrossKeysValues, reasoned: ReasoningPaths, tokens: torch.Tensor
-) -> torch.Tensor:
-    """log P of the tokens of items after the likeliest path. Shape: tokens (B, U, M) -> (B, U, M)."""
-    hidden = _hidden(runtime, cross, reasoned, tokens)
-    found = []
-    for level, block in enumerate(settings.level_ranges):
-        log_probs = token_log_probs(runtime, settings, hidden[:, :, level], block)
-        found.append(log_probs.gather(-1, tokens[..., level, None] - block[0]))
-    return torch.cat(found, -1)
-
-
-def _hidden(runtime: Runtime, cross: CrossKeysValues, reasoned: ReasoningPaths, tokens: torch.Tensor) -> torch.Tensor:
-    """The decoder's outputs at every position of items after the likeliest path. Shapes: (B, U, M) -> (B, U, M, D).
-
-    One pass over the tokens of all items: row (u, j) attends to the reasoning and to its own item's tokens up to c_j.
-    """
-    batch, count, levels = tokens.shape
-    cache, hidden = reasoned.cache, reasoned.hidden[:, :1].unsqueeze(2).expand(-1, count, -1, -1)  # (B, U, 1, D)
-    if levels == 1:
-        return hidden
-    row = torch.arange(count * (levels - 1), device=tokens.device)
-    candidate, position = row // (levels - 1), row % (levels - 1)
-    behind = position[:, None] - position
-    distance = torch.cat([cache.distance + 1 + position[:, None], behind.clamp(min=0)], 1)
-    is_prefix = (candidate[:, None] == candidate) & (behind >= 0)
-    own_mask = cache.attention_mask.new_zeros(behind.shape).masked_fill(~is_prefix, NEG_INF)
-    reasoning_mask = cache.attention_mask[:, :1].expand(-1, len(row), -1)
-    attention_mask = torch.cat([reasoning_mask, own_mask.expand(batch, -1, -1)], -1)
-    bias = runtime.relative_bias[:, distance] + attention_mask.unsqueeze(1)
-    rest, _ = runtime.step(runtime.embed(tokens[:, :, :-1].flatten(1)), bias, cross, cache.past)
-    return torch.cat([hidden, rest.view(batch, count, levels - 1, -1)], 2)

@@ -16,6 +16,7 @@ from serving.engine import Engine
 from serving.errors import EngineError, RequestError
 from serving.items.neighbours import NO_ITEM
 from serving.reference import Reference
+from serving.search import scoring
 from serving.search.beam import reason
 from serving.search.candidates import favoured
 from serving.search.dense import DenseScore
@@ -32,10 +33,16 @@ def ask(engine: Engine, *requests: Request) -> list[Answer]:
     return engine.search(list(requests), engine.encode([request.history for request in requests]))
 
 
+def with_paths(bundle: Bundle, request: Request) -> Bundle:
+    """The bundle with the reasoning paths that a request asks for."""
+    if request.paths is None:
+        return bundle
+    return replace(bundle, settings=replace(bundle.settings, paths=request.paths))
+
+
 def assert_as_reference(bundle: Bundle, request: Request, answer: Answer) -> None:
     """Same items, same order, same scores."""
-    if request.paths is not None:
-        bundle = replace(bundle, settings=replace(bundle.settings, paths=request.paths))
+    bundle = with_paths(bundle, request)
     reference = Reference(bundle, request.history, request.reasoning_steps)
     permitted = np.flatnonzero(bundle.catalogue.permitted(request.rules)).tolist()
     dense = bundle.dense_weight if request.dense_weight is None else request.dense_weight
@@ -126,6 +133,48 @@ def test_an_answer_is_the_same_alone_and_in_any_batch(runtime, world):
     for request, answer in zip(requests, together, strict=True):
         (alone,) = ask(engine, request)
         assert_same_answer(alone, answer)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@settings(max_examples=20, deadline=None)
+@given(world=worlds())
+def test_given_items_score_what_a_search_gives_them(runtime, world):
+    """Those that a search finds, however narrow it is, and what the reference says of all."""
+    bundle, requests = world
+    engine, every = Engine(bundle, runtime=runtime), len(bundle.catalogue)
+    ranked = ask(engine, *(replace(each, items=tuple(range(i, every)), k=every) for i, each in enumerate(requests)))
+    for whole, found in zip(ranked, ask(engine, *requests), strict=True):
+        scores = dict(zip(whole.items, whole.scores, strict=True))
+        for item, score in zip(found.items, found.scores, strict=True):
+            assert item not in scores or scores[item] == pytest.approx(score, abs=TOLERANCE)
+    dense, near = requests[0].dense_weight, requests[0].neighbours_weight
+    reference = Reference(with_paths(bundle, requests[0]), requests[0].history, requests[0].reasoning_steps)
+    assert_same_answer(ranked[0], reference.rank(range(every), dense, near or 0.0), TOLERANCE)
+
+
+def test_more_items_than_share_a_pass_are_ranked_like_few(monkeypatch: pytest.MonkeyPatch):
+    bundle = tiny_model(60, seed=12, paths=3, dense_weight=0.5, neighbours=True, neighbours_weight=1.0, gate=GATE)
+    engine, items = Engine(bundle), tuple(range(59, 0, -2))
+    together = Request((4, 8), 60, 60, 2, items=items)
+    (expected,) = ask(engine, together)
+    monkeypatch.setattr(scoring, "AT_ONCE", 7)
+    found, alone = ask(engine, together, replace(together, items=items[3:4]))
+    assert set(found.items) == set(items) and found.scores == sorted(found.scores, reverse=True)
+    assert_same_answer(found, expected)
+    assert alone.items == [items[3]]
+    assert alone.scores[0] == pytest.approx(dict(zip(found.items, found.scores, strict=True))[items[3]], abs=TOLERANCE)
+
+
+def test_an_item_that_no_search_can_find_is_not_ranked():
+    bundle = tiny_model(20)
+    engine = Engine(bundle)
+    engine.adopt(engine.with_room())
+    bundle.catalogue.listed[3] = False
+    engine.refresh([3])
+    ranked, nothing = ask(engine, Request((1,), 20, 20, 1, items=(2, 3, 4)), Request((1,), 20, 20, 1, items=()))
+    assert sorted(ranked.items) == [2, 4] and nothing.items == []
+    beyond = len(engine.trie.leaf)  # an item that came when there was no room for it
+    assert ask(engine, Request((1,), 20, 20, 1, items=(beyond,)))[0].items == []
 
 
 @settings(max_examples=25, deadline=None)

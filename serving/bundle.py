@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from serving.errors import BundleError
 from serving.items.catalogue import Catalogue, read_catalogue
 from serving.items.neighbours import Neighbours, read_neighbours
+from serving.items.titles import read_titles
 from serving.items.trie import Trie
 from serving.items.trie_file import read_trie
 from serving.items.vocabulary import Vocabulary
@@ -37,6 +38,7 @@ TRIE = "trie.safetensors"
 NEIGHBOURS = "neighbours.safetensors"
 ITEM_INDEX = "items.faiss"
 SAMPLE = "sample.json"
+TITLES = "titles.safetensors"
 BOUND_SLACK = np.float32(1.01)  # rounding, to float16 at worst
 
 
@@ -120,6 +122,8 @@ def _open(folder: Path, manifest: dict[str, Any], version: str) -> Bundle:
         )
     subsets = {path.stem: _read_json(path) for path in sorted((folder / "catalogues").glob("*.json"))}
     catalogue = read_catalogue(folder / "catalogue.parquet", vocabulary.tokens_per_item, subsets)
+    if TITLES in manifest["files"]:
+        catalogue.title_index = read_titles(folder / TITLES, len(catalogue))
     _check_tokens(vocabulary, catalogue.tokens, settings.suffix_tokens)
     trie = read_trie(folder / TRIE) if TRIE in manifest["files"] else None
     if trie is not None:

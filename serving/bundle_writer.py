@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from serving.bundle import ITEM_INDEX, NEIGHBOURS, SAMPLE, TRIE, Bundle
+from serving.bundle import ITEM_INDEX, NEIGHBOURS, SAMPLE, TITLES, TRIE, Bundle
 from serving.files import replaced_folder
 from serving.items.catalogue import write_catalogue
 from serving.items.item_index import EXACT_ITEMS, build_index, write_index
 from serving.items.neighbours import write_neighbours
+from serving.items.titles import write_titles
 from serving.items.trie import build_trie
 from serving.items.trie_file import write_trie
 from serving.manifest import (
@@ -49,6 +50,9 @@ def _write_files(folder: Path, bundle: Bundle, model_card: str, write_tokenizer:
     save_file(_on_cpu(bundle.network.heads.state_dict()), folder / "heads.safetensors", {"format": "pt"})
     write_catalogue(folder / "catalogue.parquet", bundle.catalogue)
     write_trie(folder / TRIE, build_trie(bundle.catalogue.tokens))
+    bundle.catalogue.index_titles()
+    assert bundle.catalogue.title_index is not None
+    write_titles(folder / TITLES, bundle.catalogue.title_index)
     if bundle.neighbours is not None:
         write_neighbours(folder / NEIGHBOURS, bundle.neighbours)
     if bundle.settings.dense_weight and len(bundle.catalogue) > EXACT_ITEMS:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from serving.errors import BundleError, RequestError, UnknownCatalogue
+from serving.items.titles import TitleIndex, build_title_index
 from serving.types import Rules
 
 COLUMNS = {"item_id", "tokens", "title", "categories", "popularity"}
@@ -38,6 +39,7 @@ class Catalogue:
     categories: list[list[str]]
     popularity: np.ndarray
     subsets: dict[str, np.ndarray] = field(default_factory=dict)
+    title_index: TitleIndex | None = None  # of the titles as they were, most popular first; see `index_titles`
     category_names: frozenset[str] = field(init=False)
     listed: np.ndarray = field(init=False)
     _rows: dict[str, int] = field(init=False)
@@ -46,7 +48,7 @@ class Catalogue:
     _lock: threading.Lock = field(init=False, default_factory=threading.Lock)  # guards these two
     _by_popularity: np.ndarray = field(init=False)
     _room: tuple[np.ndarray, ...] = field(init=False)  # tokens, popularity and listed, with rows to come behind them
-    _by_title: list[tuple[str, int]] | None = field(init=False, default=None)  # see `index_titles`
+    _retitled: dict[int, None] = field(init=False, default_factory=dict)  # rows whose title is not in it, oldest first
 
     def __post_init__(self) -> None:
         self._rows = {item_id: row for row, item_id in enumerate(self.item_ids)}
@@ -152,20 +154,23 @@ class Catalogue:
 
     def index_titles(self) -> None:
         """Builds what `find_titles` reads, so that the first search does not pay for it."""
-        if self._by_title is None:
-            self._by_title = [(_folded(self.titles[row]), row) for row in self._by_popularity.tolist()]
+        if self.title_index is None:
+            self.title_index = build_title_index(_folded(self.titles[row]) for row in self._by_popularity.tolist())
 
     def find_titles(self, query: str, limit: int) -> list[int]:
-        """Rows whose title contains every word of the query, most popular first. Reads all titles at worst."""
+        """Rows whose title contains every word of the query, most popular first. Reads titles that may match only."""
         self.index_titles()
-        assert self._by_title is not None
-        words = query.casefold().split()
-        matches = (
-            row
-            for title, row in self._by_title
-            if all(word in title for word in words) and self.listed[row] and title == _folded(self.titles[row])
-        )
+        assert self.title_index is not None
+        words, retitled = query.casefold().split(), list(self._retitled)
+        ranks = self.title_index.candidates(words)
+        rows = self._by_popularity if ranks is None else self._by_popularity[ranks]
+        known = (row for row in map(int, rows) if row not in self._retitled)
+        matches = (row for row in chain(known, retitled) if self._matches(row, words))
         return list(islice(matches, limit))
+
+    def _matches(self, row: int, words: Sequence[str]) -> bool:
+        title = _folded(self.titles[row])
+        return bool(self.listed[row]) and all(word in title for word in words)
 
     # Changes
 
@@ -186,8 +191,8 @@ class Catalogue:
 
     def describe(self, row: int, title: str | None, categories: Sequence[str]) -> None:
         """Changes an item's title and categories."""
-        if self._by_title is not None and title != self.titles[row]:
-            self._by_title.append((_folded(title), row))
+        if title != self.titles[row]:
+            self._retitled[row] = None
         self.titles[row] = title
         before, after = set(self.categories[row]), set(categories)
         self.categories[row] = list(dict.fromkeys(categories))

@@ -17,7 +17,7 @@ import torch
 from serving.errors import BundleError
 
 EXACT_ITEMS = 20_000  # up to here all vectors are compared, which takes a millisecond or two
-PROBES = 64
+PROBES = 128
 LISTS_PER_ROOT = 4
 TRAINED_PER_LIST = 64  # vectors that k-means reads
 ROUNDS = 10  # of k-means

@@ -138,7 +138,7 @@ def test_the_folder_is_what_the_contract_says(good):
 
 def files_of_a_tiny_bundle() -> list[str]:
     return ["README.md", "catalogue.parquet", "catalogues/small.json", "heads.safetensors", "model/config.json",
-            "model/model.safetensors", "neighbours.safetensors", "tokenizer/tokenizer.json",
+            "model/model.safetensors", "neighbours.safetensors", "titles.safetensors", "tokenizer/tokenizer.json",
             "trie.safetensors"]  # fmt: skip
 
 

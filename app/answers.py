@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from app.ids import fresh_id
 from app.schemas import (
     Explanation,
     ItemExplanation,
@@ -17,14 +16,15 @@ from app.schemas import (
 )
 from serving.bundle import Bundle
 from serving.items.catalogue import Catalogue
+from serving.online import receipts
 from serving.online.models import Assigned, Models
 from serving.online.recommender import Query, Recommendation, Steps
 from serving.types import Trace
 
 
-async def recommend(models: Models, assigned: Assigned) -> RecommendResponse:
-    """The answer to one request of a client. Raises serving's errors."""
-    return to_response(assigned.recommender.bundle, assigned.query, await models.recommend(assigned))
+async def recommend(models: Models, assigned: Assigned, secret: bytes) -> RecommendResponse:
+    """The answer to one request of a client. secret: seals its id. Raises serving's errors."""
+    return to_response(assigned.recommender.bundle, assigned.query, await models.recommend(assigned), secret)
 
 
 def work_of(assigned: Assigned) -> int:
@@ -57,10 +57,13 @@ def to_query(body: RecommendRequest, steps: Steps, client: str = "") -> Query:
     )
 
 
-def to_response(bundle: Bundle, query: Query, found: Recommendation) -> RecommendResponse:
+def to_response(bundle: Bundle, query: Query, found: Recommendation, secret: bytes) -> RecommendResponse:
     by_model = found.source == "model"
+    items = to_items(bundle.catalogue, found.items, found.scores)
     return RecommendResponse(
-        recommendation_id=fresh_id(),
+        recommendation_id=receipts.issue(
+            bundle.version, found.source, found.plan.steps, query.user_id, [item.item_id for item in items], secret
+        ),
         user_id=query.user_id,
         model_version=bundle.version,
         source=found.source,
@@ -68,7 +71,7 @@ def to_response(bundle: Bundle, query: Query, found: Recommendation) -> Recommen
         reasoning_paths=(query.paths or bundle.settings.paths) if by_model else 0,
         beam_width=found.plan.beam_width,
         cache=found.cache,
-        items=to_items(bundle.catalogue, found.items, found.scores),
+        items=items,
         unknown_items=found.unknown_items,
         timings_ms=Timings(**{stage: round(1000 * seconds, 3) for stage, seconds in found.seconds.items()}),
         explanation=to_explanation(bundle, query, found, found.trace) if found.trace else None,

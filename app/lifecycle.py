@@ -27,7 +27,9 @@ from serving.online.changelog import ChangeLog, FileLog, MemoryLog, NoLog, Redis
 from serving.online.changes import Changes
 from serving.online.costs import CostTable
 from serving.online.deployment import Conflict
+from serving.online.feedback import Feedback, FeedbackFiles, LocalFeedback, RedisFeedback
 from serving.online.models import Change, Models
+from serving.online.receipts import user_key
 from serving.online.recommender import EngineLike, Limits, Observer, Recommender, Search, encode_and_search, run_batch
 from serving.online.redis_link import RedisDown, RedisLink, connect, fault_of, trouble_of
 from serving.online.tiers import MemoryTier, RedisTier
@@ -110,6 +112,18 @@ class Service:
             self.users = RedisUsers(store, bounds, settings.user_secret, settings.redis_prefix)
         self.cache = StateCache(in_process, redis, lambda tier, result: self.metrics.cache.labels(tier, result).inc())
         self.changes = Changes(self._change_log(), {"model": self._apply_to_models})
+        self.feedback = self._feedback()
+
+    def _feedback(self) -> Feedback:
+        settings = self.settings
+        if self._redis is not None:
+            return RedisFeedback(
+                RedisLink(self._redis, CHANGE_LIMIT_S), settings.redis_prefix, settings.feedback_window_s,
+                settings.feedback_retention_days, settings.max_feedback_records,
+            )  # fmt: skip
+        if settings.state_dir is not None and settings.replicas == 1:
+            return LocalFeedback(FeedbackFiles(settings.state_dir / "feedback", settings.feedback_retention_days))
+        return LocalFeedback(None)
 
     def _change_log(self) -> ChangeLog:
         settings = self.settings
@@ -280,6 +294,11 @@ class Service:
         await asyncio.to_thread(engine.bundle.catalogue.index_titles)
         gc.freeze()
         return self._recommender(engine)
+
+    async def erase_user(self, user_id: str) -> None:
+        """Erases all that is kept about a user. Raises StoreUnavailable: something may be left then."""
+        await self.recommender.erase(user_id)
+        await self.feedback.erase(user_key(user_id, self.settings.user_secret))
 
     def check_ready(self) -> None:
         """Raises what keeps the service from answering."""

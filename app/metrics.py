@@ -19,8 +19,10 @@ from prometheus_client import (
     generate_latest,
 )
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.samples import Sample
 
 from app.slot import METRICS_FOLDER
+from serving.online.feedback import Added
 from serving.online.recommender import Observer
 
 SECONDS = (
@@ -100,6 +102,14 @@ class Metrics(Observer):
             "streamrec_recommendation_seconds", "Time to an answer, by model", ["version"], buckets=SECONDS,
             registry=registry,
         )  # fmt: skip
+        self.feedback = Counter(
+            "streamrec_feedback", "Events on recommended items", ["version", "source", "steps", "event"],
+            registry=registry,
+        )  # fmt: skip
+        self.hits = Counter(
+            "streamrec_hits", "Recommendations with any event but impressions", ["version", "source", "steps"],
+            registry=registry,
+        )  # fmt: skip
         self.shadow_overlap = Histogram(
             "streamrec_shadow_overlap",
             "Share of an answer's items that the shadow found too",
@@ -127,6 +137,7 @@ class Metrics(Observer):
         self.threads = Gauge(
             "streamrec_threads", "Threads of the Python process", registry=registry, multiprocess_mode="livesum"
         )
+        self._versions: set[str] = set()  # of all models that this process has or had
         # Every request needs these: looked up once, without the lock in labels().
         self.stages = {stage: self.stage_seconds.labels(stage) for stage in STAGES}
         self.answers, self.rejections = cache(self.request_seconds.labels), cache(self.rejected.labels)
@@ -134,8 +145,18 @@ class Metrics(Observer):
         self._seconds_by = cache(self.recommendation_seconds.labels)
 
     def show_models(self, active: str, known: Iterable[str] = ()) -> None:
-        for version in {active, *known}:
+        self._versions |= {active, *known}
+        for version in self._versions:
             self.model_info.labels(version).set(version == active)
+
+    def took_feedback(self, version: str, source: str, steps: int, event: str, added: Added) -> None:
+        """Of a recommendation by this version; those that this process never had are counted as one, `other`: without a
+        secret anybody can make their names up."""
+        labels = version if version in self._versions else "other", source, str(steps)
+        if added.is_new:
+            self.feedback.labels(*labels, event).inc()
+        if added.is_first_hit:
+            self.hits.labels(*labels).inc()
 
     # What the recommender reports (serving.online.recommender.Observer)
 
@@ -168,11 +189,19 @@ class Metrics(Observer):
 
     def text(self) -> bytes:
         """The text that Prometheus scrapes. With several workers: the sum over all, including those that have died."""
+        return generate_latest(self._everywhere())
+
+    def samples(self, *names: str) -> list[Sample]:
+        """Those of these names, with several workers as in `text`."""
+        families = self._everywhere().collect()
+        return [sample for family in families for sample in family.samples if sample.name in names]
+
+    def _everywhere(self) -> CollectorRegistry:
         if not self.shared:
-            return generate_latest(self.registry)
+            return self.registry
         everywhere = CollectorRegistry()
         MultiProcessCollector(everywhere)  # type: ignore[no-untyped-call]
-        return generate_latest(everywhere)
+        return everywhere
 
 
 class Scrapes:

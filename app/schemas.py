@@ -22,6 +22,7 @@ from serving.types import MAX_ID_LENGTH
 MAX_ITEMS = 10_000
 MAX_PATHS = 16
 MAX_VERSION_LENGTH = 256
+MAX_RECEIPT_LENGTH = 32_768  # of the id of a recommendation with 10,000 items
 MAX_PATH_LENGTH = 240  # of a name in any file system
 EXAMPLE: dict[str, JsonValue] = {"history": [], "k": 5}  # works as it is, whatever the catalogue
 
@@ -213,6 +214,51 @@ class Item(BaseModel):
 
 class ItemsResponse(BaseModel):
     items: list[Item]
+
+
+Event = Literal["impression", "click", "like", "dislike", "cart", "purchase", "play", "share"]
+
+
+class FeedbackRequest(Body):
+    """What somebody did with an item of a recommendation."""
+
+    recommendation_id: Annotated[str, StringConstraints(min_length=1, max_length=MAX_RECEIPT_LENGTH)]
+    item_id: Id
+    event: Event
+    value: float | None = Field(None, description="such as a price or seconds played; kept as it is")
+    time: float | None = Field(
+        None, ge=0, le=1e11, description="seconds since the epoch; default: when the request came"
+    )
+
+
+class FeedbackResponse(BaseModel):
+    counted: bool = Field(description="false: this event on this item of this recommendation had been counted before")
+    position: int = Field(description="of the item in the recommendation, 1 for the best")
+    kept: bool = Field(description="whether it can be trained on later; false: it is only counted")
+
+
+class Rate(BaseModel):
+    """A share, with the 95% interval that its number of cases leaves (Wilson)."""
+
+    share: float
+    low: float
+    high: float
+
+
+class FeedbackSummary(BaseModel):
+    """Of one model, source and number of steps, since the start of this service."""
+
+    version: str
+    source: str
+    reasoning_steps: int
+    recommendations: int
+    events: dict[str, int]
+    hit_rate: Rate | None = Field(description="recommendations with any event but impressions; null without any")
+    click_through_rate: Rate | None = Field(description="clicks per impression; null without impressions")
+
+
+class FeedbackSummaries(BaseModel):
+    summaries: list[FeedbackSummary]
 
 
 class Cost(BaseModel):

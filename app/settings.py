@@ -135,8 +135,15 @@ class Settings(BaseSettings):
 
     state_dir: Path | None = Field(
         default=None,
-        description="folder that keeps the log of changes on one machine; unset: Redis has it, or else a restart loses "
-        "changes",
+        description="folder that keeps the log of changes and feedback on one machine; unset: Redis has them, or else "
+        "a restart loses changes and feedback is only counted",
+    )
+    feedback_window_s: int = Field(
+        default=86_400, ge=1, description="seconds after a recommendation for which feedback on it is taken"
+    )
+    feedback_retention_days: int = Field(default=90, ge=1, description="days for which feedback is kept")
+    max_feedback_records: int = Field(
+        default=1_000_000, ge=1, description="most records of feedback kept in Redis; the oldest make room"
     )
 
     api_keys: Listed = Field(

@@ -65,7 +65,7 @@ async def recommend(request: Request, body: RecommendRequest, steps: StepsDep, s
     models = service.models
     assigned = models.assign(answers.to_query(body, steps, request.state.client))
     await _charge(request, assigned, service)
-    answer = await while_connected(request, answers.recommend(models, assigned))
+    answer = await while_connected(request, answers.recommend(models, assigned, service.settings.user_secret))
     if answer is None:
         return Response(status_code=499)  # the client has gone
     request.state.answer = answer  # for the trace
@@ -140,7 +140,7 @@ async def _one(request: Request, service: Service, raw: Any, steps: Steps) -> Re
         body = RecommendRequest.model_validate(raw)
         assigned = service.models.assign(answers.to_query(body, steps, request.state.client))
         await _charge(request, assigned, service)
-        return await answers.recommend(service.models, assigned)
+        return await answers.recommend(service.models, assigned, service.settings.user_secret)
     except (ServingError, ValidationError) as error:
         details = errors.problem(error)
     except Exception as error:

@@ -41,7 +41,7 @@ async def read_user(user_id: UserId, service: ServiceDep) -> UserResponse:
 
 @router.delete("/{user_id:anything}", status_code=204)
 async def erase_user(user_id: UserId, service: ServiceDep) -> Response:
-    """Erase everything kept about a user, known history and encoded histories: in Redis at once, in other processes
-    within moments. After a 503 something may be left: send the request again."""
-    await service.recommender.erase(user_id)
+    """Erase everything kept about a user, known history, encoded histories and feedback: in Redis and files at once, in
+    other processes within moments. After a 503 something may be left: send the request again."""
+    await service.erase_user(user_id)
     return Response(status_code=204)

@@ -29,10 +29,10 @@ KEY = "sesame"
 ROUTES = (
     "POST /recommend", "POST /recommend/batch", "POST /users/{user_id}/events", "GET /users/{user_id}",
     "DELETE /users/{user_id}", "GET /items", "GET /items/{item_id}", "POST /models", "POST /models/{version}/activate",
-    "DELETE /models/{version}", "PUT /traffic", "GET /traffic", "GET /models", "GET /livez", "GET /readyz",
-    "GET /metrics",
+    "DELETE /models/{version}", "PUT /traffic", "POST /feedback", "GET /feedback/summary", "GET /traffic",
+    "GET /models", "GET /livez", "GET /readyz", "GET /metrics",
 )  # fmt: skip
-TAKES_NOTHING = ROUTES[-5:]  # and so cannot be asked wrongly
+TAKES_NOTHING = ROUTES[-6:]  # and so cannot be asked wrongly
 load_all_checks()
 CHECKS = [
     checks.status_code_conformance,
@@ -85,7 +85,7 @@ def test_answers_are_declared(fuzzed: TestClient, schema: Any, route: str, mode:
         # catalogue, a beam or a bundle that does not exist, or for more than 100%.
         refused = response.status_code == 413 or path == "/recommend/batch"
         more = [checks.negative_data_rejection] if mode.is_negative and not refused else []
-        if mode.is_positive and not path.startswith(("/recommend", "/models", "/traffic")):
+        if mode.is_positive and not path.startswith(("/recommend", "/models", "/traffic", "/feedback")):
             more = [checks.positive_data_acceptance]
         case.validate_response(response, checks=CHECKS + more)
 

@@ -1,0 +1,243 @@
+"""What people do with recommendations, kept for learning: in a Redis stream, in files, or only counted.
+
+A record names no user, but the key that stands for one (`receipts.user_key`), by which everything of a user is erased.
+The same event on the same item of the same recommendation counts once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import os
+import re
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from redis.exceptions import RedisError
+
+from serving.errors import StorageError, StoreUnavailable
+from serving.files import atomic_write
+from serving.online.redis_link import RedisDown, RedisLink
+
+Record = Mapping[str, Any]
+
+DAY = 86_400  # seconds
+MAX_SEEN = 200_000  # events that a process without Redis knows as counted
+MAX_PENDING = 1000  # records that wait for the disk; beyond them feedback is refused
+MAX_FILE_BYTES = 64 << 20
+PAGE = 1000  # records of a stream read at once
+NAME = re.compile(r"feedback-(\d{4}-\d\d-\d\d)-(\d{4})\.jsonl")
+
+
+class Added(NamedTuple):
+    """is_new: the event had not been counted. is_first_hit: nor had any event of the recommendation but impressions."""
+
+    is_new: bool
+    is_first_hit: bool
+
+
+class Feedback(Protocol):
+    """is_kept: whether records can be read back, to train on."""
+
+    is_kept: bool
+
+    async def add(self, recommendation_id: str, record: Record, is_hit: bool) -> Added:
+        """Returns once the record is stored. record: `user`, `item_id` and `event`, and all that it is joined with.
+        Raises StoreUnavailable; the event has not been counted then."""
+
+    async def erase(self, user: str) -> None:
+        """Erases every record of a user. Raises StoreUnavailable."""
+
+
+def _event_key(recommendation_id: str, record: Record | None = None) -> bytes:
+    """Stands for an event on a recommendation; without a record, for the first hit."""
+    name = "" if record is None else f"{record['event']} {record['item_id']}"
+    return blake2b(f"{recommendation_id} {name}".encode("utf-8", "surrogatepass"), digest_size=12).digest()
+
+
+class LocalFeedback:
+    """For a single process: what was counted is remembered in it, records go to files, if there are any."""
+
+    def __init__(self, files: FeedbackFiles | None) -> None:
+        self._files, self.is_kept = files, files is not None
+        self._seen: OrderedDict[bytes, None] = OrderedDict()
+
+    async def add(self, recommendation_id: str, record: Record, is_hit: bool) -> Added:
+        event, hit = _event_key(recommendation_id, record), _event_key(recommendation_id)
+        if event in self._seen:
+            return Added(False, False)
+        self._seen[event] = None  # before it is stored: the same event may come again meanwhile
+        try:
+            if self._files is not None:
+                await self._files.append(record)
+        except BaseException:
+            self._seen.pop(event, None)
+            raise
+        is_first_hit = is_hit and hit not in self._seen
+        if is_first_hit:
+            self._seen[hit] = None
+        while len(self._seen) > MAX_SEEN:
+            self._seen.popitem(last=False)
+        return Added(True, is_first_hit)
+
+    async def erase(self, user: str) -> None:
+        if self._files is not None:
+            await self._files.erase(user)
+
+
+class FeedbackFiles:
+    """JSON lines in one folder, a new file every day and every MAX_FILE_BYTES. Files older than `retention_days` are
+    deleted. Several processes of one machine may share the folder.
+
+    Records that arrive while others are written are written together, with one wait for the disk. A line that was cut
+    off by a kill was not acknowledged; who reads the files skips it.
+    """
+
+    def __init__(self, folder: Path, retention_days: int) -> None:
+        self._folder, self._retention = folder, timedelta(days=retention_days)
+        self._lines: list[bytes] = []
+        self._next: asyncio.Future[None] | None = None
+        self._writing = asyncio.Lock()
+
+    async def append(self, record: Record) -> None:
+        """Returns once the record is on the disk. Raises StoreUnavailable."""
+        if len(self._lines) >= MAX_PENDING:
+            raise StoreUnavailable("The disk does not keep up with the feedback; try again later.")
+        self._lines.append(_line(record).encode() + b"\n")
+        if self._next is None:
+            self._next = asyncio.ensure_future(self._write())
+        await asyncio.shield(self._next)
+
+    async def _write(self) -> None:
+        async with self._writing:
+            lines, self._lines, self._next = self._lines, [], None
+            try:
+                await asyncio.to_thread(self._append, b"".join(lines))
+            except OSError as error:
+                raise StoreUnavailable(
+                    f"Feedback cannot be written ({error.strerror}); make room on its disk, or correct its rights."
+                ) from error
+
+    def _append(self, lines: bytes) -> None:
+        with self._locked():
+            path = self._newest(datetime.now(UTC))
+            with path.open("a+b", buffering=0) as file:
+                end = file.seek(0, os.SEEK_END)
+                if end and os.pread(file.fileno(), 1, end - 1) != b"\n":
+                    lines = b"\n" + lines  # a kill cut the last line off
+                try:
+                    written = 0
+                    while written < len(lines):
+                        written += file.write(lines[written:])
+                    os.fsync(file.fileno())
+                except OSError:
+                    file.truncate(end)
+                    raise
+
+    def _newest(self, now: datetime) -> Path:
+        """The file to append to. Deletes old files whenever a new one begins."""
+        today = f"{now:%Y-%m-%d}"
+        files = self._files()
+        last = max((number for _, day, number in files if day == today), default=0)
+        if last and self._path(today, last).stat().st_size < MAX_FILE_BYTES:
+            return self._path(today, last)
+        oldest = f"{now - self._retention:%Y-%m-%d}"
+        for path, day, _ in files:
+            if day < oldest:
+                path.unlink()
+        return self._path(today, last + 1)
+
+    async def erase(self, user: str) -> None:
+        """Rewrites the files that hold something of the user. Raises StoreUnavailable."""
+        try:
+            await asyncio.to_thread(self._erase, user)
+        except (OSError, StorageError) as error:
+            raise StoreUnavailable(
+                "Feedback of this user could not be erased from the disk; make room on it, and try again."
+            ) from error
+
+    def _erase(self, user: str) -> None:
+        mark = _line({"user": user})[1:-1].encode()
+        with self._locked():
+            for path, _, _ in self._files():
+                lines = path.read_bytes().splitlines(keepends=True)
+                kept = [line for line in lines if mark not in line]
+                if len(kept) < len(lines):
+                    with atomic_write(path) as partial:
+                        partial.write_bytes(b"".join(kept))
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with (self._folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
+            yield
+
+    def _files(self) -> list[tuple[Path, str, int]]:
+        """Path, day and number of each file, oldest first."""
+        found = [(path, NAME.fullmatch(path.name)) for path in sorted(self._folder.iterdir())]
+        return [(path, name[1], int(name[2])) for path, name in found if name]
+
+    def _path(self, day: str, number: int) -> Path:
+        return self._folder / f"feedback-{day}-{number:04d}.jsonl"
+
+
+# Counts and stores an event. KEYS: event, hit, stream; ARGV: seconds for which an event is known as counted, whether it
+# is a hit, most records, id of the oldest record to keep, the user, the record.
+ADD = """
+if not redis.call('SET', KEYS[1], '', 'NX', 'EX', ARGV[1]) then return {0, 0} end
+local hit = 0
+if ARGV[2] == '1' and redis.call('SET', KEYS[2], '', 'NX', 'EX', ARGV[1]) then hit = 1 end
+redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[3], '*', 'user', ARGV[5], 'record', ARGV[6])
+redis.call('XTRIM', KEYS[3], 'MINID', '~', ARGV[4])
+return {1, hit}
+"""
+
+
+class RedisFeedback:
+    """A Redis stream, shared by all replicas: at most about `max_records`, each for about `retention_days`. An event is
+    known as counted for `window` seconds."""
+
+    is_kept = True
+
+    def __init__(self, link: RedisLink, prefix: str, window: int, retention_days: int, max_records: int) -> None:
+        self._link, self._prefix, self._stream = link, prefix, f"{prefix}:feedback"
+        self._window, self._retention, self._max_records = window, retention_days * DAY, max_records
+
+    async def add(self, recommendation_id: str, record: Record, is_hit: bool) -> Added:
+        event, hit = _event_key(recommendation_id, record), _event_key(recommendation_id)
+        keys = [f"{self._prefix}:seen:{key.hex()}" for key in (event, hit)]
+        oldest = max(0, int(1000 * (time.time() - self._retention)))
+        is_new, is_first_hit = await self._call(
+            "EVAL", ADD, 3, *keys, self._stream,
+            self._window, int(is_hit), self._max_records, oldest, record["user"], _line(record),
+        )  # fmt: skip
+        return Added(bool(is_new), bool(is_first_hit))
+
+    async def erase(self, user: str) -> None:
+        # Read to its end, a page at a time: a list of each user's records could be evicted, and would be missed.
+        position = b"-"
+        while page := await self._call("XRANGE", self._stream, position, "+", "COUNT", PAGE):
+            theirs = [id for id, fields in page if fields.get(b"user") == user.encode()]
+            if theirs:
+                await self._call("XDEL", self._stream, *theirs)
+            position = b"(" + page[-1][0]
+
+    async def _call(self, *command: str | bytes | int) -> Any:
+        try:
+            return await self._link.execute_pipelined(*command)
+        except RedisDown as error:
+            raise StoreUnavailable("The store of feedback did not answer; try again shortly.") from error
+        except RedisError as error:
+            raise StoreUnavailable("Redis refused the feedback; make room in it.") from error
+
+
+def _line(record: Record) -> str:
+    return json.dumps(record, separators=(",", ":"))

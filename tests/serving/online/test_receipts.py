@@ -1,0 +1,67 @@
+"""The id of a recommendation: what was sealed is read back, and nothing else is."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.errors import RequestError
+from serving.online import receipts
+
+SECRET = b"a secret"
+ITEMS = [f"item {number}" for number in range(10)]
+
+
+def issued(secret: bytes = SECRET, user: str | None = "u1", items: list[str] = ITEMS) -> str:
+    return receipts.issue("demo-0123456789", "model", 4, user, items, secret)
+
+
+def test_what_was_answered_is_read_back() -> None:
+    before = int(time.time())
+    written = issued()
+    assert re.fullmatch(r"[A-Za-z0-9_-]{60,100}", written)
+    read = receipts.read(written, SECRET)
+    assert (read.version, read.source, read.steps) == ("demo-0123456789", "model", 4)
+    assert before <= read.at <= time.time()
+    assert read.user == receipts.user_key("u1", SECRET) != receipts.user_key("u1")
+    assert [read.position(item) for item in ITEMS] == list(range(1, 11))
+    assert read.position("another") is None
+    assert receipts.read(issued(user=None), SECRET).user == ""
+    assert receipts.read(issued(items=[]), SECRET).items == ()
+
+
+def test_answers_alike_have_different_ids() -> None:
+    assert len({issued() for _ in range(100)}) == 100
+
+
+def test_no_letter_can_be_changed_and_no_other_secret_reads_it() -> None:
+    written = issued()
+    for secret in (b"", b"another"):
+        with pytest.raises(RequestError):
+            receipts.read(written, secret)
+    for at, letter in enumerate(written[:-1]):  # of the last one some bits may mean nothing
+        for other in "A_":
+            if letter != other:
+                with pytest.raises(RequestError) as caught:
+                    receipts.read(written[:at] + other + written[at + 1 :], SECRET)
+                assert caught.value.field == "recommendation_id"
+
+
+@given(st.text(max_size=200))
+def test_whatever_is_sent_is_refused_in_the_same_words(sent: str) -> None:
+    with pytest.raises(RequestError, match=re.escape(receipts.INVALID)):
+        receipts.read(sent, SECRET)
+
+
+@given(st.text(max_size=300), st.text(min_size=1), st.lists(st.text(min_size=1), max_size=30, unique=True))
+def test_any_version_user_and_items(version: str, user: str, items: list[str]) -> None:
+    version = version.encode("utf-8", "replace").decode()
+    written = receipts.issue(version, "popularity", 0, user, items, SECRET)
+    read = receipts.read(written, SECRET)
+    assert read.source == "popularity" and version.startswith(read.version)
+    assert read.user == receipts.user_key(user, SECRET)
+    assert all(read.position(item) for item in items)

@@ -137,16 +137,16 @@ class _Choice:
 
         counted, linear = JoinedSetting(), LinearSetting()
         if kind != "linear":
-            counted, _ = coordinate_search(counted, JOINED_GRID, mean(self.counted_ndcg))
+            counted, _ = coordinate_search(counted, JOINED_GRID, mean(self.counted_ndcg), desc="memory, counted")
         if kind != "counted":
-            linear, _ = coordinate_search(linear, LINEAR_GRID, mean(self.linear_ndcg))
+            linear, _ = coordinate_search(linear, LINEAR_GRID, mean(self.linear_ndcg), desc="memory, linear")
         only_counted = MemorySetting(counted, linear, 0.0, counted.recency)
         only_linear = MemorySetting(counted, linear, 1.0, linear.recency)
         if kind != "both":
             return only_linear if kind == "linear" else only_counted
         start = max((only_counted, only_linear), key=mean(self.memory_ndcg))
         grid = {"linear_share": SHARES, "recency": (linear.recency, counted.recency, *GRID["recency"])}
-        return coordinate_search(start, grid, mean(self.memory_ndcg))[0]
+        return coordinate_search(start, grid, mean(self.memory_ndcg), desc="memory, blend")[0]
 
     def memory(self, setting: MemorySetting) -> Neighbours:
         """The graph itself, its rows cut to `keep` weights."""

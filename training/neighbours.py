@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import torch
 from scipy import sparse
+from tqdm import tqdm
 
+from serving.items.item_index import EXACT_ITEMS, build_index
 from serving.items.nearest import nearest_items
 from training.config import RunConfig
 from training.data.prepare import Items
@@ -166,13 +168,25 @@ def scaled_pairs(forward: sparse.csr_matrix, counts: np.ndarray, setting: Settin
 
 
 def nearest(embedding: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `count` most similar other items of every item, where both are known. Shapes: (I, E) -> (P,), (P,) rows."""
+    """The `count` most similar other items of every item, where both are known. Shapes: (I, E) -> (P,), (P,) rows.
+
+    Of more than EXACT_ITEMS items an index names them (`serving/items/item_index.py`), which may miss some.
+    """
     known = np.flatnonzero(np.linalg.norm(embedding, axis=1) > 0)
     if len(known) < 2:  # nothing to resemble
         return known[:0], known[:0]
     vectors = torch.from_numpy(embedding[known])
-    found = nearest_items(vectors, vectors, count, excluded=torch.arange(len(known))).numpy()
-    return np.repeat(known, found.shape[1]), known[found.ravel()]
+    if len(known) <= EXACT_ITEMS:
+        found = nearest_items(vectors, vectors, count, excluded=torch.arange(len(known))).numpy()
+        return np.repeat(known, found.shape[1]), known[found.ravel()]
+    index, rows, columns = build_index(vectors), [], []
+    for first in tqdm(range(0, len(known), CHUNK), desc="similar items", unit="chunk", mininterval=1.0):
+        named = index.search(vectors[first : first + CHUNK], count + 1)[0].numpy()  # an item is most like itself
+        is_other = (named >= 0) & (named != np.arange(first, first + len(named))[:, None])
+        is_other &= is_other.cumsum(1) <= count
+        rows.append(known[first + np.nonzero(is_other)[0]])
+        columns.append(known[named[is_other]])
+    return np.concatenate(rows), np.concatenate(columns)
 
 
 def history_weights(histories: Sequence[np.ndarray], items: int, recency: float) -> sparse.csr_matrix:
@@ -226,17 +240,23 @@ def target_ndcg(scores: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 def coordinate_search(
-    start: S, grid: dict[str, tuple[Any, ...]], score: Callable[[S], float], passes: int = 2
+    start: S, grid: dict[str, tuple[Any, ...]], score: Callable[[S], float], passes: int = 2, desc: str | None = None
 ) -> tuple[S, float]:
-    """Tries the values of one field after the other, in two passes at most, and keeps what raises the score."""
+    """Tries the values of one field after the other, in two passes at most, and keeps what raises the score.
+
+    desc: names the search in a progress bar; None: there is none. The second pass may not be needed.
+    """
     best, best_score = start, score(start)
-    for _ in range(passes):
-        before = best_score
-        for name, values in grid.items():
-            for value in values:
-                setting = replace(best, **{name: value})
-                if setting != best and (found := score(setting)) > best_score:
-                    best, best_score = setting, found
-        if best_score == before:
-            break
+    steps = passes * sum(map(len, grid.values()))
+    with tqdm(total=steps, desc=desc, unit="setting", mininterval=1.0, disable=desc is None) as bar:
+        for _ in range(passes):
+            before = best_score
+            for name, values in grid.items():
+                for value in values:
+                    setting = replace(best, **{name: value})
+                    if setting != best and (found := score(setting)) > best_score:
+                        best, best_score = setting, found
+                    bar.update()
+            if best_score == before:
+                break
     return best, best_score

@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from training.neighbours import (
     event_counts,
     history_weights,
     ndcg_of,
+    nearest,
     seen_items,
     similarity_embedding,
     target_ndcg,
@@ -42,6 +43,9 @@ from training.neighbours import (
 
 FOLDS = 2
 TUNED_ITEMS = 6000  # the linear model's numbers are chosen on so many of the most frequent items, at most
+# Beyond so many items, settings are compared on the rows of the sampled users' items, and the graph is made in blocks.
+WHOLE_ITEMS = 100_000
+BLOCK_ITEMS = 100_000
 SHARES = (0.0, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 1.0)
 
 
@@ -69,6 +73,7 @@ def fit_memory(items: Items, split: Split, config: RunConfig, cache: Path | None
     """The memory of the training part, chosen by validation NDCG@10, ranked as `evaluation.exclude_seen` says.
 
     cache: the folder of text embeddings, as in `training.ids.embed`. Takes a minute or two of one core for 4,000 items.
+    Of more than WHOLE_ITEMS items, settings are compared on the rows that the sampled users' histories need.
     """
     parts = config.neighbours.parts
     return fit_memories(items, split, config, cache, (parts,))[parts]
@@ -114,9 +119,11 @@ class _Choice:
         users, self.target = sample_users(split.valid_history, split.valid_target, config.evaluation.choice_users)
         self.histories = [history[-self.max_items :] for history in users]
         self.seen = seen_items(users, len(items)) if config.evaluation.exclude_seen else None
-        self.log = None  # a linear model needs no embedding, which takes minutes
-        if needs_counts:
-            self.log = Log.of(split.train, similarity_embedding(items, split.train, config, cache), self.keep)
+        self.rows = None if len(items) <= WHOLE_ITEMS else np.unique(np.concatenate(self.histories))  # None: all
+        if needs_counts:  # a linear model needs no embedding, which takes minutes
+            embedding = similarity_embedding(items, split.train, config, cache)
+            self.log_of = partial(Log.of, split.train, embedding, nearest(embedding, self.keep))
+            self.log = self.log_of(self.rows)
         self.counts = event_counts(split.train, len(items))
         tie_break = np.random.default_rng(0).permutation(len(items))  # a catalogue's order may reveal the future
         self.frequent = np.sort(np.lexsort((tie_break, -self.counts))[:TUNED_ITEMS])
@@ -151,7 +158,9 @@ class _Choice:
     def memory(self, setting: MemorySetting) -> Neighbours:
         """The graph itself, its rows cut to `keep` weights."""
         if setting not in self._memories:
-            kept = largest(self._weights(setting), self.keep)
+            every = np.arange(len(self.counts))
+            blocks = [None] if self.rows is None else np.array_split(every, -(-len(every) // BLOCK_ITEMS))
+            kept = sparse.vstack([largest(self._weights(setting, rows), self.keep) for rows in blocks], format="csr")
             self._memories[setting] = Neighbours(
                 kept.indptr.astype(np.int64), kept.indices.astype(np.int32), kept.data.astype(np.float32),
                 setting.recency,
@@ -186,16 +195,25 @@ class _Choice:
     def _ndcg_of(self, weights: sparse.csr_matrix, recency: float) -> np.ndarray:
         return ndcg_of(history_weights(self.histories, len(self.counts), recency), weights, self.target, self.seen)
 
-    def _weights(self, setting: MemorySetting) -> sparse.csr_matrix:
+    def _weights(self, setting: MemorySetting, rows: np.ndarray | None = None) -> sparse.csr_matrix:
+        """w before rows are cut: some rows of it, or (None) the matrix as far as settings are compared on it."""
         share, parts = setting.linear_share, []
         if share < 1:
-            parts.append((1 - share) * _normalised(self._counted(_only(setting.counted))))
+            counted = self._counted(_only(setting.counted))
+            part = counted if rows is None else self.log_of(rows).weights(setting.counted)[rows]
+            parts.append((1 - share) * self._unit(counted) * part)
         if share > 0:
-            parts.append(share * _normalised(self._linear(setting.linear)))
+            linear = self._linear(setting.linear)
+            parts.append(share * self._unit(linear) * (linear if rows is None else linear[rows]))
         return sum(parts[1:], start=parts[0]).tocsr()
 
+    def _unit(self, weights: sparse.csr_matrix) -> float:
+        """What brings the mean of the sums of a row's positive weights to 1, over the rows that are compared."""
+        compared = weights if self.rows is None else weights[self.rows]
+        total = compared.data.clip(min=0).sum()
+        return float(compared.shape[0] / total) if total else 1.0
+
     def _counted_weights(self, setting: JoinedSetting) -> sparse.csr_matrix:
-        assert self.log is not None, "nothing is counted for a linear model"
         return self.log.weights(setting)
 
     def _linear_weights(self, setting: LinearSetting) -> sparse.csr_matrix:
@@ -213,9 +231,3 @@ class _Choice:
 def _only(setting: JoinedSetting) -> JoinedSetting:
     """Without the recency, which the weights do not depend on: one entry in the cache instead of several."""
     return replace(setting, recency=0.0)
-
-
-def _normalised(weights: sparse.csr_matrix) -> sparse.csr_matrix:
-    """Divided by the mean over all items of the sum of a row's positive weights."""
-    total = weights.data.clip(min=0).sum()
-    return weights * (weights.shape[0] / total) if total else weights

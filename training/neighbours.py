@@ -92,7 +92,10 @@ def similarity_embedding(
 
 @dataclass(frozen=True, slots=True)
 class Log:
-    """What w is computed from, for any setting. counts: (I,) training events. cosine: (I, I), sparse."""
+    """What w is computed from, for any setting: of all items, or of some rows, and then the other rows are incomplete.
+
+    counts: (I,) training events. cosine: (I, I), sparse.
+    """
 
     pairs: Pairs
     counts: np.ndarray
@@ -100,11 +103,23 @@ class Log:
     counted: dict[tuple[int, float], sparse.csr_matrix] = field(default_factory=dict)  # the last pairs counted
 
     @staticmethod
-    def of(sequences: Sequence[np.ndarray], embedding: np.ndarray, keep: int) -> Log:
-        """cosine holds each item's `keep` most similar items and all that occur with it: others are never kept."""
-        pairs = pairs_within(sequences, max(GRID["window"]))
-        row, col = nearest(embedding, keep)
-        row, col = np.concatenate([row, pairs.earlier, pairs.later]), np.concatenate([col, pairs.later, pairs.earlier])
+    def of(
+        sequences: Sequence[np.ndarray],
+        embedding: np.ndarray,
+        similar: tuple[np.ndarray, np.ndarray],
+        rows: np.ndarray | None = None,
+    ) -> Log:
+        """similar: each item's most similar items, as by `nearest`. rows: catalogue rows; None: all.
+
+        cosine holds these and all that occur with an item: if there are as many as a row keeps, others are never kept.
+        """
+        wanted = np.full(len(embedding), rows is None)
+        if rows is not None:
+            wanted[rows] = True
+        pairs = pairs_within(sequences, max(GRID["window"]), None if rows is None else wanted)
+        row = np.concatenate([similar[0], pairs.earlier, pairs.later])
+        col = np.concatenate([similar[1], pairs.later, pairs.earlier])
+        row, col = row[wanted[row]], col[wanted[row]]
         known = np.linalg.norm(embedding, axis=1) > 0
         both = np.unique((row.astype(np.int64) * len(embedding) + col)[(row != col) & known[row] & known[col]])
         row, col = np.divmod(both, len(embedding))
@@ -131,16 +146,18 @@ def event_counts(sequences: Sequence[np.ndarray], items: int) -> np.ndarray:
     return np.bincount(np.concatenate(list(sequences)), minlength=items).astype(np.float32)
 
 
-def pairs_within(sequences: Sequence[np.ndarray], window: int) -> Pairs:
-    """All pairs at most `window` steps apart."""
+def pairs_within(sequences: Sequence[np.ndarray], window: int, wanted: np.ndarray | None = None) -> Pairs:
+    """All pairs at most `window` steps apart. wanted: (I,) bool; only pairs with one of these items, None: all."""
     flat = np.concatenate(list(sequences))
     owner = np.repeat(np.arange(len(sequences)), [len(s) for s in sequences])
     earlier, later, steps = [], [], []
     for d in range(1, window + 1):
         same = owner[:-d] == owner[d:]
+        if wanted is not None:
+            same &= wanted[flat[:-d]] | wanted[flat[d:]]
         earlier.append(flat[:-d][same])
         later.append(flat[d:][same])
-        steps.append(np.full(int(same.sum()), d))
+        steps.append(np.full(int(same.sum()), d, np.int16))
     return Pairs(np.concatenate(earlier), np.concatenate(later), np.concatenate(steps))
 
 
@@ -172,7 +189,7 @@ def nearest(embedding: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
 
     Of more than EXACT_ITEMS items an index names them (`serving/items/item_index.py`), which may miss some.
     """
-    known = np.flatnonzero(np.linalg.norm(embedding, axis=1) > 0)
+    known = np.flatnonzero(np.linalg.norm(embedding, axis=1) > 0).astype(np.int32)
     if len(known) < 2:  # nothing to resemble
         return known[:0], known[:0]
     vectors = torch.from_numpy(embedding[known])

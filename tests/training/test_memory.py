@@ -11,9 +11,9 @@ from tests.training.small import small_config, small_workspace
 from training import memory
 from training.data.prepare import Split, sample_users
 from training.data.read import Items
-from training.linear import LINEAR_GRID
+from training.linear import LINEAR_GRID, LinearSetting
 from training.memory import FittedMemory, fit_memory
-from training.neighbours import JOINED_GRID
+from training.neighbours import JOINED_GRID, JoinedSetting
 
 PARTS = ("counted", "linear", "both")
 
@@ -82,6 +82,24 @@ def test_a_user_is_judged_with_a_memory_that_others_chose(split: Split, monkeypa
     assert before.report["valid_ndcg@10_cross_fitted"] > after.report["valid_ndcg@10_cross_fitted"]
     assert before.folds[1][1].recency != after.folds[1][1].recency or not np.array_equal(
         before.folds[1][1].weights, after.folds[1][1].weights
+    )
+
+
+def test_a_memory_made_in_blocks_is_that_of_the_whole(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its weights have another unit: that of the rows that settings are compared on."""
+    whole = fit(split, "counted").whole
+    monkeypatch.setattr(memory, "WHOLE_ITEMS", 20)
+    monkeypatch.setattr(memory, "BLOCK_ITEMS", 7)
+    found = fit(split, "counted").whole
+    for name in ("offsets", "items", "recency"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(whole, name))
+    ratio = found.weights / whole.weights
+    np.testing.assert_allclose(ratio, ratio[0], rtol=1e-5)
+    choice = memory._Choice(items_without_text(30), split, small_config(), None, needs_counts=True)
+    setting = memory.MemorySetting(JoinedSetting(), LinearSetting(), linear_share=0.4, recency=1.0)
+    rows = choice.rows[::3]
+    np.testing.assert_allclose(
+        choice._weights(setting, rows).toarray(), choice._weights(setting)[rows].toarray(), rtol=1e-6
     )
 
 

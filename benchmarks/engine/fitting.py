@@ -1,0 +1,104 @@
+"""How training grows with the catalogue: time and peak memory of every part of a run, from data to bundle.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.engine.fitting
+
+For every size a shop is generated, with about ten events for each item, and trained on with few steps: what a step
+costs is measured, not what is learnt. Every part runs in a process of its own, whose peak memory is the part's, and
+resumes what the part before has left:
+
+    read    reads and checks the data and splits them; all parts begin with it, and their own time is without it
+    ids     embeddings from behaviour, quantized to semantic IDs
+    stages  three stages of `--steps` steps each, with two evaluations
+    export  chooses the defaults, measures, and writes the bundle, without a memory
+    memory  fits the counted item memory; what is similar follows from behaviour
+
+`log_slope` is the slope of the time against the number of items since the size before, in logarithms: 1 is linear.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import resource
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from benchmarks.common import ROOT, Run, argument_parser, table
+from benchmarks.engine.constraint import sizes
+from training.config import RunConfig, load_config
+from training.data.prepare import Items, read_data, split_by
+from training.data.shop import write_shop
+from training.memory import fit_memory
+from training.pipeline import run
+
+SEED = 0
+PARTS = {"read": "prepare", "ids": "tokenize", "stages": "rl", "export": "export"}  # and the stage that ends each
+SETTINGS = ("tokenizer.source=collaborative", "evaluation.valid_users=500", "evaluation.choice_users=2000",
+            "evaluation.dense_weights=[0]", "neighbours.parts=counted")  # fmt: skip
+COLUMNS = ["items", "events", "part", "seconds", "log_slope", "peak_gib"]
+
+Row = dict[str, Any]
+
+
+def main() -> None:
+    parser = argument_parser("benchmarks.engine.fitting", __doc__)
+    parser.add_argument("--items", type=sizes, default="1e4,1e5,1e6", help="catalogue sizes (%(default)s)")
+    parser.add_argument("--steps", type=int, default=50, help="of each stage (%(default)s)")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of the run")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/fitting.json")
+    options = parser.parse_args()
+    settings = [*SETTINGS, *(f"{stage}.steps={options.steps}" for stage in ("pretrain", "sft", "rl"))]
+    settings += [f"{stage}.eval_every={options.steps}" for stage in ("pretrain", "sft", "rl")]
+    config = load_config(None, [*settings, *options.set])
+    result, rows = Run(parser, options), list[Row]()
+    for items in options.items:
+        rows += with_slopes(list(measure(items, config)), rows)
+        print(table([row for row in rows if row["items"] == items], COLUMNS), flush=True)
+    result.record(options.out, [SEED], rows)
+
+
+def measure(items: int, config: RunConfig) -> Iterator[Row]:
+    """A row per part. What is read is read again by every part, and its time taken off."""
+    with TemporaryDirectory() as folder:
+        data, bundle = Path(folder) / "shop", Path(folder) / "bundle"
+        write_shop(data, items, items, SEED, "parquet")
+        read = 0.0
+        for part in (*PARTS, "memory"):
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as child:
+                took, peak, events = child.submit(_part, part, data, bundle, config).result()
+            own = took - read
+            read = read or took
+            yield {"items": items, "events": events, "part": part, "seconds": round(own, 2), "peak_gib": peak}
+
+
+def _part(part: str, data: Path, bundle: Path, config: RunConfig) -> tuple[float, float, int]:
+    """Seconds, peak memory in GiB, and the number of events."""
+    began = time.perf_counter()
+    if part == "memory":
+        dataset = read_data(data)
+        nothing: list[str | None] = [None] * len(dataset.items)
+        without_text = Items(dataset.items.item_ids, nothing, nothing, [[] for _ in nothing], nothing)
+        fit_memory(without_text, split_by(dataset, config.split), config)
+    else:
+        run(data, bundle, config, PARTS[part])
+    took = time.perf_counter() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return took, round(peak, 2), len(read_data(data).sequence)
+
+
+def with_slopes(found: list[Row], before: list[Row]) -> list[Row]:
+    """Adds `log_slope` to the rows of a size, where there is a smaller one."""
+    last = {row["part"]: row for row in before}
+    for row in found:
+        if (smaller := last.get(row["part"])) and min(row["seconds"], smaller["seconds"]) > 0:
+            grown = math.log(row["seconds"] / smaller["seconds"])
+            row["log_slope"] = round(grown / math.log(row["items"] / smaller["items"]), 2)
+    return found
+
+
+if __name__ == "__main__":
+    main()

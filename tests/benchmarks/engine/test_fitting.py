@@ -1,0 +1,34 @@
+"""The benchmark of fitting: its parts are those of a run, each resumes the one before, and slopes are by size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks.engine import fitting
+from serving.bundle import Bundle
+from tests.training.shops import QUICK
+from training.config import load_config
+from training.data.shop import write_shop
+
+
+def test_the_parts_make_a_bundle(tmp_path: Path) -> None:
+    data, bundle = tmp_path / "shop", tmp_path / "bundle"
+    write_shop(data, 80, 60, 0, "parquet")
+    few = (f"{stage}.{name}=2" for stage in ("pretrain", "sft", "rl") for name in ("steps", "eval_every", "warmup"))
+    config = load_config(None, [*fitting.SETTINGS, *QUICK, *few, "tokenizer.kind=random"])
+    found = [fitting._part(part, data, bundle, config) for part in (*fitting.PARTS, "memory")]
+    assert all(seconds > 0 and peak > 0.1 for seconds, peak, _ in found)
+    assert {events for _, _, events in found} == {found[0][2]} and found[0][2] > 80 * 5
+    assert len(Bundle.load(bundle).catalogue) == 60
+
+
+def test_the_slope_is_one_where_ten_times_the_items_take_ten_times_as_long() -> None:
+    def rows(items: int, *seconds: float) -> list[fitting.Row]:
+        return [
+            {"items": items, "part": part, "seconds": s} for part, s in zip(("ids", "memory"), seconds, strict=True)
+        ]
+
+    small = fitting.with_slopes(rows(1000, 2.0, 3.0), [])
+    assert not any("log_slope" in row for row in small)
+    large = fitting.with_slopes(rows(10_000, 20.0, 300.0), small)
+    assert [row["log_slope"] for row in large] == [1.0, 2.0]

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,12 +28,14 @@ HISTORY = ["i1", "i2", "i3"]
 class Load:
     """Clients that ask without pause; each repeats a request that got no answer until it gets one.
 
-    failed: attempts that ended in an error, by what it was. cache_ms: what each answer says of its time in the cache.
+    items: of the answers. by_model: the same by version and reasoning steps. failed: attempts that ended in an error,
+    by what it was. cache_ms: what each answer says of its time in the cache.
     """
 
     service: ServiceProcess
     answered: int = 0
     items: set[tuple[str, ...]] = field(default_factory=set)
+    by_model: defaultdict[tuple[str, int], set[tuple[str, ...]]] = field(default_factory=lambda: defaultdict(set))
     failed: list[str] = field(default_factory=list)
     cache_ms: list[float] = field(default_factory=list)
     unanswered: int = 0
@@ -59,8 +62,11 @@ class Load:
                 time.sleep(0.05)
             self.unanswered -= 1
             self.answered += 1
-            self.cache_ms.append(response.json()["timings_ms"]["cache"])
-            self.items.add(tuple(item["item_id"] for item in response.json()["items"]))
+            answer = response.json()
+            items = tuple(item["item_id"] for item in answer["items"])
+            self.cache_ms.append(answer["timings_ms"]["cache"])
+            self.items.add(items)
+            self.by_model[answer["model_version"], answer["reasoning_steps"]].add(items)
         client.close()
 
     def more(self, count: int) -> None:

@@ -248,7 +248,7 @@ class NeighboursConfig(Settings):
     enabled: bool = False
     parts: MemoryParts = "both"
     keep: Positive = 200
-    candidates: Count = 12
+    candidates: Count = 10
 
 
 class EvalConfig(Settings):

@@ -57,25 +57,26 @@ def main() -> None:
     parser = argument_parser("benchmarks.engine.deployed", __doc__)
     parser.add_argument("--items", type=sizes, default="1e4,1e6,1e7", help="catalogue sizes (%(default)s)")
     parser.add_argument("--rounds", type=int, default=100)
-    parser.add_argument("--smoke", action="store_true", help="a small catalogue and one round, to see that it runs")
+    parser.add_argument("--smoke", action="store_true", help="a small catalogue with an index and one round")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/deployed.json")
     options = parser.parse_args()
     if options.smoke:
-        options.items, options.rounds = [EXACT_ITEMS + 1], 1
+        options.items, options.rounds = [4000], 1
     run, rows = Run(parser, options), list[Row]()
     for items in options.items:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as child:
-            rows += child.submit(measure, items, options.rounds).result()
+            indexed = options.smoke or items > EXACT_ITEMS
+            rows += child.submit(measure, items, options.rounds, indexed).result()
         print(table(rows[-len(BATCHES) * len(ANSWERS) :], COLUMNS), flush=True)
     run.record(options.out, [SEED], rows)
 
 
 @torch.inference_mode()
-def measure(items: int, rounds: int) -> list[Row]:
+def measure(items: int, rounds: int, indexed: bool) -> list[Row]:
     """All answers at one size, in turns."""
     torch.set_num_threads(1)
     bundle, histories = deployed_bundle(items)
-    recall = add_index(bundle, histories) if items > EXACT_ITEMS else 1.0
+    recall = add_index(bundle, histories) if indexed else 1.0
     engine = Engine(bundle, runtime="onnx")
     states = engine.encode(histories)
     found: dict[tuple[int, str], list[float]] = {(batch, name): [] for batch in BATCHES for name in ANSWERS}
@@ -150,10 +151,10 @@ def add_index(bundle: Bundle, histories: list[tuple[int, ...]]) -> float:
     print(f"building the index of {len(bundle.catalogue)} items", file=sys.stderr, flush=True)
     vectors = item_vectors(bundle.network, bundle.catalogue.tokens)
     bundle.item_index = build_index(vectors)
-    runtime = Engine(bundle).runtime
-    hidden = torch.from_numpy(np.stack([state.hidden for state in Engine(bundle).encode(histories)]))
-    cross = runtime.cross_keys_values(hidden, torch.ones(hidden.shape[:2], dtype=torch.bool))
-    states = reason(runtime, bundle.search_settings, cross, 0).states[:, 0, -1]
+    engine = Engine(bundle, runtime="onnx")
+    hidden = torch.from_numpy(np.stack([state.hidden for state in engine.encode(histories)]))
+    cross = engine.runtime.cross_keys_values(hidden, torch.ones(hidden.shape[:2], dtype=torch.bool))
+    states = reason(engine.runtime, bundle.search_settings, cross, 0).states[:, 0, -1]
     named, best = bundle.item_index.search(states, BEST)[0], nearest_items(states, vectors, RECALLED)
     del vectors
     gc.collect()

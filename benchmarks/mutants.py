@@ -76,7 +76,7 @@ TESTS = {
     "serving/online/batcher.py": "tests/serving/online/test_batcher.py",
     "serving/online/cache.py": "tests/serving/online/test_cache.py",
     "serving/online/costs.py": "tests/serving/online/test_costs.py",
-    "serving/online/recommender.py": "tests/app/test_recommend.py",
+    "serving/online/recommender.py": "tests/app/test_recommend.py tests/app/test_users_items.py",
     "serving/online/redis_link.py": "tests/serving/online/test_redis_link.py tests/serving/online/test_cache.py",
     "serving/online/tiers.py": "tests/serving/online/test_tiers.py tests/serving/online/test_cache.py",
     "serving/online/users.py": "tests/serving/online/test_users.py",

@@ -282,6 +282,15 @@ def test_auto_takes_the_most_steps_that_fit(client: TestClient) -> None:
     assert ask(client, history=HISTORY).json()["reasoning_steps"] == 2
 
 
+def test_a_budget_without_a_number_of_steps_takes_fewer_and_a_number_is_kept(client: TestClient) -> None:
+    costs = client.app.state.service.costs  # type: ignore[attr-defined]
+    slow(costs, 0.001)
+    slow(costs, 100, steps=(2, 3, 4))
+    assert ask(client, history=HISTORY, timeout_ms=50_000).json()["reasoning_steps"] == 1  # the default is 2
+    assert ask(client, 2, history=HISTORY, timeout_ms=50_000).status_code == 504
+    assert ask(client, 2, history=HISTORY, timeout_ms=500_000).json()["reasoning_steps"] == 2
+
+
 def test_auto_narrows_the_beam_when_no_number_of_steps_fits(client: TestClient) -> None:
     costs = client.app.state.service.costs  # type: ignore[attr-defined]
     slow(costs, 500)

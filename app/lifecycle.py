@@ -23,11 +23,13 @@ from serving.manifest import read_manifest
 from serving.online.admission import Admission, State
 from serving.online.batcher import Batcher, EngineHung, Ticket
 from serving.online.cache import StateCache
-from serving.online.changelog import ChangeLog, FileLog, MemoryLog, NoLog, RedisLog
+from serving.online.catalogues import KIND, Catalogues
+from serving.online.changelog import ChangeLog, Entry, FileLog, MemoryLog, NoLog, RedisLog
 from serving.online.changes import Changes
 from serving.online.costs import CostTable
 from serving.online.deployment import Conflict
 from serving.online.feedback import Feedback, FeedbackFiles, LocalFeedback, RedisFeedback
+from serving.online.live_catalogue import LiveCatalogue
 from serving.online.models import Change, Models
 from serving.online.receipts import user_key
 from serving.online.recommender import EngineLike, Limits, Observer, Recommender, Search, encode_and_search, run_batch
@@ -111,7 +113,9 @@ class Service:
             )  # fmt: skip
             self.users = RedisUsers(store, bounds, settings.user_secret, settings.redis_prefix)
         self.cache = StateCache(in_process, redis, lambda tier, result: self.metrics.cache.labels(tier, result).inc())
-        self.changes = Changes(self._change_log(), {"model": self._apply_to_models})
+        change_log = self._change_log()
+        self.catalogues = Catalogues(change_log, self.batcher.between_batches)
+        self.changes = Changes(change_log, {"model": self._apply_to_models, KIND: self._apply_to_catalogues})
         self.feedback = self._feedback()
 
     def _feedback(self) -> Feedback:
@@ -171,6 +175,7 @@ class Service:
         """Replays the log of changes, is ready then, and follows the log."""
         if self.status == "engine dead":
             return  # its start came to an end after all, too late
+        await self.catalogues.add(self.recommender.engine)
         try:
             await self.changes.replay()
         except StoreError as error:
@@ -261,6 +266,8 @@ class Service:
                     await self.change_models(change)
                 finally:
                     self.models.unstage(change)
+                    if version not in self.models.loaded:
+                        await self.catalogues.forget(version)
             return self.models.loaded[version]
 
     async def change_models(self, change: Change) -> None:
@@ -276,6 +283,7 @@ class Service:
         results = await models.apply(changes)
         for retired in before.difference(models.loaded):
             self.costs.forget(retired)
+        await self.catalogues.keep(models.in_memory)
         self.metrics.show_models(models.active.bundle.version, before.union(models.loaded))
         return results
 
@@ -292,6 +300,7 @@ class Service:
         for searches in calibration(self.settings, engine):
             await self.batcher.between_batches(partial(self._measure, searches))
         await asyncio.to_thread(engine.bundle.catalogue.index_titles)
+        await self.catalogues.add(engine)
         gc.freeze()
         return self._recommender(engine)
 
@@ -299,6 +308,30 @@ class Service:
         """Erases all that is kept about a user. Raises StoreUnavailable: something may be left then."""
         await self.recommender.erase(user_id)
         await self.feedback.erase(user_key(user_id, self.settings.user_secret))
+
+    # Changes of the catalogue
+
+    @property
+    def items(self) -> LiveCatalogue:
+        """Those of the active model. Raises NotReady before it is ready."""
+        self.check_ready()
+        return self.catalogues.of(self.bundle.version)
+
+    async def put_items(self, items: Sequence[Entry]) -> list[int | Exception]:
+        """Puts items, see `LiveCatalogue.put_entries`: the row of each, or why it could not be put.
+
+        Raises StoreUnavailable, and then nothing is known to be done."""
+        made = await self.items.put_entries(items)
+        entries = [entry for entry in made if not isinstance(entry, Exception)]
+        applied = iter(await self.changes.make(KIND, entries) if entries else ())
+        return [each if isinstance(each, Exception) else next(applied) for each in made]
+
+    async def delete_items(self, item_ids: Sequence[str]) -> None:
+        """Takes items out of every answer. Raises StoreUnavailable."""
+        await self.changes.make(KIND, [{"do": "delete", "item_id": item_id} for item_id in item_ids])
+
+    async def _apply_to_catalogues(self, entries: Sequence[Entry]) -> Sequence[int | Exception]:
+        return (await self.catalogues.apply(entries))[self.bundle.version]
 
     def check_ready(self) -> None:
         """Raises what keeps the service from answering."""
@@ -332,6 +365,7 @@ class Service:
         await asyncio.gather(*self._watching, return_exceptions=True)  # their connections are free before they close
         if self._models is not None:
             await self._models.close()
+        await self.catalogues.keep(())
         await self.cache.close()
         if self._redis is not None:
             await self._redis.aclose()

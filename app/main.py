@@ -17,7 +17,7 @@ from app.lifecycle import Service
 from app.metrics import Scrapes
 from app.middleware import Cors, Envelope
 from app.quotas import Quotas
-from app.routes import feedback, health, items, models, page, recommend, users
+from app.routes import catalogues, feedback, health, items, models, page, recommend, users
 from app.security import Hosts
 from app.settings import Settings
 from app.slot import WorkerSlot
@@ -78,9 +78,10 @@ def create_app(
     app.state.openapi = cache(lambda: json.dumps(app.openapi()).encode())
     errors.install(app)
     app.router.routes.append(recommend.ROUTE)  # ahead of FastAPI's own for the same path
-    for routes in (recommend, users, feedback, items, models, health, page):
+    for routes in (recommend, users, feedback, items, catalogues, models, health, page):
         app.include_router(routes.router)
     app.include_router(models.changes)
+    app.include_router(items.changes)
     if settings.cors_origins:
         app.add_middleware(Cors, origins=settings.cors_origins)
     app.add_middleware(

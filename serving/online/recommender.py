@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 
 from serving.bundle import Bundle
 from serving.errors import RequestError, StoreUnavailable
+from serving.items.live import LiveIndex
 from serving.online.admission import Demand, Plan
 from serving.online.batcher import Batcher
 from serving.online.cache import Flight, Lookup, Source, StateCache
@@ -99,6 +100,15 @@ class EngineLike(Protocol):
     def search(self, requests: Sequence[Request], states: Sequence[EncoderState]) -> list[Answer]: ...
 
     def warm_up(self) -> None: ...
+
+    @property
+    def room(self) -> float: ...
+
+    def refresh(self, rows: Sequence[int]) -> list[int]: ...
+
+    def with_room(self) -> LiveIndex: ...
+
+    def adopt(self, index: LiveIndex) -> list[int]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +266,8 @@ class Recommender:
 
     def _checked(self, answer: Answer, rules: Rules) -> Answer:
         checked = without_invalid(self.bundle, answer, rules)
-        if missing := len(answer.items) - len(checked.items):
+        withdrawn = self.bundle.catalogue.count_unlisted(answer.items)  # since the search, which is nobody's fault
+        if missing := len(answer.items) - len(checked.items) - withdrawn:
             self._observer.dropped_invalid_items(missing)
             log.error("the search returned %d items that do not exist or are not permitted", missing)
         return checked

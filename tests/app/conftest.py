@@ -45,6 +45,7 @@ class ShapedEngine:
     def __init__(self, inner: Engine) -> None:
         self.inner, self.bundle, self.before = inner, inner.bundle, lambda: None
         self.after: Callable[[list[Answer]], list[Answer]] = lambda answers: answers
+        self.refresh, self.with_room, self.adopt = inner.refresh, inner.with_room, inner.adopt
         self.searched: list[list[Request]] = []
         self.encoded = 0
 
@@ -59,6 +60,10 @@ class ShapedEngine:
 
     def warm_up(self) -> None:
         pass
+
+    @property
+    def room(self) -> float:
+        return self.inner.room
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -23,16 +23,18 @@ from app.main import create_app
 from serving.engine import Engine
 from tests.app.conftest import ready, settings
 from tests.app.test_security import digest
+from tests.builders import tiny_model
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "10"))
 KEY = "sesame"
 ROUTES = (
     "POST /recommend", "POST /recommend/batch", "POST /users/{user_id}/events", "GET /users/{user_id}",
-    "DELETE /users/{user_id}", "GET /items", "GET /items/{item_id}", "POST /models", "POST /models/{version}/activate",
+    "DELETE /users/{user_id}", "GET /items", "GET /items/{item_id}", "PUT /items/{item_id}", "DELETE /items/{item_id}",
+    "POST /items", "POST /models", "POST /models/{version}/activate",
     "DELETE /models/{version}", "PUT /traffic", "POST /feedback", "GET /feedback/summary", "GET /traffic",
-    "GET /models", "GET /livez", "GET /readyz", "GET /metrics",
+    "GET /models", "GET /catalogues", "GET /livez", "GET /readyz", "GET /metrics",
 )  # fmt: skip
-TAKES_NOTHING = ROUTES[-6:]  # and so cannot be asked wrongly
+TAKES_NOTHING = ROUTES[-7:]  # and so cannot be asked wrongly
 load_all_checks()
 CHECKS = [
     checks.status_code_conformance,
@@ -43,9 +45,10 @@ CHECKS = [
 
 
 @pytest.fixture(scope="module")
-def fuzzed(real_engine: Engine) -> Iterator[TestClient]:
-    """One service for all examples, so that what one leaves behind can hurt the next."""
-    app = create_app(settings(api_keys=digest(KEY), admin_keys=digest(KEY), max_body_bytes=100_000), real_engine)
+def fuzzed() -> Iterator[TestClient]:
+    """One service for all examples, so that what one leaves behind can hurt the next; nobody else has its catalogue."""
+    engine = Engine(tiny_model(neighbours=True))
+    app = create_app(settings(api_keys=digest(KEY), admin_keys=digest(KEY), max_body_bytes=100_000), engine)
     with TestClient(app, raise_server_exceptions=False) as client:
         yield ready(client)
 

@@ -1,0 +1,244 @@
+"""Makes entries of the log of changes true for the catalogue of one engine.
+
+Every process applies the same entries in the same order, and what an entry leaves open, such as which semantic ID is
+free, follows from those before it: so all processes end up with the same catalogue. An item's text is encoded by the
+process that takes it in, with the codes in the entry; a process that serves another model encodes the text again.
+
+All of it happens on the event loop, but for texts, which have a thread of their own, and the search's index, which
+belongs to the engine's thread and changes between two batches, a few rows at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+
+from serving.errors import BundleError, NoSemanticId, RequestError, ServingError
+from serving.items.code_space import CodeSpace
+from serving.items.tokenizer import Tokenizer, item_text, load_tokenizer, rank_text
+from serving.online.changelog import Entry, check_size
+from serving.online.recommender import EngineLike
+
+log = logging.getLogger("streamrec.catalogue")
+
+ROWS_AT_A_TIME = 16  # that change between two batches: a millisecond or two of the engine's time
+LOW_ROOM = 0.25  # left of an index's room, when one with more is begun
+NEAREST_CODES = 8  # of the tokenizer's last level, kept in an entry; others are tried by number
+WINDOW_CHECK_S = 60.0  # the longest sleep between two looks at the clock, which may be set
+
+
+class LiveCatalogue:
+    """between_batches: runs something on the engine's thread."""
+
+    def __init__(
+        self,
+        engine: EngineLike,
+        between_batches: Callable[[Callable[[], Any]], Awaitable[Any]],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._engine, self._between_batches, self._clock = engine, between_batches, clock
+        self.bundle, self.catalogue = engine.bundle, engine.bundle.catalogue
+        self._encoder = ThreadPoolExecutor(1, "texts")
+        self._windows: dict[int, tuple[float | None, float | None]] = {}  # available from and until, by row
+        self._deleted: set[int] = set()
+        self._edges: list[tuple[float, int]] = []  # when a row's window begins or ends: a heap
+        self._edges_changed = asyncio.Event()
+        self._refreshing = asyncio.Lock()
+        self._growing: asyncio.Task[None] | None = None
+        self._keeping: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begins to keep the windows in which items are available."""
+        self._keeping = asyncio.create_task(self._keep_windows())
+
+    async def close(self) -> None:
+        tasks = [task for task in (self._growing, self._keeping) if task is not None]
+        self._growing = self._keeping = None  # what they end in would hold on to the engine
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._encoder.shutdown(wait=False, cancel_futures=True)
+
+    # An operator's process: what an entry says
+
+    async def put_entries(self, items: Sequence[Entry]) -> list[Entry | ServingError]:
+        """The entries that put items (`item_id`, `title`, `brand`, `categories`, `description`, `fields`,
+        `available_from`, `available_until`), or why one cannot be put. Texts of new items are encoded here."""
+        new = [item for item in items if self.catalogue.row(item["item_id"]) is None]
+        encoded = dict(zip((item["item_id"] for item in new), await self._encoded(new), strict=True))
+
+        def entry(item: Entry) -> Entry | ServingError:
+            codes = encoded.get(item["item_id"], {})
+            if isinstance(codes, ServingError):
+                return codes
+            made = {"do": "put", **item, **codes}
+            try:
+                check_size(made)
+            except RequestError as error:
+                return error
+            return made
+
+        return [entry(item) for item in items]
+
+    async def _encoded(self, items: Sequence[Entry]) -> list[Entry | ServingError]:
+        """What an entry says of a new item's codes, or why there are none."""
+        texts = [text_of(item) for item in items]
+        with_text = [text for text in texts if text]
+        try:
+            loop = asyncio.get_running_loop()
+            ranked = await loop.run_in_executor(self._encoder, self._rank, with_text) if with_text else []
+        except ServingError as error:
+            return [error] * len(items)
+        codes = iter(ranked)
+        no_text = NoSemanticId("A new item needs a text: a title, a brand, categories or a description.")
+        return [{**next(codes), "codes_of": self.bundle.version} if text else no_text for text in texts]
+
+    def _rank(self, texts: Sequence[str]) -> list[dict[str, list[int]]]:
+        codes, last = rank_text(self._tokenizer, texts)
+        return [
+            {"codes": first, "last_codes": nearest}
+            for first, nearest in zip(codes.tolist(), last[:, :NEAREST_CODES].tolist(), strict=True)
+        ]
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        if self.bundle.folder is None:
+            raise NoSemanticId("This bundle has no folder, and so no tokenizer; a new item cannot get a semantic ID.")
+        try:
+            return load_tokenizer(self.bundle.folder / "tokenizer")
+        except BundleError as error:
+            raise NoSemanticId(f"A new item cannot get a semantic ID: {error}") from error
+
+    # Every process: what an entry does
+
+    async def apply(self, entries: Sequence[Entry]) -> list[int | ServingError]:
+        """Applies entries: the row of each item, or why it could not be put. Once it returns, searches know of it."""
+        if any(self.catalogue.row(entry["item_id"]) is None for entry in entries):
+            await asyncio.to_thread(lambda: self._space)  # sorts the IDs of all items, once
+        encoded = await self._encoded_again(entries)
+        results = [self._apply(entry, encoded) for entry in entries]
+        await self._refresh([row for row in results if isinstance(row, int)])
+        return results
+
+    async def _encoded_again(self, entries: Sequence[Entry]) -> dict[str, Entry | ServingError]:
+        """The codes of new items whose entries have those of another model, by item id."""
+        items = {
+            entry["item_id"]: entry
+            for entry in entries
+            if entry["do"] == "put"
+            and entry.get("codes_of") != self.bundle.version
+            and self.catalogue.row(entry["item_id"]) is None
+        }
+        return dict(zip(items, await self._encoded(list(items.values())), strict=True))
+
+    def _apply(self, entry: Entry, encoded: Mapping[str, Entry | ServingError]) -> int | ServingError:
+        row = self.catalogue.row(entry["item_id"])
+        if entry["do"] == "delete":
+            if row is None:
+                return RequestError("There is no item with this id.", "item_id")
+            self._deleted.add(row)
+        else:
+            if row is None:
+                codes = encoded.get(entry["item_id"], entry)
+                if isinstance(codes, ServingError):
+                    return codes
+                try:
+                    row = self._add(entry, codes)
+                except ServingError as error:
+                    return error
+            else:
+                self.catalogue.describe(row, entry["title"], entry["categories"])
+            self.catalogue.fields[row] = entry["fields"]
+            self._deleted.discard(row)
+            self._set_window(row, entry["available_from"], entry["available_until"])
+        self.catalogue.listed[row] = self._is_available(row)
+        return row
+
+    def _add(self, entry: Entry, codes: Entry) -> int:
+        taken = self._space.take(codes["codes"], codes["last_codes"])
+        tokens = self.bundle.vocabulary.tokens_of(np.array([taken]))[0].tolist()
+        return self.catalogue.add(entry["item_id"], tokens, entry["title"], entry["categories"])
+
+    @cached_property
+    def _space(self) -> CodeSpace:
+        vocabulary = self.bundle.vocabulary
+        return CodeSpace(self.catalogue.tokens - vocabulary.level_offsets, vocabulary.codebook_sizes)
+
+    async def _refresh(self, rows: Sequence[int]) -> None:
+        """Brings searches in line with these rows, and sees to room for more."""
+        async with self._refreshing:
+            left_out: list[int] = []
+            for begin in range(0, len(rows), ROWS_AT_A_TIME):
+                chunk = rows[begin : begin + ROWS_AT_A_TIME]
+                left_out += await self._between_batches(partial(self._engine.refresh, chunk))
+            while left_out:
+                await self._grow()
+                left_out = await self._between_batches(partial(self._engine.refresh, left_out))
+            if rows and self._engine.room < LOW_ROOM:
+                self._grow()
+
+    def _grow(self) -> asyncio.Task[None]:
+        """Begins an index with more room, unless one is being built; searches go on with the present one meanwhile."""
+        if self._growing is None or self._growing.done():
+            self._growing = asyncio.create_task(self._adopt_with_room())
+        return self._growing
+
+    async def _adopt_with_room(self) -> None:
+        started = time.monotonic()
+        index = await asyncio.to_thread(self._engine.with_room)
+        await self._between_batches(partial(self._engine.adopt, index))
+        log.info("the catalogue has room again", extra={"seconds": round(time.monotonic() - started, 3)})
+
+    # When an item is available
+
+    def window(self, row: int) -> tuple[float | None, float | None]:
+        """From and until when an item may be recommended, in seconds since 1970."""
+        return self._windows.get(row, (None, None))
+
+    def is_deleted(self, row: int) -> bool:
+        return row in self._deleted
+
+    def _set_window(self, row: int, begin: float | None, end: float | None) -> None:
+        self._windows.pop(row, None)
+        if begin is None and end is None:
+            return
+        self._windows[row] = begin, end
+        for edge in (begin, end):
+            if edge is not None:
+                heapq.heappush(self._edges, (edge, row))
+        self._edges_changed.set()
+
+    def _is_available(self, row: int) -> bool:
+        (begin, end), now = self.window(row), self._clock()
+        return row not in self._deleted and (begin is None or begin <= now) and (end is None or now < end)
+
+    async def _keep_windows(self) -> None:
+        """Lists and unlists items when their time has come, until it is cancelled."""
+        while True:
+            due: list[int] = []
+            while self._edges and self._edges[0][0] <= self._clock():
+                due.append(heapq.heappop(self._edges)[1])
+            changed = [row for row in dict.fromkeys(due) if self.catalogue.listed[row] != self._is_available(row)]
+            for row in changed:
+                self.catalogue.listed[row] = self._is_available(row)
+            await self._refresh(changed)
+            wait = min(self._edges[0][0] - self._clock(), WINDOW_CHECK_S) if self._edges else WINDOW_CHECK_S
+            self._edges_changed.clear()
+            try:
+                async with asyncio.timeout(max(0.0, wait)):
+                    await self._edges_changed.wait()
+            except TimeoutError:
+                pass
+
+
+def text_of(item: Entry) -> str:
+    """An item's text, as training embeds it."""
+    return item_text(item["title"], item["brand"], item["categories"], item["description"])

@@ -1,0 +1,255 @@
+"""Items that operators put and take away while the service answers."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fastapi.testclient import TestClient
+
+from app.main import create_app
+from serving.bundle import Bundle
+from serving.engine import Engine
+from serving.items import tokenizer
+from serving.items.tokenizer import Codec, save_tokenizer
+from tests.app.conftest import ready, settings
+from tests.app.test_security import digest, sending
+from tests.builders import tiny_bundle
+from tests.conftest import RedisServer
+from tests.waiting import eventually
+
+WIDTH = 8  # of a text's embedding
+SIZES = (6, 5, 12)
+ADMIN = sending("admin")
+Serve = Callable[..., TestClient]
+
+
+def embed(texts: list[str], name: str, progress: bool = False) -> np.ndarray:
+    """An embedding in place of a language model's: equal texts have equal ones."""
+    seeds = [int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little") for text in texts]
+    return np.stack([np.random.default_rng(seed).standard_normal(WIDTH) for seed in seeds]).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle whose semantic IDs are made from text."""
+    made = tiny_bundle(tmp_path_factory.mktemp("bundle") / "b", 80, sizes=SIZES)
+    draw = torch.Generator().manual_seed(0)
+    codebooks = tuple(torch.randn(size, WIDTH, generator=draw) for size in SIZES)
+    codec = Codec("text", torch.zeros(WIDTH), torch.eye(WIDTH), (torch.eye(WIDTH),), (torch.zeros(WIDTH),), codebooks)
+    save_tokenizer(made / "tokenizer", codec, "in a test", {})
+    return made
+
+
+@pytest.fixture
+def serve(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
+    """Starts services with the bundle; each has a catalogue of its own."""
+    monkeypatch.setattr(tokenizer, "embed_text", embed)
+    monkeypatch.setattr("serving.bundle.check_files", lambda *_: None)  # the tokenizer was written after the manifest
+    with ExitStack() as stack:
+
+        def begin(**values: Any) -> TestClient:
+            engine = Engine(Bundle.load(folder))
+            app = create_app(settings(admin_keys=digest("admin"), **values), engine)
+            return ready(stack.enter_context(TestClient(app, raise_server_exceptions=False)))
+
+        yield begin
+
+
+def put(client: TestClient, item: str, **fields: Any) -> Any:
+    return client.put(f"/items/{item}", json={"title": f"The {item}", **fields}, headers=ADMIN)
+
+
+def delete(client: TestClient, item: str) -> int:
+    return client.delete(f"/items/{item}", headers=ADMIN).status_code
+
+
+def everything(client: TestClient, **rules: Any) -> list[str]:
+    """All items that a request is recommended, which asks for all there are."""
+    body = {"history": ["i1", "i2"], "k": 150, "beam_width": 150, "exclude_seen": False, **rules}
+    answer = client.post("/recommend", json=body)
+    assert answer.status_code == 200, answer.text
+    return [item["item_id"] for item in answer.json()["items"]]
+
+
+def test_an_item_that_is_put_can_be_recommended_and_read_at_once(serve: Serve) -> None:
+    client = serve()
+    before = everything(client)
+    assert "lamp" not in before and client.get("/items/lamp").status_code == 404
+    made = put(client, "lamp", brand="Lux", categories=["light"], description="warm", fields={"stock": 3, "eu": True})
+    assert made.status_code == 200, made.text
+    assert made.json()["title"] == "The lamp" and made.json()["fields"] == {"stock": 3, "eu": True}
+    assert client.get("/items/lamp").json() == made.json()
+    assert set(everything(client)) == {*before, "lamp"}
+    assert everything(client, categories=["light"]) == ["lamp"]
+    assert everything(client, allow=["lamp", "i3"], deny=["i3"]) == ["lamp"]
+    assert "lamp" not in everything(client, history=["lamp", "i1"], exclude_seen=True)
+    answer = client.post("/recommend", json={"history": ["lamp"], "k": 3, "explain": True}).json()
+    assert answer["unknown_items"] == [] and answer["source"] == "model"  # its tokens are a history like any other
+    assert [item["item_id"] for item in client.get("/items?query=the lamp").json()["items"]] == ["lamp"]
+    tokens = [client.get(f"/items/i{row}").json()["tokens"] for row in range(80)]
+    assert made.json()["tokens"] not in tokens
+
+
+def test_an_item_is_changed_in_place_and_keeps_its_semantic_id(serve: Serve) -> None:
+    client = serve()
+    tokens = client.get("/items/i4").json()["tokens"]
+    changed = put(client, "i4", title="Another name", categories=["rare"]).json()
+    assert changed["tokens"] == tokens and changed["title"] == "Another name"
+    assert everything(client, categories=["rare"]) == ["i4"]
+    assert "i4" not in everything(client, categories=["even"])
+    assert client.get("/items?query=number 4&limit=100").json()["items"] != []
+    found = [item["item_id"] for item in client.get("/items?query=number 4&limit=100").json()["items"]]
+    assert "i4" not in found and "i44" in found
+    assert client.get("/items?query=another").json()["items"][0]["item_id"] == "i4"
+
+
+def test_an_item_that_is_deleted_is_in_no_answer_and_can_be_put_again(serve: Serve) -> None:
+    client = serve()
+    tokens = client.get("/items/i4").json()["tokens"]
+    assert "i4" in everything(client) and delete(client, "i4") == 204
+    assert "i4" not in everything(client) and client.get("/items/i4").status_code == 404
+    assert "i4" not in everything(client, allow=["i4", "i5"])
+    assert client.post("/recommend", json={"history": ["i4", "i5"], "k": 5}).json()["unknown_items"] == []
+    popular = client.post("/recommend", json={"user_id": "nobody", "k": 100}).json()
+    assert popular["source"] == "popularity" and "i4" not in [item["item_id"] for item in popular["items"]]
+    assert "i4" not in [item["item_id"] for item in client.get("/items?limit=100").json()["items"]]
+    assert delete(client, "i4") == delete(client, "never") == 404
+    assert put(client, "i4").json()["tokens"] == tokens and "i4" in everything(client)
+    assert "streamrec_invalid_items_total 0.0" in client.get("/metrics").text
+
+
+def test_an_item_is_available_in_its_window_alone(serve: Serve) -> None:
+    client = serve()
+
+    def at(seconds: float) -> str:
+        return (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat()
+
+    put(client, "over", available_until=at(-1))
+    put(client, "later", available_from=at(3600))
+    put(client, "soon", available_from=at(0.3))
+    put(client, "i7", available_from=at(-5), available_until=at(0.3))
+    assert not {"over", "later"} & set(everything(client))
+    eventually(lambda: "soon" in everything(client) and "i7" not in everything(client))
+    put(client, "later")  # whatever is left out is emptied
+    assert "later" in everything(client) and "available_from" not in client.get("/items/later").json()
+    wrong = put(client, "x", available_from=at(5), available_until=at(4))
+    assert wrong.status_code == 422 and "later than" in wrong.json()["detail"]
+    naive = put(client, "x", available_from="2030-01-01T00:00:00")
+    assert naive.status_code == 422 and naive.json()["field"] == "available_from"
+
+
+def test_many_are_put_with_a_result_for_each(serve: Serve) -> None:
+    client = serve()
+    items = [{"item_id": f"n{n}", "title": f"new {n}", "categories": ["new"]} for n in range(5)]
+    items += [{"item_id": "n2", "title": "twice"}, {"item_id": "bare"}, {"item_id": "i1", "title": "One"}]
+    items += [{"item_id": "long", "title": "x", "categories": ["\u4e00" * 250 + str(n) for n in range(100)]}]
+    body = {"items": items}
+    answer = client.post("/items", json=body, headers=ADMIN)
+    assert answer.status_code == 200, answer.text
+    results = answer.json()["results"]
+    assert [result.get("item_id") for result in results] == [*(f"n{n}" for n in range(5)), None, None, "i1", None]
+    assert [results[index]["status"] for index in (5, 6, 8)] == [422, 409, 422]
+    assert "named twice" in results[5]["detail"] and "needs a text" in results[6]["detail"]
+    assert "65536 bytes" in results[8]["detail"]
+    assert sorted(everything(client, categories=["new"])) == [f"n{n}" for n in range(5)]
+    assert client.get("/items/n2").json()["title"] == "new 2"
+
+
+def test_where_no_semantic_id_is_left_the_answer_says_so_and_nothing_else_changes(serve: Serve) -> None:
+    client = serve()
+    texts = [{"item_id": f"twin{n}", "title": "one and the same text"} for n in range(14)]
+    results = client.post("/items", json={"items": texts}, headers=ADMIN).json()["results"]
+    made = [result for result in results if "tokens" in result]
+    assert 6 <= len(made) <= 12  # codes of the last level; some are taken
+    assert len({tuple(result["tokens"]) for result in made}) == len(made)
+    assert len({tuple(result["tokens"][:2]) for result in made}) == 1
+    assert {(result["status"], result["type"]) for result in results if "tokens" not in result} == {
+        (409, "urn:streamrec:problem:no-semantic-id")
+    }
+    assert {"twin0"} <= set(everything(client)) and put(
+        client, "twin13", title="one and the same text"
+    ).status_code == 409
+
+
+def test_a_bundle_whose_ids_are_not_made_from_text_takes_no_new_item(tmp_path: Path) -> None:
+    engine = Engine(Bundle.load(tiny_bundle(tmp_path / "b", 20)))
+    with TestClient(create_app(settings(admin_keys=digest("admin")), engine)) as client:
+        refused = put(ready(client), "lamp")
+        assert refused.status_code == 409 and "tokenizer" in refused.json()["detail"]
+        assert put(client, "i3").status_code == 200 and delete(client, "i5") == 204
+
+
+def test_changes_need_an_admin_key(serve: Serve) -> None:
+    client = serve(api_keys=digest("user"))
+    for key, status in (("user", 403), ("wrong", 403)):
+        assert client.put("/items/i1", content=b"no JSON", headers=sending(key)).status_code == status
+        assert client.delete("/items/i1", headers=sending(key)).status_code == status
+        assert client.post("/items", content=b"no JSON", headers=sending(key)).status_code == status
+    assert client.put("/items/i1", json={}).status_code == 401
+    assert client.get("/catalogues").status_code == 401
+    assert client.get("/catalogues", headers=sending("user")).status_code == 200
+
+
+def test_half_a_character_is_refused(serve: Serve) -> None:
+    client = serve()
+    half = {"item_id": '"\\ud800"', "title": '"\\ud800"', "categories": '["\\ud800"]', "fields": '{"a": "\\ud800"}'}
+    for field, value in half.items():
+        item = {"item_id": '"a"', "title": '"b"'} | {field: value}
+        body = '{"items": [{' + ", ".join(f'"{name}": {value}' for name, value in item.items()) + "}]}"
+        answer = client.post("/items", content=body, headers={**ADMIN, "Content-Type": "application/json"})
+        assert answer.status_code == 422 and field in answer.json()["field"]
+
+
+# Durable and shared
+
+
+def test_a_restart_keeps_changes_where_there_is_a_state_dir(serve: Serve, tmp_path: Path) -> None:
+    first = serve(state_dir=tmp_path)
+    lamp = put(first, "lamp", categories=["light"], fields={"a": 1.5}).json()
+    put(first, "vase")
+    delete(first, "vase")
+    delete(first, "i3")
+    second = serve(state_dir=tmp_path)
+    assert second.get("/items/lamp").json() == lamp
+    assert everything(second) == everything(first) and "i3" not in everything(second)
+    theirs, ours = (client.get("/catalogues").json() for client in (second, first))
+    assert theirs["position"] == ours["position"] != "" and theirs["items"] == ours["items"] == 80
+    assert theirs["durable"] is True and theirs["lag_seconds"] < 60
+    assert theirs["catalogues"] == [{"name": "small", "items": 4}]
+    assert serve().get("/catalogues").json()["durable"] is False
+
+
+@pytest.mark.parametrize("kind", ["redis", "file"])
+def test_replicas_agree_within_a_moment(serve: Serve, redis_server: RedisServer, tmp_path: Path, kind: str) -> None:
+    shared = {"redis_url": redis_server.url, "replicas": 2} if kind == "redis" else {"state_dir": tmp_path}
+    replicas = [serve(**shared) for _ in range(2)]
+    started = time.monotonic()
+    for n in range(6):
+        assert put(replicas[n % 2], f"n{n}", title=f"text {n % 3}").status_code == 200
+        assert delete(replicas[n % 2], f"i{n}") == 204
+    eventually(lambda: len({client.get("/catalogues").json()["position"] for client in replicas}) == 1)
+    one, other = ([client.get(f"/items/n{n}").json() for n in range(6)] for client in replicas)
+    assert one == other and everything(replicas[0]) == everything(replicas[1])
+    assert time.monotonic() - started < 60
+
+
+def test_without_its_redis_a_change_is_refused_and_nothing_is_half_done(
+    serve: Serve, redis_server: RedisServer
+) -> None:
+    client = serve(redis_url=redis_server.url)
+    assert put(client, "lamp").status_code == 200
+    redis_server.kill()
+    refused = put(client, "vase")
+    assert refused.status_code == 503 and refused.json()["type"].endswith("store-unavailable")
+    assert client.delete("/items/lamp", headers=ADMIN).status_code == 503
+    found = everything(client)
+    assert "vase" not in found and "lamp" in found

@@ -9,7 +9,8 @@ negative. Only a row's largest weights, by size, are kept. [open: not in the pap
 
 Exact up to EXACT_ITEMS items: one matrix of 4 I^2 bytes (two up to DENSE_ITEMS) and about I^3 operations, which a core
 does in seconds for 6,000 items and in ten minutes for 24,587 (2.4 GB). Beyond that, each item is regressed on the items
-that most often precede it, which takes time and memory in proportion to I.
+that most often precede it, which takes time and memory in proportion to I. Of more than SAMPLED_EVENTS events the
+products are those of a random sample of the sequences.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import linalg, sparse
+from tqdm import tqdm
 
 EXACT_ITEMS = 30_000
+SAMPLED_EVENTS = 5_000_000  # X has 20 entries for each, and X'X up to 400
 PREDECESSORS = 200  # items that one item is regressed on, beyond EXACT_ITEMS
 BLOCK = 512  # rows of W computed at a time
 DENSE_ITEMS = 12_000  # up to here X'Y is multiplied as a dense matrix, which is faster than a well-filled sparse one
@@ -51,8 +54,13 @@ class Moments:
 
     @staticmethod
     def of(sequences: Sequence[np.ndarray], items: int, max_items: int, recency: float) -> Moments:
+        lengths = np.array([len(sequence) for sequence in sequences])
+        if lengths.sum() > SAMPLED_EVENTS:
+            drawn = np.random.default_rng(0).permutation(len(sequences))
+            drawn = np.sort(drawn[: max(1, int((lengths[drawn].cumsum() <= SAMPLED_EVENTS).sum()))])
+            sequences, lengths = [sequences[user] for user in drawn], lengths[drawn]
         flat = np.concatenate(list(sequences))
-        owner = np.repeat(np.arange(len(sequences)), [len(sequence) for sequence in sequences])
+        owner = np.repeat(np.arange(len(sequences)), lengths)
         prefix, item, weight = [], [], []
         for steps in range(1, max_items + 1):
             begin = np.flatnonzero(owner[:-steps] == owner[steps:])
@@ -117,7 +125,7 @@ def _restricted(moments: Moments, ridge: float) -> sparse.csr_matrix:
     """Column j is the ridge regression of item j on the PREDECESSORS items with the largest X'Y; elsewhere it is 0."""
     gram, cross = moments.gram, moments.cross.tocsc()
     row, column, value = [], [], []
-    for item in range(cross.shape[1]):
+    for item in tqdm(range(cross.shape[1]), desc="memory, linear model", unit="item", mininterval=1.0):
         before, weight = (part[cross.indptr[item] : cross.indptr[item + 1]] for part in (cross.indices, cross.data))
         if len(before) > PREDECESSORS:
             most = np.argpartition(-weight, PREDECESSORS)[:PREDECESSORS]

@@ -101,3 +101,14 @@ def test_an_item_that_never_occurs_has_no_weights() -> None:
 def test_ties_are_broken_without_regard_to_the_order_of_the_catalogue() -> None:
     kept = {int(largest(sparse.csr_matrix(np.ones((1, items))), 1).indices[0]) for items in range(20, 40)}
     assert len(kept) > 5
+
+
+def test_of_many_events_a_sample_of_whole_sequences_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    sequences = [np.array([2 * user, 2 * user + 1], np.int32) for user in range(20)]  # nobody shares an item
+    monkeypatch.setattr(linear, "SAMPLED_EVENTS", 15)
+    first, second = (Moments.of(sequences, 40, MAX_ITEMS, RECENCY) for _ in range(2))
+    before, after = first.cross.nonzero()
+    assert len(before) == 7 and (after == before + 1).all() and (before % 2 == 0).all()
+    assert 0 < before.max() - before.min() < 40 and (first.cross != second.cross).nnz == 0
+    monkeypatch.setattr(linear, "SAMPLED_EVENTS", 40)
+    assert Moments.of(sequences, 40, MAX_ITEMS, RECENCY).cross.nnz == 20

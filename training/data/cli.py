@@ -1,4 +1,4 @@
-"""The commands `data amazon-2023`, `data shop` and `data stats`.
+"""The commands `data amazon-2023`, `data shop`, `data feedback` and `data stats`.
 
 Each sets `run`, to be called with the parsed arguments. Errors in the data are DataError or ValueError, with one
 sentence for the user.
@@ -12,13 +12,15 @@ from typing import Any
 
 from tqdm import tqdm
 
+from serving.types import REDIS_PREFIX
 from training.data.download import AMAZON_2023, amazon_2023
+from training.data.feedback import POSITIVE, convert_feedback
 from training.data.prepare import chronological, describe, leave_one_out, read_data, time_quantiles
 from training.data.shop import write_shop
 
 
 def add_data_commands(subparsers: Any) -> None:
-    """Add `data` with its three commands to what `ArgumentParser.add_subparsers()` returned."""
+    """Add `data` with its commands to what `ArgumentParser.add_subparsers()` returned."""
     data = subparsers.add_parser("data", help="download, generate or inspect a data folder")
     commands = data.add_subparsers(dest="data_command", required=True)
 
@@ -37,6 +39,17 @@ def add_data_commands(subparsers: Any) -> None:
     shop.add_argument("--format", choices=("csv.gz", "parquet"), default="csv.gz", help="default: %(default)s")
     shop.add_argument("--out", type=Path, required=True, help="data folder to write")
     shop.set_defaults(run=_shop)
+
+    feedback = commands.add_parser("feedback", help="make what people did with a service's recommendations into data")
+    feedback.add_argument("source", help="folder `feedback` under STREAMREC_STATE_DIR, or the address of the Redis")
+    feedback.add_argument("--out", type=Path, required=True, help="data folder to write")
+    feedback.add_argument(
+        "--events", type=lambda text: text.split(","), default=POSITIVE, help=f"default: {','.join(POSITIVE)}"
+    )
+    feedback.add_argument(
+        "--redis-prefix", default=REDIS_PREFIX, help="as STREAMREC_REDIS_PREFIX (default: %(default)s)"
+    )
+    feedback.set_defaults(run=_feedback)
 
     stats = commands.add_parser("stats", help="check a data folder and print its statistics")
     stats.add_argument("folder", type=Path, help="data folder to read")
@@ -62,6 +75,11 @@ def _shop(args: argparse.Namespace) -> None:
         truth = write_shop(args.out, args.users, args.items, args.seed, args.format, bar.update)
     best = ", ".join(f"{name} {value:.4f}" for name, value in truth["best"].items())
     print(f"{args.out}: {args.users:,} users, {args.items:,} items; best possible: {best}")
+
+
+def _feedback(args: argparse.Namespace) -> None:
+    counts = convert_feedback(args.source, args.out, args.events, args.redis_prefix)
+    print(f"{args.out}: " + ", ".join(f"{count:,} {name}" for name, count in sorted(counts.items())))
 
 
 def _stats(args: argparse.Namespace) -> None:

@@ -1,0 +1,82 @@
+"""Feedback as the service keeps it becomes a data folder."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serving.online.feedback import Feedback, FeedbackFiles, LocalFeedback, RedisFeedback
+from serving.online.redis_link import RedisLink, connect
+from tests.conftest import RedisServer
+from tests.waiting import DEADLINE
+from training.__main__ import main
+from training.data.errors import DataError
+from training.data.feedback import convert_feedback
+from training.data.read import read_data
+
+EVENTS = [  # time, user, item, event
+    (30.2, "aa", "i3", "click"), (10.7, "aa", "i1", "purchase"), (10.9, "bb", "i1", "play"),
+    (10.8, "bb", "i2", "click"), (5.0, "bb", "i4", "impression"), (6.0, "", "i4", "click"), (40.0, "aa", "i1", "like"),
+]  # fmt: skip
+
+
+async def fill(store: Feedback) -> None:
+    for number, (time, user, item, event) in enumerate(EVENTS):
+        record = {"time": time, "user": user, "item_id": item, "event": event}
+        await store.add(f"r{number}", record, is_hit=True)
+
+
+def histories(folder: Path) -> dict[str, list[str]]:
+    data = read_data(folder)
+    ids = data.items.item_ids
+    return {
+        user: [ids[row] for row in data.sequence[data.offsets[at] : data.offsets[at + 1]]]
+        for at, user in enumerate(data.user_ids)
+    }
+
+
+EXPECTED = {"aa": ["i1", "i3", "i1"], "bb": ["i2", "i1"]}
+
+
+def test_files_become_histories(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asyncio.run(fill(LocalFeedback(FeedbackFiles(tmp_path / "feedback", 90))))
+    (newest,) = (tmp_path / "feedback").glob("feedback-*")
+    with newest.open("a") as file:
+        file.write('{"time": 50, "user": "aa", "it')  # a kill cut it off
+    assert main(["data", "feedback", str(tmp_path / "feedback"), "--out", str(tmp_path / "data")]) == 0
+    assert "5 interactions, 1 nobody, 1 other events, 1 unreadable" in capsys.readouterr().out
+    assert histories(tmp_path / "data") == EXPECTED
+
+
+def test_a_stream_becomes_the_same_histories(
+    tmp_path: Path, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.data.feedback.PAGE", 2)
+
+    async def run() -> None:
+        client: Any = connect(redis_server.url)
+        await fill(RedisFeedback(RedisLink(client, DEADLINE), "shop", 60, 90, 1000))
+        await client.aclose()
+
+    asyncio.run(run())
+    counts = convert_feedback(redis_server.url, tmp_path / "data", prefix="shop")
+    assert counts == {"interactions": 5, "nobody": 1, "other events": 1}
+    assert histories(tmp_path / "data") == EXPECTED
+
+
+def test_events_can_be_chosen(tmp_path: Path) -> None:
+    asyncio.run(fill(LocalFeedback(FeedbackFiles(tmp_path / "feedback", 90))))
+    convert_feedback(str(tmp_path / "feedback"), tmp_path / "data", ["click", "impression"])
+    assert histories(tmp_path / "data") == {"aa": ["i3"], "bb": ["i4", "i2"]}
+
+
+@pytest.mark.parametrize("source", ["missing", "empty", "redis://127.0.0.1:1", "rubbish://x"])
+def test_without_feedback_one_sentence_says_so(tmp_path: Path, source: str) -> None:
+    (tmp_path / "empty").mkdir()
+    where = source if "://" in source else str(tmp_path / source)
+    with pytest.raises(DataError, match="name the folder|check the address"):
+        convert_feedback(where, tmp_path / "data")
+    assert not (tmp_path / "data").exists()

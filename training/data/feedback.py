@@ -1,0 +1,73 @@
+"""What people did with recommendations, as the service keeps it, made into a data folder to train on."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from redis import Redis
+from redis.exceptions import RedisError
+
+from serving.files import atomic_write
+from serving.online.feedback import NAME, PAGE
+from serving.types import REDIS_PREFIX
+from training.data.errors import DataError
+
+POSITIVE = ("click", "like", "cart", "purchase", "play", "share")  # events that say what somebody wants
+
+
+def convert_feedback(
+    source: str, out: Path, events: Sequence[str] = POSITIVE, prefix: str = REDIS_PREFIX
+) -> Counter[str]:
+    """Writes interactions.parquet to the data folder `out`: the chosen events, under the key that stands for the user.
+
+    source: the folder of the service's files, or the address of its Redis; prefix: of its keys there. Counted are
+    `interactions`, and what was left out: `other events`, events of `nobody`, records that are `unreadable`, as is the
+    line that a kill cut off. Raises DataError and StorageError.
+    """
+    rows: list[tuple[float, str, str]] = []
+    counts: Counter[str] = Counter()
+    for line in _redis(source, prefix) if "://" in source else _files(Path(source)):
+        try:
+            record = json.loads(line)
+            time, user, item, event = (record[name] for name in ("time", "user", "item_id", "event"))
+            row = (float(time), str(user), str(item))
+        except (ValueError, TypeError, KeyError):
+            counts["unreadable"] += 1
+            continue
+        kept = "other events" if event not in events else "interactions" if user else "nobody"
+        counts[kept] += 1
+        if kept == "interactions":
+            rows.append(row)
+    if not rows:
+        raise DataError("There is no event to train on; name the folder or the Redis that the service writes to.")
+    times, users, items = zip(*rows, strict=True)
+    table = pa.table({"user_id": users, "item_id": items, "timestamp": times})
+    with atomic_write(out / "interactions.parquet") as partial:
+        pq.write_table(table, partial)
+    return counts
+
+
+def _files(folder: Path) -> Iterator[bytes]:
+    try:
+        for path in sorted(path for path in folder.iterdir() if NAME.fullmatch(path.name)):
+            with path.open("rb") as file:
+                yield from file
+    except OSError as error:
+        reason = f"{folder} cannot be read ({error.strerror})"
+        raise DataError(f"{reason}; name the folder `feedback` under STREAMREC_STATE_DIR.") from error
+
+
+def _redis(address: str, prefix: str) -> Iterator[bytes]:
+    position = "-"
+    try:
+        with Redis.from_url(address) as redis:
+            while page := redis.xrange(f"{prefix}:feedback", position, count=PAGE):
+                yield from (fields.get(b"record", b"") for _, fields in page)
+                position = f"({page[-1][0].decode()}"
+    except (RedisError, ValueError) as error:  # the address may hold a password
+        raise DataError(f"The feedback in Redis cannot be read ({type(error).__name__}); check the address.") from error

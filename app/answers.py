@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from app.schemas import (
     Explanation,
     ItemExplanation,
     NamedItem,
+    RankRequest,
     ReasoningStep,
     RecommendedItem,
     RecommendRequest,
@@ -33,33 +35,37 @@ def work_of(assigned: Assigned) -> int:
     most = query.steps if isinstance(query.steps, int) else None
     if most is None:
         most = bundle.max_steps if query.steps == "auto" else bundle.default_steps
-    return assigned.recommender.beam_width(query.k, query.beam_width) * (most + 1)
+    return assigned.recommender.beam_width(query) * (most + 1)
 
 
-def to_query(body: RecommendRequest, steps: Steps, client: str = "") -> Query:
+def to_query(body: RecommendRequest | RankRequest, steps: Steps, client: str = "") -> Query:
+    what: dict[str, Any]
+    if isinstance(body, RankRequest):
+        what = {"k": len(body.items), "allow": body.items, "exclude_seen": False, "rank_only": True}
+    else:
+        names = ("k", "beam_width", "exclude_seen", "allow", "deny", "categories", "catalogue")
+        what = {name: getattr(body, name) for name in names}
     return Query(
         history=body.history or (),
         user_id=body.user_id,
-        k=body.k,
-        beam_width=body.beam_width,
         steps=steps,
         paths=body.reasoning_paths,
-        exclude_seen=body.exclude_seen,
-        allow=body.allow,
-        deny=body.deny,
-        categories=body.categories,
-        catalogue=body.catalogue,
         dense_weight=body.dense_weight,
         neighbours_weight=body.neighbours_weight,
         timeout=None if body.timeout_ms is None else body.timeout_ms / 1000,
         explain=body.explain,
         client=client,
+        **what,
     )
 
 
 def to_response(bundle: Bundle, query: Query, found: Recommendation, secret: bytes) -> RecommendResponse:
     by_model = found.source == "model"
     items = to_items(bundle.catalogue, found.items, found.scores)
+    unknown = found.unknown_items
+    if query.rank_only:  # what cannot be recommended now has no score either
+        ranked = {item.item_id for item in items}
+        unknown = list(dict.fromkeys([*unknown, *(item_id for item_id in query.allow or () if item_id not in ranked)]))
     return RecommendResponse(
         recommendation_id=receipts.issue(
             bundle.version, found.source, found.plan.steps, query.user_id, [item.item_id for item in items], secret
@@ -69,10 +75,10 @@ def to_response(bundle: Bundle, query: Query, found: Recommendation, secret: byt
         source=found.source,
         reasoning_steps=found.plan.steps,
         reasoning_paths=(query.paths or bundle.settings.paths) if by_model else 0,
-        beam_width=found.plan.beam_width,
+        beam_width=0 if query.rank_only else found.plan.beam_width,
         cache=found.cache,
         items=items,
-        unknown_items=found.unknown_items,
+        unknown_items=unknown,
         timings_ms=Timings(**{stage: round(1000 * seconds, 3) for stage, seconds in found.seconds.items()}),
         explanation=to_explanation(bundle, query, found, found.trace) if found.trace else None,
     )

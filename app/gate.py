@@ -21,7 +21,7 @@ from app.quotas import Quotas
 from app.security import client_of
 from serving.errors import Overloaded, ServingError
 
-PATH = "/recommend"
+PATHS = {"/recommend", "/rank"}
 
 
 class LoadShedder:
@@ -35,7 +35,7 @@ class LoadShedder:
         self.app, self.service, self.quotas = app, service, quotas
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] != PATH or scope["method"] != "POST":
+        if scope["type"] != "http" or scope["path"] not in PATHS or scope["method"] != "POST":
             return await self.app(scope, receive, send)
         started = time.perf_counter()
         error = self._refusal(scope)
@@ -47,7 +47,7 @@ class LoadShedder:
         await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
         await send({"type": "http.response.body", "body": response.body})
         self.service.metrics.rejections(reason).inc()
-        self.service.metrics.answers(PATH, str(response.status_code)).observe(time.perf_counter() - started)
+        self.service.metrics.answers(scope["path"], str(response.status_code)).observe(time.perf_counter() - started)
 
     def _refusal(self, scope: Scope) -> Overloaded | QuotaExceeded | None:
         """The error to refuse the request with, if any. With quotas configured, a full queue is left to the layers

@@ -77,7 +77,7 @@ def create_app(
     app.state.scrapes = Scrapes(service.metrics)
     app.state.openapi = cache(lambda: json.dumps(app.openapi()).encode())
     errors.install(app)
-    app.router.routes.append(recommend.ROUTE)  # ahead of FastAPI's own for the same path
+    app.router.routes.extend(recommend.DIRECT)  # ahead of FastAPI's own for the same paths
     for routes in (recommend, users, feedback, items, catalogues, models, health, page):
         app.include_router(routes.router)
     app.include_router(models.changes)

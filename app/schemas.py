@@ -25,6 +25,7 @@ from serving.types import MAX_ID_LENGTH
 
 MAX_ITEMS = 10_000
 MAX_PATHS = 16
+MAX_RANKED = 1000
 MAX_VERSION_LENGTH = 256
 MAX_RECEIPT_LENGTH = 32_768  # of the id of a recommendation with 10,000 items
 MAX_PATH_LENGTH = 240  # of a name in any file system
@@ -49,27 +50,14 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)  # "10" is not a number
 
 
-class RecommendRequest(Body):
-    """The user, their history, and what may be recommended to them."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
+class UserRequest(Body):
+    """The user, their history, and how the model answers."""
 
     user_id: Id | None = Field(None, description="without it nothing is cached and no known history is used")
     history: Items | None = Field(None, description="item ids, oldest first; omitted or empty: the known history")
-    k: int = Field(10, ge=1, description="how many items to return")
-    beam_width: int | None = Field(
-        None, ge=1, description="at least k; default: the larger of k and the service's default"
-    )
     reasoning_paths: int | None = Field(
         None, ge=1, le=MAX_PATHS, description="reasoning paths searched in parallel; default: the bundle's"
     )
-    exclude_seen: bool = Field(True, description="never recommend items of the history")
-    allow: Items | None = Field(None, description="recommend only these")
-    deny: Items = Field(default_factory=list, description="never recommend these")
-    categories: Annotated[list[Id], Field(max_length=100)] = Field(
-        default_factory=list, description="recommend only items in at least one of these; empty: no restriction"
-    )
-    catalogue: Id | None = Field(None, description="recommend only items of this named subset")
     dense_weight: float | None = Field(
         None, ge=0, le=1000, description="weight of the dense score; default: the bundle's"
     )
@@ -79,11 +67,37 @@ class RecommendRequest(Body):
     timeout_ms: float | None = Field(None, gt=0, le=600_000, description="time budget")
     explain: bool = False
 
+
+class RecommendRequest(UserRequest):
+    """The user, their history, and what may be recommended to them."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
+
+    k: int = Field(10, ge=1, description="how many items to return")
+    beam_width: int | None = Field(
+        None, ge=1, description="at least k; default: the larger of k and the service's default"
+    )
+    exclude_seen: bool = Field(True, description="never recommend items of the history")
+    allow: Items | None = Field(None, description="recommend only these")
+    deny: Items = Field(default_factory=list, description="never recommend these")
+    categories: Annotated[list[Id], Field(max_length=100)] = Field(
+        default_factory=list, description="recommend only items in at least one of these; empty: no restriction"
+    )
+    catalogue: Id | None = Field(None, description="recommend only items of this named subset")
+
     @model_validator(mode="after")
     def _k_fits_the_beam(self) -> RecommendRequest:
         if self.beam_width is not None and self.k > self.beam_width:
             raise ValueError("k must not exceed beam_width")
         return self
+
+
+class RankRequest(UserRequest):
+    """The user, their history, and the items to put in order for them."""
+
+    items: Annotated[list[Id], Field(min_length=1, max_length=MAX_RANKED)] = Field(
+        description="item ids; each is scored, seen ones too, and comes back once"
+    )
 
 
 # Parts of every answer. The service itself makes them, so they need no validation: dataclasses are cheaper than models.
@@ -161,11 +175,14 @@ class RecommendResponse:
     source: Literal["model", "popularity"]
     reasoning_steps: int
     reasoning_paths: int
-    beam_width: int
+    beam_width: Annotated[int, Field(description="0 if given items were ranked: nothing was searched for then")]
     cache: Literal["memory", "redis", "miss", "off"]
     items: Annotated[list[RecommendedItem], Field(description="best first, distinct")]
     unknown_items: Annotated[
-        list[str], Field(description="ids in history, allow or deny that are not in the catalogue")
+        list[str],
+        Field(
+            description="ids in history, allow or deny that are not in the catalogue; items that could not be ranked"
+        ),
     ]
     timings_ms: Timings
     explanation: Explanation | None = None

@@ -1,4 +1,4 @@
-"""POST /recommend and /recommend/batch."""
+"""POST /recommend, /recommend/batch and /rank."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import logging
 import time
 from contextlib import suppress
 from functools import lru_cache
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -21,13 +21,15 @@ from app import answers, errors
 from app.checks import check_body, check_query, keyed_router
 from app.deps import ServiceDep, while_connected
 from app.lifecycle import Service
-from app.schemas import ANSWER, BatchRequest, BatchResponse, Problem, RecommendRequest, RecommendResponse
+from app.schemas import ANSWER, BatchRequest, BatchResponse, Problem, RankRequest, RecommendRequest, RecommendResponse
 from app.security import require_key
 from serving.errors import RequestError, ServingError
 from serving.online.models import Assigned
 from serving.online.recommender import Steps
 
 log = logging.getLogger("streamrec.recommend")
+
+Parsed = TypeVar("Parsed", RecommendRequest, RankRequest)
 
 MAX_STEPS_LENGTH = 16  # characters
 
@@ -62,6 +64,18 @@ StepsDep = Annotated[Any, Depends(reasoning_steps)]
 @router.post("/recommend", response_model=RecommendResponse)
 async def recommend(request: Request, body: RecommendRequest, steps: StepsDep, service: ServiceDep) -> Response:
     """The best items for one user, after a number of reasoning steps."""
+    return await _answered(request, body, steps, service)
+
+
+@router.post("/rank", response_model=RecommendResponse)
+async def rank(request: Request, body: RankRequest, steps: StepsDep, service: ServiceDep) -> Response:
+    """Given items in the order in which one user wants them, the best first, with the scores that `/recommend` gives
+    them. For retrieval by something else: nothing is searched for, and no item is left out, however unlikely it is.
+    A user of whom nothing is known gets them by popularity."""
+    return await _answered(request, body, steps, service)
+
+
+async def _answered(request: Request, body: RecommendRequest | RankRequest, steps: Steps, service: Service) -> Response:
     models = service.models
     assigned = models.assign(answers.to_query(body, steps, request.state.client))
     await _charge(request, assigned, service)
@@ -77,18 +91,6 @@ async def _charge(request: Request, assigned: Assigned, service: Service) -> Non
         await request.app.state.quotas.take_work(request.state.client, answers.work_of(assigned))
 
 
-async def recommend_directly(request: Request) -> Response:
-    """Answers every POST /recommend, and calls the route above, which documents it in OpenAPI. FastAPI's validation and
-    dependencies cost more than everything else in HTTP."""
-    service: Service = request.app.state.service
-    await require_key(request)
-    steps = _steps_in(request.scope["query_string"])
-    check_body(request.scope["headers"], service.settings.max_body_bytes)
-    # Before reading: under a flood, refusals are most of the work.
-    service.admission.decide(client=request.state.client)
-    return await recommend(request, _parsed(await request.body()), steps, service)
-
-
 class _NamedRoute(Route):
     """Puts itself into the scope as FastAPI's routes do: it is the label in metrics, log lines and traces."""
 
@@ -97,7 +99,23 @@ class _NamedRoute(Route):
         return match, {**child_scope, "route": self}
 
 
-ROUTE = _NamedRoute("/recommend", recommend_directly, methods=["POST"], include_in_schema=False)
+def _direct(path: str, schema: type[Parsed]) -> Route:
+    """Answers every POST to a path in place of the route above, which documents it in OpenAPI. FastAPI's validation and
+    dependencies cost more than everything else in HTTP."""
+
+    async def answer(request: Request) -> Response:
+        service: Service = request.app.state.service
+        await require_key(request)
+        steps = _steps_in(request.scope["query_string"])
+        check_body(request.scope["headers"], service.settings.max_body_bytes)
+        # Before reading: under a flood, refusals are most of the work.
+        service.admission.decide(client=request.state.client)
+        return await _answered(request, _parsed(schema, await request.body()), steps, service)
+
+    return _NamedRoute(path, answer, methods=["POST"], include_in_schema=False)
+
+
+DIRECT = [_direct("/recommend", RecommendRequest), _direct("/rank", RankRequest)]
 
 
 @lru_cache(64)  # there are few different queries
@@ -106,11 +124,11 @@ def _steps_in(query: bytes) -> Steps:
     return _steps(QueryParams(query).get("reasoning_steps"))
 
 
-def _parsed(body: bytes) -> RecommendRequest:
+def _parsed(schema: type[Parsed], body: bytes) -> Parsed:
     with suppress(ValidationError):  # what fails is parsed again below, for errors worded as on every other route
-        return RecommendRequest.model_validate_json(body)
+        return schema.model_validate_json(body)
     try:
-        return RecommendRequest.model_validate(json.loads(body))
+        return schema.model_validate(json.loads(body))
     except ValidationError as error:
         raise RequestValidationError(error.errors()) from error
     except (ValueError, RecursionError) as error:

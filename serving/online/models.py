@@ -79,7 +79,8 @@ class Models:
         """Raises what `Recommender.recommend` raises."""
         found = await assigned.recommender.recommend(assigned.query)
         shadow = self.deployment.traffic.shadow
-        if shadow is not None and found.source == "model" and 100 * random.random() < shadow.percent:
+        is_search = found.source == "model" and not assigned.query.rank_only
+        if shadow is not None and is_search and 100 * random.random() < shadow.percent:
             self._start_shadow(shadow.version, assigned, found)
         return found
 

@@ -24,6 +24,7 @@ from serving.online.cache import Flight, Lookup, Source, StateCache
 from serving.online.costs import CostTable
 from serving.online.redis_link import RedisDown
 from serving.online.users import UserStore, digest
+from serving.search.scoring import AT_ONCE
 from serving.types import Answer, EncoderState, Request, Rules, Trace
 
 log = logging.getLogger("streamrec.recommender")
@@ -37,7 +38,8 @@ class Query:
     """What a client asks for, in item ids. None stands for the default of the bundle or of the service.
 
     history: oldest first; empty: what is known of the user. timeout: time budget in seconds.
-    client: who asks; clients share the engine's time.
+    rank_only: score every permitted item of `allow`, and search for none. client: who asks; clients share the engine's
+    time.
     """
 
     history: Sequence[str] = ()
@@ -55,6 +57,7 @@ class Query:
     neighbours_weight: float | None = None
     timeout: float | None = None
     explain: bool = False
+    rank_only: bool = False
     client: Hashable = None
 
 
@@ -83,11 +86,13 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A query in catalogue rows: the newest items of the history, the rules, and the ids nobody knows."""
+    """A query in catalogue rows: the newest items of the history, the rules, the ids nobody knows, and the items to
+    rank, if that is all that is asked for."""
 
     history: tuple[int, ...]
     rules: Rules
     unknown_items: list[str]
+    items: tuple[int, ...] | None = None
 
 
 class EngineLike(Protocol):
@@ -219,16 +224,18 @@ class Recommender:
         ids = self.bundle.catalogue.item_ids
         return [ids[row] for row in found.items]
 
-    def beam_width(self, k: int, requested: int | None) -> int:
-        """Of a request for k items."""
-        return requested if requested is not None else max(k, self._limits.default_beam_width)
+    def beam_width(self, query: Query) -> int:
+        """How wide the search for a query is. An item to rank costs about what a beam does; their number is rounded up,
+        if query.rank_only:
+            return AT_ONCE * max(1, -(-len(query.allow or ()) // AT_ONCE))
+        return query.beam_width if query.beam_width is not None else max(query.k, self._limits.default_beam_width)
 
     def _demand(self, query: Query, now: float) -> Demand:
         """A requested number of steps is kept. `auto` takes as many as fit the time budget; so does, up to the
         bundle's default, a query with a time budget and no steps."""
         bundle, limits = self.bundle, self._limits
-        width = self.beam_width(query.k, query.beam_width)
-        if width > limits.max_beam_width:
+        width = self.beam_width(query)
+        if width > limits.max_beam_width and not query.rank_only:
             field = "k" if query.k > limits.max_beam_width else "beam_width"
             raise RequestError(f"This service allows at most {limits.max_beam_width}; ask for less.", field)
         if isinstance(query.steps, int) and not 0 <= query.steps <= bundle.max_steps:
@@ -241,8 +248,8 @@ class Recommender:
             beam_width=width,
             deadline=now + (limits.default_timeout if query.timeout is None else query.timeout),
             flexible=query.steps == "auto" or (query.steps is None and query.timeout is not None),
-            min_beam_width=query.k,
-            variant=(query.paths, query.explain),
+            min_beam_width=width if query.rank_only else query.k,
+            variant=(query.paths, query.explain, query.rank_only),
             model=bundle.version,
             client=query.client,
         )
@@ -305,7 +312,11 @@ def resolve(bundle: Bundle, query: Query, history: Sequence[str]) -> Resolved:
         catalogue=query.catalogue,
     )
     catalogue.check_names(rules)
-    return Resolved(seen[-bundle.max_items :], rules, list(unknown))
+    items = None
+    if query.rank_only:
+        allowed = rules.allow or ()
+        items = tuple(allowed[index] for index in catalogue.permitted_indices(allowed, rules))
+    return Resolved(seen[-bundle.max_items :], rules, list(unknown), items)
 
 
 def to_request(query: Query, resolved: Resolved, plan: Plan) -> Request:
@@ -320,6 +331,7 @@ def to_request(query: Query, resolved: Resolved, plan: Plan) -> Request:
         neighbours_weight=query.neighbours_weight,
         explain=query.explain,
         paths=query.paths,
+        items=resolved.items,
     )
 
 
@@ -327,7 +339,7 @@ def run_batch(searches: Sequence[Search], costs: CostTable, observer: Observer) 
     """On the engine's thread: answers to searches of one plan. What they cost is recorded."""
     answers, seconds = encode_and_search(searches)
     first, rows = searches[0], sum(search.request.beam_width for search in searches)
-    if first.request.paths is None:  # the table is about the bundle's own number of paths
+    if first.request.paths is None and first.request.items is None:  # the table is of searches, by the bundle's paths
         costs.observe(first.request.reasoning_steps, rows, seconds, first.engine.bundle.version)
     observer.batch_ran(len(searches), rows, answers[0].seconds)
     return answers

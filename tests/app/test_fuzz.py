@@ -28,7 +28,8 @@ from tests.builders import tiny_model
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "10"))
 KEY = "sesame"
 ROUTES = (
-    "POST /recommend", "POST /recommend/batch", "POST /users/{user_id}/events", "GET /users/{user_id}",
+    "POST /recommend", "POST /recommend/batch", "POST /rank",
+    "POST /users/{user_id}/events", "GET /users/{user_id}",
     "DELETE /users/{user_id}", "GET /items", "GET /items/{item_id}", "PUT /items/{item_id}", "DELETE /items/{item_id}",
     "POST /items", "POST /models", "POST /models/{version}/activate",
     "DELETE /models/{version}", "PUT /traffic", "POST /feedback", "GET /feedback/summary", "GET /traffic",
@@ -88,7 +89,8 @@ def test_answers_are_declared(fuzzed: TestClient, schema: Any, route: str, mode:
         # catalogue, a beam or a bundle that does not exist, or for more than 100%.
         refused = response.status_code == 413 or path == "/recommend/batch"
         more = [checks.negative_data_rejection] if mode.is_negative and not refused else []
-        if mode.is_positive and not path.startswith(("/recommend", "/models", "/traffic", "/feedback")):
+        is_lookup = path.startswith(("/recommend", "/rank", "/models", "/traffic", "/feedback"))
+        if mode.is_positive and not is_lookup:
             more = [checks.positive_data_acceptance]
         case.validate_response(response, checks=CHECKS + more)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterable
-from typing import Any
+from collections.abc import Callable, Container, Coroutine, Iterable
+from typing import Any, get_args, get_origin
 
 from fastapi import APIRouter, Depends, HTTPException, Request, Response, params
 from fastapi.dependencies.utils import get_flat_params
@@ -26,11 +26,12 @@ class CheckedRoute(APIRoute):
         handle = super().get_route_handler()
         parameters = get_flat_params(self.dependant)
         known = {field.alias for field in parameters if isinstance(field.field_info, params.Query)}
+        lists = {field.alias for field in parameters if is_list(field.field_info.annotation)}
 
         async def checked(request: Request) -> Response:
             await self.check_caller(request)
             check_path(request.scope)
-            check_query(request.scope["query_string"], known)
+            check_query(request.scope["query_string"], known, lists)
             if self.body_field is not None:
                 check_body(request.scope["headers"], request.app.state.service.settings.max_body_bytes)
             return await handle(request)
@@ -81,8 +82,13 @@ def check_path(scope: Scope) -> None:
         raise RequestError("The path is not UTF-8; encode ids as UTF-8 and each byte with %.", "path")
 
 
-def check_query(query: bytes, known: Iterable[str]) -> None:
-    """Raises RequestError for a parameter that the route does not know, or that is given twice."""
+def is_list(annotation: Any) -> bool:
+    """Whether a parameter may be given several times. None may stand for one that is not given."""
+    return any(get_origin(each) is list for each in (annotation, *get_args(annotation)))
+
+
+def check_query(query: bytes, known: Iterable[str], lists: Container[str] = ()) -> None:
+    """Raises RequestError for a parameter that the route does not know, or that is given twice and is no list."""
     if not query:
         return
     seen = set()
@@ -90,7 +96,7 @@ def check_query(query: bytes, known: Iterable[str]) -> None:
         if name not in known:
             takes = f"it takes {', '.join(sorted(known))}" if known else "it takes none"
             raise RequestError(f"This route has no query parameter {name[:SHOWN]!r}; {takes}.", name[:SHOWN])
-        if name in seen:
+        if name in seen and name not in lists:
             raise RequestError(f"Give the query parameter {name} once.", name)
         seen.add(name)
 

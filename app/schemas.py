@@ -247,6 +247,23 @@ class Item(BaseModel):
     tokens: list[int] = Field(description="the semantic ID as vocabulary ids")
 
 
+class SimilarItem(BaseModel):
+    item_id: str
+    title: str | None
+    categories: list[str]
+    by: Literal["together", "content"]
+    score: float = Field(
+        description="together: this item's share of what follows or resembles the other; content: cosine similarity"
+    )
+
+
+class SimilarResponse(BaseModel):
+    item_id: str
+    model_version: str
+    items: list[SimilarItem] = Field(description="best first; where both kinds are there, those taken together first")
+    unknown_items: list[str] = Field(description="ids in allow or deny that are not in the catalogue")
+
+
 class ItemsResponse(BaseModel):
     items: list[Item]
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -98,6 +100,13 @@ class Bundle:
         if state.hidden.shape != (tokens, len(self._state_bound)):
             return False
         return bool((np.abs(state.hidden) <= self._state_bound).all())  # no comparison with NaN is true
+
+    @torch.inference_mode()
+    def unit_vectors(self, rows: Sequence[int]) -> np.ndarray:
+        """What the dense score compares states with, made to length 1. Shape: (n,) catalogue rows -> (n, D) float32."""
+        tokens = torch.from_numpy(self.catalogue.tokens[rows].astype(np.int64))
+        vectors: np.ndarray = F.normalize(self.network.vectors_of(torch.tensor(rows), tokens), dim=-1).numpy()
+        return vectors
 
     @staticmethod
     def load(folder: Path | str) -> Bundle:

@@ -13,8 +13,24 @@ from app.checks import admin_router, keyed_router
 from app.deps import ItemId, ServiceDep
 from app.errors import NotFound, declared
 from app.lifecycle import Service
-from app.schemas import Item, ItemFields, ItemsPut, ItemsRequest, ItemsResponse, Problem, PutItem
+from app.schemas import (
+    Id,
+    Item,
+    ItemFields,
+    ItemsPut,
+    ItemsRequest,
+    ItemsResponse,
+    Problem,
+    PutItem,
+    SimilarItem,
+    SimilarResponse,
+)
 from serving.errors import RequestError
+from serving.items.catalogue import Catalogue
+from serving.online import recommender as online
+from serving.online.similar import By, Similar
+
+MOST_NAMED = 100  # ids in a query
 
 router = keyed_router(
     prefix="/items",
@@ -38,6 +54,37 @@ async def find_items(
     service.check_ready()
     rows = await asyncio.to_thread(service.bundle.catalogue.find_titles, query, limit)
     return ItemsResponse(items=[_item(service, row) for row in rows])
+
+
+# Ahead of the route for an item: one whose id ends in "/similar" is not found by it.
+@router.get("/{item_id:anything}/similar", response_model=SimilarResponse, responses=declared(404))
+async def similar_items(
+    item_id: ItemId,
+    service: ServiceDep,
+    k: Annotated[int, Query(ge=1, le=100)] = 10,
+    by: Annotated[By | None, Query(description="default: those taken together with it, then those like it")] = None,
+    allow: Annotated[
+        list[Id] | None, Query(max_length=MOST_NAMED, description="only these; given several times")
+    ] = None,
+    deny: Annotated[list[Id] | None, Query(max_length=MOST_NAMED, description="none of these")] = None,
+    categories: Annotated[
+        list[Id] | None, Query(max_length=MOST_NAMED, description="only items in at least one of these")
+    ] = None,
+    catalogue: Annotated[Id | None, Query(description="only items of this named subset")] = None,
+) -> SimilarResponse:
+    """Items for the page of another one: what users took together with it, and what is like it by its content, which
+    needs no user to have seen either."""
+    service.check_ready()
+    recommender, row = service.recommender, _row(service, item_id)
+    query = online.Query(allow=allow, deny=deny or (), categories=categories or (), catalogue=catalogue)
+    resolved = online.resolve(recommender.bundle, query, ())
+    found = await recommender.similar.find(row, resolved.rules, k, by)
+    return SimilarResponse(
+        item_id=item_id,
+        model_version=recommender.bundle.version,
+        items=[_similar(recommender.bundle.catalogue, each) for each in found],
+        unknown_items=resolved.unknown_items,
+    )
 
 
 @router.get("/{item_id:anything}", response_model=Item, response_model_exclude_unset=True, responses=declared(404))
@@ -90,6 +137,16 @@ def _row(service: Service, item_id: str) -> int:
     if row is None or service.items.is_deleted(row):
         raise NotFound("The catalogue has no item with this id.")
     return row
+
+
+def _similar(catalogue: Catalogue, similar: Similar) -> SimilarItem:
+    return SimilarItem(
+        item_id=catalogue.item_ids[similar.item],
+        title=catalogue.titles[similar.item],
+        categories=catalogue.categories[similar.item],
+        by=similar.by,
+        score=similar.score,
+    )
 
 
 def _item(service: Service, row: int) -> Item:

@@ -23,6 +23,7 @@ from serving.online.batcher import Batcher
 from serving.online.cache import Flight, Lookup, Source, StateCache
 from serving.online.costs import CostTable
 from serving.online.redis_link import RedisDown
+from serving.online.similar import SimilarItems
 from serving.online.users import UserStore, digest
 from serving.search.scoring import AT_ONCE
 from serving.types import Answer, EncoderState, Request, Rules, Trace
@@ -172,6 +173,7 @@ class Recommender:
         self.engine, self.bundle = engine, engine.bundle
         self._batcher, self._cache, self._users, self._limits = batcher, cache, users, limits
         self._user_secret, self._observer = user_secret, observer or Observer()
+        self.similar = SimilarItems(self.bundle)
         self._state_version = f"{self.bundle.version} {runtime}"
 
     async def recommend(self, query: Query) -> Recommendation:
@@ -226,6 +228,7 @@ class Recommender:
 
     def beam_width(self, query: Query) -> int:
         """How wide the search for a query is. An item to rank costs about what a beam does; their number is rounded up,
+        so that lists of similar length share batches."""
         if query.rank_only:
             return AT_ONCE * max(1, -(-len(query.allow or ()) // AT_ONCE))
         return query.beam_width if query.beam_width is not None else max(query.k, self._limits.default_beam_width)

@@ -30,7 +30,8 @@ KEY = "sesame"
 ROUTES = (
     "POST /recommend", "POST /recommend/batch", "POST /rank",
     "POST /users/{user_id}/events", "GET /users/{user_id}",
-    "DELETE /users/{user_id}", "GET /items", "GET /items/{item_id}", "PUT /items/{item_id}", "DELETE /items/{item_id}",
+    "DELETE /users/{user_id}", "GET /items", "GET /items/{item_id}",
+    "GET /items/{item_id}/similar", "PUT /items/{item_id}", "DELETE /items/{item_id}",
     "POST /items", "POST /models", "POST /models/{version}/activate",
     "DELETE /models/{version}", "PUT /traffic", "POST /feedback", "GET /feedback/summary", "GET /traffic",
     "GET /models", "GET /catalogues", "GET /livez", "GET /readyz", "GET /metrics",
@@ -89,7 +90,9 @@ def test_answers_are_declared(fuzzed: TestClient, schema: Any, route: str, mode:
         # catalogue, a beam or a bundle that does not exist, or for more than 100%.
         refused = response.status_code == 413 or path == "/recommend/batch"
         more = [checks.negative_data_rejection] if mode.is_negative and not refused else []
-        is_lookup = path.startswith(("/recommend", "/rank", "/models", "/traffic", "/feedback"))
+        is_lookup = path.startswith(("/recommend", "/rank", "/models", "/traffic", "/feedback")) or path.endswith(
+            "/similar"
+        )
         if mode.is_positive and not is_lookup:
             more = [checks.positive_data_acceptance]
         case.validate_response(response, checks=CHECKS + more)

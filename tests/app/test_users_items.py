@@ -186,3 +186,30 @@ def test_processes_that_share_no_redis_keep_nothing_of_users(start: Start, proce
     assert refused.status_code == 503 and "STREAMREC_REDIS_URL" in refused.json()["detail"]
     assert [ask(client, user_id="u1", history=["i1"]).json()["cache"] for _ in range(2)] == ["off", "off"]
     assert client.get("/users/u1").status_code == 404 and client.delete("/users/u1").status_code == 204
+
+
+def test_similar_items_for_the_page_of_one(client: TestClient, engine: ShapedEngine) -> None:
+    body = client.get("/items/i7/similar", params={"k": 9}).json()
+    assert (body["item_id"], body["model_version"], body["unknown_items"]) == ("i7", engine.bundle.version, [])
+    found = [item["item_id"] for item in body["items"]]
+    assert len(set(found)) == 9 and "i7" not in found
+    kinds = [item["by"] for item in body["items"]]
+    assert kinds == sorted(kinds, reverse=True)  # together, then content
+    assert body["items"][0]["title"].startswith("Thing number")
+    content = client.get("/items/i7/similar?by=content&k=100").json()["items"]
+    assert len(content) == 59 and {item["by"] for item in content} == {"content"}
+    denied = content[0]["item_id"]
+    ruled = client.get(f"/items/i7/similar?by=content&deny={denied}&deny=x&categories=even&k=100").json()
+    assert ruled["unknown_items"] == ["x"]
+    assert ruled["items"] == [item for item in content if item["categories"] == ["even"] and item["item_id"] != denied]
+    assert [item["item_id"] for item in client.get("/items/i7/similar?allow=i3&allow=i7").json()["items"]] == ["i3"]
+
+
+def test_similar_items_that_cannot_be_had_are_problems(client: TestClient) -> None:
+    missing = client.get("/items/nope/similar")
+    assert missing.status_code == 404 and missing.headers["content-type"] == "application/problem+json"
+    assert client.get("/items/i7/similar?catalogue=nowhere").status_code == 404
+    for wrong, field in (("by=taste", "by"), ("k=0", "k"), ("k=101", "k"), ("k=1&k=2", "k"), ("x=1", "x"),
+                         ("categories=none", "categories"), ("deny=", "deny.0")):  # fmt: skip
+        refused = client.get(f"/items/i7/similar?{wrong}")
+        assert refused.status_code == 422 and refused.json()["field"] == field, wrong

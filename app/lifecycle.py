@@ -256,8 +256,9 @@ class Service:
         folder = folder_of(self.settings, path)
         async with self._adding:
             _, version = await asyncio.to_thread(read_manifest, folder)
-            if version not in self.models.deployment.versions:
-                if len(self.models.deployment.versions) >= self.settings.max_models:
+            if version not in self.models.loaded:
+                others = set(self.models.deployment.versions) - {version}
+                if len(others) >= self.settings.max_models:
                     raise Conflict(
                         f"{self.settings.max_models} models are loaded, the most permitted; retire one first."
                     )

@@ -127,7 +127,10 @@ class Models:
         self._staged.pop(change["version"], None)
 
     def activation(self, version: str) -> Change:
-        return self._checked(self._change(do="activate", version=version))
+        change = self._checked(self._change(do="activate", version=version))
+        if version not in self.loaded:
+            raise Conflict("This process could not load the model; its log says why. Load it again first.")
+        return change
 
     def retirement(self, version: str) -> Change:
         return self._checked(self._change(do="retire", version=version))

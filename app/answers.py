@@ -43,7 +43,8 @@ def to_query(body: RecommendRequest | RankRequest, steps: Steps, client: str = "
     if isinstance(body, RankRequest):
         what = {"k": len(body.items), "allow": body.items, "exclude_seen": False, "rank_only": True}
     else:
-        names = ("k", "beam_width", "exclude_seen", "allow", "deny", "categories", "catalogue")
+        rules = ("exclude_seen", "allow", "deny", "categories", "catalogue")
+        names = ("k", "beam_width", "diversity", "max_per_category", *rules)
         what = {name: getattr(body, name) for name in names}
     return Query(
         history=body.history or (),

@@ -84,6 +84,12 @@ class RecommendRequest(UserRequest):
         default_factory=list, description="recommend only items in at least one of these; empty: no restriction"
     )
     catalogue: Id | None = Field(None, description="recommend only items of this named subset")
+    diversity: float = Field(
+        0, ge=0, le=1, description="how much a list avoids items like each other, chosen from all that the beams find"
+    )
+    max_per_category: int | None = Field(
+        None, ge=1, description="most items of any one category; the list is shorter where the beams find no others"
+    )
 
     @model_validator(mode="after")
     def _k_fits_the_beam(self) -> RecommendRequest:

@@ -104,8 +104,9 @@ class Bundle:
     @torch.inference_mode()
     def unit_vectors(self, rows: Sequence[int]) -> np.ndarray:
         """What the dense score compares states with, made to length 1. Shape: (n,) catalogue rows -> (n, D) float32."""
-        tokens = torch.from_numpy(self.catalogue.tokens[rows].astype(np.int64))
-        vectors: np.ndarray = F.normalize(self.network.vectors_of(torch.tensor(rows), tokens), dim=-1).numpy()
+        index = np.asarray(rows, np.int64)
+        tokens = torch.from_numpy(self.catalogue.tokens[index].astype(np.int64))
+        vectors: np.ndarray = F.normalize(self.network.vectors_of(torch.from_numpy(index), tokens), dim=-1).numpy()
         return vectors
 
     @staticmethod

@@ -13,7 +13,8 @@ An *item* inside serving is its row in the catalogue (int); item ids (strings) a
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -156,12 +157,28 @@ class Trace:
 
 @dataclass(slots=True)
 class Answer:
-    """Items (catalogue rows, distinct), best first, with their scores, and the seconds spent per stage."""
+    """Items (catalogue rows, distinct), best first, with their scores, and the seconds spent per stage.
+
+    trace: along the reasoning path of the item that came first in the search.
+    """
 
     items: list[int]
     scores: list[float]
     seconds: dict[str, float] = field(default_factory=dict)  # encode, reason, decode
     trace: Trace | None = None
+
+    def select(self, indices: Sequence[int]) -> Answer:
+        """Some of the items, in the order of their indices."""
+        trace = self.trace
+        if trace is not None:
+            trace = replace(
+                trace,
+                token_log_probs=[trace.token_log_probs[i] for i in indices],
+                dense_scores=[trace.dense_scores[i] for i in indices],
+                neighbour_scores=[trace.neighbour_scores[i] for i in indices] if trace.neighbour_scores else [],
+                similarity=[trace.similarity[i] for i in indices],
+            )
+        return Answer([self.items[i] for i in indices], [self.scores[i] for i in indices], self.seconds, trace)
 
 
 @dataclass(frozen=True, slots=True)

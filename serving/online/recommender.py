@@ -22,6 +22,7 @@ from serving.online.admission import Demand, Plan
 from serving.online.batcher import Batcher
 from serving.online.cache import Flight, Lookup, Source, StateCache
 from serving.online.costs import CostTable
+from serving.online.diversity import choose
 from serving.online.redis_link import RedisDown
 from serving.online.similar import SimilarItems
 from serving.online.users import UserStore, digest
@@ -39,7 +40,8 @@ class Query:
     """What a client asks for, in item ids. None stands for the default of the bundle or of the service.
 
     history: oldest first; empty: what is known of the user. timeout: time budget in seconds.
-    rank_only: score every permitted item of `allow`, and search for none. client: who asks; clients share the engine's
+    rank_only: score every permitted item of `allow`, and search for none. diversity, max_per_category: choose the k
+    from all that the beams have found (`serving/online/diversity.py`). client: who asks; clients share the engine's
     time.
     """
 
@@ -59,7 +61,13 @@ class Query:
     timeout: float | None = None
     explain: bool = False
     rank_only: bool = False
+    diversity: float = 0.0
+    max_per_category: int | None = None
     client: Hashable = None
+
+    def found(self, beam_width: int) -> int:
+        """How many items a search of so many beams has to find."""
+        return beam_width if self.diversity or self.max_per_category is not None else self.k
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +207,7 @@ class Recommender:
         self._cache.put(lookup)
         seconds = {"queue": outcome.waited, "cache": cached - looked_up}
         self._observer.searched(outcome.plan.steps, seconds)
-        answer = self._checked(outcome.result, resolved.rules)
+        answer = to_list(self.bundle, query, self._checked(outcome.result, resolved.rules))
         found = Recommendation(
             answer.items,
             answer.scores,
@@ -326,7 +334,7 @@ def to_request(query: Query, resolved: Resolved, plan: Plan) -> Request:
     """The search that answers a resolved query under a plan."""
     return Request(
         resolved.history,
-        query.k,
+        query.found(plan.beam_width),
         plan.beam_width,
         plan.steps,
         resolved.rules,
@@ -369,15 +377,23 @@ def without_invalid(bundle: Bundle, answer: Answer, rules: Rules) -> Answer:
     keep = bundle.catalogue.permitted_indices(answer.items, rules)
     if len(keep) == len(answer.items):
         return answer
-    return Answer([answer.items[i] for i in keep], [answer.scores[i] for i in keep], answer.seconds)
+    return answer.select(keep)
+
+
+def to_list(bundle: Bundle, query: Query, answer: Answer) -> Answer:
+    """The list that a query asks for, of what was found for it."""
+    if not query.diversity and query.max_per_category is None:
+        return answer
+    chosen = choose(bundle, answer.items, answer.scores, query.k, query.diversity, query.max_per_category)
+    return answer.select(chosen)
 
 
 def popular(bundle: Bundle, query: Query, resolved: Resolved, beam_width: int, started: float) -> Recommendation:
     """For those of whom nothing is known: the most popular items that the rules permit."""
-    items = bundle.catalogue.popular(query.k, resolved.rules)
-    scores = [float(bundle.catalogue.popularity[item]) for item in items]
-    seconds = {"total": time.monotonic() - started}
-    return Recommendation(items, scores, "popularity", Plan(0, beam_width), resolved.unknown_items, seconds=seconds)
+    items = bundle.catalogue.popular(query.found(beam_width), resolved.rules)
+    answer = to_list(bundle, query, Answer(items, [float(bundle.catalogue.popularity[item]) for item in items]))
+    plan, seconds = Plan(0, beam_width), {"total": time.monotonic() - started}
+    return Recommendation(answer.items, answer.scores, "popularity", plan, resolved.unknown_items, seconds=seconds)
 
 
 def recommend_batch(engine: EngineLike, queries: Sequence[Query], plan: Plan) -> list[Recommendation]:
@@ -391,7 +407,7 @@ def recommend_batch(engine: EngineLike, queries: Sequence[Query], plan: Plan) ->
     def finished(i: int) -> Recommendation:
         if i not in answers:
             return popular(bundle, queries[i], resolved[i], plan.beam_width, started)
-        answer = without_invalid(bundle, answers[i], resolved[i].rules)
+        answer = to_list(bundle, queries[i], without_invalid(bundle, answers[i], resolved[i].rules))
         seconds = answer.seconds | {"total": time.monotonic() - started}
         return Recommendation(
             answer.items, answer.scores, "model", plan, resolved[i].unknown_items, seconds=seconds, trace=answer.trace

@@ -12,6 +12,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from serving.engine import Engine
+from serving.online.diversity import choose
 from serving.reference import score_all_items
 from serving.types import Answer, Request, Rules
 from tests.answers import assert_same_answer, assert_same_answers
@@ -364,3 +365,31 @@ def test_a_batch_is_bounded(start: Start) -> None:
     response = client.post("/recommend/batch", json={"requests": [{}] * 3})
     assert response.status_code == 422 and response.json()["field"] == "requests"
     assert client.post("/recommend/batch", json={"requests": []}).status_code == 422
+
+
+def test_a_diverse_list_is_chosen_from_all_that_the_beams_find(client: TestClient, engine: ShapedEngine) -> None:
+    wide = ask(client, 1, history=HISTORY, k=30, beam_width=30).json()["items"]
+    rows, scores = [int(item["item_id"][1:]) for item in wide], [item["score"] for item in wide]
+    body = ask(client, 1, history=HISTORY, k=8, beam_width=30, diversity=0.5, explain=True).json()
+    expected = choose(engine.bundle, rows, scores, 8, 0.5, None)
+    assert_same_answer([body["items"][0]], [wide[0]])
+    assert [item["item_id"] for item in body["items"]] == [wide[index]["item_id"] for index in expected]
+    for item, part in zip(body["items"], body["explanation"]["items"], strict=True):
+        assert part["item_id"] == item["item_id"]
+        assert sum(part["token_log_probabilities"]) == pytest.approx(item["score"], abs=1e-4)
+    assert_same_answer(ask(client, 1, history=HISTORY, k=8, beam_width=30, diversity=0).json()["items"], wide[:8])
+
+
+@pytest.mark.parametrize("body", [{"history": HISTORY}, {"user_id": "new"}])
+def test_a_list_has_no_more_of_a_category_than_it_may(client: TestClient, body: dict[str, Any]) -> None:
+    items = ask(client, 1, **body, k=10, max_per_category=3).json()["items"]
+    assert sorted(item["categories"][0] for item in items) == ["even"] * 3 + ["odd"] * 3
+    assert [item["score"] for item in items] == sorted((item["score"] for item in items), reverse=True)
+    whole = ask(client, 1, **body, k=50).json()["items"]
+    assert items[0]["item_id"] == whole[0]["item_id"]
+
+
+@pytest.mark.parametrize("body", [{"diversity": -0.1}, {"diversity": 1.1}, {"max_per_category": 0}])
+def test_diversity_out_of_bounds_is_422(shared: TestClient, body: dict[str, Any]) -> None:
+    refused = shared.post("/recommend", json=body)
+    assert refused.status_code == 422 and refused.json()["field"] in body

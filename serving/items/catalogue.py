@@ -6,8 +6,10 @@ item: histories, cached states and searches under way go on to mean the same.
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -49,6 +51,7 @@ class Catalogue:
     _by_category: dict[str, np.ndarray] = field(init=False)
     _recategorised: dict[str, dict[int, bool]] = field(init=False, default_factory=dict)  # not yet in _by_category
     _lock: threading.Lock = field(init=False, default_factory=threading.Lock)  # guards these two
+    _settled_at: dict[int, float] = field(init=False, default_factory=dict)  # of rows that have changed
     _by_popularity: np.ndarray = field(init=False)
     _room: tuple[np.ndarray, ...] = field(init=False)  # tokens, popularity and listed, with rows to come behind them
     _retitled: dict[int, None] = field(init=False, default_factory=dict)  # rows whose title is not in it, oldest first
@@ -147,10 +150,6 @@ class Catalogue:
             seen.add(row)
         return indices
 
-    def count_unlisted(self, items: Sequence[int]) -> int:
-        """How many of these rows are known and not listed."""
-        return sum(0 <= row < len(self) and not self.listed[row] for row in items)
-
     def popular(self, k: int, rules: Rules) -> list[int]:
         """The k most popular permitted items, most popular first."""
         permitted, order = self.permitted(rules), self._by_popularity
@@ -196,8 +195,22 @@ class Catalogue:
         self._rows[item_id] = row  # last: from here on it is found
         return row
 
+    def list_item(self, row: int, is_listed: bool) -> None:
+        """From now on an item may be recommended, or may not."""
+        self._settled_at[row] = math.inf
+        self.listed[row] = is_listed
+
+    def settle(self, rows: Iterable[int]) -> None:
+        """Searches that begin from now on know what has changed of these rows."""
+        self._settled_at.update(dict.fromkeys(rows, time.monotonic()))
+
+    def has_changed(self, row: int, since: float) -> bool:
+        """Whether a search that began at `since` (monotonic seconds) may not know what has changed of a row."""
+        return self._settled_at.get(row, -math.inf) > since
+
     def describe(self, row: int, title: str | None, categories: Sequence[str]) -> None:
         """Changes an item's title and categories."""
+        self._settled_at[row] = math.inf
         if title != self.titles[row]:
             self._retitled[row] = None
         self.titles[row] = title

@@ -159,7 +159,7 @@ class LiveCatalogue:
             self.catalogue.fields[row] = entry["fields"]
             self._deleted.discard(row)
             self._set_window(row, entry["available_from"], entry["available_until"])
-        self.catalogue.listed[row] = self._is_available(row)
+        self.catalogue.list_item(row, self._is_available(row))
         return row
 
     def _add(self, entry: Entry, codes: Entry) -> int:
@@ -182,6 +182,7 @@ class LiveCatalogue:
             while left_out:
                 await self._grow()
                 left_out = await self._between_batches(partial(self._engine.refresh, left_out))
+            self.catalogue.settle(rows)
             if rows and self._engine.room < LOW_ROOM:
                 self._grow()
 
@@ -228,7 +229,7 @@ class LiveCatalogue:
                 due.append(heapq.heappop(self._edges)[1])
             changed = [row for row in dict.fromkeys(due) if self.catalogue.listed[row] != self._is_available(row)]
             for row in changed:
-                self.catalogue.listed[row] = self._is_available(row)
+                self.catalogue.list_item(row, self._is_available(row))
             await self._refresh(changed)
             wait = min(self._edges[0][0] - self._clock(), WINDOW_CHECK_S) if self._edges else WINDOW_CHECK_S
             self._edges_changed.clear()

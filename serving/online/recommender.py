@@ -207,7 +207,7 @@ class Recommender:
         self._cache.put(lookup)
         seconds = {"queue": outcome.waited, "cache": cached - looked_up}
         self._observer.searched(outcome.plan.steps, seconds)
-        answer = to_list(self.bundle, query, self._checked(outcome.result, resolved.rules))
+        answer = to_list(self.bundle, query, self._checked(outcome.result, resolved.rules, started))
         found = Recommendation(
             answer.items,
             answer.scores,
@@ -282,10 +282,13 @@ class Recommender:
             user, self._state_version, history, erasures, lambda state: self.bundle.fits(state, items)
         )
 
-    def _checked(self, answer: Answer, rules: Rules) -> Answer:
+    def _checked(self, answer: Answer, rules: Rules, started: float) -> Answer:
         checked = without_invalid(self.bundle, answer, rules)
-        withdrawn = self.bundle.catalogue.count_unlisted(answer.items)  # since the search, which is nobody's fault
-        if missing := len(answer.items) - len(checked.items) - withdrawn:
+        if len(checked.items) == len(answer.items):
+            return checked
+        # What an operator has changed meanwhile is nobody's fault.
+        changed = [self.bundle.catalogue.has_changed(row, started) for row in set(answer.items) - set(checked.items)]
+        if missing := len(answer.items) - len(checked.items) - sum(changed):
             self._observer.dropped_invalid_items(missing)
             log.error("the search returned %d items that do not exist or are not permitted", missing)
         return checked

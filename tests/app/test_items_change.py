@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,11 +21,11 @@ from serving.bundle import Bundle
 from serving.engine import Engine
 from serving.items import tokenizer
 from serving.items.tokenizer import Codec, save_tokenizer
-from tests.app.conftest import ready, settings
+from tests.app.conftest import Gate, ready, settings
 from tests.app.test_security import digest, sending
 from tests.builders import tiny_bundle
 from tests.conftest import RedisServer
-from tests.waiting import eventually
+from tests.waiting import DEADLINE, eventually
 
 WIDTH = 8  # of a text's embedding
 SIZES = (6, 5, 12)
@@ -124,6 +125,33 @@ def test_an_item_that_is_deleted_is_in_no_answer_and_can_be_put_again(serve: Ser
     assert "i4" not in [item["item_id"] for item in client.get("/items?limit=100").json()["items"]]
     assert delete(client, "i4") == delete(client, "never") == 404
     assert put(client, "i4").json()["tokens"] == tokens and "i4" in everything(client)
+    assert "streamrec_invalid_items_total 0.0" in client.get("/metrics").text
+
+
+def test_what_changes_during_a_search_is_left_out_of_its_answer_and_counts_as_no_fault(serve: Serve) -> None:
+    client = serve()
+    engine, gate = client.app.state.service.recommender.engine, Gate()  # type: ignore[attr-defined]
+    search = engine.search
+
+    def held(*arguments: Any) -> Any:
+        found = search(*arguments)
+        gate()
+        return found
+
+    engine.search = held
+    with ThreadPoolExecutor(3) as pool:
+        answer = pool.submit(everything, client, categories=["even"])
+        assert gate.reached.wait(DEADLINE)
+        over = {"item_id": "i4", "title": "Four", "available_until": "2020-01-01T00:00:00Z"}
+        moved = {"item_id": "i6", "title": "Six", "categories": ["odd"]}
+        changed = pool.submit(client.post, "/items", json={"items": [over, moved]}, headers=ADMIN)
+        catalogue = client.app.state.service.bundle.catalogue  # type: ignore[attr-defined]
+        eventually(lambda: not catalogue.listed[4] and catalogue.categories[6] == ["odd"])
+        gate.opened.set()
+        found = answer.result()
+        assert changed.result().status_code == 200
+    assert "i2" in found and not {"i4", "i6"} & set(found)
+    assert "i6" in everything(client, categories=["odd"])
     assert "streamrec_invalid_items_total 0.0" in client.get("/metrics").text
 
 

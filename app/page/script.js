@@ -6,6 +6,7 @@ import { readMetrics, since } from "./metrics.js";
 const $ = (id) => document.getElementById(id);
 const EXAMPLE = 3; // items in the history at the start
 const POLL = 2000; // ms between two reads of /metrics
+const POLL_FEEDBACK = 15000; // ms: these count towards a quota
 const KEPT = 60; // values in the live curve
 const WINDOW = 15; // reads that the figures next to it cover
 const clicked = []; // items {item_id, title}, oldest first
@@ -284,6 +285,28 @@ function drawFigures(change, now) {
   $("live").replaceChildren(...figures.map(([name, value]) => element("div", "", element("dt", "muted", name), element("dd", "number", value))));
 }
 
+// Feedback, by model and steps
+
+async function pollFeedback() {
+  setTimeout(pollFeedback, POLL_FEEDBACK);
+  if (document.hidden) return;
+  try {
+    const { summaries } = await call("feedback/summary");
+    $("feedback").hidden = !summaries.some((each) => Object.values(each.events).some((count) => count > 0));
+    $("feedback-rows").replaceChildren(...summaries.map((each) => element("tr", "",
+      element("td", "", each.source === "model" ? each.version : `${each.version}, popular items`),
+      element("td", "", `${each.reasoning_steps}`),
+      element("td", "number", each.recommendations.toLocaleString()),
+      element("td", "number", interval(each.hit_rate)),
+      element("td", "number", interval(each.click_through_rate)))));
+  } catch { $("feedback").hidden = true; } // no notice: the next request shows one
+}
+
+function interval(rate) {
+  const percent = (share) => (100 * share).toFixed(1);
+  return rate ? `${percent(rate.share)}% (${percent(rate.low)}–${percent(rate.high)})` : "–";
+}
+
 // Start
 
 async function start() {
@@ -357,3 +380,4 @@ $("user").value = `visitor-${Math.random().toString(36).slice(2, 8)}`; // with a
 drawHistory();
 start();
 pollMetrics();
+pollFeedback();

@@ -140,6 +140,20 @@ def test_the_reasoning_the_time_and_the_service_are_shown(visit: Visit) -> None:
     assert "/recommend?reasoning_steps=4" in page.locator("#curl").inner_text()
 
 
+def test_what_people_did_is_shown_once_somebody_did_something(visit: Visit, service: ServiceProcess) -> None:
+    page = visit.open()
+    columns(page)
+    expect(page.locator("#feedback")).to_be_hidden()
+    answer = service.recommend(1, history=["i1"])
+    for event in ("impression", "click"):
+        body = {"recommendation_id": answer["recommendation_id"], "item_id": answer["items"][0]["item_id"]}
+        service.http.post("/feedback", json=body | {"event": event}).raise_for_status()
+    page.reload()
+    row = page.locator("#feedback-rows tr", has=page.locator("td:nth-child(2)", has_text=re.compile("^1$")))
+    expect(row.locator("td").first).to_have_text(answer["model_version"])
+    expect(row.locator("td").last).to_have_text("100.0% (20.7–100.0)")
+
+
 def test_the_keyboard_is_enough(visit: Visit) -> None:
     page = visit.open()
     columns(page)

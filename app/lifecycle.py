@@ -331,6 +331,12 @@ class Service:
         """Takes items out of every answer. Raises StoreUnavailable."""
         await self.changes.make(KIND, [{"do": "delete", "item_id": item_id} for item_id in item_ids])
 
+    async def name_catalogue(self, name: str, subset: Entry) -> None:
+        """Names a subset: `items`, or the `categories` and `fields` that select them.
+
+        Raises StoreUnavailable and RequestError."""
+        await self.changes.make(KIND, [{"do": "name", "name": name, **subset}])
+
     async def _apply_to_catalogues(self, entries: Sequence[Entry]) -> Sequence[int | Exception]:
         return (await self.catalogues.apply(entries))[self.bundle.version]
 

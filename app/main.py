@@ -82,6 +82,7 @@ def create_app(
         app.include_router(routes.router)
     app.include_router(models.changes)
     app.include_router(items.changes)
+    app.include_router(catalogues.changes)
     if settings.cors_origins:
         app.add_middleware(Cors, origins=settings.cors_origins)
     app.add_middleware(

@@ -360,6 +360,23 @@ class ItemsPut(BaseModel):
     results: list[Item | Problem] = Field(description="one for each item of the request, in its order")
 
 
+class CatalogueItems(Body):
+    """A named subset as a list."""
+
+    items: Items = Field(description="those that the catalogue does not have are ignored")
+
+
+class CatalogueSelection(Body):
+    """A named subset as what all items of it have, now and as items change."""
+
+    categories: Annotated[list[Id], Field(max_length=100)] = Field(
+        [], description="items in at least one of these; empty: in any or none"
+    )
+    fields: Annotated[
+        dict[Name, Annotated[list[Scalar], Field(min_length=1, max_length=100)]], Field(max_length=10)
+    ] = Field({}, description="items of which each of these fields has one of its values")
+
+
 class NamedCatalogue(BaseModel):
     name: str
     items: int = Field(description="listed items in it")

@@ -2,17 +2,42 @@
 
 from __future__ import annotations
 
-from app.checks import keyed_router
+from typing import Annotated
+
+from fastapi import Path
+
+from app.checks import admin_router, keyed_router
 from app.deps import ServiceDep
 from app.errors import declared
-from app.schemas import CataloguesResponse, NamedCatalogue
-from serving.types import Rules
+from app.lifecycle import Service
+from app.schemas import CatalogueItems, CatalogueSelection, CataloguesResponse, NamedCatalogue
+from serving.types import MAX_ID_LENGTH, Rules
 
 router = keyed_router(
     prefix="/catalogues",
     tags=["items"],
     responses=declared(),
 )
+
+
+changes = admin_router(
+    prefix="/catalogues",
+    tags=["items"],
+    responses=declared(413, 415, 422),
+)
+
+
+@changes.put("/{name:anything}", response_model=NamedCatalogue)
+async def name_catalogue(
+    name: Annotated[str, Path(min_length=1, max_length=MAX_ID_LENGTH)],
+    body: CatalogueItems | CatalogueSelection,
+    service: ServiceDep,
+) -> NamedCatalogue:
+    """A named subset of the items, which requests may choose: a list, or a selection that follows the items as they
+    change. One of the same name is replaced."""
+    service.check_ready()
+    await service.name_catalogue(name, body.model_dump())
+    return _named(service, name)
 
 
 @router.get("", response_model=CataloguesResponse)
@@ -25,8 +50,9 @@ async def list_catalogues(service: ServiceDep) -> CataloguesResponse:
         items=int(bundle.catalogue.listed.sum()),
         lag_seconds=round(changes.lag, 3),
         durable=changes.log.is_durable,
-        catalogues=[
-            NamedCatalogue(name=name, items=len(bundle.catalogue.members(Rules(catalogue=name))))
-            for name in sorted(bundle.catalogue.subsets)
-        ],
+        catalogues=[_named(service, name) for name in sorted(bundle.catalogue.subsets)],
     )
+
+
+def _named(service: Service, name: str) -> NamedCatalogue:
+    return NamedCatalogue(name=name, items=len(service.bundle.catalogue.members(Rules(catalogue=name))))

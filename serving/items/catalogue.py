@@ -23,7 +23,22 @@ from serving.errors import BundleError, RequestError, UnknownCatalogue
 from serving.items.titles import TitleIndex, build_title_index
 from serving.types import Rules
 
+NO_FIELDS: Mapping[str, Any] = {}
 COLUMNS = {"item_id", "tokens", "title", "categories", "popularity"}
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which items a named subset has, by what is known of them: those in any of the categories, if there are any, whose
+    every named field has one of its values."""
+
+    categories: frozenset[str]
+    fields: Mapping[str, Sequence[Any]]
+
+    def takes(self, categories: Sequence[str], fields: Mapping[str, Any]) -> bool:
+        return (not self.categories or not self.categories.isdisjoint(categories)) and all(
+            name in fields and fields[name] in values for name, values in self.fields.items()
+        )
 
 
 @dataclass(slots=True)
@@ -51,6 +66,7 @@ class Catalogue:
     _by_category: dict[str, np.ndarray] = field(init=False)
     _recategorised: dict[str, dict[int, bool]] = field(init=False, default_factory=dict)  # not yet in _by_category
     _lock: threading.Lock = field(init=False, default_factory=threading.Lock)  # guards these two
+    _selections: dict[str, Selection] = field(init=False, default_factory=dict)  # of the subsets that have one
     _settled_at: dict[int, float] = field(init=False, default_factory=dict)  # of rows that have changed
     _by_popularity: np.ndarray = field(init=False)
     _room: tuple[np.ndarray, ...] = field(init=False)  # tokens, popularity and listed, with rows to come behind them
@@ -180,7 +196,14 @@ class Catalogue:
 
     # Changes
 
-    def add(self, item_id: str, tokens: Sequence[int], title: str | None, categories: Sequence[str]) -> int:
+    def add(
+        self,
+        item_id: str,
+        tokens: Sequence[int],
+        title: str | None,
+        categories: Sequence[str],
+        fields: Mapping[str, Any] = NO_FIELDS,
+    ) -> int:
         """Appends an item that is not there yet, and lists it. Returns its row."""
         row = len(self.item_ids)
         if row == len(self._room[0]):
@@ -191,7 +214,7 @@ class Catalogue:
         self.categories.append([])
         self.tokens, self.popularity, self.listed = (array[: row + 1] for array in self._room)
         self.item_ids.append(item_id)
-        self.describe(row, title, categories)
+        self.describe(row, title, categories, fields)
         self._rows[item_id] = row  # last: from here on it is found
         return row
 
@@ -208,8 +231,10 @@ class Catalogue:
         """Whether a search that began at `since` (monotonic seconds) may not know what has changed of a row."""
         return self._settled_at.get(row, -math.inf) > since
 
-    def describe(self, row: int, title: str | None, categories: Sequence[str]) -> None:
-        """Changes an item's title and categories."""
+    def describe(
+        self, row: int, title: str | None, categories: Sequence[str], fields: Mapping[str, Any] = NO_FIELDS
+    ) -> None:
+        """Changes an item's title, categories and fields, and with them the subsets that select it."""
         self._settled_at[row] = math.inf
         if title != self.titles[row]:
             self._retitled[row] = None
@@ -221,6 +246,46 @@ class Catalogue:
                 self._recategorised.setdefault(name, {})[row] = name in after
                 self._by_category.setdefault(name, np.empty(0, np.int64))
             self.category_names = frozenset(self._by_category)
+        if fields:
+            self.fields[row] = fields
+        else:
+            self.fields.pop(row, None)
+        for name, selection in self._selections.items():
+            rows = self.subsets[name]
+            if selection.takes(categories, fields) != _holds(rows, row):
+                index = int(np.searchsorted(rows, row))
+                self.subsets[name] = np.delete(rows, index) if _holds(rows, row) else np.insert(rows, index, row)
+
+    def name_subset(self, name: str, subset: Sequence[int] | Selection) -> list[int]:
+        """Gives a named subset these rows, or those that a selection takes, now and as items change.
+
+        Returns the rows that an earlier one of this name had and it has not, or the other way round."""
+        earlier = self.subsets.get(name)
+        if isinstance(subset, Selection):
+            self._selections[name] = subset
+            found = [
+                row
+                for row in self._candidates(subset)
+                if subset.takes(self.categories[row], self.fields.get(row, NO_FIELDS))
+            ]
+        else:
+            self._selections.pop(name, None)
+            found = list(subset)
+        self.subsets[name] = np.unique(np.array(found, np.int64))
+        if earlier is None:
+            return []
+        changed: list[int] = np.setxor1d(earlier, self.subsets[name]).tolist()
+        self._settled_at.update(dict.fromkeys(changed, math.inf))
+        return changed
+
+    def _candidates(self, selection: Selection) -> Iterable[int]:
+        """Rows among which are all that a selection takes."""
+        if selection.fields:
+            return list(self.fields)
+        names = selection.categories & self.category_names
+        if names:
+            return np.unique(np.concatenate([self._in_category(name) for name in names])).tolist()  # type: ignore[no-any-return]
+        return () if selection.categories else range(len(self))
 
     def _in_category(self, name: str) -> np.ndarray:
         """Shape: (n,) int64, ascending."""

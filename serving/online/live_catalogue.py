@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from serving.errors import BundleError, NoSemanticId, RequestError, ServingError
+from serving.items.catalogue import Selection
 from serving.items.code_space import CodeSpace
 from serving.items.tokenizer import Tokenizer, item_text, load_tokenizer, rank_text
 from serving.online.changelog import Entry, check_size
@@ -120,13 +121,30 @@ class LiveCatalogue:
     # Every process: what an entry does
 
     async def apply(self, entries: Sequence[Entry]) -> list[int | ServingError]:
-        """Applies entries: the row of each item, or why it could not be put. Once it returns, searches know of it."""
-        if any(self.catalogue.row(entry["item_id"]) is None for entry in entries):
+        """Applies entries: the row of each item, or why it could not be put; how many rows a named subset gained or
+        lost. Once it returns, searches know of it."""
+        if any(entry["do"] == "put" and self.catalogue.row(entry["item_id"]) is None for entry in entries):
             await asyncio.to_thread(lambda: self._space)  # sorts the IDs of all items, once
         encoded = await self._encoded_again(entries)
-        results = [self._apply(entry, encoded) for entry in entries]
-        await self._refresh([row for row in results if isinstance(row, int)])
+        results: list[int | ServingError] = []
+        changed: list[int] = []
+        for entry in entries:
+            if entry["do"] == "name":
+                changed += (rows := self._name(entry))
+                results.append(len(rows))
+            else:
+                results.append(result := self._apply(entry, encoded))
+                changed += [result] if isinstance(result, int) else []
+        await self._refresh(changed)
         return results
+
+    def _name(self, entry: Entry) -> list[int]:
+        """Names a subset. Returns the rows that are new in it, or no longer in it."""
+        if "items" not in entry:
+            fields = {name: tuple(values) for name, values in entry["fields"].items()}
+            return self.catalogue.name_subset(entry["name"], Selection(frozenset(entry["categories"]), fields))
+        rows = self.catalogue.rows(entry["items"])
+        return self.catalogue.name_subset(entry["name"], [row for row in rows if row is not None])
 
     async def _encoded_again(self, entries: Sequence[Entry]) -> dict[str, Entry | ServingError]:
         """The codes of new items whose entries have those of another model, by item id."""
@@ -155,8 +173,7 @@ class LiveCatalogue:
                 except ServingError as error:
                     return error
             else:
-                self.catalogue.describe(row, entry["title"], entry["categories"])
-            self.catalogue.fields[row] = entry["fields"]
+                self.catalogue.describe(row, entry["title"], entry["categories"], entry["fields"])
             self._deleted.discard(row)
             self._set_window(row, entry["available_from"], entry["available_until"])
         self.catalogue.list_item(row, self._is_available(row))
@@ -165,7 +182,7 @@ class LiveCatalogue:
     def _add(self, entry: Entry, codes: Entry) -> int:
         taken = self._space.take(codes["codes"], codes["last_codes"])
         tokens = self.bundle.vocabulary.tokens_of(np.array([taken]))[0].tolist()
-        return self.catalogue.add(entry["item_id"], tokens, entry["title"], entry["categories"])
+        return self.catalogue.add(entry["item_id"], tokens, entry["title"], entry["categories"], entry["fields"])
 
     @cached_property
     def _space(self) -> CodeSpace:

@@ -32,7 +32,7 @@ ROUTES = (
     "POST /users/{user_id}/events", "GET /users/{user_id}",
     "DELETE /users/{user_id}", "GET /items", "GET /items/{item_id}",
     "GET /items/{item_id}/similar", "PUT /items/{item_id}", "DELETE /items/{item_id}",
-    "POST /items", "POST /models", "POST /models/{version}/activate",
+    "POST /items", "PUT /catalogues/{name}", "POST /models", "POST /models/{version}/activate",
     "DELETE /models/{version}", "PUT /traffic", "POST /feedback", "GET /feedback/summary", "GET /traffic",
     "GET /models", "GET /catalogues", "GET /livez", "GET /readyz", "GET /metrics",
 )  # fmt: skip

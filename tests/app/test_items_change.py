@@ -216,6 +216,35 @@ def test_a_bundle_whose_ids_are_not_made_from_text_takes_no_new_item(tmp_path: P
         assert put(client, "i3").status_code == 200 and delete(client, "i5") == 204
 
 
+def test_a_named_catalogue_is_a_list_or_a_selection_that_follows_its_items(serve: Serve) -> None:
+    client = serve()
+
+    def name(catalogue: str, **subset: Any) -> Any:
+        return client.put(f"/catalogues/{catalogue}", json=subset, headers=ADMIN)
+
+    assert name("few", items=["i3", "i5", "never"]).json() == {"name": "few", "items": 2}
+    assert sorted(everything(client, catalogue="few")) == ["i3", "i5"]
+    name("few", items=["i5", "i8"])
+    assert sorted(everything(client, catalogue="few")) == ["i5", "i8"]
+    put(client, "lamp", fields={"country": "DE", "stock": 3}, categories=["light"])
+    assert name("in DE", fields={"country": ["DE", "AT"]}).json()["items"] == 1
+    name("lit", categories=["light", "even"], fields={"country": ["DE"]})
+    assert everything(client, catalogue="in DE") == everything(client, catalogue="lit") == ["lamp"]
+    put(client, "i3", fields={"country": "AT"})
+    put(client, "vase", fields={"country": "DE"})
+    assert sorted(everything(client, catalogue="in DE")) == ["i3", "lamp", "vase"]
+    put(client, "lamp", fields={"country": "FR"})
+    delete(client, "vase")
+    assert everything(client, catalogue="in DE") == ["i3"] and everything(client, catalogue="lit") == []
+    assert everything(client, catalogue="small", categories=["odd"]) == everything(client, allow=["i1"])
+    listed = {each["name"]: each["items"] for each in client.get("/catalogues").json()["catalogues"]}
+    assert listed == {"few": 2, "in DE": 1, "lit": 0, "small": 5}
+    assert name("x", items=["i1"], categories=["even"]).status_code == name("x", fields={"a": []}).status_code == 422
+    assert name("all").json()["items"] == name("all", categories=[]).json()["items"] == 81
+    assert client.put("/catalogues/x", json={"items": []}).status_code == 401
+    assert "streamrec_invalid_items_total 0.0" in client.get("/metrics").text
+
+
 def test_changes_need_an_admin_key(serve: Serve) -> None:
     client = serve(api_keys=digest("user"))
     for key, status in (("user", 403), ("wrong", 403)):

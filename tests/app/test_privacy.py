@@ -48,6 +48,10 @@ def mixed_run(client: TestClient, engine: ShapedEngine, redis: RedisServer) -> l
         send("POST", "/recommend", content=raw)
     for path in (f"/users/{USER}", f"/items/{ITEM}", f"/items?query={TEXT}", f"/items?limit={MARK}", f"/{MARK}"):
         send("GET", path)
+    answer = client.post("/recommend", json=body, headers={"X-API-Key": KEY}).json()
+    for changed in ({}, {"item_id": ITEM}, {"event": TEXT}, {"recommendation_id": MARK}, {"value": TEXT}):
+        given = {"recommendation_id": answer["recommendation_id"], "item_id": answer["items"][0]["item_id"]}
+        send("POST", "/feedback", json=given | {"event": "click"} | changed)
     send("PUT", f"/users/{USER}")
     send("GET", f"/users/{USER}", key=f"{MARK}-wrong")
     engine.before = fail

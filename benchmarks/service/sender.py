@@ -4,8 +4,8 @@
 
 `--rate` is an open loop: requests are sent at the times of a Poisson process, whether or not earlier ones have been
 answered, and latency counts from the time a request was due. `--clients` is a closed loop of that many clients, each of
-which waits for its answer. FILE holds JSON lines {"path", "body", "headers"}, which are sent over and over. The output
-has one row per request, see `Sent`.
+which waits for its answer. FILE holds JSON lines {"method", "path", "body", "headers"}, which are sent over and over.
+The output has one row per request, see `Sent`.
 """
 
 from __future__ import annotations
@@ -170,10 +170,10 @@ async def closed_loop(pool: Pool, requests: Sequence[bytes], clients: int, secon
 
 
 def encoded(host: str, request: dict[str, Any]) -> bytes:
-    body = json.dumps(request["body"]).encode()
+    body = json.dumps(request["body"]).encode() if "body" in request else b""
     headers = {"Host": host, "Content-Type": "application/json", "Content-Length": str(len(body))}
     lines = [f"{name}: {value}\r\n" for name, value in (headers | request.get("headers", {})).items()]
-    return f"POST {request['path']} HTTP/1.1\r\n{''.join(lines)}\r\n".encode() + body
+    return f"{request.get('method', 'POST')} {request['path']} HTTP/1.1\r\n{''.join(lines)}\r\n".encode() + body
 
 
 def main() -> None:

@@ -1,0 +1,117 @@
+"""What every feature of the API costs, compared with a plain `/recommend`, with one client that waits for its answers.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.service.features
+    python -m benchmarks.service.features --smoke        # shows that the command works; its figures mean nothing
+
+The service runs on a core of its own with one thread of arithmetic. Features take short turns, plain requests among
+them, so that a noisy moment affects all. `ms` is the median answer of a turn, `cpu_ms` the service's CPU time per
+request, each the median over rounds; `times` is the median over rounds of ms compared with plain in the same round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+from urllib.parse import quote
+
+from benchmarks.common import ROOT, Run, argument_parser, result_file, table
+from benchmarks.service.http_cost import histories, numbers
+from benchmarks.service.processes import Server, running_service, split_cores
+from benchmarks.service.sender import latency, send
+from serving.bundle import Bundle
+from serving.items.catalogue import Catalogue
+
+COLUMNS = ["feature", "steps", "ms", "times", "cpu_ms", "requests"]
+PLAIN = "/recommend"
+BEAM, DENIED, RANKED = 50, 100, (10, 100, 1000)
+
+Row = dict[str, Any]
+Turn = tuple[float, float, int]  # median seconds, CPU seconds per request, requests
+
+
+def main() -> None:
+    parser = argument_parser("benchmarks.service.features", __doc__)
+    parser.add_argument("--bundle", type=Path, default=Path("bundles/demo"))
+    parser.add_argument("--runtime", default="onnx")
+    parser.add_argument("--steps", type=numbers, default=[0, 4], help="reasoning steps (0,4)")
+    parser.add_argument("--cores", default="0", help="of the service; the sender gets the others (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=1, help="length of a turn (%(default)s)")
+    parser.add_argument("--smoke", action="store_true", help="one short round, nothing is written")
+    parser.add_argument("--out", type=result_file, default=ROOT / "benchmarks/results/features.json")
+    options = parser.parse_args()
+    if options.smoke:
+        options.rounds, options.seconds = 1, 0.02
+    run, rows = Run(parser, options), list[Row]()
+    cores, rest = split_cores(options.cores)
+    bundle = Bundle.load(options.bundle)
+    with running_service(options.bundle, ["--runtime", options.runtime], cores) as server:
+        for steps in options.steps:
+            requests = features(bundle.catalogue, steps, with_neighbours=bundle.neighbours is not None)
+            rounds = [
+                {name: turn(server, sent, rest, options.seconds) for name, sent in requests.items()}
+                for _ in range(options.rounds)
+            ]
+            rows += [{"steps": steps} | row for row in summarise(rounds)]
+    print(table(rows, COLUMNS))
+    if not options.smoke:
+        run.record(options.out, [0], rows, beam=BEAM, items=len(bundle.catalogue), model=bundle.name)
+
+
+def features(catalogue: Catalogue, steps: int, *, with_neighbours: bool) -> dict[str, list[Row]]:
+    """The requests of each feature, the plain ones first."""
+    ids = catalogue.item_ids
+    plain = [{"history": [ids[row] for row in rows], "beam_width": BEAM} for rows in histories(len(ids), 64)]
+
+    def recommend(**what: Any) -> list[Row]:
+        return [{"path": f"/recommend?reasoning_steps={steps}", "body": body | what} for body in plain]
+
+    def rank(count: int) -> list[Row]:
+        path, bodies = f"/rank?reasoning_steps={steps}", [{"history": body["history"]} for body in plain]
+        return [{"path": path, "body": body | {"items": ids[:count]}} for body in bodies]
+
+    def similar(by: str) -> list[Row]:
+        return [{"method": "GET", "path": f"/items/{quote(name, safe='')}/similar?by={by}"} for name in ids[:64]]
+
+    found = {
+        PLAIN: recommend(),
+        f"deny, {DENIED} items": recommend(deny=ids[:DENIED]),
+        "categories, one": recommend(categories=sorted(catalogue.category_names)[:1]),
+        "diversity": recommend(diversity=0.5),
+        "max_per_category": recommend(max_per_category=2),
+        "explain": recommend(explain=True),
+    }
+    found |= {f"/rank, {count} items": rank(count) for count in RANKED if count <= len(ids)}
+    if with_neighbours:
+        found["/items/{id}/similar, together"] = similar("together")
+    return found | {"/items/{id}/similar, content": similar("content")}
+
+
+def turn(server: Server, requests: Sequence[Row], cores: set[int] | None, seconds: float) -> Turn:
+    """Raises SystemExit if a request is refused: what it costs to refuse is no feature."""
+    before = server.cpu_seconds()
+    sent = send(server.address, requests, cores, clients=1, seconds=seconds)
+    cpu = server.cpu_seconds() - before
+    if any(row.status != 200 for row in sent):
+        raise SystemExit(f"The service refused {requests[0]['path']}; see its log, and run without other load.")
+    return latency(sent, 0.5), cpu / len(sent), len(sent)
+
+
+def summarise(rounds: Sequence[dict[str, Turn]]) -> list[Row]:
+    """A row per feature."""
+    return [
+        {
+            "feature": name,
+            "ms": round(1000 * median(each[name][0] for each in rounds), 3),
+            "times": round(median(each[name][0] / each[PLAIN][0] for each in rounds), 2),
+            "cpu_ms": round(1000 * median(each[name][1] for each in rounds), 3),
+            "requests": sum(each[name][2] for each in rounds),
+        }
+        for name in rounds[0]
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.accuracy.full_ranking import HISTORY_ITEMS
+from benchmarks.accuracy.full_ranking import HISTORY_ITEMS, Score
 from benchmarks.accuracy.full_ranking import rank as rank_scores
+from serving.items.neighbours import Neighbours
 from serving.types import BundleSettings
 from training.data.read import Dataset
 from training.export import choose
@@ -28,26 +29,30 @@ MEMORY = "memory alone"
 
 
 def rows(work: Workspace, data: Dataset, cache: Path, minutes: float) -> Iterator[dict[str, Any]]:
-    """The test's rows, without reasoning steps. minutes: of training."""
+    """The test's rows, without reasoning steps; with the item memory where it is enabled. minutes: of training."""
     for excluded in (False, True):
         by_rule = work.config.evaluation.model_copy(update={"exclude_seen": excluded})
         own = replace(work, config=work.config.model_copy(update={"evaluation": by_rule}))
-        memory = fit_memory(data.items, own.split, own.config, cache)
-        joined, mixed = (choose(own, part, steps=(0,)).settings for part in (None, memory))
-        own.neighbours = memory.whole
+        joined = choose(own, steps=(0,)).settings
         ranks = {
             "plain": _ranks(own, own.settings, excluded),
             "state alone": _found(own, own.ranker().rank_by_state(own.split.test_history, 0, exclude_seen=excluded)),
             "plain, dense score joined": _ranks(own, joined, excluded),
-            MEMORY: _found(own, rank_scores(_shares(own), own.split.test_history, excluded)),
-            "plain, and memory": _ranks(own, mixed, excluded),
         }
-        weights = {"plain, dense score joined": joined.dense_weight, "plain, and memory": mixed.dense_weight}
+        weights = {"plain, dense score joined": joined.dense_weight}
+        if own.config.neighbours.enabled:
+            memory = fit_memory(data.items, own.split, own.config, cache)
+            mixed = choose(own, memory, steps=(0,)).settings
+            own.neighbours = memory.whole
+            ranks[MEMORY] = _found(own, rank_scores(_shares(memory.whole), own.split.test_history, excluded))
+            ranks["plain, and memory"] = _ranks(own, mixed, excluded)
+            weights["plain, and memory"] = mixed.dense_weight
         for name, found in ranks.items():
             row = {"model": name, "excluded": excluded, "users": len(found), "dense_weight": weights.get(name, 0.0)}
             row |= {metric: round(value, 5) for metric, value in mean_metrics(found).items()}
             if name != MEMORY:
-                row |= {"minutes": round(minutes, 1), **_gain(ndcg(found), ndcg(ranks[MEMORY]))}
+                row["minutes"] = round(minutes, 1)
+                row |= _gain(ndcg(found), ndcg(ranks[MEMORY])) if MEMORY in ranks else {}
             yield row
 
 
@@ -70,9 +75,7 @@ def _found(work: Workspace, ranked: np.ndarray) -> np.ndarray:
     return target_ranks(ranked, work.split.test_target)
 
 
-def _shares(work: Workspace) -> Any:
-    memory = work.neighbours
-    assert memory is not None
+def _shares(memory: Neighbours) -> Score:
     return lambda histories: memory.shares(histories, HISTORY_ITEMS)[0].dense(len(memory))
 
 

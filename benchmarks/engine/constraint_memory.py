@@ -56,7 +56,7 @@ def _build(path: Path) -> Row:
 
 
 def memory(rows: Sequence[Row]) -> Iterator[Row]:
-    """Measured, then by the arrays' sizes: two int32 per node, one per node with children, two per item."""
+    """Measured, then by the arrays' sizes: two int32 per node, per node with children and per item."""
     for row in rows:
         if row["part"] == "build":
             yield _memory_row(row["items"], CODES, "measured", row["arrays_mib"] * MIB, row["tables_mib"] * MIB)
@@ -67,7 +67,7 @@ def memory(rows: Sequence[Row]) -> Iterator[Row]:
         nodes = [min(codes**level, BILLION) for level in range(LEVELS + 1)]
         parents = sum(nodes[:-1])
         tables = sum(count * codes for count in nodes[:-1] if count * codes <= TABLE_ENTRIES)
-        yield _memory_row(BILLION, codes, basis, 4 * (2 * (parents + BILLION) + parents + 2 * BILLION), 4 * tables)
+        yield _memory_row(BILLION, codes, basis, 8 * (parents + BILLION + parents + BILLION), 4 * tables)
 
 
 def _memory_row(items: int, codes: int, basis: str, arrays: float, tables: float) -> Row:

@@ -77,7 +77,8 @@ class Prometheus:
 
 
 def make_everything_happen(service: ServiceProcess) -> None:
-    """Requests of all kinds: cold and known users, several steps, cache hits, a full queue, an impossible deadline."""
+    """Requests of all kinds: cold and known users, several steps, cache hits, a full queue, an impossible deadline; and
+    a hit."""
     items = [item["item_id"] for item in service.http.get("/items", params={"query": ""}).json()["items"]][:5]
     assert len(items) == 5
 
@@ -92,6 +93,13 @@ def make_everything_happen(service: ServiceProcess) -> None:
     assert [send(number) for number in range(1, 6)] == [200] * 5
     assert send(1, timeout_ms=0.001) == 504
     service.http.post("/recommend/batch", json={"requests": [{"history": items}] * 3})
+    answer = service.http.post("/recommend", json={"history": items}).json()
+    event = {
+        "recommendation_id": answer["recommendation_id"],
+        "item_id": answer["items"][0]["item_id"],
+        "event": "click",
+    }
+    assert service.http.post("/feedback", json=event).status_code == 200
 
 
 @pytest.fixture(scope="module")

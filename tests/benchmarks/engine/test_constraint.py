@@ -56,7 +56,7 @@ def test_every_part_has_its_rows(tmp_path: Path) -> None:
     (mask, *_) = (row for row in by_part["step"] if row["contender"] == "dense mask")
     assert mask["note"] == "not run: 4 GiB" and "step_us" not in mask
     for row in by_part["build"]:
-        counted = 2 * row["nodes"] + row["parents"] + 2 * row["items"]  # the formula that `memory` extrapolates with
+        counted = 2 * (row["nodes"] + row["parents"] + row["items"])  # the formula that `memory` extrapolates with
         assert row["arrays_mib"] == pytest.approx(4 * counted / 2**20, abs=0.1)
         assert row["open_private_mib"] < row["arrays_mib"] + 8
     assert all(by_part.values()) and {row["basis"][:7] for row in by_part["memory"]} == {"measure", "formula"}

@@ -21,7 +21,7 @@ from serving.items.catalogue import Catalogue
 from serving.online import receipts
 from serving.online.models import Assigned, Models
 from serving.online.recommender import Query, Recommendation, Steps
-from serving.types import Trace
+from serving.types import Trace, searches_of
 
 
 async def recommend(models: Models, assigned: Assigned, secret: bytes) -> RecommendResponse:
@@ -35,7 +35,7 @@ def work_of(assigned: Assigned) -> int:
     most = query.steps if isinstance(query.steps, int) else None
     if most is None:
         most = bundle.max_steps if query.steps == "auto" else bundle.default_steps
-    return assigned.recommender.beam_width(query) * (most + 1)
+    return assigned.recommender.beam_width(query) * searches_of(query.explore) * (most + 1)
 
 
 def to_query(body: RecommendRequest | RankRequest, steps: Steps, client: str = "") -> Query:
@@ -44,7 +44,7 @@ def to_query(body: RecommendRequest | RankRequest, steps: Steps, client: str = "
         what = {"k": len(body.items), "allow": body.items, "exclude_seen": False, "rank_only": True}
     else:
         rules = ("exclude_seen", "allow", "deny", "categories", "catalogue")
-        names = ("k", "beam_width", "diversity", "max_per_category", *rules)
+        names = ("k", "beam_width", "diversity", "max_per_category", "explore", *rules)
         what = {name: getattr(body, name) for name in names}
     return Query(
         history=body.history or (),

@@ -182,6 +182,8 @@ def _field(error: Any) -> str:
         del location[0]
     if not location and "beam_width" in error["msg"]:
         return "k"
+    if not location and "explore" in error["msg"]:
+        return "explore"
     return ".".join(location) or "body"
 
 

@@ -90,11 +90,19 @@ class RecommendRequest(UserRequest):
     max_per_category: int | None = Field(
         None, ge=1, description="most items of any one category; the list is shorter where the beams find no others"
     )
+    explore: int = Field(
+        0,
+        ge=0,
+        description="slots kept for new items, which nobody had when the model was trained, the model's best first; "
+        "where there are fewer, others fill the list",
+    )
 
     @model_validator(mode="after")
     def _k_fits_the_beam(self) -> RecommendRequest:
         if self.beam_width is not None and self.k > self.beam_width:
             raise ValueError("k must not exceed beam_width")
+        if self.explore > self.k:
+            raise ValueError("explore must not exceed k")
         return self
 
 

@@ -78,7 +78,11 @@ class Engine:
     @torch.inference_mode()
     def search(self, requests: Sequence[Request], states: Sequence[EncoderState]) -> list[Answer]:
         """Answers requests that share reasoning_steps, beam_width and paths, and either all or none of which name
-        items. An answer's `seconds` are the batch's. An item that no search can find is not in an answer."""
+        items and explore. An answer's `seconds` are the batch's. An item that no search can find is not in an answer.
+
+        An answer to a request that explores has more than k items: behind those follow up to `explore` new ones."""
+        if requests[0].explore:
+            return self._explore(requests, states)
         started = time.perf_counter()
         found = self._look_up(requests)
         beams, reasoned_at = self._search(requests, states, found)
@@ -91,11 +95,18 @@ class Engine:
             answer.seconds = dict(seconds)
         return answers
 
+    def _explore(self, requests: Sequence[Request], states: Sequence[EncoderState]) -> list[Answer]:
+        ordinary = [replace(request, explore=0) for request in requests]
+        new_only = [replace(r, k=r.explore, rules=replace(r.rules, new_only=True), explore=0) for r in requests]
+        found = self.search([*ordinary, *new_only], [*states, *states])
+        return [answer.followed_by(new) for answer, new in zip(found, found[len(requests) :], strict=False)]
+
     def warm_up(self) -> None:
         """Runs real shapes once, so that the first request does not pay for allocation and lazy set-up."""
         catalogue = self.bundle.catalogue
         subsets = [Rules(catalogue=name) for name in catalogue.subsets]
-        self.rules.prepare([*subsets, *(Rules(categories=(name,)) for name in sorted(catalogue.category_names))])
+        categories = [Rules(categories=(name,)) for name in sorted(catalogue.category_names)]
+        self.rules.prepare([*subsets, *categories, Rules(new_only=True)])
         history = tuple(range(min(len(self.bundle.catalogue), self.bundle.max_items)))
         state = self.encode([history])
         for steps in range(self.bundle.max_steps + 1):

@@ -90,7 +90,8 @@ class Rules:
     """What a request permits, combined freely: an item must pass every rule that is set.
 
     exclude, deny: catalogue rows that must not be recommended (seen items, a deny list). allow: only these rows.
-    categories: only items in at least one of these. catalogue: only items of this named subset.
+    categories: only items in at least one of these. catalogue: only items of this named subset. new_only: only items
+    that nobody had when the model was trained (`Catalogue.is_new`).
     """
 
     exclude: tuple[int, ...] = ()
@@ -98,13 +99,15 @@ class Rules:
     allow: tuple[int, ...] | None = None
     categories: tuple[str, ...] = ()
     catalogue: str | None = None
+    new_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
     """One search. history: catalogue rows, oldest first. paths: reasoning paths. None: the bundle's own value.
 
-    items: score these distinct catalogue rows and search for none; beams and rules have no say then.
+    items: score these distinct catalogue rows and search for none; beams and rules have no say then. explore: how many
+    new items to find besides, by a second search of as many beams.
     """
 
     history: tuple[int, ...]
@@ -117,6 +120,16 @@ class Request:
     explain: bool = False
     paths: int | None = None
     items: tuple[int, ...] | None = None
+    explore: int = 0
+
+    @property
+    def beam_rows(self) -> int:
+        return self.beam_width * searches_of(self.explore)
+
+
+def searches_of(explore: int) -> int:
+    """How many searches a request makes that explores, or does not."""
+    return 2 if explore else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +192,21 @@ class Answer:
                 similarity=[trace.similarity[i] for i in indices],
             )
         return Answer([self.items[i] for i in indices], [self.scores[i] for i in indices], self.seconds, trace)
+
+    def followed_by(self, other: Answer) -> Answer:
+        """These items, then those of another answer to the same history that are not among them."""
+        known = set(self.items)
+        other = other.select([i for i, item in enumerate(other.items) if item not in known])
+        trace = self.trace
+        if trace is not None and other.trace is not None:
+            trace = replace(
+                trace,
+                token_log_probs=trace.token_log_probs + other.trace.token_log_probs,
+                dense_scores=trace.dense_scores + other.trace.dense_scores,
+                neighbour_scores=trace.neighbour_scores + other.trace.neighbour_scores,
+                similarity=trace.similarity + other.trace.similarity,
+            )
+        return Answer(self.items + other.items, self.scores + other.scores, self.seconds, trace)
 
 
 @dataclass(frozen=True, slots=True)

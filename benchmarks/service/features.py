@@ -81,6 +81,7 @@ def features(catalogue: Catalogue, steps: int, *, with_neighbours: bool) -> dict
         "categories, one": recommend(categories=sorted(catalogue.category_names)[:1]),
         "diversity": recommend(diversity=0.5),
         "max_per_category": recommend(max_per_category=2),
+        "explore": recommend(explore=3),
         "explain": recommend(explain=True),
     }
     found |= {f"/rank, {count} items": rank(count) for count in RANKED if count <= len(ids)}

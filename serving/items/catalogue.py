@@ -106,8 +106,16 @@ class Catalogue:
         if any(name not in self._by_category for name in rules.categories):
             raise RequestError("No item is in one of these categories; choose some that the model lists.", "categories")
 
+    def is_new(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Which items nobody had when the model was trained: those added since, and those without a training event.
+
+        Shape: (n,) -> (n,) bool.
+        """
+        new: np.ndarray = self.popularity[np.asarray(rows, np.int64)] == 0
+        return new
+
     def members(self, rules: Rules) -> np.ndarray:
-        """The listed rows in the named subset and the categories of a request, all that are listed if it has neither.
+        """The listed rows in the named subset and the categories of a request, the new ones if it wants no others.
 
         Shape: (n,) int64, ascending. Raises UnknownCatalogue, RequestError.
         """
@@ -119,6 +127,8 @@ class Catalogue:
         if rules.categories:
             named = np.unique(np.concatenate([self._in_category(name) for name in rules.categories]))
             rows = np.intersect1d(rows, named, assume_unique=True)
+        if rules.new_only:
+            rows = rows[self.is_new(rows)]
         listed: np.ndarray = rows[self.listed[rows]]
         return listed
 
@@ -126,6 +136,7 @@ class Catalogue:
         """Whether a row is among the `members` of existing names."""
         return (
             bool(self.listed[row])
+            and (not rules.new_only or bool(self.is_new([row])[0]))
             and (not rules.categories or any(name in rules.categories for name in self.categories[row]))
             and (rules.catalogue is None or _holds(self.subsets[rules.catalogue], row))
         )

@@ -1,4 +1,4 @@
-"""What many requests share, a named subset or some categories, prepared once for all of them.
+"""What many requests share, a named subset, some categories or the new items, prepared once for all of them.
 
 Per set: a bit per node, the number of open children per node, on which a request's own lists then build, and masks in
 the layout of the trie's tables, which replace the trie's own, so that a search with them costs no more than without.
@@ -29,7 +29,7 @@ ALL_ITEMS = 0  # the slot of the set that blocks nothing
 class PreparedSets:
     """Sets in numbered slots of fixed buffers; the least recently used makes room for another.
 
-    members: the catalogue rows that a request's named subset and categories leave. bits, open_children: on the host, by
+    members: the catalogue rows that a request's sets leave. bits, open_children: on the host, by
     slot. device_bits: the bits on the search's device.
     """
 
@@ -37,7 +37,8 @@ class PreparedSets:
         self, trie: Trie, ancestry: Ancestry, members: Callable[[Rules], np.ndarray], set_bytes: int = SET_BYTES
     ) -> None:
         self._members, self._ancestry = members, ancestry
-        self._slots: OrderedDict[tuple[str | None, frozenset[str]], int] = OrderedDict()  # least recently used first
+        # The least recently used first.
+        self._slots: OrderedDict[tuple[str | None, frozenset[str], bool], int] = OrderedDict()
         self._prepared = [Rules()]  # what each slot in use is prepared for
         row_width, inner_nodes = trie.nodes + max(trie.max_children), trie.level_start[trie.levels]
         counts = np.min_scalar_type(max(trie.max_children))
@@ -60,11 +61,11 @@ class PreparedSets:
         return len(self.bits)
 
     def slot(self, rule: Rules, in_use: set[int]) -> int | None:
-        """The slot of the request's named subset and categories, which is prepared if it is not there yet.
+        """The slot of the request's sets together, which is prepared if it is not there yet.
 
         in_use: slots that must not be replaced; gets the one that is returned. None if they are all in use.
         """
-        key = rule.catalogue, frozenset(rule.categories)
+        key = rule.catalogue, frozenset(rule.categories), rule.new_only
         slot = self._slots.get(key)
         if slot is None:
             nodes = self._ancestry.leaves(self._members(rule))
@@ -73,7 +74,9 @@ class PreparedSets:
                 return None
             self._prepare(slot, nodes)
             self._slots[key] = slot
-            self._prepared[slot : slot + 1] = [Rules(catalogue=rule.catalogue, categories=rule.categories)]
+            self._prepared[slot : slot + 1] = [
+                Rules(catalogue=rule.catalogue, categories=rule.categories, new_only=rule.new_only)
+            ]
         self._slots.move_to_end(key)
         in_use.add(slot)
         return slot

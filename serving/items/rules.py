@@ -31,7 +31,7 @@ def no_sets(rules: Rules) -> np.ndarray:
 class RuleBook:
     """Turns the rules of a batch into a `Blocked`. One batch at a time: its buffers are reused.
 
-    members: the catalogue rows that a request's named subset and categories leave (`Catalogue.members`).
+    members: the catalogue rows that a request's sets leave (`Catalogue.members`).
     rows: the widest batch to come. A wider one moves to new buffers, which a captured graph would not follow.
     host: the same trie on the CPU, if it changes there first (`serving/items/live_trie.py`).
     """
@@ -92,7 +92,7 @@ class RuleBook:
         denied = ancestry.leaves(_array(rule.exclude + rule.deny)) if rule.exclude or rule.deny else NO_NODES
         allowed = None if rule.allow is None else ancestry.leaves(_array(rule.allow))
         slot = ALL_ITEMS
-        if rule.catalogue is not None or rule.categories:
+        if rule.catalogue is not None or rule.categories or rule.new_only:
             prepared = sets.slot(rule, in_use)
             if prepared is None:  # other requests of this batch use all slots: the set is a list like any other
                 members = ancestry.leaves(self._members(rule))

@@ -58,12 +58,17 @@ WAIT_SAFETY_FACTOR = 1.25  # on the estimated wait: a request let in and answere
 
 class Plan(NamedTuple):
     """What a search runs with. Requests of equal plans may share a batch. `model`: the version that answers. `variant`:
-    whatever else they must share."""
+    whatever else they must share. `searches`: how many of so many beams a request makes."""
 
     steps: int
     beam_width: int
     variant: Hashable = None
     model: str = ""
+    searches: int = 1
+
+    @property
+    def beam_rows(self) -> int:
+        return self.beam_width * self.searches
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +87,7 @@ class Demand:
     variant: Hashable = None
     model: str = ""
     client: Hashable = None
+    searches: int = 1
 
     def plans(self) -> Iterator[Plan]:
         """The plans it accepts, largest first. Steps give way before beams do: a narrow beam can miss good items, and
@@ -92,7 +98,7 @@ class Demand:
             fewest = 0
         for width in widths:
             for steps in range(self.steps, fewest - 1, -1):
-                yield Plan(steps, width, self.variant, self.model)
+                yield Plan(steps, width, self.variant, self.model, self.searches)
 
 
 def narrower_beams(beam_width: int, least: int) -> list[int]:
@@ -451,10 +457,10 @@ class Admission(Generic[T]):
         return seconds
 
     def _batch_seconds(self, plan: Plan, jobs: int, share: float = TYPICAL) -> float:
-        return self._costs.estimate(plan.steps, jobs * plan.beam_width, share, plan.model)
+        return self._costs.estimate(plan.steps, jobs * plan.beam_rows, share, plan.model)
 
     def _jobs_per_batch(self, plan: Plan) -> int:
-        return max(1, min(self._max_batch, self._max_rows // plan.beam_width))
+        return max(1, min(self._max_batch, self._max_rows // plan.beam_rows))
 
 
 def _in_order(group: dict[int, Job[T]]) -> list[Job[T]]:

@@ -27,7 +27,7 @@ from serving.online.redis_link import RedisDown
 from serving.online.similar import SimilarItems
 from serving.online.users import UserStore, digest
 from serving.search.scoring import AT_ONCE
-from serving.types import Answer, EncoderState, Request, Rules, Trace
+from serving.types import Answer, EncoderState, Request, Rules, Trace, searches_of
 
 log = logging.getLogger("streamrec.recommender")
 
@@ -41,8 +41,8 @@ class Query:
 
     history: oldest first; empty: what is known of the user. timeout: time budget in seconds.
     rank_only: score every permitted item of `allow`, and search for none. diversity, max_per_category: choose the k
-    from all that the beams have found (`serving/online/diversity.py`). client: who asks; clients share the engine's
-    time.
+    from all that the beams have found, and explore: keep so many of them for new items (`serving/online/diversity.py`).
+    client: who asks; clients share the engine's time.
     """
 
     history: Sequence[str] = ()
@@ -63,6 +63,7 @@ class Query:
     rank_only: bool = False
     diversity: float = 0.0
     max_per_category: int | None = None
+    explore: int = 0
     client: Hashable = None
 
     def found(self, beam_width: int) -> int:
@@ -263,6 +264,7 @@ class Recommender:
             variant=(query.paths, query.explain, query.rank_only),
             model=bundle.version,
             client=query.client,
+            searches=searches_of(query.explore),
         )
 
     async def _known_history(self, user_id: str | None) -> Sequence[str]:
@@ -346,13 +348,14 @@ def to_request(query: Query, resolved: Resolved, plan: Plan) -> Request:
         explain=query.explain,
         paths=query.paths,
         items=resolved.items,
+        explore=query.explore,
     )
 
 
 def run_batch(searches: Sequence[Search], costs: CostTable, observer: Observer) -> list[Answer]:
     """On the engine's thread: answers to searches of one plan. What they cost is recorded."""
     answers, seconds = encode_and_search(searches)
-    first, rows = searches[0], sum(search.request.beam_width for search in searches)
+    first, rows = searches[0], sum(search.request.beam_rows for search in searches)
     if first.request.paths is None and first.request.items is None:  # the table is of searches, by the bundle's paths
         costs.observe(first.request.reasoning_steps, rows, seconds, first.engine.bundle.version)
     observer.batch_ran(len(searches), rows, answers[0].seconds)
@@ -385,9 +388,11 @@ def without_invalid(bundle: Bundle, answer: Answer, rules: Rules) -> Answer:
 
 def to_list(bundle: Bundle, query: Query, answer: Answer) -> Answer:
     """The list that a query asks for, of what was found for it."""
-    if not query.diversity and query.max_per_category is None:
+    if not query.diversity and query.max_per_category is None and not query.explore:
         return answer
-    chosen = choose(bundle, answer.items, answer.scores, query.k, query.diversity, query.max_per_category)
+    chosen = choose(
+        bundle, answer.items, answer.scores, query.k, query.diversity, query.max_per_category, query.explore
+    )
     return answer.select(chosen)
 
 

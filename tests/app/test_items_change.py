@@ -266,6 +266,43 @@ def test_half_a_character_is_refused(serve: Serve) -> None:
         assert answer.status_code == 422 and field in answer.json()["field"]
 
 
+def test_a_list_that_explores_keeps_slots_for_new_items(serve: Serve) -> None:
+    client = serve()
+    body = {"history": ["i1", "i2"], "k": 8}
+
+    def listed(**more: Any) -> list[dict[str, Any]]:
+        answer = client.post("/recommend", json=body | more)
+        assert answer.status_code == 200, answer.text
+        found: list[dict[str, Any]] = answer.json()["items"]
+        return found
+
+    [bundled] = everything(client, allow=[f"i{row}" for row in np.flatnonzero(old_popularity(client) == 0)])
+    for n in range(5):
+        put(client, f"n{n}", categories=["new"])
+    new = {bundled, *(f"n{n}" for n in range(5))}
+    plain, ranked = listed(), [item["item_id"] for item in listed(allow=sorted(new), k=6)]
+    own = [item["item_id"] for item in plain if item["item_id"] in new]
+    found = listed(explore=3)
+    assert [item["item_id"] for item in found if item["item_id"] in new] == ranked[:3] or len(own) >= 3
+    assert len({item["item_id"] for item in found}) == 8
+    ordinary = [item["item_id"] for item in plain if item["item_id"] not in new]
+    kept = [item["item_id"] for item in found if item["item_id"] not in new]
+    assert kept == ordinary[: len(kept)]
+    assert listed(explore=0) == plain
+    for item in ranked:  # fewer than it is to explore, and no slot is lost
+        if item != bundled:
+            delete(client, item)
+    assert len(listed(explore=8)) == 8 and len(listed(explore=8, categories=["even"], k=20, beam_width=60)) == 20
+    refused = client.post("/recommend", json=body | {"explore": 9})
+    assert refused.status_code == 422 and refused.json()["field"] == "explore"
+    assert client.post("/recommend", json={"user_id": "nobody", "k": 5, "explore": 5}).json()["source"] == "popularity"
+    assert "streamrec_invalid_items_total 0.0" in client.get("/metrics").text
+
+
+def old_popularity(client: TestClient) -> np.ndarray:
+    return client.app.state.service.bundle.catalogue.popularity  # type: ignore[attr-defined, no-any-return]
+
+
 # Durable and shared
 
 

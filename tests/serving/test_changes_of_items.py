@@ -61,7 +61,7 @@ def some_request(rng: np.random.Generator, catalogue: Catalogue, denied: list[in
         categories=("even",) if rng.random() < 0.3 else (),
         catalogue="small" if rng.random() < 0.2 else None,
     )
-    request = Request(history, 60, 60, 2, rules)
+    request = Request(history, 60, 60, 2, rules, explore=5)
     return request, replace(request, rules=replace(rules, deny=tuple(denied)))
 
 
@@ -126,6 +126,30 @@ def test_changes_move_no_dense_score_and_an_added_item_has_one(dense_candidates:
     slope = (dense[a] - dense[b]) / (products[a] - products[b])
     assert dense[index] == pytest.approx(dense[a] + slope * (products[index] - products[a]), abs=1e-3)
     assert all(7 not in nearest for nearest in ours.trace.nearest_items)
+
+
+@pytest.mark.parametrize("explain", [False, True])
+def test_new_items_are_found_besides_by_a_search_of_them_alone(explain: bool) -> None:
+    bundle = tiny_model(60, sizes=SIZES, neighbours=True, neighbours_weight=1.0, gate=GATE, dense_candidates=5)
+    engine, catalogue, spare = Engine(bundle), bundle.catalogue, spare_tokens(bundle)
+    rows = [catalogue.add(f"n{n}", spare.pop(), None, ["even"]) for n in range(9)]
+    rows.append(int(catalogue.popularity.argmin()))  # in the bundle, and nobody had it
+    change(engine, rows)
+    histories = [(1, 2, 3), (rows[0], 5), (7,)]
+    rules = [Rules(), Rules(exclude=(rows[0],)), Rules(categories=("even",), deny=tuple(rows[1:3]))]
+    plain = [Request(*each, explain=explain) for each in zip(histories, [8] * 3, [20] * 3, [2] * 3, rules, strict=True)]
+    explored = [replace(request, explore=4) for request in plain]
+    alone = [replace(request, rules=replace(request.rules, allow=tuple(rows))) for request in plain]
+    for found, ordinary, new in zip(*(answers(engine, each) for each in (explored, plain, alone)), strict=True):
+        assert_same_answer(pairs(found)[: len(ordinary.items)], pairs(ordinary))
+        expected = [pair for pair in pairs(new)[:4] if pair[0] not in ordinary.items]
+        assert_same_answer(pairs(found)[len(ordinary.items) :], expected)
+        if explain:
+            assert found.trace is not None and ordinary.trace is not None
+            assert found.trace.reasoning_tokens == ordinary.trace.reasoning_tokens
+            lengths = {len(found.trace.token_log_probs), len(found.trace.dense_scores), len(found.trace.similarity)}
+            assert lengths == {len(found.items), len(found.trace.neighbour_scores)}
+    assert explored[0].beam_rows == 2 * plain[0].beam_rows == 40
 
 
 def test_an_item_without_room_is_left_out_until_there_is_some(monkeypatch: pytest.MonkeyPatch) -> None:

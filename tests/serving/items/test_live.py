@@ -33,7 +33,7 @@ class Shop:
             tokens=tokens,
             titles=[None] * items,
             categories=[self.some_categories() for _ in range(items)],
-            popularity=self.rng.permutation(items).astype(float),
+            popularity=np.maximum(0.0, self.rng.permutation(items) - items // 4),
             subsets={"some": self.rng.integers(0, items, 7), "most": np.arange(0, items, 2), "none": np.arange(0)},
         )
 
@@ -107,7 +107,10 @@ def test_after_every_change_the_index_is_that_of_the_listed_items(seed, items, l
     shop = Shop(min(items, int(np.prod(SIZES[:levels]))), seed, levels)
 
     def built() -> LiveIndex:
-        used = [Rules(categories=("a",)), Rules(catalogue="most"), Rules(catalogue="some", categories=("a", "b"))]
+        used = [
+            Rules(new_only=True), Rules(categories=("a",)), Rules(catalogue="most"),
+            Rules(catalogue="some", categories=("a", "b")),
+        ]  # fmt: skip
         known = [rule for rule in used if set(rule.categories) <= shop.catalogue.category_names]
         return LiveIndex(
             shop.catalogue, RANGES[:levels], room=room, prepared=known, set_bytes=4000, table_entries=entries

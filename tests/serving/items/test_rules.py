@@ -27,7 +27,7 @@ def shop(items: int, seed: int, sizes: tuple[int, ...] = (5, 4, 6)) -> Catalogue
         tokens=random_codes(items, sizes, seed).astype(np.int32),
         titles=[None] * items,
         categories=[[name for name in "abc" if rng.random() < 0.4] or ["rest"] for _ in range(items)],
-        popularity=rng.permutation(items).astype(float),
+        popularity=np.maximum(0.0, rng.permutation(items) - items // 4),  # a quarter of the items is new
         subsets={
             "some": rng.integers(0, items, 7),  # with repetitions
             "most": np.flatnonzero(rng.random(items) < 0.8),
@@ -47,6 +47,7 @@ def random_rules(rng: np.random.Generator, catalogue: Catalogue) -> Rules:
         allow=rows(2) if rng.random() < 0.4 else None,
         categories=tuple(rng.choice(names, rng.integers(0, len(names) + 1)).tolist()) if rng.random() < 0.4 else (),
         catalogue=str(rng.choice(["some", "most", "none"])) if rng.random() < 0.4 else None,
+        new_only=bool(rng.random() < 0.3),
     )
 
 

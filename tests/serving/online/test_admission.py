@@ -93,6 +93,12 @@ def test_equal_plans_share_a_batch_and_the_oldest_job_is_always_in_the_next_one(
     assert [first, *run_all(admission, clock)] == [["1", "2"], ["3"], ["4", "5"], ["6"]]
 
 
+def test_a_request_of_two_searches_costs_and_fills_a_batch_like_two() -> None:
+    admission = make(Clock(), max_batch=10, max_rows=40, max_wait=100.0)
+    assert fill(admission, 4, replace(demand(10), searches=2)) == 4
+    assert admission.expected_wait == 2 * (1 + 40 / 10)  # two batches of two jobs, 20 rows each
+
+
 def test_a_batch_is_bounded_by_jobs_and_by_rows() -> None:
     clock = Clock()
     admission = make(clock, max_batch=3, max_rows=25, max_wait=100.0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -57,6 +59,30 @@ def test_no_category_has_more_than_its_part(bundle: Bundle) -> None:
         assert sorted(choose(bundle, list(range(12)), scores, 12, 1.0, 100)) == list(range(12))
     finally:
         categories[2], categories[9] = before
+
+
+def test_the_last_slots_are_for_new_items_as_long_as_there_are_too_few(bundle: Bundle) -> None:
+    """Rows 4, 12 and 13 are new; the best scores come first."""
+    popularity, scores = bundle.catalogue.popularity, [float(-rank) for rank in range(14)]
+    before = popularity.copy()
+    popularity += 1
+    popularity[[4, 12, 13]] = 0
+    try:
+
+        def chosen(k: int, explore: int, **more: Any) -> list[int]:
+            return choose(bundle, list(range(14)), scores, k, **{"diversity": 0.0, "max_per_category": None} | more,
+                          explore=explore)  # fmt: skip
+
+        assert chosen(6, 0) == chosen(6, 1) == [0, 1, 2, 3, 4, 5]  # one is there by its score
+        assert chosen(6, 2) == [0, 1, 2, 3, 4, 12]
+        assert chosen(6, 3) == chosen(6, 6) == [0, 1, 2, 4, 12, 13]
+        assert chosen(2, 2) == [4, 12]
+        assert chosen(14, 9) == list(range(14))
+        assert chosen(6, 3, max_per_category=3) == [0, 1, 2, 4, 3, 13]  # 12 would be the fourth even row
+        diverse = chosen(6, 2, diversity=1.0)
+        assert diverse[0] == 0 and len(set(diverse)) == 6 and len({4, 12, 13} & set(diverse)) >= 2
+    finally:
+        popularity[:] = before
 
 
 def test_few_items_are_all_chosen_and_none_is_none(bundle: Bundle) -> None:

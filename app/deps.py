@@ -6,14 +6,17 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Annotated, Any, TypeVar
 
-from fastapi import Depends, Path, Request
+from fastapi import Depends, Path, Query, Request
 from starlette.convertors import Convertor, register_url_convertor
 
 from app.lifecycle import Service
+from app.schemas import Id
+from serving.online import recommender as online
 from serving.types import MAX_ID_LENGTH
 
 T = TypeVar("T")
 
+MOST_NAMED = 100  # ids in a query
 DISCONNECT_GRACE_S = 0.25  # most requests are answered by then; watching from the start would cost a tenth of HTTP
 
 
@@ -37,6 +40,22 @@ class Anything(Convertor[str]):
 
 register_url_convertor("anything", Anything())  # for routes like /users/{user_id:anything}
 
+
+async def listing_rules(
+    allow: Annotated[
+        list[Id] | None, Query(max_length=MOST_NAMED, description="only these; given several times")
+    ] = None,
+    deny: Annotated[list[Id] | None, Query(max_length=MOST_NAMED, description="none of these")] = None,
+    categories: Annotated[
+        list[Id] | None, Query(max_length=MOST_NAMED, description="only items in at least one of these")
+    ] = None,
+    catalogue: Annotated[Id | None, Query(description="only items of this named subset")] = None,
+) -> online.Query:
+    """The rules in the query of a list that is no user's own."""
+    return online.Query(allow=allow, deny=deny or (), categories=categories or (), catalogue=catalogue)
+
+
+RulesDep = Annotated[online.Query, Depends(listing_rules)]
 ServiceDep = Annotated[Service, Depends(get_service)]
 UserId = Annotated[str, Path(min_length=1, max_length=MAX_ID_LENGTH)]
 ItemId = Annotated[str, Path(min_length=1, max_length=MAX_ID_LENGTH)]

@@ -6,7 +6,7 @@ import asyncio
 import gc
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -20,6 +20,7 @@ from app.settings import Settings
 from serving.bundle import Bundle
 from serving.errors import BundleError, EngineError, ServingError, StoreError
 from serving.manifest import read_manifest
+from serving.online import trends
 from serving.online.admission import Admission, State
 from serving.online.batcher import Batcher, EngineHung, Ticket
 from serving.online.cache import StateCache
@@ -27,6 +28,7 @@ from serving.online.catalogues import KIND, Catalogues
 from serving.online.changelog import ChangeLog, Entry, FileLog, MemoryLog, NoLog, RedisLog
 from serving.online.changes import Changes
 from serving.online.costs import CostTable
+from serving.online.counters import Counters, LocalCounters, RedisCounters
 from serving.online.deployment import Conflict
 from serving.online.feedback import Feedback, FeedbackFiles, LocalFeedback, RedisFeedback
 from serving.online.live_catalogue import LiveCatalogue
@@ -117,6 +119,9 @@ class Service:
         self.catalogues = Catalogues(change_log, self.batcher.between_batches)
         self.changes = Changes(change_log, {"model": self._apply_to_models, KIND: self._apply_to_catalogues})
         self.feedback = self._feedback()
+        self.counters: Counters = LocalCounters()
+        if self._redis is not None:
+            self.counters = RedisCounters(RedisLink(self._redis, CHANGE_LIMIT_S), settings.redis_prefix)
 
     def _feedback(self) -> Feedback:
         settings = self.settings
@@ -242,9 +247,12 @@ class Service:
     def _recommender(self, engine: EngineLike) -> Recommender:
         settings = self.settings
         limits = Limits(settings.max_beam_width, settings.default_beam_width, settings.default_timeout_ms / 1000)
+        cold_lists = {"popular": trends.popular, "trending": trends.trending}
+        cold_list = None if settings.cold_list == "bundle" else partial(cold_lists[settings.cold_list], self.counters)
         return Recommender(
-            engine, self.batcher, self.cache, self.users, limits, settings.user_secret, self.metrics, settings.runtime
-        )
+            engine, self.batcher, self.cache, self.users, limits, settings.user_secret, self.metrics,
+            settings.runtime, cold_list,
+        )  # fmt: skip
 
     def _measure(self, searches: list[Search]) -> None:
         """On the engine's thread: what a batch costs. It counts as nobody's request."""
@@ -310,6 +318,11 @@ class Service:
         await self.recommender.erase(user_id)
         await self.feedback.erase(user_key(user_id, self.settings.user_secret))
 
+    def count(self, item_ids: Iterable[str]) -> None:
+        """Counts an event on each of these items that the catalogue has."""
+        row = self.bundle.catalogue.row
+        self.counters.add(item_id for item_id in item_ids if row(item_id) is not None)
+
     # Changes of the catalogue
 
     @property
@@ -374,5 +387,6 @@ class Service:
             await self._models.close()
         await self.catalogues.keep(())
         await self.cache.close()
+        await self.counters.close()
         if self._redis is not None:
             await self._redis.aclose()

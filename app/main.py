@@ -17,7 +17,7 @@ from app.lifecycle import Service
 from app.metrics import Scrapes
 from app.middleware import Cors, Envelope
 from app.quotas import Quotas
-from app.routes import catalogues, feedback, health, items, models, page, recommend, users
+from app.routes import catalogues, feedback, health, items, models, page, popular, recommend, users
 from app.security import Hosts
 from app.settings import Settings
 from app.slot import WorkerSlot
@@ -78,7 +78,7 @@ def create_app(
     app.state.openapi = cache(lambda: json.dumps(app.openapi()).encode())
     errors.install(app)
     app.router.routes.extend(recommend.DIRECT)  # ahead of FastAPI's own for the same paths
-    for routes in (recommend, users, feedback, items, catalogues, models, health, page):
+    for routes in (recommend, users, feedback, items, popular, catalogues, models, health, page):
         app.include_router(routes.router)
     app.include_router(models.changes)
     app.include_router(items.changes)

@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from serving.ids import is_unicode
+from serving.online.counters import Window
 from serving.online.deployment import Arm, Shadow, Traffic
 from serving.types import MAX_ID_LENGTH
 
@@ -275,6 +276,18 @@ class SimilarResponse(BaseModel):
     item_id: str
     model_version: str
     items: list[SimilarItem] = Field(description="best first; where both kinds are there, those taken together first")
+    unknown_items: list[str] = Field(description="ids in allow or deny that are not in the catalogue")
+
+
+class PopularResponse(BaseModel):
+    model_version: str
+    window: Window
+    items: list[RecommendedItem] = Field(
+        description="best first; score: events in the window, or how far they are above what was to be expected, in "
+        "standard deviations; 0: by the bundle's popularity"
+    )
+    events: float = Field(description="in the window, on all items; an event counts less the older it is")
+    shared: bool = Field(description="false: counted by the process that answered, and no other")
     unknown_items: list[str] = Field(description="ids in allow or deny that are not in the catalogue")
 
 

@@ -128,6 +128,11 @@ class Settings(BaseSettings):
     known_ttl_s: int = Field(
         default=90 * 86_400, ge=1, description="seconds after a user's last event for which the history is kept"
     )
+    cold_list: Literal["bundle", "popular", "trending"] = Field(
+        default="bundle",
+        description="what users of whom nothing is known get: what is popular in the bundle, or what GET /popular or "
+        "GET /trending has, and then that",
+    )
     user_hash_key: SecretStr = Field(
         default=SecretStr(""),
         description="secret that hashes user ids in cache and Redis keys, and signs encoded histories in Redis",

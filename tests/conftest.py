@@ -59,6 +59,11 @@ class RedisServer:
     def client(self) -> redis.Redis:
         return redis.Redis(port=self.port, socket_timeout=DEADLINE)
 
+    def keys_of_users(self) -> list[bytes]:
+        """All keys but the counts of items, which are written a moment after events."""
+        with self.client() as client:
+            return [key for key in client.keys("*") if b":counts:" not in key]
+
     def calls(self, command: str) -> int:
         """How often the server has executed a command."""
         with self.client() as client:

@@ -16,6 +16,7 @@ from serving.errors import RequestError
 from serving.online import receipts
 
 Z = 1.96  # of a 95% interval
+NOT_TAKEN = ("impression", "dislike")  # events that make no item popular
 
 router = keyed_router(prefix="/feedback", tags=["feedback"])
 
@@ -45,6 +46,8 @@ async def take_feedback(body: FeedbackRequest, service: ServiceDep) -> FeedbackR
         "steps": receipt.steps,
     }
     added = await service.feedback.add(body.recommendation_id, record, is_hit=body.event != "impression")
+    if added.is_new and body.event not in NOT_TAKEN:
+        service.count([body.item_id])
     service.metrics.took_feedback(receipt.version, receipt.source, receipt.steps, body.event, added)
     return FeedbackResponse(counted=added.is_new, position=position, kept=service.feedback.is_kept)
 

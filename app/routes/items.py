@@ -10,11 +10,10 @@ from fastapi import Query, Response
 
 from app import errors
 from app.checks import admin_router, keyed_router
-from app.deps import ItemId, ServiceDep
+from app.deps import ItemId, RulesDep, ServiceDep
 from app.errors import NotFound, declared
 from app.lifecycle import Service
 from app.schemas import (
-    Id,
     Item,
     ItemFields,
     ItemsPut,
@@ -29,8 +28,6 @@ from serving.errors import RequestError
 from serving.items.catalogue import Catalogue
 from serving.online import recommender as online
 from serving.online.similar import By, Similar
-
-MOST_NAMED = 100  # ids in a query
 
 router = keyed_router(
     prefix="/items",
@@ -61,23 +58,15 @@ async def find_items(
 async def similar_items(
     item_id: ItemId,
     service: ServiceDep,
+    rules: RulesDep,
     k: Annotated[int, Query(ge=1, le=100)] = 10,
     by: Annotated[By | None, Query(description="default: those taken together with it, then those like it")] = None,
-    allow: Annotated[
-        list[Id] | None, Query(max_length=MOST_NAMED, description="only these; given several times")
-    ] = None,
-    deny: Annotated[list[Id] | None, Query(max_length=MOST_NAMED, description="none of these")] = None,
-    categories: Annotated[
-        list[Id] | None, Query(max_length=MOST_NAMED, description="only items in at least one of these")
-    ] = None,
-    catalogue: Annotated[Id | None, Query(description="only items of this named subset")] = None,
 ) -> SimilarResponse:
     """Items for the page of another one: what users took together with it, and what is like it by its content, which
     needs no user to have seen either."""
     service.check_ready()
     recommender, row = service.recommender, _row(service, item_id)
-    query = online.Query(allow=allow, deny=deny or (), categories=categories or (), catalogue=catalogue)
-    resolved = online.resolve(recommender.bundle, query, ())
+    resolved = online.resolve(recommender.bundle, rules, ())
     found = await recommender.similar.find(row, resolved.rules, k, by)
     return SimilarResponse(
         item_id=item_id,

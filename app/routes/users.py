@@ -21,6 +21,7 @@ async def append_events(user_id: UserId, body: EventsRequest, service: ServiceDe
     """Append items to the user's history. Acknowledged only once stored; after a 503, check whether they were."""
     service.check_ready()
     length = await service.users.append(user_id, body.items)
+    service.count(body.items)
     row = service.bundle.catalogue.row
     return EventsResponse(
         user_id=user_id,

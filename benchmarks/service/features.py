@@ -87,7 +87,8 @@ def features(catalogue: Catalogue, steps: int, *, with_neighbours: bool) -> dict
     found |= {f"/rank, {count} items": rank(count) for count in RANKED if count <= len(ids)}
     if with_neighbours:
         found["/items/{id}/similar, together"] = similar("together")
-    return found | {"/items/{id}/similar, content": similar("content")}
+    found["/items/{id}/similar, content"] = similar("content")
+    return found | {path: [{"method": "GET", "path": path}] for path in ("/popular", "/trending")}
 
 
 def turn(server: Server, requests: Sequence[Row], cores: set[int] | None, seconds: float) -> Turn:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeVar
 
@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 
 from serving.bundle import Bundle
 from serving.errors import RequestError, StoreUnavailable
+from serving.items.catalogue import Catalogue
 from serving.items.live import LiveIndex
 from serving.online.admission import Demand, Plan
 from serving.online.batcher import Batcher
@@ -25,6 +26,7 @@ from serving.online.costs import CostTable
 from serving.online.diversity import choose
 from serving.online.redis_link import RedisDown
 from serving.online.similar import SimilarItems
+from serving.online.trends import Ranked, filled
 from serving.online.users import UserStore, digest
 from serving.search.scoring import AT_ONCE
 from serving.types import Answer, EncoderState, Request, Rules, Trace, searches_of
@@ -164,6 +166,7 @@ class Observer:
 class Recommender:
     """Answers queries by an engine, behind a cache of encoder states and a queue. `user_secret` keys the digests that
     stand for users in caches. `runtime` names what runs the network: its states are used by its like alone.
+    `cold_list` ranks what users of whom nothing is known get first; without it they get what the bundle has as popular.
 
     Answers all come from one version of the model, that of the engine.
     """
@@ -178,10 +181,11 @@ class Recommender:
         user_secret: bytes = b"",
         observer: Observer | None = None,
         runtime: str = "",
+        cold_list: Callable[[Catalogue], Awaitable[Ranked]] | None = None,
     ) -> None:
         self.engine, self.bundle = engine, engine.bundle
         self._batcher, self._cache, self._users, self._limits = batcher, cache, users, limits
-        self._user_secret, self._observer = user_secret, observer or Observer()
+        self._user_secret, self._observer, self._cold_list = user_secret, observer or Observer(), cold_list
         self.similar = SimilarItems(self.bundle)
         self._state_version = f"{self.bundle.version} {runtime}"
 
@@ -196,7 +200,8 @@ class Recommender:
         resolved = resolve(self.bundle, query, query.history or await self._known_history(query.user_id))
         if not resolved.history:
             self._observer.fell_back("unknown_items" if resolved.unknown_items else "cold_user")
-            return self._observed(popular(self.bundle, query, resolved, demand.beam_width, started))
+            ranked = None if self._cold_list is None else await self._cold_list(self.bundle.catalogue)
+            return self._observed(popular(self.bundle, query, resolved, demand.beam_width, started, ranked))
         looked_up = time.monotonic()
         lookup = await self._look_up(query.user_id, resolved.history, erasures)
         cached = time.monotonic()
@@ -396,10 +401,22 @@ def to_list(bundle: Bundle, query: Query, answer: Answer) -> Answer:
     return answer.select(chosen)
 
 
-def popular(bundle: Bundle, query: Query, resolved: Resolved, beam_width: int, started: float) -> Recommendation:
-    """For those of whom nothing is known: the most popular items that the rules permit."""
-    items = bundle.catalogue.popular(query.found(beam_width), resolved.rules)
-    answer = to_list(bundle, query, Answer(items, [float(bundle.catalogue.popularity[item]) for item in items]))
+def popular(
+    bundle: Bundle,
+    query: Query,
+    resolved: Resolved,
+    beam_width: int,
+    started: float,
+    ranked: Ranked | None = None,
+) -> Recommendation:
+    """For those of whom nothing is known: those of the ranked items that the rules permit, then the most popular."""
+    catalogue, k = bundle.catalogue, query.found(beam_width)
+    if ranked is None:
+        items = catalogue.popular(k, resolved.rules)
+        ranked = Ranked(items, [float(catalogue.popularity[item]) for item in items])
+    else:
+        ranked = filled(catalogue, ranked, resolved.rules, k)
+    answer = to_list(bundle, query, Answer(*ranked))
     plan, seconds = Plan(0, beam_width), {"total": time.monotonic() - started}
     return Recommendation(answer.items, answer.scores, "popularity", plan, resolved.unknown_items, seconds=seconds)
 

@@ -42,10 +42,9 @@ def test_erasing_leaves_nothing_in_redis(start: Start, redis_server: RedisServer
     client.post("/users/u1/events", json={"items": ["i1"]})
     ask(client, user_id="u1")
     assert client.get("/users/u1").json()["cached"] == ["memory", "redis"]
-    with redis_server.client() as redis:
-        assert len(redis.keys("*")) == 2
-        assert client.delete("/users/u1").status_code == 204
-        assert redis.keys("*") == []
+    assert len(redis_server.keys_of_users()) == 2
+    assert client.delete("/users/u1").status_code == 204
+    assert redis_server.keys_of_users() == []
 
 
 def test_an_erasure_reaches_the_memory_of_other_replicas(start: Start, redis_server: RedisServer) -> None:
@@ -57,8 +56,7 @@ def test_an_erasure_reaches_the_memory_of_other_replicas(start: Start, redis_ser
     assert "memory" in other.get("/users/u1").json()["cached"]
     assert one.delete("/users/u1").status_code == 204
     eventually(lambda: other.get("/users/u1").status_code == 404)
-    with redis_server.client() as redis:
-        assert redis.keys("*") == []
+    assert redis_server.keys_of_users() == []
 
 
 def test_erasing_while_an_answer_is_computed_leaves_nothing(
@@ -80,8 +78,7 @@ def test_erasing_while_an_answer_is_computed_leaves_nothing(
         go_on.set()
         assert answer.result().json()["cache"] == "miss"
     assert client.get("/users/u1").status_code == 404
-    with redis_server.client() as redis:
-        assert redis.keys("*") == []
+    assert redis_server.keys_of_users() == []
 
 
 def test_a_full_redis_refuses_events_and_costs_no_answer(start: Start, redis_server: RedisServer) -> None:
@@ -102,7 +99,7 @@ def test_something_else_under_our_keys_costs_no_answer(start: Start, redis_serve
     client.post("/users/u/events", json={"items": ["i1"]})
     ask(client, user_id="u")
     with redis_server.client() as redis:
-        keys = redis.keys("*")
+        keys = redis_server.keys_of_users()
         assert len(keys) == 2
         for key in keys:
             redis.delete(key)

@@ -1,0 +1,56 @@
+"""What is popular and what is trending, for everybody alike."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from fastapi import Query
+
+from app.answers import to_items
+from app.checks import keyed_router
+from app.deps import RulesDep, ServiceDep
+from app.errors import declared
+from app.lifecycle import Service
+from app.schemas import PopularResponse
+from serving.online import recommender as online
+from serving.online import trends
+from serving.online.counters import Window
+
+router = keyed_router(
+    tags=["items"],
+    responses=declared(404, 422),
+)
+
+K = Annotated[int, Query(ge=1, le=100)]
+
+
+@router.get("/popular", response_model=PopularResponse)
+async def popular(service: ServiceDep, rules: RulesDep, k: K = 10, window: Window = "week") -> PopularResponse:
+    """Items with the most events lately, on histories and in feedback; an event counts less the older it is. Behind
+    them, as far as k is not reached, what is popular in the bundle."""
+    return await _answer(service, rules, k, window, is_rise=False)
+
+
+@router.get("/trending", response_model=PopularResponse)
+async def trending(
+    service: ServiceDep, rules: RulesDep, k: K = 10, window: Literal["hour", "day", "week"] = "day"
+) -> PopularResponse:
+    """Items with more events lately than their own last month lets expect, the farthest above first. Fewer than k, if
+    fewer rise."""
+    return await _answer(service, rules, k, window, is_rise=True)
+
+
+async def _answer(service: Service, rules: online.Query, k: int, window: Window, is_rise: bool) -> PopularResponse:
+    service.check_ready()
+    bundle, counters = service.bundle, service.counters
+    resolved = online.resolve(bundle, rules, ())
+    rank, choose = (trends.trending, trends.permitted) if is_rise else (trends.popular, trends.filled)
+    found = choose(bundle.catalogue, await rank(counters, bundle.catalogue, window), resolved.rules, k)
+    return PopularResponse(
+        model_version=bundle.version,
+        window=window,
+        items=to_items(bundle.catalogue, found.rows, found.scores),
+        events=(await counters.read(window)).total,
+        shared=counters.is_shared,
+        unknown_items=resolved.unknown_items,
+    )

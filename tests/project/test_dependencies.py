@@ -24,7 +24,6 @@ TOOLS = {
     "import-linter": ("Makefile", "lint-imports"),
     "cyclonedx-bom": ("Makefile", "-m cyclonedx_py"),
     "mypy": ("Makefile", "-m mypy"),
-    "onnxruntime-gpu": ("serving/network/onnx.py", "import onnxruntime"),  # another build of the same module
     "pip-audit": ("requirements/audit.py", '"pip_audit"'),
     "pip-tools": ("requirements/lock.py", '"piptools"'),
     "pytest-cov": ("Makefile", "--cov"),

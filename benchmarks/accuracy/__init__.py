@@ -3,5 +3,6 @@
 python -m benchmarks.accuracy QUESTION --data DIR [--config FILE] [--set KEY=VALUE ...] [--seeds 0,1]
 
 stages, encoder, ids, codes, longer   whole runs, compared (`whole_runs.py`)
+views                                 one network of several trees against what it must beat (`compare_views.py`)
 all others                            one thing changed at a time, on checkpoints that share ancestors
 """

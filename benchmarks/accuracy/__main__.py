@@ -1,4 +1,4 @@
-"""Takes a question from the command line, to `stages.py` or to `questions.py`."""
+"""Takes a question from the command line, to `whole_runs.py`, `compare_views.py` or `questions.py`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from pathlib import Path
 import torch
 
 from benchmarks.accuracy import __doc__ as about
-from benchmarks.accuracy import whole_runs
+from benchmarks.accuracy import compare_views, whole_runs
 from benchmarks.accuracy.ablation import Ablation
 from benchmarks.accuracy.questions import QUESTIONS, current_name
 from benchmarks.accuracy.variants import Setup
 from benchmarks.common import ROOT, commit, record, result_file, table
 
+VIEWS = "views"
 PROTOCOL = (
     "Leave-one-out, test, full ranking, history of 20 items, seen items permitted, one beam for all rows. Settings and "
     "weights were chosen by validation NDCG@10 (`validation`). gain: of NDCG@10 against the row named in `against`, "
@@ -29,7 +30,7 @@ PROTOCOL = (
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=about,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("question", choices=(*whole_runs.QUESTIONS, *QUESTIONS), type=current_name)
+    parser.add_argument("question", choices=(*whole_runs.QUESTIONS, VIEWS, *QUESTIONS), type=current_name)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, help="folder of the trained variants; default: runs/accuracy-NAME")
     parser.add_argument("--out", type=result_file, help="default: benchmarks/results/QUESTION-NAME.json")
@@ -47,6 +48,8 @@ def main(arguments: list[str]) -> int:
     options.out = options.out or ROOT / f"benchmarks/results/{options.question}-{name}.json"
     if options.question in whole_runs.QUESTIONS:
         return whole_runs.answer(parser, options)
+    if options.question == VIEWS:
+        return compare_views.answer(parser, options, whole_runs.command_of(options))
     question, code = QUESTIONS[options.question], commit()
     wanted = [
         variant for variant in question.variants if variant != "given ids" or (options.data / "semantic_ids").exists()

@@ -21,13 +21,21 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.accuracy.item_graph import data_of, memory_of, ranks_of
-from benchmarks.accuracy.ranks import Inference, TargetRanks, evaluation_users, load_ranks, measure_ranks, save_ranks
+from benchmarks.accuracy.ranks import (
+    Inference,
+    TargetRanks,
+    evaluation_users,
+    gain_over,
+    load_ranks,
+    measure_ranks,
+    save_ranks,
+)
 from benchmarks.accuracy.variants import STAGES, VARIANTS, Setup, train_variant, training_minutes
 from serving.network.onnx import OnnxRuntime
 from serving.search.ranker import BATCH_SIZE
 from training.config import RunConfig, read_stored_config
 from training.join import Join, fit_join
-from training.metrics import mean_metrics, ndcg, paired_bootstrap
+from training.metrics import mean_metrics, ndcg
 from training.pipeline import TRAINED, tokenize
 from training.stages.loop import load_checkpoint, read_meta
 from training.workspace import Workspace
@@ -186,7 +194,7 @@ class Ablation:
         if against is not None:
             row["against"] = against.model
             if not self.is_same(cell, against):  # nothing gains over itself, and no interval says how little
-                row |= self.gain(ndcg(ranks), ndcg(self.ranks(against)))
+                row |= gain_over(ndcg(ranks).mean(0), ndcg(self.ranks(against)).mean(0))
         if len(self.seeds) > 1:
             row["spread"] = round(float(ndcg(ranks).mean(1).std(ddof=1)), 5)
         if cell.variant not in VARIANTS:
@@ -195,12 +203,6 @@ class Ablation:
             training_minutes(self.setup.folder(cell.variant, seed), VARIANTS[cell.variant].until) for seed in self.seeds
         ]
         return row | {"minutes": round(float(np.mean(spent)), 1)}
-
-    def gain(self, one: np.ndarray, other: np.ndarray) -> dict[str, float]:
-        """Of one metric, in its own unit and in percent of the other's mean. Shapes: (seeds, U) both."""
-        mean, low, high = paired_bootstrap(one.mean(0), other.mean(0), seed=0)
-        gain = {"gain": round(mean, 5), "low": round(low, 5), "high": round(high, 5)}
-        return gain | ({"percent": round(100 * mean / other.mean(), 1)} if other.mean() else {})
 
     def minutes(self, wanted: list[str]) -> float:
         """Training time of some variants; a stage that several share counts once."""

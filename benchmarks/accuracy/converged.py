@@ -16,12 +16,13 @@ import numpy as np
 
 from benchmarks.accuracy.full_ranking import HISTORY_ITEMS, Score
 from benchmarks.accuracy.full_ranking import rank as rank_scores
+from benchmarks.accuracy.ranks import gain_over
 from serving.items.neighbours import Neighbours
 from serving.types import BundleSettings
 from training.data.read import Dataset
 from training.export import choose
 from training.memory import fit_memory
-from training.metrics import mean_metrics, ndcg, paired_bootstrap, target_ranks
+from training.metrics import mean_metrics, ndcg, target_ranks
 from training.workspace import Workspace
 
 BEAM = 50
@@ -52,7 +53,9 @@ def rows(work: Workspace, data: Dataset, cache: Path, minutes: float) -> Iterato
             row |= {metric: round(value, 5) for metric, value in mean_metrics(found).items()}
             if name != MEMORY:
                 row["minutes"] = round(minutes, 1)
-                row |= _gain(ndcg(found), ndcg(ranks[MEMORY])) if MEMORY in ranks else {}
+                if MEMORY in ranks:
+                    row["against"] = MEMORY
+                    row |= gain_over(ndcg(found), ndcg(ranks[MEMORY]))
             yield row
 
 
@@ -77,9 +80,3 @@ def _found(work: Workspace, ranked: np.ndarray) -> np.ndarray:
 
 def _shares(memory: Neighbours) -> Score:
     return lambda histories: memory.shares(histories, HISTORY_ITEMS)[0].dense(len(memory))
-
-
-def _gain(own: np.ndarray, base: np.ndarray) -> dict[str, Any]:
-    gain, low, high = (round(value, 5) for value in paired_bootstrap(own, base, seed=0))
-    percent = {"percent": round(100 * gain / base.mean(), 1)} if base.mean() else {}
-    return {"against": MEMORY, "gain": gain, "low": low, "high": high, **percent}

@@ -24,13 +24,14 @@ import numpy as np
 
 from benchmarks.accuracy.baselines import CACHE, fit
 from benchmarks.accuracy.full_ranking import HISTORY_ITEMS, Score, rank
+from benchmarks.accuracy.ranks import gain_over
 from benchmarks.accuracy.sasrec import Setting
 from benchmarks.common import argument_parser, commit, record, result_file, table
 from serving.items.neighbours import Neighbours
 from training.config import EvalConfig, MemoryParts, RunConfig
 from training.data.prepare import Items, Split, leave_one_out, read_data
 from training.memory import fit_memories
-from training.metrics import mean_metrics, ndcg, paired_bootstrap, target_ranks
+from training.metrics import mean_metrics, ndcg, target_ranks
 
 TUNED = "neighbours"
 KINDS: tuple[MemoryParts, ...] = ("counted", "linear", "both")
@@ -47,10 +48,8 @@ def rows_of(ranks: dict[str, np.ndarray], excluded: bool) -> list[dict[str, Any]
         row: dict[str, Any] = {"model": name, "split": "test", "excluded": excluded, "users": len(ranks[name])}
         row |= {metric: round(value, 5) for metric, value in mean_metrics(ranks[name]).items()}
         if against is not None:
-            base = ndcg(ranks[against])
-            gain, low, high = (round(value, 5) for value in paired_bootstrap(ndcg(ranks[name]), base, seed=0))
-            row |= {"against": against, "gain": gain, "low": low, "high": high}
-            row |= {"percent": round(100 * gain / base.mean(), 1)} if base.mean() else {}
+            row["against"] = against
+            row |= gain_over(ndcg(ranks[name]), ndcg(ranks[against]))
         rows.append(row | ({} if against in (None, TUNED) else {"part": "pair"}))
     return rows
 

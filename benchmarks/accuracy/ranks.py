@@ -17,6 +17,7 @@ from serving.network.runtime import Runtime
 from serving.search.ranker import Ranker
 from serving.types import Beams, Merge
 from training.data.prepare import sample_users
+from training.metrics import paired_bootstrap
 from training.workspace import Workspace
 
 
@@ -68,6 +69,13 @@ def evaluation_users(work: Workspace, split: str) -> tuple[list[np.ndarray], np.
     if split == "test":
         return list(work.split.test_history), work.split.test_target
     return sample_users(work.split.valid_history, work.split.valid_target, work.config.evaluation.choice_users)
+
+
+def gain_over(own: np.ndarray, base: np.ndarray) -> dict[str, float]:
+    """Of a metric of the same users, with its 95% interval, and in percent of the other's mean. Shapes: (U,) both."""
+    gain, low, high = paired_bootstrap(own, base, seed=0)
+    row = {"gain": round(gain, 5), "low": round(low, 5), "high": round(high, 5)}
+    return row | ({"percent": round(100 * gain / base.mean(), 1)} if base.mean() else {})
 
 
 def load_ranks(folder: Path, inference: Inference) -> TargetRanks | None:

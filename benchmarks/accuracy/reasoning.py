@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.accuracy.ablation import Ablation, Cell, Rows, answer_ms, at, search_flops, training_flops
 from benchmarks.accuracy.item_graph import PARTS, TUNED
-from benchmarks.accuracy.ranks import Inference, evaluation_users
+from benchmarks.accuracy.ranks import Inference, evaluation_users, gain_over
 from benchmarks.accuracy.variants import DEPTH, LENGTHS, OWN, SLOW
 from serving.types import Merge
 from training.metrics import ndcg
@@ -165,7 +165,7 @@ def adaptive(ablation: Ablation) -> Rows:
     hindsight = np.array(LENGTHS)[table.argmax(0)]
     rows.append(_policy("best per user, in hindsight", hindsight, values))
     for row in rows:
-        row |= {"arm": variant, "split": "test"} | ablation.gain(row.pop("values")[None], values[0][None])
+        row |= {"arm": variant, "split": "test"} | gain_over(row.pop("values"), values[0])
     return rows
 
 

@@ -148,9 +148,7 @@ def _settings_of(folder: Path) -> RunConfig:
 
 def inherit(folder: Path, config: RunConfig, until: Stage) -> None:
     """Links the finished stages that the settings share with another variant of the same seed, as many as there are."""
-    caches = [other for other in folder.parent.glob("*/cache") if other.parent != folder]
-    if caches and not (folder / "cache").exists():  # embedding the items' texts takes minutes
-        shutil.copytree(caches[0], folder / "cache")
+    share_cache(folder)
     others = [path.parent for path in sorted(folder.parent.glob("*/run.json")) if path.parent != folder]
     known = {}
     for other in others:
@@ -172,6 +170,13 @@ def inherit(folder: Path, config: RunConfig, until: Stage) -> None:
             names.append("semantic_ids.safetensors")
         for name in names:
             os.link(ancestors[0] / name, folder / name)  # files appear anew and whole, so none is changed in setup
+
+
+def share_cache(folder: Path) -> None:
+    """Copies the items' embedded texts from another run beside it, for embedding takes minutes."""
+    caches = [other for other in folder.parent.glob("*/cache") if other.parent != folder]
+    if caches and not (folder / "cache").exists():
+        shutil.copytree(caches[0], folder / "cache")
 
 
 def shares(first: RunConfig, second: RunConfig, stage: Stage) -> bool:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.accuracy import converged
-from benchmarks.accuracy.variants import SEEN_PERMITTED
+from benchmarks.accuracy.variants import SEEN_PERMITTED, share_cache
 from benchmarks.common import commit, record, table
 from serving.types import BundleSettings
 from training.config import ConfigError, RunConfig, load_config
@@ -88,19 +87,23 @@ def answer(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
         rows += variant_rows(variant, options, options.work / variant, wanted[variant])
     print(table(rows, [*COLUMNS, *(GAINS if options.question == "converged" else [])]))
     if not options.only:
-        command = f"python -m benchmarks.accuracy {options.question} --data {options.data}"
-        command += f" --config {options.config}" if options.config else ""
-        command += "".join(f" --set {entry}" for entry in options.set)
-        command += f" --device {options.device}" if options.device != "cpu" else ""
         minutes = sum(json.loads((options.work / variant / "arm.json").read_text())["minutes"] for variant in wanted)
         validation = [
             {"model": variant, **row}
             for variant in wanted
             for row in json.loads((options.work / variant / "curve.json").read_text())
         ]
-        record(options.out, command, [config.seed], rows, minutes=minutes, data=options.data.resolve().name,
+        record(options.out, command_of(options), [config.seed], rows, minutes=minutes, data=options.data.resolve().name,
                protocol=PROTOCOL, validation=validation, **code_of(options.work, wanted))  # fmt: skip
     return 0
+
+
+def command_of(options: argparse.Namespace) -> str:
+    """The command without what changes no figure: its folders."""
+    command = f"python -m benchmarks.accuracy {options.question} --data {options.data}"
+    command += f" --config {options.config}" if options.config else ""
+    command += "".join(f" --set {entry}" for entry in options.set)
+    return command + (f" --device {options.device}" if options.device != "cpu" else "")
 
 
 def variant_rows(variant: str, options: argparse.Namespace, folder: Path, overrides: list[str]) -> list[dict[str, Any]]:
@@ -112,11 +115,7 @@ def variant_rows(variant: str, options: argparse.Namespace, folder: Path, overri
     folder.mkdir(parents=True, exist_ok=True)
     code, started = commit(), time.perf_counter()
     config = load_config(options.config, [*options.set, *SEEN_PERMITTED, *overrides])
-    for other in folder.parent.glob(
-        "*/cache"
-    ):  # embedding the items' texts takes minutes and is the same for every variant
-        if not (folder / "cache").exists():
-            shutil.copytree(other, folder / "cache")
+    share_cache(folder)
     run(options.data, folder / "bundle", config, until="rl", work_folder=folder, device=options.device)
     data = read_data(options.data)
     work = tokenize(data, split_by(data, config.split), options.data, folder, config, options.device)

@@ -38,7 +38,8 @@ def work_of(assigned: Assigned) -> int:
     return assigned.recommender.beam_width(query) * searches_of(query.explore) * (most + 1)
 
 
-def to_query(body: RecommendRequest | RankRequest, steps: Steps, client: str = "") -> Query:
+def to_query(body: RecommendRequest | RankRequest, steps: Steps, client: str, secret: bytes) -> Query:
+    """secret: has sealed the id of the page before. Raises RequestError."""
     what: dict[str, Any]
     if isinstance(body, RankRequest):
         what = {"k": len(body.items), "allow": body.items, "exclude_seen": False, "rank_only": True}
@@ -46,6 +47,9 @@ def to_query(body: RecommendRequest | RankRequest, steps: Steps, client: str = "
         rules = ("exclude_seen", "allow", "deny", "categories", "catalogue")
         names = ("k", "beam_width", "diversity", "max_per_category", "explore", *rules)
         what = {name: getattr(body, name) for name in names}
+        if body.after is not None:
+            before = receipts.read(body.after, secret, "after")
+            what["shown"] = (*before.earlier, *before.items)
     return Query(
         history=body.history or (),
         user_id=body.user_id,
@@ -69,7 +73,13 @@ def to_response(bundle: Bundle, query: Query, found: Recommendation, secret: byt
         unknown = list(dict.fromkeys([*unknown, *(item_id for item_id in query.allow or () if item_id not in ranked)]))
     return RecommendResponse(
         recommendation_id=receipts.issue(
-            bundle.version, found.source, found.plan.steps, query.user_id, [item.item_id for item in items], secret
+            bundle.version,
+            found.source,
+            found.plan.steps,
+            query.user_id,
+            [item.item_id for item in items],
+            secret,
+            query.shown,
         ),
         user_id=query.user_id,
         model_version=bundle.version,

@@ -34,6 +34,7 @@ EXAMPLE: dict[str, JsonValue] = {"history": [], "k": 5}  # works as it is, whate
 
 Id = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_LENGTH)]
 Items = Annotated[list[Id], Field(max_length=MAX_ITEMS)]
+RecommendationId = Annotated[str, StringConstraints(min_length=1, max_length=MAX_RECEIPT_LENGTH)]
 
 
 def _whole(text: str) -> str:
@@ -90,6 +91,11 @@ class RecommendRequest(UserRequest):
     )
     max_per_category: int | None = Field(
         None, ge=1, description="most items of any one category; the list is shorter where the beams find no others"
+    )
+    after: RecommendationId | None = Field(
+        None,
+        description="recommendation_id of the page before: this answer goes on behind it. Send all else as for that "
+        "page; all pages together have at most as many items as the widest beam permitted",
     )
     explore: int = Field(
         0,
@@ -301,7 +307,7 @@ Event = Literal["impression", "click", "like", "dislike", "cart", "purchase", "p
 class FeedbackRequest(Body):
     """What somebody did with an item of a recommendation."""
 
-    recommendation_id: Annotated[str, StringConstraints(min_length=1, max_length=MAX_RECEIPT_LENGTH)]
+    recommendation_id: RecommendationId
     item_id: Id
     event: Event
     value: float | None = Field(None, description="such as a price or seconds played; kept as it is")
@@ -312,7 +318,7 @@ class FeedbackRequest(Body):
 
 class FeedbackResponse(BaseModel):
     counted: bool = Field(description="false: this event on this item of this recommendation had been counted before")
-    position: int = Field(description="of the item in the recommendation, 1 for the best")
+    position: int = Field(description="of the item in the list, 1 for the best; pages count on")
     kept: bool = Field(description="whether it can be trained on later; false: it is only counted")
 
 

@@ -77,7 +77,7 @@ async def rank(request: Request, body: RankRequest, steps: StepsDep, service: Se
 
 async def _answered(request: Request, body: RecommendRequest | RankRequest, steps: Steps, service: Service) -> Response:
     models = service.models
-    assigned = models.assign(answers.to_query(body, steps, request.state.client))
+    assigned = models.assign(answers.to_query(body, steps, request.state.client, service.settings.user_secret))
     await _charge(request, assigned, service)
     answer = await while_connected(request, answers.recommend(models, assigned, service.settings.user_secret))
     if answer is None:
@@ -156,7 +156,9 @@ async def _awaited(work: asyncio.Future[list[RecommendResponse | Problem]]) -> l
 async def _one(request: Request, service: Service, raw: Any, steps: Steps) -> RecommendResponse | Problem:
     try:
         body = RecommendRequest.model_validate(raw)
-        assigned = service.models.assign(answers.to_query(body, steps, request.state.client))
+        assigned = service.models.assign(
+            answers.to_query(body, steps, request.state.client, service.settings.user_secret)
+        )
         await _charge(request, assigned, service)
         return await answers.recommend(service.models, assigned, service.settings.user_secret)
     except (ServingError, ValidationError) as error:

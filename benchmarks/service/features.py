@@ -22,6 +22,7 @@ from benchmarks.service.processes import Server, running_service, split_cores
 from benchmarks.service.sender import latency, send
 from serving.bundle import Bundle
 from serving.items.catalogue import Catalogue
+from serving.online import receipts
 
 COLUMNS = ["feature", "steps", "ms", "times", "cpu_ms", "requests"]
 PLAIN = "/recommend"
@@ -83,12 +84,16 @@ def features(catalogue: Catalogue, steps: int, *, with_neighbours: bool) -> dict
         "max_per_category": recommend(max_per_category=2),
         "explore": recommend(explore=3),
         "explain": recommend(explain=True),
+        "after, page 3": recommend(after=receipts.issue("", "model", steps, None, ids[:10], earlier=range(10))),
     }
     found |= {f"/rank, {count} items": rank(count) for count in RANKED if count <= len(ids)}
     if with_neighbours:
         found["/items/{id}/similar, together"] = similar("together")
     found["/items/{id}/similar, content"] = similar("content")
-    return found | {path: [{"method": "GET", "path": path}] for path in ("/popular", "/trending")}
+    found["/users/{id}/events"] = [
+        {"path": f"/users/u{number}/events", "body": {"items": body["history"]}} for number, body in enumerate(plain)
+    ]
+    return found | {path: [{"method": "GET", "path": path}] for path in ("/popular", "/trending")}  # of those events
 
 
 def turn(server: Server, requests: Sequence[Row], cores: set[int] | None, seconds: float) -> Turn:

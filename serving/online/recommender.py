@@ -19,6 +19,7 @@ from serving.bundle import Bundle
 from serving.errors import RequestError, StoreUnavailable
 from serving.items.catalogue import Catalogue
 from serving.items.live import LiveIndex
+from serving.online import receipts
 from serving.online.admission import Demand, Plan
 from serving.online.batcher import Batcher
 from serving.online.cache import Flight, Lookup, Source, StateCache
@@ -44,6 +45,7 @@ class Query:
     history: oldest first; empty: what is known of the user. timeout: time budget in seconds.
     rank_only: score every permitted item of `allow`, and search for none. diversity, max_per_category: choose the k
     from all that the beams have found, and explore: keep so many of them for new items (`serving/online/diversity.py`).
+    shown: marks of what the pages before had (`serving/online/receipts.py`); the k items are those behind them.
     client: who asks; clients share the engine's time.
     """
 
@@ -66,11 +68,17 @@ class Query:
     diversity: float = 0.0
     max_per_category: int | None = None
     explore: int = 0
+    shown: Sequence[int] = ()
     client: Hashable = None
+
+    @property
+    def length(self) -> int:
+        """Of the list, with the pages before."""
+        return len(self.shown) + self.k
 
     def found(self, beam_width: int) -> int:
         """How many items a search of so many beams has to find."""
-        return beam_width if self.diversity or self.max_per_category is not None else self.k
+        return beam_width if self.diversity or self.max_per_category is not None else min(self.length, beam_width)
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,11 +249,12 @@ class Recommender:
         return [ids[row] for row in found.items]
 
     def beam_width(self, query: Query) -> int:
-        """How wide the search for a query is. An item to rank costs about what a beam does; their number is rounded up,
-        so that lists of similar length share batches."""
+        """How wide the search for a query is: wide enough for the pages before, as far as that is permitted. An item to
+        rank costs about what a beam does; their number is rounded up, so that lists of similar length share batches."""
         if query.rank_only:
             return AT_ONCE * max(1, -(-len(query.allow or ()) // AT_ONCE))
-        return query.beam_width if query.beam_width is not None else max(query.k, self._limits.default_beam_width)
+        width = query.beam_width if query.beam_width is not None else max(query.k, self._limits.default_beam_width)
+        return max(width, min(query.length, self._limits.max_beam_width)) if query.shown else width
 
     def _demand(self, query: Query, now: float) -> Demand:
         """A requested number of steps is kept. `auto` takes as many as fit the time budget; so does, up to the
@@ -265,7 +274,7 @@ class Recommender:
             beam_width=width,
             deadline=now + (limits.default_timeout if query.timeout is None else query.timeout),
             flexible=query.steps == "auto" or (query.steps is None and query.timeout is not None),
-            min_beam_width=width if query.rank_only else query.k,
+            min_beam_width=width if query.rank_only else min(query.length, width),
             variant=(query.paths, query.explain, query.rank_only),
             model=bundle.version,
             client=query.client,
@@ -393,12 +402,15 @@ def without_invalid(bundle: Bundle, answer: Answer, rules: Rules) -> Answer:
 
 def to_list(bundle: Bundle, query: Query, answer: Answer) -> Answer:
     """The list that a query asks for, of what was found for it."""
-    if not query.diversity and query.max_per_category is None and not query.explore:
-        return answer
-    chosen = choose(
-        bundle, answer.items, answer.scores, query.k, query.diversity, query.max_per_category, query.explore
-    )
-    return answer.select(chosen)
+    if query.diversity or query.max_per_category is not None or query.explore:
+        chosen = choose(
+            bundle, answer.items, answer.scores, query.length, query.diversity, query.max_per_category, query.explore
+        )
+        answer = answer.select(chosen)
+    if query.shown:
+        ids = [bundle.catalogue.item_ids[row] for row in answer.items]
+        answer = answer.select(receipts.unshown(ids, query.shown)[: query.k])
+    return answer
 
 
 def popular(

@@ -45,12 +45,14 @@ def test_every_page_takes_twenty_lines() -> None:
 
 
 def test_the_home_page_knows_what_the_user_did_and_goes_on_without_repeating(page: dict[str, Any]) -> None:
-    assert len(page["home"]("new")) == 8  # by popularity: four of each of the two categories
+    assert len(page["home"]("new")["items"]) == 8  # by popularity: four of each of the two categories
     page["user_did"]("ann", ["i1", "i2"])
     first = page["home"]("ann")
-    assert sorted(item["categories"][0] for item in first) == ["even"] * 4 + ["odd"] * 4
-    following = page["more"]("ann", ids(first))
-    assert len(following) == 12 and not {"i1", "i2", *ids(first)} & {*ids(following)}
+    assert sorted(item["categories"][0] for item in first["items"]) == ["even"] * 4 + ["odd"] * 4
+    shown = {"i1", "i2", *ids(first["items"])}
+    second = page["more"]("ann", first)
+    third = page["more"]("ann", second)
+    assert len({*ids(second["items"]), *ids(third["items"])} - shown) == 24
 
 
 def test_the_product_page_has_both_kinds_of_similar_items(page: dict[str, Any]) -> None:
@@ -89,7 +91,7 @@ def test_a_service_that_is_busy_or_gone_leaves_the_page_to_itself(
 
     for broken in (busy, gone):
         monkeypatch.setitem(page, "shop", httpx.Client(transport=httpx.MockTransport(broken), base_url="http://test"))
-        assert page["home"]("ann") == [] and page["product_page"]("i1") == ([], [])
+        assert page["home"]("ann") == {"items": []} and page["product_page"]("i1") == ([], [])
         assert page["in_order"]("ann", ["i3", "i1"]) == ["i3", "i1"] and page["mails"]({"u": []}) == {}
     wrong = httpx.Client(transport=httpx.MockTransport(lambda request: httpx.Response(422)), base_url="http://test")
     monkeypatch.setitem(page, "shop", wrong)

@@ -34,6 +34,27 @@ def test_what_was_answered_is_read_back() -> None:
     assert receipts.read(issued(items=[]), SECRET).items == ()
 
 
+def test_a_page_knows_what_the_pages_before_had() -> None:
+    pages = [ITEMS[:4], ITEMS[4:6], ITEMS[6:]]
+    shown: tuple[int, ...] = ()
+    for page in pages:
+        read = receipts.read(receipts.issue("demo", "model", 0, "u1", page, SECRET, shown), SECRET)
+        assert read.earlier == shown and len(read.items) == len(page)
+        shown = (*read.earlier, *read.items)
+        assert receipts.unshown(ITEMS, shown) == list(range(len(shown), 10))
+    assert [read.position(item) for item in pages[-1]] == [7, 8, 9, 10] and read.position(ITEMS[0]) is None
+    assert receipts.unshown(ITEMS, ()) == list(range(10))
+
+
+def test_an_item_that_happens_to_have_the_mark_of_another_is_not_lost() -> None:
+    names: dict[int, str] = {}
+    twin = next(name for name in map(str, range(10_000)) if names.setdefault(receipts._mark(name), name) != name)
+    first = names[receipts._mark(twin)]
+    shown = receipts.read(receipts.issue("demo", "model", 0, None, [first], SECRET), SECRET).items
+    assert receipts.unshown([first, "x", twin], shown) == [1, 2]
+    assert receipts.unshown([first, "x", twin], (*shown, *shown)) == [1]
+
+
 def test_answers_alike_have_different_ids() -> None:
     assert len({issued() for _ in range(100)}) == 100
 

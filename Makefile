@@ -20,7 +20,7 @@ export OMP_NUM_THREADS ?= 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test coverage lint format bench load demo lock audit sbom mutants clean
+.PHONY: help install serve test coverage lint format bench load demo clients lock audit sbom mutants clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 14
@@ -60,6 +60,9 @@ mutants: .venv/dev.stamp ## plant faults into the code and count those that the 
 
 demo: .venv/dev.stamp ## train bundles/demo again: shop, semantic IDs, all three stages
 	@$(PYTHON) -m training demo
+
+clients: .venv/dev.stamp ## write the clients and the Postman collection from the API of this code
+	@$(PYTHON) -m clients
 
 lock: .venv/dev.stamp ## resolve pyproject.toml into requirements/*.lock
 	@echo "resolving requirements/*.lock"

@@ -70,6 +70,7 @@ def create_app(
         openapi_url=None,  # FastAPI would render the document for every request; routes/page.py has it rendered once
         docs_url=None,  # FastAPI's page loads its scripts from another host; routes/page.py serves them itself
         redoc_url=None,
+        generate_unique_id_function=lambda route: route.name,  # what clients call the operation
         redirect_slashes=False,  # it answers before a key is checked, with an address that the client made up
         telemetry={"tracing": False, "metrics": False, "logs": False},  # ours are in traces.py, metrics.py and logs.py
     )

@@ -22,7 +22,7 @@ router = keyed_router(prefix="/feedback", tags=["feedback"])
 
 
 @router.post("", response_model=FeedbackResponse, responses=declared(413, 415, 422))
-async def take_feedback(body: FeedbackRequest, service: ServiceDep) -> FeedbackResponse:
+async def give_feedback(body: FeedbackRequest, service: ServiceDep) -> FeedbackResponse:
     """Report what somebody did with a recommended item. Acknowledged only once stored, and counted once however often
     it is sent: after a 503, send it again."""
     service.check_ready()
@@ -53,7 +53,7 @@ async def take_feedback(body: FeedbackRequest, service: ServiceDep) -> FeedbackR
 
 
 @router.get("/summary", response_model=FeedbackSummaries, responses=declared())
-async def summarise(service: ServiceDep) -> FeedbackSummaries:
+async def summarise_feedback(service: ServiceDep) -> FeedbackSummaries:
     """Hit rate and click-through rate by model, source and reasoning steps, with intervals: of all workers of this
     replica, since its start. Prometheus has the counters, of all replicas and any time."""
     service.check_ready()

@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from pydantic import ValidationError
+from pydantic import ValidationError, WithJsonSchema
 from starlette.datastructures import QueryParams
 from starlette.routing import Match, Route
 from starlette.types import Scope
@@ -42,6 +42,7 @@ router = keyed_router(
 async def reasoning_steps(
     reasoning_steps: Annotated[
         str | None,
+        WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 0}, {"const": "auto"}]}),
         Query(
             description="0 to the model's maximum, or auto; default: the model's default", max_length=MAX_STEPS_LENGTH
         ),

@@ -17,7 +17,7 @@ from tests.waiting import DEADLINE
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-OURS = {"app", "benchmarks", "serving", "streamrec", "tests", "training"}
+OURS = {"app", "benchmarks", "clients", "serving", "streamrec", "tests", "training"}
 # Used as a command or plugin: the file that uses them, and the text there that shows it.
 TOOLS = {
     "httptools": ("app/guard.py", "uvicorn.protocols.http.httptools_impl"),  # uvicorn imports it, we do not
@@ -87,6 +87,7 @@ def distributions(module: str) -> set[str]:
         ("app", False, []),
         ("serving", True, ["ray", "text"]),  # new items and offline scoring, where the extras are installed
         ("app", True, ["otel"]),  # traces, where the extra is installed
+        ("streamrec", True, ["client"]),
         ("training", True, ["training"]),
         ("benchmarks", True, ["dev"]),  # what ours is compared with, load and plots are no part of training
         ("tests", True, ["dev"]),
@@ -106,7 +107,12 @@ def test_every_import_is_declared(folder: str, lazy: bool, extras: list[str]) ->
 
 @pytest.mark.parametrize("extra", [None, *PROJECT["optional-dependencies"]])
 def test_everything_declared_is_used(extra: str | None) -> None:
-    folders = {None: ["serving", "app"], "text": ["serving", "training"], "training": ["training", "benchmarks"]}
+    folders = {
+        None: ["serving", "app"],
+        "client": ["streamrec"],
+        "text": ["serving", "training"],
+        "training": ["training", "benchmarks"],
+    }
     used: set[str] = set()
     for folder in folders.get(extra, sorted(OURS)):
         used |= {name for module in imported(folder) for name in distributions(module)}

@@ -13,7 +13,7 @@ import pytest
 from tests.waiting import DEADLINE
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("app", "benchmarks", "serving", "training")
+PACKAGES = ("app", "benchmarks", "clients", "serving", "streamrec", "training")
 PICKLERS = {"cloudpickle", "dill", "joblib", "pickle", "shelve"}
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
@@ -36,6 +36,7 @@ def test_imports_point_downwards() -> None:
         ("serving/items/trie.py", "import serving.search.beam"),
         ("training/__init__.py", "import benchmarks"),
         ("app/__init__.py", "import training"),
+        ("streamrec/client.py", "import serving.types"),
     ],
 )
 def test_an_import_upwards_breaks_the_contracts(tmp_path: Path, path: str, line: str) -> None:

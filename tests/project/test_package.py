@@ -1,7 +1,8 @@
-"""The wheel: built without a network, it carries the three packages, their data files and the `streamrec` command."""
+"""The wheel: built without a network, it carries all packages, their data files and the `streamrec` command."""
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -15,20 +16,20 @@ from pathlib import Path
 import pytest
 
 import serving
-import streamrec
+from streamrec.__main__ import main
 from tests.waiting import DEADLINE
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("app", "serving", "training")
+PACKAGES = ("app", "serving", "streamrec", "training")
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     """Built from a copy, so that the checkout stays clean."""
     copy, out = tmp_path_factory.mktemp("copy"), tmp_path_factory.mktemp("wheel")
-    for package in (*PACKAGES, "benchmarks"):
+    for package in (*PACKAGES, "benchmarks", "clients"):
         shutil.copytree(ROOT / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE", "streamrec.py"):
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
     done = subprocess.run([*command, "--wheel-dir", out, copy], capture_output=True, text=True, timeout=DEADLINE)
@@ -47,7 +48,7 @@ def site(wheel: zipfile.ZipFile, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 def installed(*arguments: str, path: list[Path], after: str = "") -> subprocess.CompletedProcess[str]:
     """Runs the command as its script does, in an empty folder, and then the statements `after`."""
-    program = f"import sys, streamrec\ntry:\n    status = streamrec.main({list(arguments)!r})\n"
+    program = f"import sys\nfrom streamrec.__main__ import main\ntry:\n    status = main({list(arguments)!r})\n"
     program += f"except SystemExit as end:\n    status = end.code\n{after}\nsys.exit(status)"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, path))}
     command = [sys.executable, "-P", "-c", program]  # -P: the script's folder is not the current one
@@ -62,14 +63,14 @@ def test_the_wheel_has_all_code_and_data_files(wheel: zipfile.ZipFile) -> None:
         for package in PACKAGES
         for path in (ROOT / package).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
-    } | {"streamrec.py"}
+    }
     assert expected <= set(wheel.namelist()), f"missing from the wheel: {sorted(expected - set(wheel.namelist()))}"
     assert {f"{package}/py.typed" for package in PACKAGES} <= expected
 
 
 def test_the_wheel_has_nothing_else(wheel: zipfile.ZipFile) -> None:
     top = {name.split("/")[0] for name in wheel.namelist() if ".dist-info/" not in name}
-    assert top == {*PACKAGES, "streamrec.py"}
+    assert top == {*PACKAGES}
     assert any(name.endswith("/LICENSE") for name in wheel.namelist())
 
 
@@ -92,7 +93,7 @@ def test_chart_readme_and_changelog_are_of_this_version() -> None:
 )
 def test_each_command_reaches_its_program(command: str, option: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
-        streamrec.main([command, "--help"])
+        main([command, "--help"])
     assert end.value.code == 0
     assert option in capsys.readouterr().out
 
@@ -100,6 +101,13 @@ def test_each_command_reaches_its_program(command: str, option: str, capsys: pyt
 def test_serve_does_not_load_the_training_code(site: Path) -> None:
     after = "print([name for name in sys.modules if name.split('.')[0] == 'training'])"
     assert installed("serve", "--help", path=[site], after=after).stdout.endswith("[]\n")
+
+
+def test_a_process_with_the_client_has_nothing_of_the_service_in_it(site: Path) -> None:
+    after = "import streamrec.client\nprint(sorted({name.split('.')[0] for name in sys.modules}))"
+    loaded = set(ast.literal_eval(installed("--help", path=[site], after=after).stdout.splitlines()[-1]))
+    assert {"httpx", "streamrec"} <= loaded
+    assert not loaded & {"app", "serving", "training", "torch", "numpy", "pyarrow", "fastapi", "pydantic"}
 
 
 def test_help_and_version(site: Path) -> None:

@@ -11,7 +11,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parents[1]
 # Command: the package whose __main__ runs it, the command's name there, and what it does.
 COMMANDS = {
     "serve": ("app", "serve", "answer recommendations over HTTP"),

@@ -1,0 +1,467 @@
+// Written by `make clients` from the OpenAPI document; do not edit.
+import { Options, Transport } from "./transport.js";
+
+export { NotFound, Options, ServiceError, Settings, Unavailable } from "./transport.js";
+
+/** A share of the users, and what answers them. */
+export interface ArmBody {
+  version: string;
+  percent: number;
+  /** of requests that name none; default: the model's default */
+  reasoning_steps?: number | null;
+}
+
+/** Each request is validated on its own, so that an invalid one does not affect the others. */
+export interface BatchRequest {
+  requests: Array<RecommendRequest>;
+}
+
+export interface BatchResponse {
+  /** in the order of the requests */
+  results: Array<RecommendResponse | Problem>;
+}
+
+/** A named subset as a list. */
+export interface CatalogueItems {
+  /** those that the catalogue does not have are ignored */
+  items: Array<string>;
+}
+
+/** A named subset as what all items of it have, now and as items change. */
+export interface CatalogueSelection {
+  /** items in at least one of these; empty: in any or none */
+  categories?: Array<string>;
+  /** items of which each of these fields has one of its values */
+  fields?: Record<string, Array<string | number | boolean>>;
+}
+
+/** The live catalogue of the active model, as this process has it. */
+export interface CataloguesResponse {
+  /** of the model */
+  version: string;
+  /** of the last change applied: equal where all have applied the same */
+  position: string;
+  /** items that may be recommended */
+  items: number;
+  /** since this process last knew that it has applied every change */
+  lag_seconds: number;
+  /** whether changes outlive a restart */
+  durable: boolean;
+  catalogues: Array<NamedCatalogue>;
+}
+
+/** Measured time of a batch of one shape on this machine. */
+export interface Cost {
+  reasoning_steps: number;
+  /** the beam widths of the batch's searches, added up */
+  beam_rows: number;
+  median_ms: number;
+  p95_ms: number;
+  /** how many recent runs this is measured from */
+  runs: number;
+}
+
+export interface EventsRequest {
+  /** item ids, oldest first */
+  items: Array<string>;
+}
+
+export interface EventsResponse {
+  user_id: string;
+  stored: number;
+  history_length: number;
+  /** stored, but not in the current catalogue */
+  unknown_items: Array<string>;
+}
+
+/** The items nearest to the model's state after each step, and the parts of each item's score. */
+export interface Explanation {
+  steps: Array<ReasoningStep>;
+  items: Array<ItemExplanation>;
+  dense_weight: number;
+  neighbours_weight: number;
+  /** the network's probability g in score = log(g * exp(log-probabilities + dense_weight * dense_score) + (1 - g) * exp(neighbour_score)); absent if the model adds neighbours_weight * neighbour_score instead */
+  gate?: number | null;
+}
+
+/** What somebody did with an item of a recommendation. */
+export interface FeedbackRequest {
+  recommendation_id: string;
+  item_id: string;
+  event: "impression" | "click" | "like" | "dislike" | "cart" | "purchase" | "play" | "share";
+  /** such as a price or seconds played; kept as it is */
+  value?: number | null;
+  /** seconds since the epoch; default: when the request came */
+  time?: number | null;
+}
+
+export interface FeedbackResponse {
+  /** false: this event on this item of this recommendation had been counted before */
+  counted: boolean;
+  /** of the item in the list, 1 for the best; pages count on */
+  position: number;
+  /** whether it can be trained on later; false: it is only counted */
+  kept: boolean;
+}
+
+export interface FeedbackSummaries {
+  summaries: Array<FeedbackSummary>;
+}
+
+/** Of one model, source and number of steps, since the start of this service. */
+export interface FeedbackSummary {
+  version: string;
+  source: string;
+  reasoning_steps: number;
+  recommendations: number;
+  events: Record<string, number>;
+  /** recommendations with any event but impressions; null without any */
+  hit_rate: Rate | null;
+  /** clicks per impression; null without impressions */
+  click_through_rate: Rate | null;
+}
+
+export interface Item {
+  item_id: string;
+  title: string | null;
+  categories: Array<string>;
+  fields?: Record<string, string | number | boolean>;
+  available_from?: string | null;
+  available_until?: string | null;
+  popularity: number;
+  /** the semantic ID as vocabulary ids */
+  tokens: Array<number>;
+}
+
+export interface ItemExplanation {
+  item_id: string;
+  /** one per token of the semantic ID */
+  token_log_probabilities: Array<number>;
+  dense_score: number;
+  /** log of the item's share in the item graph, or its log score; null if it has none */
+  neighbour_score?: number | null;
+  /** cosine similarity of the state and the item, one per step */
+  similarity: Array<number>;
+}
+
+/** All that is known of an item. Its text (title, brand, categories, description) gives a new item its place. */
+export interface ItemFields {
+  title?: string | null;
+  brand?: string | null;
+  categories?: Array<string>;
+  description?: string | null;
+  /** what else is known, for named catalogues to select by */
+  fields?: Record<string, string | number | boolean>;
+  /** before, it is never recommended */
+  available_from?: string | null;
+  /** from then on, neither */
+  available_until?: string | null;
+}
+
+export interface ItemsPut {
+  /** one for each item of the request, in its order */
+  results: Array<Item | Problem>;
+}
+
+export interface ItemsRequest {
+  items: Array<PutItem>;
+}
+
+export interface ItemsResponse {
+  items: Array<Item>;
+}
+
+export interface Model {
+  version: string;
+  name: string;
+  active: boolean;
+  items: number;
+  max_steps: number;
+  default_steps: number;
+  max_history_items: number;
+  max_beam_width: number;
+  dense_weight: number;
+  neighbours_weight: number;
+  categories: Array<string>;
+  catalogues: Array<string>;
+  /** measured at export, per number of reasoning steps */
+  accuracy: Array<Record<string, unknown>>;
+  /** measured on this machine, since the start */
+  cost: Array<Cost>;
+}
+
+export interface ModelRequest {
+  /** folder of the bundle, relative to STREAMREC_MODELS_DIR */
+  path: string;
+}
+
+export interface ModelsResponse {
+  models: Array<Model>;
+}
+
+export interface NamedCatalogue {
+  name: string;
+  /** listed items in it */
+  items: number;
+}
+
+export interface NamedItem {
+  item_id: string;
+  title?: string | null;
+}
+
+export interface PopularResponse {
+  model_version: string;
+  window: "hour" | "day" | "week" | "month";
+  /** best first; score: events in the window, or how far they are above what was to be expected, in standard deviations; 0: by the bundle's popularity */
+  items: Array<RecommendedItem>;
+  /** in the window, on all items; an event counts less the older it is */
+  events: number;
+  /** false: counted by the process that answered, and no other */
+  shared: boolean;
+  /** ids in allow or deny that are not in the catalogue */
+  unknown_items: Array<string>;
+}
+
+/** RFC 9457 problem details. */
+export interface Problem {
+  type: string;
+  title: string;
+  status: number;
+  detail: string;
+  field?: string | null;
+  /** all invalid fields, if there are several */
+  errors?: Array<Record<string, string>> | null;
+  /** seconds */
+  retry_after?: number | null;
+}
+
+export interface PutItem {
+  title?: string | null;
+  brand?: string | null;
+  categories?: Array<string>;
+  description?: string | null;
+  /** what else is known, for named catalogues to select by */
+  fields?: Record<string, string | number | boolean>;
+  /** before, it is never recommended */
+  available_from?: string | null;
+  /** from then on, neither */
+  available_until?: string | null;
+  item_id: string;
+}
+
+/** The user, their history, and the items to put in order for them. */
+export interface RankRequest {
+  /** without it nothing is cached and no known history is used */
+  user_id?: string | null;
+  /** item ids, oldest first; omitted or empty: the known history */
+  history?: Array<string> | null;
+  /** reasoning paths searched in parallel; default: the bundle's */
+  reasoning_paths?: number | null;
+  /** weight of the dense score; default: the bundle's */
+  dense_weight?: number | null;
+  /** weight of the item graph, 0: the network alone; default: the bundle's */
+  neighbours_weight?: number | null;
+  /** time budget */
+  timeout_ms?: number | null;
+  explain?: boolean;
+  /** item ids; each is scored, seen ones too, and comes back once */
+  items: Array<string>;
+}
+
+/** A share, with the 95% interval that its number of cases leaves (Wilson). */
+export interface Rate {
+  share: number;
+  low: number;
+  high: number;
+}
+
+/** The model's state before any reasoning (step 0) or after a reasoning step. */
+export interface ReasoningStep {
+  step: number;
+  /** vocabulary id; null at step 0, or if steps have no tokens */
+  token?: number | null;
+  log_probability?: number | null;
+  nearest_items: Array<NamedItem>;
+}
+
+/** The user, their history, and what may be recommended to them. */
+export interface RecommendRequest {
+  /** without it nothing is cached and no known history is used */
+  user_id?: string | null;
+  /** item ids, oldest first; omitted or empty: the known history */
+  history?: Array<string> | null;
+  /** reasoning paths searched in parallel; default: the bundle's */
+  reasoning_paths?: number | null;
+  /** weight of the dense score; default: the bundle's */
+  dense_weight?: number | null;
+  /** weight of the item graph, 0: the network alone; default: the bundle's */
+  neighbours_weight?: number | null;
+  /** time budget */
+  timeout_ms?: number | null;
+  explain?: boolean;
+  /** how many items to return */
+  k?: number;
+  /** at least k; default: the larger of k and the service's default */
+  beam_width?: number | null;
+  /** never recommend items of the history */
+  exclude_seen?: boolean;
+  /** recommend only these */
+  allow?: Array<string> | null;
+  /** never recommend these */
+  deny?: Array<string>;
+  /** recommend only items in at least one of these; empty: no restriction */
+  categories?: Array<string>;
+  /** recommend only items of this named subset */
+  catalogue?: string | null;
+  /** how much a list avoids items like each other, chosen from all that the beams find */
+  diversity?: number;
+  /** most items of any one category; the list is shorter where the beams find no others */
+  max_per_category?: number | null;
+  /** recommendation_id of the page before: this answer goes on behind it. Send all else as for that page; all pages together have at most as many items as the widest beam permitted */
+  after?: string | null;
+  /** slots kept for new items, which nobody had when the model was trained, the model's best first; where there are fewer, others fill the list */
+  explore?: number;
+}
+
+/** The answer to one request. */
+export interface RecommendResponse {
+  recommendation_id: string;
+  user_id: string | null;
+  model_version: string;
+  source: "model" | "popularity";
+  reasoning_steps: number;
+  reasoning_paths: number;
+  /** 0 if given items were ranked: nothing was searched for then */
+  beam_width: number;
+  cache: "memory" | "redis" | "miss" | "off";
+  /** best first, distinct */
+  items: Array<RecommendedItem>;
+  /** ids in history, allow or deny that are not in the catalogue; items that could not be ranked */
+  unknown_items: Array<string>;
+  timings_ms: Timings;
+  explanation?: Explanation | null;
+}
+
+/** One item of an answer. */
+export interface RecommendedItem {
+  item_id: string;
+  score: number;
+  title?: string | null;
+  categories?: Array<string>;
+}
+
+/** A model that searches for requests as well, and whose answers nobody gets. */
+export interface ShadowBody {
+  version: string;
+  /** of the requests, drawn by chance */
+  percent?: number;
+}
+
+export interface SimilarItem {
+  item_id: string;
+  title: string | null;
+  categories: Array<string>;
+  by: "together" | "content";
+  /** together: this item's share of what follows or resembles the other; content: cosine similarity */
+  score: number;
+}
+
+export interface SimilarResponse {
+  item_id: string;
+  model_version: string;
+  /** best first; where both kinds are there, those taken together first */
+  items: Array<SimilarItem>;
+  /** ids in allow or deny that are not in the catalogue */
+  unknown_items: Array<string>;
+}
+
+/** Milliseconds. `encode`, `reason` and `decode` are those of the batch that the request was in. */
+export interface Timings {
+  queue?: number;
+  cache?: number;
+  encode?: number;
+  reason?: number;
+  decode?: number;
+  total?: number;
+}
+
+export interface TrafficBody {
+  /** of the experiment; another name deals the users out anew */
+  name?: string;
+  /** at most 100% together; the rest of the users gets the active model */
+  arms?: Array<ArmBody>;
+  shadow?: ShadowBody | null;
+}
+
+export interface TrafficResponse {
+  /** of the experiment; another name deals the users out anew */
+  name?: string;
+  /** at most 100% together; the rest of the users gets the active model */
+  arms?: Array<ArmBody>;
+  shadow?: ShadowBody | null;
+  active: string;
+}
+
+export interface UserResponse {
+  user_id: string;
+  /** the known history, oldest first */
+  items: Array<string>;
+  /** the cache tiers that hold an encoded history */
+  cached: Array<string>;
+}
+
+export class Client extends Transport {
+  /** The best items for one user, after a number of reasoning steps. */
+  recommend(body: RecommendRequest, query?: { reasoning_steps?: number | "auto" }, options?: Options): Promise<RecommendResponse>;
+  /** Given items in the order in which one user wants them, the best first, with the scores that `/recommend` gives them. For retrieval by something else: nothing is searched for, and no item is left out, however unlikely it is. A user of whom nothing is known gets them by popularity. */
+  rank(body: RankRequest, query?: { reasoning_steps?: number | "auto" }, options?: Options): Promise<RecommendResponse>;
+  /** Many requests in one call; each gets its own answer or its own problem details. */
+  recommendBatch(body: BatchRequest, query?: { reasoning_steps?: number | "auto" }, options?: Options): Promise<BatchResponse>;
+  /** Append items to the user's history. Acknowledged only once stored; after a 503, check whether they were. */
+  appendEvents(user_id: string, body: EventsRequest, options?: Options): Promise<EventsResponse>;
+  /** Everything that is kept about a user. */
+  readUser(user_id: string, options?: Options): Promise<UserResponse>;
+  /** Erase everything kept about a user, known history, encoded histories and feedback: in Redis and files at once, in other processes within moments. After a 503 something may be left: send the request again. */
+  eraseUser(user_id: string, options?: Options): Promise<void>;
+  /** Report what somebody did with a recommended item. Acknowledged only once stored, and counted once however often it is sent: after a 503, send it again. */
+  giveFeedback(body: FeedbackRequest, options?: Options): Promise<FeedbackResponse>;
+  /** Hit rate and click-through rate by model, source and reasoning steps, with intervals: of all workers of this replica, since its start. Prometheus has the counters, of all replicas and any time. */
+  summariseFeedback(options?: Options): Promise<FeedbackSummaries>;
+  /** Items whose title contains every word of the query, most popular first; without a query, all items. */
+  findItems(query?: { query?: string; limit?: number }, options?: Options): Promise<ItemsResponse>;
+  /** Add or change many items, with one result for each, in their order. */
+  putItems(body: ItemsRequest, options?: Options): Promise<ItemsPut>;
+  /** Items for the page of another one: what users took together with it, and what is like it by its content, which needs no user to have seen either. */
+  similarItems(item_id: string, query?: { k?: number; by?: "together" | "content" | null; allow?: Array<string> | null; deny?: Array<string> | null; categories?: Array<string> | null; catalogue?: string | null }, options?: Options): Promise<SimilarResponse>;
+  /** Read Item */
+  readItem(item_id: string, options?: Options): Promise<Item>;
+  /** Add an item, or change one: what is left out is emptied. A new item gets a semantic ID from its text, which it keeps. Acknowledged once stored, and it can be recommended from then on; after a 503, look whether it is there. */
+  putItem(item_id: string, body: ItemFields, options?: Options): Promise<Item>;
+  /** Take an item out of every answer. Histories may go on to name it, and it can be put again. */
+  deleteItem(item_id: string, options?: Options): Promise<void>;
+  /** Items with the most events lately, on histories and in feedback; an event counts less the older it is. Behind them, as far as k is not reached, what is popular in the bundle. */
+  popular(query?: { k?: number; window?: "hour" | "day" | "week" | "month"; allow?: Array<string> | null; deny?: Array<string> | null; categories?: Array<string> | null; catalogue?: string | null }, options?: Options): Promise<PopularResponse>;
+  /** Items with more events lately than their own last month lets expect, the farthest above first. Fewer than k, if fewer rise. */
+  trending(query?: { k?: number; window?: "hour" | "day" | "week"; allow?: Array<string> | null; deny?: Array<string> | null; categories?: Array<string> | null; catalogue?: string | null }, options?: Options): Promise<PopularResponse>;
+  /** List Catalogues */
+  listCatalogues(options?: Options): Promise<CataloguesResponse>;
+  /** The models that are loaded: version, accuracy per number of reasoning steps, measured cost. */
+  listModels(options?: Options): Promise<ModelsResponse>;
+  /** Load a bundle beside the others: its hashes are checked, its answers compared with those of its export, its cost is measured. It answers nobody before it is activated or given traffic. Takes seconds to minutes. */
+  addModel(body: ModelRequest, options?: Options): Promise<Model>;
+  /** Which model answers whom. */
+  readTraffic(options?: Options): Promise<TrafficResponse>;
+  /** Split the users over models and numbers of reasoning steps, in place of the split before. A user stays in an arm as long as `name` stays. Users whom no arm takes are answered by the active model. `shadow` searches for requests as well, and nobody gets its answers; metrics say how far they agree. */
+  directTraffic(body: TrafficBody, options?: Options): Promise<TrafficResponse>;
+  /** 503 once the engine is dead (ended, hung, or failing at everything): only a restart helps then. */
+  livez(options?: Options): Promise<unknown>;
+  /** 200 when requests are answered; else 503 with the reason: loading, warming, replaying (changes made before the start), draining or engine dead. With several workers, any of them reports for all that accept requests. `redis` says why Redis is not used, if it should be. */
+  readyz(options?: Options): Promise<unknown>;
+  /** Answer by this model from now on, here at once and in other processes within seconds. Requests that have begun keep theirs. The model before stays loaded: activate it to roll back. */
+  activateModel(version: string, options?: Options): Promise<Model>;
+  /** Unload a model that is neither active nor given traffic. Its memory is free once its last request is answered. */
+  retireModel(version: string, options?: Options): Promise<void>;
+  /** A named subset of the items, which requests may choose: a list, or a selection that follows the items as they change. One of the same name is replaced. */
+  nameCatalogue(name: string, body: CatalogueItems | CatalogueSelection, options?: Options): Promise<NamedCatalogue>;
+}

@@ -1,0 +1,447 @@
+"""What the service takes and answers, as types of dictionaries.
+
+Written by `make clients` from the OpenAPI document; do not edit."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NotRequired, TypedDict
+
+
+class ArmBody(TypedDict):
+    """A share of the users, and what answers them."""
+
+    version: str
+    percent: float
+    reasoning_steps: NotRequired[int | None]
+    """of requests that name none; default: the model's default"""
+
+
+class BatchRequest(TypedDict):
+    """Each request is validated on its own, so that an invalid one does not affect the others."""
+
+    requests: list[RecommendRequest]
+
+
+class BatchResponse(TypedDict):
+    results: list[RecommendResponse | Problem]
+    """in the order of the requests"""
+
+
+class CatalogueItems(TypedDict):
+    """A named subset as a list."""
+
+    items: list[str]
+    """those that the catalogue does not have are ignored"""
+
+
+class CatalogueSelection(TypedDict):
+    """A named subset as what all items of it have, now and as items change."""
+
+    categories: NotRequired[list[str]]
+    """items in at least one of these; empty: in any or none"""
+    fields: NotRequired[dict[str, list[str | int | float | bool]]]
+    """items of which each of these fields has one of its values"""
+
+
+class CataloguesResponse(TypedDict):
+    """The live catalogue of the active model, as this process has it."""
+
+    version: str
+    """of the model"""
+    position: str
+    """of the last change applied: equal where all have applied the same"""
+    items: int
+    """items that may be recommended"""
+    lag_seconds: float
+    """since this process last knew that it has applied every change"""
+    durable: bool
+    """whether changes outlive a restart"""
+    catalogues: list[NamedCatalogue]
+
+
+class Cost(TypedDict):
+    """Measured time of a batch of one shape on this machine."""
+
+    reasoning_steps: int
+    beam_rows: int
+    """the beam widths of the batch's searches, added up"""
+    median_ms: float
+    p95_ms: float
+    runs: int
+    """how many recent runs this is measured from"""
+
+
+class EventsRequest(TypedDict):
+    items: list[str]
+    """item ids, oldest first"""
+
+
+class EventsResponse(TypedDict):
+    user_id: str
+    stored: int
+    history_length: int
+    unknown_items: list[str]
+    """stored, but not in the current catalogue"""
+
+
+class Explanation(TypedDict):
+    """The items nearest to the model's state after each step, and the parts of each item's score."""
+
+    steps: list[ReasoningStep]
+    items: list[ItemExplanation]
+    dense_weight: float
+    neighbours_weight: float
+    gate: NotRequired[float | None]
+    """the network's probability g in score = log(g * exp(log-probabilities + dense_weight * dense_score) + (1 - g) *
+    exp(neighbour_score)); absent if the model adds neighbours_weight * neighbour_score instead"""
+
+
+class FeedbackRequest(TypedDict):
+    """What somebody did with an item of a recommendation."""
+
+    recommendation_id: str
+    item_id: str
+    event: (
+        Literal["impression"]
+        | Literal["click"]
+        | Literal["like"]
+        | Literal["dislike"]
+        | Literal["cart"]
+        | Literal["purchase"]
+        | Literal["play"]
+        | Literal["share"]
+    )
+    value: NotRequired[float | None]
+    """such as a price or seconds played; kept as it is"""
+    time: NotRequired[float | None]
+    """seconds since the epoch; default: when the request came"""
+
+
+class FeedbackResponse(TypedDict):
+    counted: bool
+    """false: this event on this item of this recommendation had been counted before"""
+    position: int
+    """of the item in the list, 1 for the best; pages count on"""
+    kept: bool
+    """whether it can be trained on later; false: it is only counted"""
+
+
+class FeedbackSummaries(TypedDict):
+    summaries: list[FeedbackSummary]
+
+
+class FeedbackSummary(TypedDict):
+    """Of one model, source and number of steps, since the start of this service."""
+
+    version: str
+    source: str
+    reasoning_steps: int
+    recommendations: int
+    events: dict[str, int]
+    hit_rate: Rate | None
+    """recommendations with any event but impressions; null without any"""
+    click_through_rate: Rate | None
+    """clicks per impression; null without impressions"""
+
+
+class Item(TypedDict):
+    item_id: str
+    title: str | None
+    categories: list[str]
+    fields: NotRequired[dict[str, str | int | float | bool]]
+    available_from: NotRequired[str | None]
+    available_until: NotRequired[str | None]
+    popularity: float
+    tokens: list[int]
+    """the semantic ID as vocabulary ids"""
+
+
+class ItemExplanation(TypedDict):
+    item_id: str
+    token_log_probabilities: list[float]
+    """one per token of the semantic ID"""
+    dense_score: float
+    neighbour_score: NotRequired[float | None]
+    """log of the item's share in the item graph, or its log score; null if it has none"""
+    similarity: list[float]
+    """cosine similarity of the state and the item, one per step"""
+
+
+class ItemFields(TypedDict):
+    """All that is known of an item. Its text (title, brand, categories, description) gives a new item its place."""
+
+    title: NotRequired[str | None]
+    brand: NotRequired[str | None]
+    categories: NotRequired[list[str]]
+    description: NotRequired[str | None]
+    fields: NotRequired[dict[str, str | int | float | bool]]
+    """what else is known, for named catalogues to select by"""
+    available_from: NotRequired[str | None]
+    """before, it is never recommended"""
+    available_until: NotRequired[str | None]
+    """from then on, neither"""
+
+
+class ItemsPut(TypedDict):
+    results: list[Item | Problem]
+    """one for each item of the request, in its order"""
+
+
+class ItemsRequest(TypedDict):
+    items: list[PutItem]
+
+
+class ItemsResponse(TypedDict):
+    items: list[Item]
+
+
+class Model(TypedDict):
+    version: str
+    name: str
+    active: bool
+    items: int
+    max_steps: int
+    default_steps: int
+    max_history_items: int
+    max_beam_width: int
+    dense_weight: float
+    neighbours_weight: float
+    categories: list[str]
+    catalogues: list[str]
+    accuracy: list[dict[str, Any]]
+    """measured at export, per number of reasoning steps"""
+    cost: list[Cost]
+    """measured on this machine, since the start"""
+
+
+class ModelRequest(TypedDict):
+    path: str
+    """folder of the bundle, relative to STREAMREC_MODELS_DIR"""
+
+
+class ModelsResponse(TypedDict):
+    models: list[Model]
+
+
+class NamedCatalogue(TypedDict):
+    name: str
+    items: int
+    """listed items in it"""
+
+
+class NamedItem(TypedDict):
+    item_id: str
+    title: NotRequired[str | None]
+
+
+class PopularResponse(TypedDict):
+    model_version: str
+    window: Literal["hour"] | Literal["day"] | Literal["week"] | Literal["month"]
+    items: list[RecommendedItem]
+    """best first; score: events in the window, or how far they are above what was to be expected, in standard
+    deviations; 0: by the bundle's popularity"""
+    events: float
+    """in the window, on all items; an event counts less the older it is"""
+    shared: bool
+    """false: counted by the process that answered, and no other"""
+    unknown_items: list[str]
+    """ids in allow or deny that are not in the catalogue"""
+
+
+class Problem(TypedDict):
+    """RFC 9457 problem details."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    field: NotRequired[str | None]
+    errors: NotRequired[list[dict[str, str]] | None]
+    """all invalid fields, if there are several"""
+    retry_after: NotRequired[int | None]
+    """seconds"""
+
+
+class PutItem(TypedDict):
+    title: NotRequired[str | None]
+    brand: NotRequired[str | None]
+    categories: NotRequired[list[str]]
+    description: NotRequired[str | None]
+    fields: NotRequired[dict[str, str | int | float | bool]]
+    """what else is known, for named catalogues to select by"""
+    available_from: NotRequired[str | None]
+    """before, it is never recommended"""
+    available_until: NotRequired[str | None]
+    """from then on, neither"""
+    item_id: str
+
+
+class RankRequest(TypedDict):
+    """The user, their history, and the items to put in order for them."""
+
+    user_id: NotRequired[str | None]
+    """without it nothing is cached and no known history is used"""
+    history: NotRequired[list[str] | None]
+    """item ids, oldest first; omitted or empty: the known history"""
+    reasoning_paths: NotRequired[int | None]
+    """reasoning paths searched in parallel; default: the bundle's"""
+    dense_weight: NotRequired[float | None]
+    """weight of the dense score; default: the bundle's"""
+    neighbours_weight: NotRequired[float | None]
+    """weight of the item graph, 0: the network alone; default: the bundle's"""
+    timeout_ms: NotRequired[float | None]
+    """time budget"""
+    explain: NotRequired[bool]
+    items: list[str]
+    """item ids; each is scored, seen ones too, and comes back once"""
+
+
+class Rate(TypedDict):
+    """A share, with the 95% interval that its number of cases leaves (Wilson)."""
+
+    share: float
+    low: float
+    high: float
+
+
+class ReasoningStep(TypedDict):
+    """The model's state before any reasoning (step 0) or after a reasoning step."""
+
+    step: int
+    token: NotRequired[int | None]
+    """vocabulary id; null at step 0, or if steps have no tokens"""
+    log_probability: NotRequired[float | None]
+    nearest_items: list[NamedItem]
+
+
+class RecommendRequest(TypedDict):
+    """The user, their history, and what may be recommended to them."""
+
+    user_id: NotRequired[str | None]
+    """without it nothing is cached and no known history is used"""
+    history: NotRequired[list[str] | None]
+    """item ids, oldest first; omitted or empty: the known history"""
+    reasoning_paths: NotRequired[int | None]
+    """reasoning paths searched in parallel; default: the bundle's"""
+    dense_weight: NotRequired[float | None]
+    """weight of the dense score; default: the bundle's"""
+    neighbours_weight: NotRequired[float | None]
+    """weight of the item graph, 0: the network alone; default: the bundle's"""
+    timeout_ms: NotRequired[float | None]
+    """time budget"""
+    explain: NotRequired[bool]
+    k: NotRequired[int]
+    """how many items to return"""
+    beam_width: NotRequired[int | None]
+    """at least k; default: the larger of k and the service's default"""
+    exclude_seen: NotRequired[bool]
+    """never recommend items of the history"""
+    allow: NotRequired[list[str] | None]
+    """recommend only these"""
+    deny: NotRequired[list[str]]
+    """never recommend these"""
+    categories: NotRequired[list[str]]
+    """recommend only items in at least one of these; empty: no restriction"""
+    catalogue: NotRequired[str | None]
+    """recommend only items of this named subset"""
+    diversity: NotRequired[float]
+    """how much a list avoids items like each other, chosen from all that the beams find"""
+    max_per_category: NotRequired[int | None]
+    """most items of any one category; the list is shorter where the beams find no others"""
+    after: NotRequired[str | None]
+    """recommendation_id of the page before: this answer goes on behind it. Send all else as for that page; all pages
+    together have at most as many items as the widest beam permitted"""
+    explore: NotRequired[int]
+    """slots kept for new items, which nobody had when the model was trained, the model's best first; where there are
+    fewer, others fill the list"""
+
+
+class RecommendResponse(TypedDict):
+    """The answer to one request."""
+
+    recommendation_id: str
+    user_id: str | None
+    model_version: str
+    source: Literal["model"] | Literal["popularity"]
+    reasoning_steps: int
+    reasoning_paths: int
+    beam_width: int
+    """0 if given items were ranked: nothing was searched for then"""
+    cache: Literal["memory"] | Literal["redis"] | Literal["miss"] | Literal["off"]
+    items: list[RecommendedItem]
+    """best first, distinct"""
+    unknown_items: list[str]
+    """ids in history, allow or deny that are not in the catalogue; items that could not be ranked"""
+    timings_ms: Timings
+    explanation: NotRequired[Explanation | None]
+
+
+class RecommendedItem(TypedDict):
+    """One item of an answer."""
+
+    item_id: str
+    score: float
+    title: NotRequired[str | None]
+    categories: NotRequired[list[str]]
+
+
+class ShadowBody(TypedDict):
+    """A model that searches for requests as well, and whose answers nobody gets."""
+
+    version: str
+    percent: NotRequired[float]
+    """of the requests, drawn by chance"""
+
+
+class SimilarItem(TypedDict):
+    item_id: str
+    title: str | None
+    categories: list[str]
+    by: Literal["together"] | Literal["content"]
+    score: float
+    """together: this item's share of what follows or resembles the other; content: cosine similarity"""
+
+
+class SimilarResponse(TypedDict):
+    item_id: str
+    model_version: str
+    items: list[SimilarItem]
+    """best first; where both kinds are there, those taken together first"""
+    unknown_items: list[str]
+    """ids in allow or deny that are not in the catalogue"""
+
+
+class Timings(TypedDict):
+    """Milliseconds. `encode`, `reason` and `decode` are those of the batch that the request was in."""
+
+    queue: NotRequired[float]
+    cache: NotRequired[float]
+    encode: NotRequired[float]
+    reason: NotRequired[float]
+    decode: NotRequired[float]
+    total: NotRequired[float]
+
+
+class TrafficBody(TypedDict):
+    name: NotRequired[str]
+    """of the experiment; another name deals the users out anew"""
+    arms: NotRequired[list[ArmBody]]
+    """at most 100% together; the rest of the users gets the active model"""
+    shadow: NotRequired[ShadowBody | None]
+
+
+class TrafficResponse(TypedDict):
+    name: NotRequired[str]
+    """of the experiment; another name deals the users out anew"""
+    arms: NotRequired[list[ArmBody]]
+    """at most 100% together; the rest of the users gets the active model"""
+    shadow: NotRequired[ShadowBody | None]
+    active: str
+
+
+class UserResponse(TypedDict):
+    user_id: str
+    items: list[str]
+    """the known history, oldest first"""
+    cached: list[str]
+    """the cache tiers that hold an encoded history"""

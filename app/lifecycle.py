@@ -25,7 +25,16 @@ from serving.online.admission import Admission, State
 from serving.online.batcher import Batcher, EngineHung, Ticket
 from serving.online.cache import StateCache
 from serving.online.catalogues import KIND, Catalogues
-from serving.online.changelog import ChangeLog, Entry, FileLog, MemoryLog, NoLog, RedisLog
+from serving.online.changelog import (
+    CHANGES_FILE,
+    ChangeLog,
+    Entry,
+    FileLog,
+    MemoryLog,
+    NoLog,
+    RedisLog,
+    stream_key,
+)
 from serving.online.changes import Changes
 from serving.online.costs import CostTable
 from serving.online.counters import Counters, LocalCounters, RedisCounters
@@ -137,9 +146,9 @@ class Service:
     def _change_log(self) -> ChangeLog:
         settings = self.settings
         if self._redis is not None:
-            return RedisLog(RedisLink(self._redis, CHANGE_LIMIT_S), f"{settings.redis_prefix}:changes")
+            return RedisLog(RedisLink(self._redis, CHANGE_LIMIT_S), stream_key(settings.redis_prefix))
         if settings.state_dir is not None and settings.replicas == 1:
-            return FileLog(settings.state_dir / "changes.jsonl")
+            return FileLog(settings.state_dir / CHANGES_FILE)
         return MemoryLog() if settings.workers * settings.replicas == 1 else NoLog()
 
     @property

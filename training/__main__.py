@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 
 from serving.bundle import Bundle
 from serving.errors import ServingError
+from serving.types import REDIS_PREFIX
 from training.config import ConfigError, load_config
 from training.data.cli import add_data_commands
 from training.data.prepare import read_data
@@ -20,6 +21,7 @@ from training.evaluate import evaluate_bundle
 from training.pipeline import STAGES, run
 from training.preflight import RunError
 from training.stages.begin import CollapseError
+from training.update import update
 
 DISK_FULL = "The disk is full; free some space and run the same command again."
 
@@ -31,20 +33,23 @@ def main(arguments: list[str] | None = None) -> int:
     for name in ("run", *STAGES):
         text = "every stage, from data to bundle" if name == "run" else f"the stages up to {name}"
         command = commands.add_parser(name, help=text)
-        command.add_argument(
-            "--data", type=Path, required=True, help="folder with interactions.csv[.gz] and items.jsonl[.gz]"
-        )
-        command.add_argument(
-            "--out", type=Path, required=True, help="folder of the bundle; checkpoints and logs go to OUT.work"
-        )
+        _add_run_arguments(command)
         command.add_argument("--config", type=Path, help="YAML file of settings")
-        command.add_argument(
-            "--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help="such as sft.steps=500"
-        )
-        command.add_argument(
-            "--device", choices=("cpu", "cuda"), default="cpu", help="device that trains (default: %(default)s)"
-        )
         command.set_defaults(run=_run)
+    command = commands.add_parser(
+        "update", help="the next version of a bundle: new items, and training that goes on with new interactions"
+    )
+    command.add_argument("--bundle", type=Path, required=True, help="the bundle to go on from; it stays as it is")
+    _add_run_arguments(command)
+    command.add_argument(
+        "--changes",
+        metavar="SOURCE",
+        help="STREAMREC_STATE_DIR, or the address of the Redis, of the service whose added items keep their codes",
+    )
+    command.add_argument(
+        "--redis-prefix", default=REDIS_PREFIX, help="as STREAMREC_REDIS_PREFIX (default: %(default)s)"
+    )
+    command.set_defaults(run=_update)
     command = commands.add_parser(
         "demo", help="make bundles/demo: generate the shop, then run every stage (training/demo.yaml)"
     )
@@ -70,6 +75,24 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
 
 
+def _add_run_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--data",
+        required=True,
+        help="folder with interactions.csv[.gz] and items.jsonl[.gz], or a service's feedback: its folder, or the "
+        "address of the Redis",
+    )
+    command.add_argument(
+        "--out", type=Path, required=True, help="folder of the bundle; checkpoints and logs go to OUT.work"
+    )
+    command.add_argument(
+        "--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help="such as sft.steps=500"
+    )
+    command.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="device that trains (default: %(default)s)"
+    )
+
+
 def _disk_is_full(error: Exception) -> bool:
     """Python reports a full disk by error number, safetensors only in the text."""
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error)
@@ -78,6 +101,12 @@ def _disk_is_full(error: Exception) -> bool:
 def _run(options: argparse.Namespace) -> None:
     until = "export" if options.command == "run" else options.command
     run(options.data, options.out, load_config(options.config, options.set), until, device=options.device)
+
+
+def _update(options: argparse.Namespace) -> None:
+    update(
+        options.bundle, options.data, options.out, options.set, options.changes, options.redis_prefix, options.device
+    )
 
 
 def _demo(options: argparse.Namespace) -> None:

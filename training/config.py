@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -308,12 +309,26 @@ class RunConfig(Settings):
         return self.model_dump(mode="json")
 
 
-def load_config(path: Path | None, overrides: list[str]) -> RunConfig:
+def load_config(path: Path | None, overrides: Sequence[str]) -> RunConfig:
     """The defaults, then a YAML file, then `key.key=value` overrides. Raises ConfigError naming the wrong key."""
     try:
         data = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path else {}
-        if not isinstance(data, dict):
-            raise ConfigError(f"{path} must hold keys and values, such as `sft: {{steps: 100}}`.")
+    except yaml.YAMLError as error:
+        raise _not_yaml(error) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"The configuration {path} is not UTF-8 text ({error.reason}).") from error
+    except OSError as error:
+        raise ConfigError(
+            f"The configuration {path} cannot be read ({error.strerror}); give an existing file."
+        ) from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} must hold keys and values, such as `sft: {{steps: 100}}`.")
+    return override_config(data, overrides)
+
+
+def override_config(data: dict[str, Any], overrides: Sequence[str]) -> RunConfig:
+    """Plain values, changed by `key.key=value` overrides. Raises ConfigError naming the wrong key."""
+    try:
         for override in overrides:
             key, separator, value = override.partition("=")
             if not separator:
@@ -326,14 +341,12 @@ def load_config(path: Path | None, overrides: list[str]) -> RunConfig:
                     raise ConfigError(f"--set {override}: {parent} holds the value {node!r} already, not settings.")
             node[last] = yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise ConfigError(f"The configuration is not valid YAML: {str(error).splitlines()[0]}.") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"The configuration {path} is not UTF-8 text ({error.reason}).") from error
-    except OSError as error:
-        raise ConfigError(
-            f"The configuration {path} cannot be read ({error.strerror}); give an existing file."
-        ) from error
+        raise _not_yaml(error) from error
     return read_config(data)
+
+
+def _not_yaml(error: yaml.YAMLError) -> ConfigError:
+    return ConfigError(f"The configuration is not valid YAML: {str(error).splitlines()[0]}.")
 
 
 def read_config(data: Any) -> RunConfig:

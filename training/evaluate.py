@@ -15,9 +15,11 @@ from serving.network.eager import EagerRuntime
 from serving.search.ranker import Ranker
 from serving.types import BundleSettings
 from training.data.prepare import DataError, Dataset, sample_users, split_by
-from training.metrics import ndcg, recall_ndcg, target_ranks
+from training.metrics import ndcg, paired_bootstrap, recall_ndcg, target_ranks
 from training.stages.diagnostics import reasoning_diagnostics
 from training.workspace import Workspace
+
+UPDATE = "update"  # the name in tables of a bundle that is being made of an earlier one
 
 
 class Ranks(Protocol):
@@ -81,6 +83,33 @@ def validate(work: Workspace, reasons: bool = True) -> dict[str, Any]:
     return result | reasoning_diagnostics(work, histories[:500], target[:500], deepest)
 
 
+def bundle_ranker(bundle: Bundle) -> Ranker:
+    """Full ranking with a bundle as it is, in eager torch."""
+    tokens = torch.from_numpy(bundle.catalogue.tokens.astype(np.int64))
+    runtime = EagerRuntime(bundle.network, tokens, bundle.settings.attention, bundle.item_index)
+    return Ranker.of(runtime, bundle.vocabulary, bundle.settings, bundle.neighbours)
+
+
+def compare(work: Workspace, earlier: Bundle) -> list[dict[str, Any]]:
+    """An update and the bundle that it goes on from, in one catalogue and on the same test events: a row per number of
+    steps and model, that of the update with its gain in NDCG@10 and the ends of a 95% interval."""
+    evaluation = work.config.evaluation
+    histories, target = sample_users(work.split.test_history, work.split.test_target, evaluation.choice_users)
+    rankers = {earlier.version: bundle_ranker(earlier), UPDATE: work.ranker()}
+    rows: list[dict[str, Any]] = []
+    for steps in sorted({0, *evaluation.steps}):
+        gains = []
+        for model, ranker in rankers.items():
+            row, ranked = measure(
+                ranker, histories, target, steps, evaluation.beam, exclude_seen=evaluation.exclude_seen
+            )
+            gains.append(ndcg(target_ranks(ranked, target)))
+            rows.append({"model": model, **row, "split": "test"})
+        interval = zip(("gain", "gain_low", "gain_high"), paired_bootstrap(gains[1], gains[0], seed=0), strict=True)
+        rows[-1] |= {name: round(value, 5) for name, value in interval}
+    return rows
+
+
 def evaluate_bundle(
     bundle: Bundle,
     data: Dataset,
@@ -95,7 +124,6 @@ def evaluate_bundle(
 
     users 0: all of them. paths None: the bundle's.
     """
-    settings = bundle.settings if paths is None else replace(bundle.settings, paths=paths)
     rows = [bundle.catalogue.row(item_id) for item_id in data.items.item_ids]
     if None in rows:
         missing = data.items.item_ids[rows.index(None)]
@@ -109,9 +137,9 @@ def evaluate_bundle(
     target = held_out.test_target if split == "test" else held_out.valid_target
     histories, target = sample_users(histories, target, users or len(target))
     histories, target = [to_row[history] for history in histories], to_row[target]
-    tokens = torch.from_numpy(bundle.catalogue.tokens.astype(np.int64))
-    runtime = EagerRuntime(bundle.network, tokens, settings.attention, bundle.item_index)
-    ranker = Ranker.of(runtime, bundle.vocabulary, settings, bundle.neighbours)
+    ranker = bundle_ranker(bundle)
+    if paths is not None:
+        ranker = replace(ranker, settings=replace(bundle.settings, paths=paths))
     for number in steps:
         row, _ = measure(ranker, histories, target, number, beam, exclude_seen=exclude_seen)
         yield row | {"split": split}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -23,7 +24,7 @@ from serving.items.neighbours import Neighbours
 from serving.types import BundleSettings, Gate
 from training.data.prepare import sample_users
 from training.data.read import Dataset
-from training.evaluate import Ranks, measure
+from training.evaluate import Ranks, compare, measure
 from training.int8_gate import int8_gate
 from training.join import CrossFittedRanker, fit_join
 from training.memory import FittedMemory, fit_memory
@@ -31,9 +32,17 @@ from training.metrics import ndcg, paired_bootstrap, target_ranks
 from training.workspace import Workspace
 
 
-def export(work: Workspace, data: Dataset, work_folder: Path, bundle_folder: Path, stages: dict[str, Any]) -> str:
+def export(
+    work: Workspace,
+    data: Dataset,
+    work_folder: Path,
+    bundle_folder: Path,
+    stages: dict[str, Any],
+    earlier: Bundle | None = None,
+) -> str:
     """Writes the bundle and returns its version. Validation NDCG@10 chooses the item memory, how it joins the network,
-    and the defaults (`choose`)."""
+    and the defaults (`choose`). earlier: the bundle that this one is an update of, with the same items: the new one
+    keeps its popularity and named subsets, and its accuracy stands beside (`compare`), which is also printed."""
     memory = None
     if work.config.neighbours.enabled:
         memory = fit_memory(data.items, work.split, work.config, work_folder / "cache")
@@ -41,7 +50,8 @@ def export(work: Workspace, data: Dataset, work_folder: Path, bundle_folder: Pat
     work = work.on("cpu")  # bundles are written from there, and 8-bit weights run there
     work.settings = choice.settings
     accuracy = [row | {"split": "valid"} for row in choice.table if measured_with(row, choice.settings)]
-    bundle = Bundle(work.config.name, "", work.vocabulary, work.settings, work.network, catalogue(work, data), accuracy)
+    bundle = Bundle(work.config.name, "", work.vocabulary, work.settings, work.network, catalogue(work, data, earlier),
+                    accuracy)  # fmt: skip
     bundle.neighbours = work.neighbours = memory.whole if memory else None
     bundle.int8 = int8_gate(work)
     users, _ = sample_users(work.split.valid_history, work.split.valid_target, sample.SIZE)
@@ -56,11 +66,17 @@ def export(work: Workspace, data: Dataset, work_folder: Path, bundle_folder: Pat
         "neighbours": memory.report | {"join": choice.join} if memory else None,
     }
 
+    compared = compare(work, earlier) if earlier else []
+    for row in compared:
+        print(json.dumps(row), flush=True)
+    if earlier:
+        bundle.about["update"] = {"of": earlier.version, "measured": compared}
+
     def write_tokenizer(folder: Path) -> None:
         for file in (work_folder / "tokenizer").iterdir():
             shutil.copyfile(file, folder / file.name)
 
-    card = model_card(work, data, accuracy, stages, bundle.int8)
+    card = model_card(work, data, accuracy, stages, bundle.int8, compared)
     version = write_bundle(bundle_folder, bundle, model_card=card, write_tokenizer=write_tokenizer)
     verify(bundle_folder)
     return version
@@ -171,8 +187,8 @@ def measured_with(row: dict[str, Any], settings: BundleSettings) -> bool:
     return all(row[name] == getattr(settings, name) for name in names)
 
 
-def catalogue(work: Workspace, data: Dataset) -> Catalogue:
-    """The data's items with their tokens; popularity counts training events only."""
+def catalogue(work: Workspace, data: Dataset, earlier: Bundle | None = None) -> Catalogue:
+    """The data's items with their tokens; popularity counts training events only, with those of an earlier bundle."""
     seen = np.bincount(
         np.concatenate([*work.split.train, np.empty(0, np.int32)]).astype(np.int64), minlength=len(data.items)
     )
@@ -181,14 +197,20 @@ def catalogue(work: Workspace, data: Dataset) -> Catalogue:
         tokens=work.item_tokens_np.astype(np.int32),
         titles=data.items.titles,
         categories=data.items.categories,
-        popularity=seen.astype(np.float64),
+        popularity=seen + (earlier.catalogue.popularity if earlier else 0.0),
+        subsets=dict(earlier.catalogue.subsets) if earlier else {},
     )
 
 
 def model_card(
-    work: Workspace, data: Dataset, accuracy: list[dict[str, Any]], stages: dict[str, Any], int8: dict[str, Any]
+    work: Workspace,
+    data: Dataset,
+    accuracy: list[dict[str, Any]],
+    stages: dict[str, Any],
+    int8: dict[str, Any],
+    compared: list[dict[str, Any]],
 ) -> str:
-    """README.md of the bundle: data, method, metrics, limits, licence."""
+    """README.md of the bundle: data, method, metrics, limits, licence. compared: as by `compare`; []: no update."""
     config, model = work.config, work.config.model
     rows = "\n".join(f"| {row['steps']} | {row['recall@10']:.4f} | {row['ndcg@10']:.4f} |" for row in accuracy)
     rounded = "\n".join(
@@ -264,7 +286,7 @@ neighbours weight {work.settings.neighbours_weight}.{judged}
 Default: {work.settings.default_steps} steps. More than 0 are the default only where their gain on validation is more
 than chance.
 
-## 8-bit weights
+{update_card(compared) if compared else ""}## 8-bit weights
 The runtime `onnx-int8` {may} serve this bundle. It may if it keeps {least["overlap@10"]:.0%} of float32's top 10 and
 {least["ndcg@10"]:.0%} of its NDCG@10 on {int8["users"]} validation users.
 
@@ -280,6 +302,25 @@ another.
 ## Limits
 The model knows only the items of its catalogue. It follows what people did in the training data, with whatever bias
 that has, and was not evaluated on users who behave differently.
+"""
+
+
+def update_card(compared: list[dict[str, Any]]) -> str:
+    """The section of the model card that compares an update with the bundle it goes on from."""
+    rows = "\n".join(
+        f"| {row['model']} | {row['steps']} | {row['recall@10']:.4f} | {row['ndcg@10']:.4f} | "
+        + (f"{row['gain']:+.4f} ({row['gain_low']:+.4f} to {row['gain_high']:+.4f}) |" if "gain" in row else "|")
+        for row in compared
+    )
+    return f"""## Update
+This bundle goes on from {compared[0]["model"]}: items kept their tokens, and the weights were trained further with the
+interactions above. Both rank the same items for {compared[0]["users"]} users, whose newest event this update was not
+trained on. The gain in NDCG@10 has its 95% interval over users.
+
+| model | steps | recall@10 | ndcg@10 | gain |
+|---|---|---|---|---|
+{rows}
+
 """
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
@@ -20,10 +21,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
+from serving.bundle import Bundle
 from serving.files import atomic_write, check_replaceable, locked_folder
 from serving.items.tokenizer import save_tokenizer
 from serving.manifest import foreign_to_bundle
 from training.config import ConfigError, RunConfig, read_stored_config
+from training.data.feedback import data_folder_of
 from training.data.prepare import (
     Dataset,
     Split,
@@ -52,56 +55,84 @@ TRAINED = {"pretrain": PretrainStep, "sft": SftStep, "rl": RlStep}
 
 
 def run(
-    data_folder: Path,
+    source: Path | str,
     bundle_folder: Path,
     config: RunConfig,
     until: str = "export",
     work_folder: Path | None = None,
     device: str = "cpu",
 ) -> None:
-    """Runs every stage up to `until` that is not done yet. work_folder: `<bundle>.work` unless given.
+    """Runs every stage up to `until` that is not done yet. source: a data folder, or a service's feedback, see
+    `data_folder_of`. work_folder: `<bundle>.work` unless given.
 
     Under torchrun the processes train together; rank 0 locks the folder and does what cannot be divided. Whatever can
     be refused (`training/preflight.py`) is refused before the first stage.
     """
-    check_device(device)
-    bundle_folder = Path(os.path.abspath(bundle_folder))  # "." and ".." have no name, and links stay as they are
-    check_replaceable(bundle_folder, foreign_to_bundle, "a bundle")
-    folder = work_folder or bundle_folder.with_name(bundle_folder.name + ".work")
-    check_work_folder(folder, bundle_folder)
-    config = config.model_copy(update={"name": config.name or folder_name(data_folder)})
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    bundle_folder, folder = check_start(bundle_folder, work_folder, device)
     with ExitStack() as stack:
         process = stack.enter_context(join_processes(device))
         with process.first_goes_ahead():
             if process.is_first:
                 stack.enter_context(locked_folder(folder))
+            data_folder = data_folder_of(source, folder)
+            config = config.model_copy(update={"name": config.name or folder_name(data_folder)})
             data = read_data(data_folder)  # before the folder is written to, so that bad data leave no trace
             split = split_by(data, config.split)
             check_data(data, split)
             if process.is_first:
-                _same_run(folder, {"data": fingerprint(data_folder), "config": config.to_json()})
-                print(describe(data, split))
-                _write_json(folder / "statistics.json", statistics(data))
+                begin_run(folder, {"data": fingerprint(data_folder), "config": config.to_json()}, data, split)
             if until == "prepare":
                 return
             work = tokenize(data, split, data_folder, folder, config, process.device)
         if until == "tokenize":
             return
         stages = [stage for stage in STAGES[: STAGES.index(until) + 1] if stage in TRAINED]
-        check_room(folder, work.network, stages)
-        outcomes = {}
-        with closing(Log(folder, silent=not process.is_first)) as log:
-            for stage in stages:
-                outcomes[stage] = train_stage(stage, work, folder, log, process)
+        summary = train(stages, work, folder, process)
         if until == "export" and process.is_first:
-            summary = {
-                stage: {"seconds": round(o.seconds, 1), "best_step": o.best_step, **o.best}
-                for stage, o in outcomes.items()
-            }
-            _write_json(folder / "stages.json", summary)
-            version = export(work, data, folder, bundle_folder, summary)
-            print(f"Wrote {bundle_folder} ({version}). Serve it: python -m app serve --bundle {bundle_folder}")
+            write_version(work, data, folder, bundle_folder, summary)
+
+
+def check_start(bundle_folder: Path, work_folder: Path | None, device: str) -> tuple[Path, Path]:
+    """The absolute folders of bundle and work, if a run may write there; and how many threads torch uses is set."""
+    check_device(device)
+    bundle_folder = Path(os.path.abspath(bundle_folder))  # "." and ".." have no name, and links stay as they are
+    check_replaceable(bundle_folder, foreign_to_bundle, "a bundle")
+    folder = work_folder or bundle_folder.with_name(bundle_folder.name + ".work")
+    check_work_folder(folder, bundle_folder)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    return bundle_folder, folder
+
+
+def begin_run(folder: Path, wanted: dict[str, Any], data: Dataset, split: Split) -> None:
+    """Raises RunError where the work folder belongs to another run; else it belongs to this one."""
+    _same_run(folder, wanted)
+    print(describe(data, split))
+    _write_json(folder / "statistics.json", statistics(data))
+
+
+def train(
+    stages: Sequence[str], work: Workspace, folder: Path, process: Process, continues: bool = False
+) -> dict[str, Any]:
+    """Runs stages one after the other, and returns a summary of each. continues: see `train_stage`."""
+    check_room(folder, work.network, stages)
+    with closing(Log(folder, silent=not process.is_first)) as log:
+        outcomes = {stage: train_stage(stage, work, folder, log, process, continues) for stage in stages}
+    return {
+        stage: {"seconds": round(o.seconds, 1), "best_step": o.best_step, **o.best} for stage, o in outcomes.items()
+    }
+
+
+def write_version(
+    work: Workspace,
+    data: Dataset,
+    folder: Path,
+    bundle_folder: Path,
+    summary: dict[str, Any],
+    earlier: Bundle | None = None,
+) -> None:
+    _write_json(folder / "stages.json", summary)
+    version = export(work, data, folder, bundle_folder, summary, earlier)
+    print(f"Wrote {bundle_folder} ({version}). Serve it: python -m app serve --bundle {bundle_folder}")
 
 
 def tokenize(
@@ -145,20 +176,29 @@ def tokenize(
     return work
 
 
-def train_stage(stage: str, work: Workspace, folder: Path, log: Log, process: Process = SINGLE_PROCESS) -> Outcome:
-    """Runs one of the three stages on `work.network`, which holds the weights of the stage before.
+def train_stage(
+    stage: str,
+    work: Workspace,
+    folder: Path,
+    log: Log,
+    process: Process = SINGLE_PROCESS,
+    continues: bool = False,
+) -> Outcome:
+    """Runs one of the three stages on `work.network`, which holds the weights of the stage before, or, where the stage
+    `continues`, those that it has ended with earlier.
 
     What stage 2 starts with cannot reason yet, so it does not compete with what it makes, whatever numbers of steps
     validation measures: a run without reasoning would otherwise keep its start where one with it cannot.
     """
     config, sft = work.stage_config(stage), work.config.sft
-    if stage == "sft" and sft.apart and sft.steps:
+    starts_to_reason = stage == "sft" and not continues
+    if starts_to_reason and sft.apart and sft.steps:
         begin_reasoning(work)
     checked = stage != "pretrain" and sft.entropy_floor and has_labelled_thoughts(work)
     check = partial(check_collapse, work) if checked else None
     step, reasons = TRAINED[stage](work, config), stage != "pretrain"
     return run_stage(stage, work.network, config, work.config.seed, folder, step, lambda: validate(work, reasons), log,
-                     process, work.config.precision, check, step.kept, start_competes=stage != "sft")  # fmt: skip
+                     process, work.config.precision, check, step.kept, start_competes=not starts_to_reason)  # fmt: skip
 
 
 def fingerprint(data_folder: Path) -> dict[str, str]:

@@ -11,10 +11,13 @@ from typing import Any
 import torch
 
 from serving.errors import StorageError
+from serving.online.changelog import CHANGES_FILE
+from training.data.feedback import SNAPSHOT
 from training.data.prepare import DataError, Dataset, Split
 
 RUN = "run.json"
-UNUSED = {"lock", f"{RUN}.partial", "cache"}  # what a run that was killed at once leaves; texts already embedded
+# What a run that was killed at once leaves: texts already embedded, what a service was told, how its items changed.
+UNUSED = {"lock", f"{RUN}.partial", "cache", SNAPSHOT, CHANGES_FILE}
 
 
 class RunError(RuntimeError):

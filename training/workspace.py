@@ -167,7 +167,6 @@ def make_workspace(
     """A fresh network for given data and semantic IDs; its weights follow from the seed, whatever the device."""
     model = config.model
     vocabulary = Vocabulary(model.max_steps, sizes, model.reasoning_codes, shared_levels)
-    settings = bundle_settings(model)
     torch.manual_seed(config.seed)
     network = StreamRec(
         ModelConfig(
@@ -182,16 +181,29 @@ def make_workspace(
         ),
         len(codes),
         model.step_form,
-        settings.ages,
+        bundle_settings(model).ages,
     )
-    tokens = vocabulary.tokens_of(codes).astype(np.int64)
+    return workspace_of(config, split, vocabulary, network, vocabulary.tokens_of(codes), embedding, device)
+
+
+def workspace_of(
+    config: RunConfig,
+    split: Split,
+    vocabulary: Vocabulary,
+    network: StreamRec,
+    tokens: np.ndarray,
+    embedding: np.ndarray,
+    device: torch.device | str = "cpu",
+) -> Workspace:
+    """For a network that there is; it is moved to the device. Shape: tokens (I, M)."""
+    model, tokens = config.model, tokens.astype(np.int64)
     return Workspace(
         config,
         split,
         all_prefixes(split.train, model.max_items),
         all_windows(split.train, model.max_items) if model.packed else None,
         vocabulary,
-        settings,
+        bundle_settings(model),
         torch.from_numpy(tokens).to(device),
         tokens,
         embedding,

@@ -32,6 +32,7 @@ READ_ENTRIES = 1000  # of a stream at once
 LOOK_EVERY = 0.05  # seconds, whether a file has grown
 BLOCK = 0.5  # seconds a call to Redis waits; less than a connection's time limit
 FIELD = b"entry"
+CHANGES_FILE = "changes.jsonl"  # in the folder of the service's state
 
 Entry = Mapping[str, Any]
 
@@ -225,6 +226,20 @@ class RedisLog:
                 ]
             if left <= 0:
                 return []
+
+
+async def read_to_end(log: ChangeLog) -> list[dict[str, Any]]:
+    """All entries so far. Raises StoreUnavailable and StoreError."""
+    entries, position = [], ""
+    while found := await log.read(position):
+        entries += [entry for _, entry in found]
+        position = found[-1].position
+    return entries
+
+
+def stream_key(prefix: str) -> str:
+    """The stream's key in Redis, where those of a service begin with `prefix`."""
+    return f"{prefix}:changes"
 
 
 def encoded(entry: Entry) -> bytes:

@@ -17,7 +17,19 @@ from serving.online.feedback import NAME, PAGE
 from serving.types import REDIS_PREFIX
 from training.data.errors import DataError
 
+SNAPSHOT = "feedback"  # in a run's work folder: the data folder of what a service was told until the run began
 POSITIVE = ("click", "like", "cart", "purchase", "play", "share")  # events that say what somebody wants
+
+
+def data_folder_of(source: str | Path, work_folder: Path) -> Path:
+    """A data folder as it is; of a service's feedback, one that is made once and kept in the work folder, so that a
+    run that is resumed finds the same events. Raises what `convert_feedback` raises."""
+    if "://" not in str(source) and not (Path(source).is_dir() and any(_file_paths(Path(source)))):
+        return Path(source)
+    snapshot = work_folder / SNAPSHOT
+    if not snapshot.exists():
+        convert_feedback(str(source), snapshot)
+    return snapshot
 
 
 def convert_feedback(
@@ -54,12 +66,16 @@ def convert_feedback(
 
 def _files(folder: Path) -> Iterator[bytes]:
     try:
-        for path in sorted(path for path in folder.iterdir() if NAME.fullmatch(path.name)):
+        for path in _file_paths(folder):
             with path.open("rb") as file:
                 yield from file
     except OSError as error:
         reason = f"{folder} cannot be read ({error.strerror})"
         raise DataError(f"{reason}; name the folder `feedback` under STREAMREC_STATE_DIR.") from error
+
+
+def _file_paths(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if NAME.fullmatch(path.name))
 
 
 def _redis(address: str, prefix: str) -> Iterator[bytes]:

@@ -47,6 +47,12 @@ class Interactions:
     items: pa.ChunkedArray
     times: Times
 
+    def filter(self, kept: pa.ChunkedArray) -> Interactions:
+        """Those of the rows for which `kept` (booleans) is true."""
+        mask = kept.to_numpy()
+        times = Times(self.times.order[mask], self.times.values[mask])
+        return Interactions(self.users.filter(kept), self.items.filter(kept), times)
+
 
 def read_interactions(path: Path) -> Interactions:
     """Raises DataError, which names the file and, where one is at fault, the data row (the first one is 1)."""

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 
 from serving.ids import id_fault, is_unicode
 from training.data.errors import DataError
-from training.data.interactions import find_interactions, open_text, read_interactions
+from training.data.interactions import Interactions, find_interactions, open_text, read_interactions
 
 __all__ = ["DataError", "Dataset", "Items", "data_files", "folder_name", "load_given_ids", "read_data", "read_items"]
 
@@ -75,29 +75,32 @@ class Dataset:
         return self.sequence[self.offsets[user] : self.offsets[user + 1]]
 
 
-def read_data(folder: Path) -> Dataset:
+def read_data(folder: Path, items: Items | None = None) -> Dataset:
     """Read and check a data folder: `interactions.csv[.gz]`, `.parquet` or `*.inter`, optionally `items.jsonl[.gz]`.
 
     Events of a user are sorted by time; where times tie, file order stays. Items without an event are
     kept (they can still be recommended). Without an items file the items are those of the interactions,
-    shuffled, because their order of appearance would tell the future.
+    shuffled, because their order of appearance would tell the future. items: take the place of the folder's own, and
+    events of others are left out and counted.
     Raises DataError.
     """
     folder = Path(folder)
     path, items_path = data_files(folder)
     events = read_interactions(path)
-    users, items = events.users, events.items
-    if items_path is None:
-        ids = pc.unique(items).to_pylist()
-        ids = [ids[i] for i in np.random.default_rng(0).permutation(len(ids))]
-        catalogue = Items(ids, [None] * len(ids), [None] * len(ids), [[] for _ in ids], [None] * len(ids))
-    else:
-        catalogue = read_items(items_path)
-    rows = pc.index_in(items, value_set=pa.array(catalogue.item_ids, pa.string()))
+    catalogue, left_out = items, 0
+    if catalogue is None:
+        catalogue = _items_of(events) if items_path is None else read_items(items_path)
+    rows = pc.index_in(events.items, value_set=pa.array(catalogue.item_ids, pa.string()))
+    if items is not None and rows.null_count:
+        known, left_out = rows.is_valid(), rows.null_count
+        events, rows = events.filter(known), rows.filter(known)
+        if not len(rows):
+            raise DataError(f"{path} has no event of a known item; give the interactions of this bundle's users")
+    users = events.users
     if rows.null_count:
         row = int(np.flatnonzero(pc.is_null(rows).to_numpy())[0])
         raise DataError(
-            f"{path}, row {row + 1}: item {items[row].as_py()!r} is not in {items_path and items_path.name}; "
+            f"{path}, row {row + 1}: item {events.items[row].as_py()!r} is not in {items_path and items_path.name}; "
             "add the item there or remove the row"
         )
 
@@ -110,6 +113,7 @@ def read_data(folder: Path) -> Dataset:
         "users with fewer than 3 events (used for training only)": int((counts < 3).sum()),
         "items without an event (kept in the catalogue)": len(catalogue) - len(pc.unique(rows)),
         **catalogue.mended,
+        "events of items without a semantic ID (left out)": left_out,
         "files .item (not read: texts of items belong into items.jsonl)": sum(1 for _ in folder.glob("*.item")),
     }
     return Dataset(
@@ -121,6 +125,12 @@ def read_data(folder: Path) -> Dataset:
         times=events.times.values[order],
         skipped={reason: count for reason, count in skipped.items() if count},
     )
+
+
+def _items_of(events: Interactions) -> Items:
+    ids = pc.unique(events.items).to_pylist()
+    ids = [ids[i] for i in np.random.default_rng(0).permutation(len(ids))]
+    return Items(ids, [None] * len(ids), [None] * len(ids), [[] for _ in ids], [None] * len(ids))
 
 
 def folder_name(folder: Path) -> str:

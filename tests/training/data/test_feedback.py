@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from serving.online.feedback import Feedback, FeedbackFiles, LocalFeedback, RedisFeedback
 from serving.online.redis_link import RedisLink, connect
 from tests.conftest import RedisServer
+from tests.training.shops import command
 from tests.waiting import DEADLINE
 from training.__main__ import main
 from training.data.errors import DataError
@@ -23,8 +26,12 @@ EVENTS = [  # time, user, item, event
 ]  # fmt: skip
 
 
-async def fill(store: Feedback) -> None:
-    for number, (time, user, item, event) in enumerate(EVENTS):
+Event = tuple[float, str, str, str]
+CLICKS: list[Event] = [(at, f"u{user}", f"i{(user + at) % 5}", "click") for user in range(3) for at in range(4)]
+
+
+async def fill(store: Feedback, events: Sequence[Event] = EVENTS) -> None:
+    for number, (time, user, item, event) in enumerate(events):
         record = {"time": time, "user": user, "item_id": item, "event": event}
         await store.add(f"r{number}", record, is_hit=True)
 
@@ -71,6 +78,17 @@ def test_events_can_be_chosen(tmp_path: Path) -> None:
     asyncio.run(fill(LocalFeedback(FeedbackFiles(tmp_path / "feedback", 90))))
     convert_feedback(str(tmp_path / "feedback"), tmp_path / "data", ["click", "impression"])
     assert histories(tmp_path / "data") == {"aa": ["i3"], "bb": ["i4", "i2"]}
+
+
+def test_a_run_reads_feedback_as_it_was_when_it_began(tmp_path: Path) -> None:
+    store = LocalFeedback(FeedbackFiles(tmp_path / "feedback", 90))
+    asyncio.run(fill(store, CLICKS))
+    prepare = command("prepare", tmp_path / "feedback", tmp_path / "b")
+    assert main(prepare) == 0
+    asyncio.run(fill(store, [(50, "u9", "i9", "click")]))
+    assert main(prepare) == 0  # or its data would be others than those it began with
+    found = json.loads((tmp_path / "b.work/statistics.json").read_text())
+    assert (found["users"], found["items"], found["events"]) == (3, 5, len(CLICKS))
 
 
 @pytest.mark.parametrize("source", ["missing", "empty", "redis://127.0.0.1:1", "rubbish://x"])

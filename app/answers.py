@@ -45,7 +45,7 @@ def to_query(body: RecommendRequest | RankRequest, steps: Steps, client: str, se
         what = {"k": len(body.items), "allow": body.items, "exclude_seen": False, "rank_only": True}
     else:
         rules = ("exclude_seen", "allow", "deny", "categories", "catalogue")
-        names = ("k", "beam_width", "diversity", "max_per_category", "explore", *rules)
+        names = ("k", "beam_width", "diversity", "max_per_category", "explore", "rotation", *rules)
         what = {name: getattr(body, name) for name in names}
         if body.after is not None:
             before = receipts.read(body.after, secret, "after")

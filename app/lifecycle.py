@@ -18,7 +18,7 @@ from app.loading import calibration, folder_of, open_engine
 from app.metrics import Metrics
 from app.settings import Settings
 from serving.bundle import Bundle
-from serving.errors import BundleError, EngineError, ServingError, StoreError
+from serving.errors import BundleError, EngineError, ServingError, StoreError, StoreUnavailable
 from serving.manifest import read_manifest
 from serving.online import trends
 from serving.online.admission import Admission, State
@@ -40,6 +40,7 @@ from serving.online.costs import CostTable
 from serving.online.counters import Counters, LocalCounters, RedisCounters
 from serving.online.deployment import Conflict
 from serving.online.feedback import Feedback, FeedbackFiles, LocalFeedback, RedisFeedback
+from serving.online.impressions import Impressions, LocalImpressions, RedisImpressions
 from serving.online.live_catalogue import LiveCatalogue
 from serving.online.models import Change, Models
 from serving.online.receipts import user_key
@@ -55,6 +56,7 @@ log = logging.getLogger("streamrec.service")
 
 CHANGE_LIMIT_S = 1.0  # for Redis to store a change
 ASK_REDIS_EVERY = 5.0  # seconds
+NOT_TAKEN = ("impression", "dislike")  # events that make no item popular
 
 
 class Service:
@@ -128,9 +130,19 @@ class Service:
         self.catalogues = Catalogues(change_log, self.batcher.between_batches)
         self.changes = Changes(change_log, {"model": self._apply_to_models, KIND: self._apply_to_catalogues})
         self.feedback = self._feedback()
+        self.impressions = self._impressions()
         self.counters: Counters = LocalCounters()
         if self._redis is not None:
             self.counters = RedisCounters(RedisLink(self._redis, CHANGE_LIMIT_S), settings.redis_prefix)
+
+    def _impressions(self) -> Impressions | None:
+        """None: what users are shown is not kept."""
+        settings = self.settings
+        if settings.rotation_window_s and self._redis is not None:
+            link = RedisLink(self._redis, settings.redis_store_timeout_ms / 1000)
+            return RedisImpressions(link, settings.redis_prefix, settings.rotation_window_s)
+        is_alone = settings.workers * settings.replicas == 1
+        return LocalImpressions(settings.rotation_window_s) if settings.rotation_window_s and is_alone else None
 
     def _feedback(self) -> Feedback:
         settings = self.settings
@@ -260,7 +272,7 @@ class Service:
         cold_list = None if settings.cold_list == "bundle" else partial(cold_lists[settings.cold_list], self.counters)
         return Recommender(
             engine, self.batcher, self.cache, self.users, limits, settings.user_secret, self.metrics,
-            settings.runtime, cold_list,
+            settings.runtime, cold_list, self.impressions,
         )  # fmt: skip
 
     def _measure(self, searches: list[Search]) -> None:
@@ -325,7 +337,28 @@ class Service:
     async def erase_user(self, user_id: str) -> None:
         """Erases all that is kept about a user. Raises StoreUnavailable: something may be left then."""
         await self.recommender.erase(user_id)
-        await self.feedback.erase(user_key(user_id, self.settings.user_secret))
+        user = user_key(user_id, self.settings.user_secret)
+        await self.feedback.erase(user)
+        if self.impressions is not None:
+            await self.impressions.erase(user)
+
+    async def shown(self, user_id: str) -> list[str]:
+        """What is kept of the items a user was shown. Raises StoreUnavailable."""
+        user = user_key(user_id, self.settings.user_secret)
+        return [] if self.impressions is None else await self.impressions.get(user)
+
+    async def happened(self, user: str, item_id: str, event: str) -> None:
+        """What somebody did with a recommended item, for counts and rotation. user: the key; empty: nobody. What cannot
+        be kept of it is lost."""
+        if event not in NOT_TAKEN:
+            self.count([item_id])
+        if self.impressions is None or not user:
+            return
+        with suppress(StoreUnavailable):
+            if event == "impression":
+                await self.impressions.show(user, item_id)
+            elif event not in NOT_TAKEN:
+                await self.impressions.take(user, item_id)
 
     def count(self, item_ids: Iterable[str]) -> None:
         """Counts an event on each of these items that the catalogue has."""

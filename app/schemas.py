@@ -92,6 +92,13 @@ class RecommendRequest(UserRequest):
     max_per_category: int | None = Field(
         None, ge=1, description="most items of any one category; the list is shorter where the beams find no others"
     )
+    rotation: float = Field(
+        0,
+        ge=0,
+        le=1,
+        description="how far items go down that the user was shown lately and did not take, as POST /feedback says: "
+        "at 0.5 as if half as probable, at 1 behind all others",
+    )
     after: RecommendationId | None = Field(
         None,
         description="recommendation_id of the page before: this answer goes on behind it. Send all else as for that "
@@ -255,6 +262,7 @@ class UserResponse(BaseModel):
     user_id: str
     items: list[str] = Field(description="the known history, oldest first")
     cached: list[str] = Field(description="the cache tiers that hold an encoded history")
+    shown: list[str] = Field(description="items shown lately and not taken, oldest first; kept for rotation")
 
 
 class Item(BaseModel):

@@ -128,6 +128,12 @@ class Settings(BaseSettings):
     known_ttl_s: int = Field(
         default=90 * 86_400, ge=1, description="seconds after a user's last event for which the history is kept"
     )
+    rotation_window_s: int = Field(
+        default=0,
+        ge=0,
+        description="seconds for which it is kept which items a user was shown and did not take, as POST /feedback "
+        "says, for requests with rotation; 0: it is not kept",
+    )
     cold_list: Literal["bundle", "popular", "trending"] = Field(
         default="bundle",
         description="what users of whom nothing is known get: what is popular in the bundle, or what GET /popular or "

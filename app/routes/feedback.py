@@ -16,7 +16,6 @@ from serving.errors import RequestError
 from serving.online import receipts
 
 Z = 1.96  # of a 95% interval
-NOT_TAKEN = ("impression", "dislike")  # events that make no item popular
 
 router = keyed_router(prefix="/feedback", tags=["feedback"])
 
@@ -46,8 +45,8 @@ async def give_feedback(body: FeedbackRequest, service: ServiceDep) -> FeedbackR
         "steps": receipt.steps,
     }
     added = await service.feedback.add(body.recommendation_id, record, is_hit=body.event != "impression")
-    if added.is_new and body.event not in NOT_TAKEN:
-        service.count([body.item_id])
+    if added.is_new:
+        await service.happened(receipt.user, body.item_id, body.event)
     service.metrics.took_feedback(receipt.version, receipt.source, receipt.steps, body.event, added)
     return FeedbackResponse(counted=added.is_new, position=position, kept=service.feedback.is_kept)
 

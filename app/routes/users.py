@@ -35,14 +35,15 @@ async def append_events(user_id: UserId, body: EventsRequest, service: ServiceDe
 async def read_user(user_id: UserId, service: ServiceDep) -> UserResponse:
     """Everything that is kept about a user."""
     items, cached = await service.users.get(user_id), await service.recommender.held(user_id)
-    if not items and not cached:
+    shown = await service.shown(user_id)
+    if not items and not cached and not shown:
         raise NotFound("Nothing is kept about this user.")
-    return UserResponse(user_id=user_id, items=items, cached=cached)
+    return UserResponse(user_id=user_id, items=items, cached=cached, shown=shown)
 
 
 @router.delete("/{user_id:anything}", status_code=204)
 async def erase_user(user_id: UserId, service: ServiceDep) -> Response:
-    """Erase everything kept about a user, known history, encoded histories and feedback: in Redis and files at once, in
-    other processes within moments. After a 503 something may be left: send the request again."""
+    """Erase everything kept about a user, known history, encoded histories, feedback and impressions: in Redis and
+    files at once, in other processes within moments. After a 503 something may be left: send the request again."""
     await service.erase_user(user_id)
     return Response(status_code=204)

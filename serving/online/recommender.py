@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeVar
 
@@ -25,6 +25,7 @@ from serving.online.batcher import Batcher
 from serving.online.cache import Flight, Lookup, Source, StateCache
 from serving.online.costs import CostTable
 from serving.online.diversity import choose
+from serving.online.impressions import Impressions, lowered
 from serving.online.redis_link import RedisDown
 from serving.online.similar import SimilarItems
 from serving.online.trends import Ranked, filled
@@ -45,6 +46,7 @@ class Query:
     history: oldest first; empty: what is known of the user. timeout: time budget in seconds.
     rank_only: score every permitted item of `allow`, and search for none. diversity, max_per_category: choose the k
     from all that the beams have found, and explore: keep so many of them for new items (`serving/online/diversity.py`).
+    rotation: how far items go down that the user was shown lately and did not take (`serving/online/impressions.py`).
     shown: marks of what the pages before had (`serving/online/receipts.py`); the k items are those behind them.
     client: who asks; clients share the engine's time.
     """
@@ -68,6 +70,7 @@ class Query:
     diversity: float = 0.0
     max_per_category: int | None = None
     explore: int = 0
+    rotation: float = 0.0
     shown: Sequence[int] = ()
     client: Hashable = None
 
@@ -78,7 +81,8 @@ class Query:
 
     def found(self, beam_width: int) -> int:
         """How many items a search of so many beams has to find."""
-        return beam_width if self.diversity or self.max_per_category is not None else min(self.length, beam_width)
+        chooses = self.diversity or self.max_per_category is not None or self.rotation
+        return beam_width if chooses else min(self.length, beam_width)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +179,7 @@ class Recommender:
     """Answers queries by an engine, behind a cache of encoder states and a queue. `user_secret` keys the digests that
     stand for users in caches. `runtime` names what runs the network: its states are used by its like alone.
     `cold_list` ranks what users of whom nothing is known get first; without it they get what the bundle has as popular.
+    Without `impressions` no query may ask for rotation.
 
     Answers all come from one version of the model, that of the engine.
     """
@@ -190,10 +195,12 @@ class Recommender:
         observer: Observer | None = None,
         runtime: str = "",
         cold_list: Callable[[Catalogue], Awaitable[Ranked]] | None = None,
+        impressions: Impressions | None = None,
     ) -> None:
         self.engine, self.bundle = engine, engine.bundle
         self._batcher, self._cache, self._users, self._limits = batcher, cache, users, limits
         self._user_secret, self._observer, self._cold_list = user_secret, observer or Observer(), cold_list
+        self._impressions = impressions
         self.similar = SimilarItems(self.bundle)
         self._state_version = f"{self.bundle.version} {runtime}"
 
@@ -206,10 +213,11 @@ class Recommender:
             self._batcher.decide(demand)  # a refusal must not cost a look-up first
         erasures = self._cache.erasures
         resolved = resolve(self.bundle, query, query.history or await self._known_history(query.user_id))
+        rotated = await self._rotated(query) if query.rotation else ()
         if not resolved.history:
             self._observer.fell_back("unknown_items" if resolved.unknown_items else "cold_user")
             ranked = None if self._cold_list is None else await self._cold_list(self.bundle.catalogue)
-            return self._observed(popular(self.bundle, query, resolved, demand.beam_width, started, ranked))
+            return self._observed(popular(self.bundle, query, resolved, demand.beam_width, started, ranked, rotated))
         looked_up = time.monotonic()
         lookup = await self._look_up(query.user_id, resolved.history, erasures)
         cached = time.monotonic()
@@ -221,7 +229,7 @@ class Recommender:
         self._cache.put(lookup)
         seconds = {"queue": outcome.waited, "cache": cached - looked_up}
         self._observer.searched(outcome.plan.steps, seconds)
-        answer = to_list(self.bundle, query, self._checked(outcome.result, resolved.rules, started))
+        answer = to_list(self.bundle, query, self._checked(outcome.result, resolved.rules, started), rotated)
         found = Recommendation(
             answer.items,
             answer.scores,
@@ -286,6 +294,22 @@ class Recommender:
             return ()
         try:
             return await self._users.get(user_id)
+        except StoreUnavailable:
+            self._observer.fell_back("store_unavailable")
+            return ()
+
+    async def _rotated(self, query: Query) -> Collection[str]:
+        """Items that go down for the user. Raises RequestError where it is not kept what users are shown."""
+        if self._impressions is None:
+            raise RequestError(
+                "This service does not keep what users are shown; set STREAMREC_ROTATION_WINDOW_S, and "
+                "STREAMREC_REDIS_URL for several processes.",
+                "rotation",
+            )
+        if query.user_id is None:
+            return ()
+        try:
+            return set(await self._impressions.get(receipts.user_key(query.user_id, self._user_secret)))
         except StoreUnavailable:
             self._observer.fell_back("store_unavailable")
             return ()
@@ -400,17 +424,26 @@ def without_invalid(bundle: Bundle, answer: Answer, rules: Rules) -> Answer:
     return answer.select(keep)
 
 
-def to_list(bundle: Bundle, query: Query, answer: Answer) -> Answer:
-    """The list that a query asks for, of what was found for it."""
-    if query.diversity or query.max_per_category is not None or query.explore:
+def to_list(
+    bundle: Bundle, query: Query, answer: Answer, rotated: Collection[str] = (), *, are_logs: bool = True
+) -> Answer:
+    """The list that a query asks for, of what was found for it. rotated: the items that go down. are_logs: what scores
+    are."""
+    scores = answer.scores
+    if rotated:
+        scores = lowered(_ids(bundle, answer), scores, rotated, query.rotation, are_logs=are_logs)
+    if query.diversity or query.max_per_category is not None or query.explore or query.rotation:
         chosen = choose(
-            bundle, answer.items, answer.scores, query.length, query.diversity, query.max_per_category, query.explore
+            bundle, answer.items, scores, query.length, query.diversity, query.max_per_category, query.explore
         )
         answer = answer.select(chosen)
     if query.shown:
-        ids = [bundle.catalogue.item_ids[row] for row in answer.items]
-        answer = answer.select(receipts.unshown(ids, query.shown)[: query.k])
+        answer = answer.select(receipts.unshown(_ids(bundle, answer), query.shown)[: query.k])
     return answer
+
+
+def _ids(bundle: Bundle, answer: Answer) -> list[str]:
+    return [bundle.catalogue.item_ids[row] for row in answer.items]
 
 
 def popular(
@@ -420,15 +453,17 @@ def popular(
     beam_width: int,
     started: float,
     ranked: Ranked | None = None,
+    rotated: Collection[str] = (),
 ) -> Recommendation:
-    """For those of whom nothing is known: those of the ranked items that the rules permit, then the most popular."""
+    """For those of whom nothing is known: those of the ranked items that the rules permit, then the most popular.
+    rotated: items that go down."""
     catalogue, k = bundle.catalogue, query.found(beam_width)
     if ranked is None:
         items = catalogue.popular(k, resolved.rules)
         ranked = Ranked(items, [float(catalogue.popularity[item]) for item in items])
     else:
         ranked = filled(catalogue, ranked, resolved.rules, k)
-    answer = to_list(bundle, query, Answer(*ranked))
+    answer = to_list(bundle, query, Answer(*ranked), rotated, are_logs=False)
     plan, seconds = Plan(0, beam_width), {"total": time.monotonic() - started}
     return Recommendation(answer.items, answer.scores, "popularity", plan, resolved.unknown_items, seconds=seconds)
 

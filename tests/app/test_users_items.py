@@ -29,7 +29,7 @@ def test_a_known_history_answers_like_a_sent_one(client: TestClient) -> None:
 def test_erasing_leaves_nothing(client: TestClient) -> None:
     client.post("/users/u1/events", json={"items": ["i1"]})
     ask(client, user_id="u1")
-    assert client.get("/users/u1").json() == {"user_id": "u1", "items": ["i1"], "cached": ["memory"]}
+    assert client.get("/users/u1").json() == {"user_id": "u1", "items": ["i1"], "cached": ["memory"], "shown": []}
     assert client.delete("/users/u1").status_code == 204
     assert client.get("/users/u1").status_code == 404
     assert ask(client, user_id="u1").json()["source"] == "popularity"

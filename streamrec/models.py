@@ -348,6 +348,9 @@ class RecommendRequest(TypedDict):
     """how much a list avoids items like each other, chosen from all that the beams find"""
     max_per_category: NotRequired[int | None]
     """most items of any one category; the list is shorter where the beams find no others"""
+    rotation: NotRequired[float]
+    """how far items go down that the user was shown lately and did not take, as POST /feedback says: at 0.5 as if half
+    as probable, at 1 behind all others"""
     after: NotRequired[str | None]
     """recommendation_id of the page before: this answer goes on behind it. Send all else as for that page; all pages
     together have at most as many items as the widest beam permitted"""
@@ -445,3 +448,5 @@ class UserResponse(TypedDict):
     """the known history, oldest first"""
     cached: list[str]
     """the cache tiers that hold an encoded history"""
+    shown: list[str]
+    """items shown lately and not taken, oldest first; kept for rotation"""

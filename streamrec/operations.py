@@ -81,8 +81,8 @@ class Operations(Transport):
         return answer
 
     def erase_user(self, user_id: str, /) -> None:
-        """Erase everything kept about a user, known history, encoded histories and feedback: in Redis and files at
-        once, in other processes within moments. After a 503 something may be left: send the request again."""
+        """Erase everything kept about a user, known history, encoded histories, feedback and impressions: in Redis and
+        files at once, in other processes within moments. After a 503 something may be left: send the request again."""
         self._call("DELETE", f"/users/{segment(user_id)}", is_repeatable=True)
 
     def give_feedback(self, /, **body: Unpack[FeedbackRequest]) -> FeedbackResponse:
@@ -302,8 +302,8 @@ class AsyncOperations(AsyncTransport):
         return answer
 
     async def erase_user(self, user_id: str, /) -> None:
-        """Erase everything kept about a user, known history, encoded histories and feedback: in Redis and files at
-        once, in other processes within moments. After a 503 something may be left: send the request again."""
+        """Erase everything kept about a user, known history, encoded histories, feedback and impressions: in Redis and
+        files at once, in other processes within moments. After a 503 something may be left: send the request again."""
         await self._call("DELETE", f"/users/{segment(user_id)}", is_repeatable=True)
 
     async def give_feedback(self, /, **body: Unpack[FeedbackRequest]) -> FeedbackResponse:

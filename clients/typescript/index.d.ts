@@ -318,6 +318,8 @@ export interface RecommendRequest {
   diversity?: number;
   /** most items of any one category; the list is shorter where the beams find no others */
   max_per_category?: number | null;
+  /** how far items go down that the user was shown lately and did not take, as POST /feedback says: at 0.5 as if half as probable, at 1 behind all others */
+  rotation?: number;
   /** recommendation_id of the page before: this answer goes on behind it. Send all else as for that page; all pages together have at most as many items as the widest beam permitted */
   after?: string | null;
   /** slots kept for new items, which nobody had when the model was trained, the model's best first; where there are fewer, others fill the list */
@@ -409,6 +411,8 @@ export interface UserResponse {
   items: Array<string>;
   /** the cache tiers that hold an encoded history */
   cached: Array<string>;
+  /** items shown lately and not taken, oldest first; kept for rotation */
+  shown: Array<string>;
 }
 
 export class Client extends Transport {
@@ -422,7 +426,7 @@ export class Client extends Transport {
   appendEvents(user_id: string, body: EventsRequest, options?: Options): Promise<EventsResponse>;
   /** Everything that is kept about a user. */
   readUser(user_id: string, options?: Options): Promise<UserResponse>;
-  /** Erase everything kept about a user, known history, encoded histories and feedback: in Redis and files at once, in other processes within moments. After a 503 something may be left: send the request again. */
+  /** Erase everything kept about a user, known history, encoded histories, feedback and impressions: in Redis and files at once, in other processes within moments. After a 503 something may be left: send the request again. */
   eraseUser(user_id: string, options?: Options): Promise<void>;
   /** Report what somebody did with a recommended item. Acknowledged only once stored, and counted once however often it is sent: after a 503, send it again. */
   giveFeedback(body: FeedbackRequest, options?: Options): Promise<FeedbackResponse>;

@@ -31,7 +31,7 @@ ROUTES = (
     "POST /recommend", "POST /recommend/batch", "POST /rank",
     "POST /users/{user_id}/events", "GET /users/{user_id}",
     "DELETE /users/{user_id}", "GET /items", "GET /items/{item_id}",
-    "GET /items/{item_id}/similar", "PUT /items/{item_id}", "DELETE /items/{item_id}",
+    "GET /items/{item_id}/similar", "GET /popular", "GET /trending", "PUT /items/{item_id}", "DELETE /items/{item_id}",
     "POST /items", "PUT /catalogues/{name}", "POST /models", "POST /models/{version}/activate",
     "DELETE /models/{version}", "PUT /traffic", "POST /feedback", "GET /feedback/summary", "GET /traffic",
     "GET /models", "GET /catalogues", "GET /livez", "GET /readyz", "GET /metrics",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Container, Coroutine, Iterable
 from typing import Any, get_args, get_origin
 
@@ -49,6 +50,25 @@ class KeyedRoute(CheckedRoute):
         await require_key(request)
 
 
+class RevalidatedRoute(KeyedRoute):
+    """Its answers may be kept by those who ask, but not used again before the service has said that they still hold:
+    with 304, to a request that has the answer's ETag as If-None-Match. What an operator takes away is gone at once."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def revalidated(request: Request) -> Response:
+            response = await handle(request)
+            tag = f'"{hashlib.sha256(response.body).hexdigest()[:32]}"'
+            headers = {"ETag": tag, "Cache-Control": "private, no-cache"}
+            if tag in request.headers.get("if-none-match", ""):
+                return Response(status_code=304, headers=headers)
+            response.headers.update(headers)
+            return response
+
+        return revalidated
+
+
 class AdminRoute(CheckedRoute):
     """Checks for an admin key, and the quota, first."""
 
@@ -68,6 +88,14 @@ DOCUMENTED = (Depends(APIKeyHeader(name="X-API-Key", auto_error=False)), Depends
 def keyed_router(**options: Any) -> APIRouter:
     """Routes that take a key, where keys are configured."""
     return APIRouter(route_class=KeyedRoute, dependencies=DOCUMENTED, **options)
+
+
+def revalidated_router(responses: dict[int | str, dict[str, Any]], **options: Any) -> APIRouter:
+    """Routes that take a key, whose answers may be kept as long as they are asked for again."""
+    kept: dict[int | str, dict[str, Any]] = {
+        304: {"description": "still what has the ETag that was sent as If-None-Match"}
+    }
+    return APIRouter(route_class=RevalidatedRoute, dependencies=DOCUMENTED, responses=responses | kept, **options)
 
 
 def admin_router(**options: Any) -> APIRouter:

@@ -19,11 +19,11 @@ from app.errors import HostNotAllowed
 from app.headers import request_id, with_standard_headers
 from app.metrics import Metrics
 from app.security import Hosts
-from app.traces import Traces
+from app.traces import TRACE_CONTEXT, Traces
 
 log = logging.getLogger("streamrec.http")
 
-QUIET = {"/livez", "/readyz", "/metrics"}
+QUIET = {"/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"}
 NOT_LOGGED = {429, 503}  # a flood of refusals would flood the log; the metrics count them by reason
 
 
@@ -84,7 +84,7 @@ class Envelope:
                 fields = {"method": method, "route": route, "status": status, "ms": round(1000 * seconds, 2)}
                 log.log(level, "request", extra=fields)
             if self.traces.provider is not None:
-                caller = sent.get(b"traceparent", b"").decode("latin-1")
+                caller = {name: sent.get(name.encode(), b"").decode("latin-1") for name in TRACE_CONTEXT}
                 answer = scope.get("state", {}).get("answer")
                 self.traces.record(caller, method, route, status, own_id, seconds, answer)
             logs.current_request.reset(context)
@@ -98,7 +98,7 @@ class Cors(CORSMiddleware):
             app,
             allow_origins=origins,
             allow_methods=["GET", "POST", "PUT", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-ID"],
+            allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-ID", *TRACE_CONTEXT],
             expose_headers=["X-Request-ID", "Retry-After"],
         )
 

@@ -516,3 +516,28 @@ class TrafficBody(Body):
 
 class TrafficResponse(TrafficBody):
     active: str
+
+
+class ServerMetadata(BaseModel):
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class Tensor(BaseModel):
+    name: str
+    datatype: str
+    shape: list[int] = Field(description="-1: of any length")
+
+
+class ModelMetadata(BaseModel):
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+
+
+class ModelReady(BaseModel):
+    name: str
+    ready: bool

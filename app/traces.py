@@ -30,6 +30,7 @@ log = logging.getLogger("streamrec.traces")
 # In the order in which a request passes them; their spans are laid end to end from the request's start.
 STAGES = ("cache", "queue", "encode", "reason", "decode")
 ATTRIBUTES = ("model_version", "source", "reasoning_steps", "beam_width", "cache")  # of a recommendation
+TRACE_CONTEXT = ("traceparent", "tracestate")  # the headers in which a caller passes its trace on (W3C)
 EXPORT_TIMEOUT = 2  # seconds; a collector that is down must not delay shutdown
 
 
@@ -52,11 +53,11 @@ class Traces:
         self._tracer = self.provider.get_tracer("streamrec", version)
 
     def record(
-        self, caller: str, method: str, route: str, status: int, request_id: str, seconds: float,
+        self, caller: dict[str, str], method: str, route: str, status: int, request_id: str, seconds: float,
         answer: RecommendResponse | None = None,
     ) -> None:  # fmt: skip
-        """Records a request that has just finished. answer: its recommendation, if it has one. caller: the header
-        `traceparent`, or an empty string."""
+        """Records a request that has just finished. answer: its recommendation, if it has one. caller: the headers of
+        TRACE_CONTEXT, empty where they were not sent."""
         if self.provider is None:
             return
         end = time.time_ns()
@@ -69,7 +70,7 @@ class Traces:
         }
         if answer is not None:
             attributes |= {f"streamrec.{name}": getattr(answer, name) for name in ATTRIBUTES}
-        parent = TraceContextTextMapPropagator().extract({"traceparent": caller})
+        parent = TraceContextTextMapPropagator().extract(caller)
         span = self._tracer.start_span(f"{method} {route}", parent, SpanKind.SERVER, attributes, start_time=start)
         if status >= 500:
             span.set_status(StatusCode.ERROR)

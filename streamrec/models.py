@@ -214,6 +214,19 @@ class Model(TypedDict):
     """measured on this machine, since the start"""
 
 
+class ModelMetadata(TypedDict):
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+
+
+class ModelReady(TypedDict):
+    name: str
+    ready: bool
+
+
 class ModelRequest(TypedDict):
     path: str
     """folder of the bundle, relative to STREAMREC_MODELS_DIR"""
@@ -388,6 +401,12 @@ class RecommendedItem(TypedDict):
     categories: NotRequired[list[str]]
 
 
+class ServerMetadata(TypedDict):
+    name: str
+    version: str
+    extensions: list[str]
+
+
 class ShadowBody(TypedDict):
     """A model that searches for requests as well, and whose answers nobody gets."""
 
@@ -412,6 +431,13 @@ class SimilarResponse(TypedDict):
     """best first; where both kinds are there, those taken together first"""
     unknown_items: list[str]
     """ids in allow or deny that are not in the catalogue"""
+
+
+class Tensor(TypedDict):
+    name: str
+    datatype: str
+    shape: list[int]
+    """-1: of any length"""
 
 
 class Timings(TypedDict):

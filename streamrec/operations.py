@@ -23,6 +23,8 @@ from streamrec.models import (
     ItemsRequest,
     ItemsResponse,
     Model,
+    ModelMetadata,
+    ModelReady,
     ModelRequest,
     ModelsResponse,
     NamedCatalogue,
@@ -30,6 +32,7 @@ from streamrec.models import (
     RankRequest,
     RecommendRequest,
     RecommendResponse,
+    ServerMetadata,
     SimilarResponse,
     TrafficBody,
     TrafficResponse,
@@ -239,6 +242,31 @@ class Operations(Transport):
         the start), draining or engine dead. With several workers, any of them reports for all that accept requests.
         `redis` says why Redis is not used, if it should be."""
         answer: Any = self._call("GET", "/readyz", is_repeatable=True)
+        return answer
+
+    def server_live(self, /) -> Any:
+        """As `/livez`."""
+        answer: Any = self._call("GET", "/v2/health/live", is_repeatable=True)
+        return answer
+
+    def server_ready(self, /) -> Any:
+        """As `/readyz`."""
+        answer: Any = self._call("GET", "/v2/health/ready", is_repeatable=True)
+        return answer
+
+    def server_metadata(self, /) -> ServerMetadata:
+        """The name and version of this program."""
+        answer: ServerMetadata = self._call("GET", "/v2", is_repeatable=True)
+        return answer
+
+    def model_ready(self, name: str, /) -> ModelReady:
+        """Whether a bundle of this name is loaded. What is loaded has been warmed up."""
+        answer: ModelReady = self._call("GET", f"/v2/models/{segment(name)}/ready", is_repeatable=True)
+        return answer
+
+    def model_metadata(self, name: str, /) -> ModelMetadata:
+        """The loaded versions of a bundle, and what goes in and comes out; `/models` says more."""
+        answer: ModelMetadata = self._call("GET", f"/v2/models/{segment(name)}", is_repeatable=True)
         return answer
 
     def activate_model(self, version: str, /) -> Model:
@@ -462,6 +490,31 @@ class AsyncOperations(AsyncTransport):
         the start), draining or engine dead. With several workers, any of them reports for all that accept requests.
         `redis` says why Redis is not used, if it should be."""
         answer: Any = await self._call("GET", "/readyz", is_repeatable=True)
+        return answer
+
+    async def server_live(self, /) -> Any:
+        """As `/livez`."""
+        answer: Any = await self._call("GET", "/v2/health/live", is_repeatable=True)
+        return answer
+
+    async def server_ready(self, /) -> Any:
+        """As `/readyz`."""
+        answer: Any = await self._call("GET", "/v2/health/ready", is_repeatable=True)
+        return answer
+
+    async def server_metadata(self, /) -> ServerMetadata:
+        """The name and version of this program."""
+        answer: ServerMetadata = await self._call("GET", "/v2", is_repeatable=True)
+        return answer
+
+    async def model_ready(self, name: str, /) -> ModelReady:
+        """Whether a bundle of this name is loaded. What is loaded has been warmed up."""
+        answer: ModelReady = await self._call("GET", f"/v2/models/{segment(name)}/ready", is_repeatable=True)
+        return answer
+
+    async def model_metadata(self, name: str, /) -> ModelMetadata:
+        """The loaded versions of a bundle, and what goes in and comes out; `/models` says more."""
+        answer: ModelMetadata = await self._call("GET", f"/v2/models/{segment(name)}", is_repeatable=True)
         return answer
 
     async def activate_model(self, version: str, /) -> Model:

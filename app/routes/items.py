@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from fastapi import Query, Response
 
 from app import errors
-from app.checks import admin_router, keyed_router
+from app.checks import admin_router, revalidated_router
 from app.deps import ItemId, RulesDep, ServiceDep
 from app.errors import NotFound, declared
 from app.lifecycle import Service
@@ -29,7 +29,7 @@ from serving.items.catalogue import Catalogue
 from serving.online import recommender as online
 from serving.online.similar import By, Similar
 
-router = keyed_router(
+router = revalidated_router(
     prefix="/items",
     tags=["items"],
     responses=declared(422),

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from fastapi import Query
 
 from app.answers import to_items
-from app.checks import keyed_router
+from app.checks import revalidated_router
 from app.deps import RulesDep, ServiceDep
 from app.errors import declared
 from app.lifecycle import Service
@@ -16,7 +16,7 @@ from serving.online import recommender as online
 from serving.online import trends
 from serving.online.counters import Window
 
-router = keyed_router(
+router = revalidated_router(
     tags=["items"],
     responses=declared(404, 422),
 )

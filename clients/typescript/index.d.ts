@@ -190,6 +190,19 @@ export interface Model {
   cost: Array<Cost>;
 }
 
+export interface ModelMetadata {
+  name: string;
+  versions: Array<string>;
+  platform: string;
+  inputs: Array<Tensor>;
+  outputs: Array<Tensor>;
+}
+
+export interface ModelReady {
+  name: string;
+  ready: boolean;
+}
+
 export interface ModelRequest {
   /** folder of the bundle, relative to STREAMREC_MODELS_DIR */
   path: string;
@@ -353,6 +366,12 @@ export interface RecommendedItem {
   categories?: Array<string>;
 }
 
+export interface ServerMetadata {
+  name: string;
+  version: string;
+  extensions: Array<string>;
+}
+
 /** A model that searches for requests as well, and whose answers nobody gets. */
 export interface ShadowBody {
   version: string;
@@ -376,6 +395,13 @@ export interface SimilarResponse {
   items: Array<SimilarItem>;
   /** ids in allow or deny that are not in the catalogue */
   unknown_items: Array<string>;
+}
+
+export interface Tensor {
+  name: string;
+  datatype: string;
+  /** -1: of any length */
+  shape: Array<number>;
 }
 
 /** Milliseconds. `encode`, `reason` and `decode` are those of the batch that the request was in. */
@@ -462,6 +488,16 @@ export class Client extends Transport {
   livez(options?: Options): Promise<unknown>;
   /** 200 when requests are answered; else 503 with the reason: loading, warming, replaying (changes made before the start), draining or engine dead. With several workers, any of them reports for all that accept requests. `redis` says why Redis is not used, if it should be. */
   readyz(options?: Options): Promise<unknown>;
+  /** As `/livez`. */
+  serverLive(options?: Options): Promise<unknown>;
+  /** As `/readyz`. */
+  serverReady(options?: Options): Promise<unknown>;
+  /** The name and version of this program. */
+  serverMetadata(options?: Options): Promise<ServerMetadata>;
+  /** Whether a bundle of this name is loaded. What is loaded has been warmed up. */
+  modelReady(name: string, options?: Options): Promise<ModelReady>;
+  /** The loaded versions of a bundle, and what goes in and comes out; `/models` says more. */
+  modelMetadata(name: string, options?: Options): Promise<ModelMetadata>;
   /** Answer by this model from now on, here at once and in other processes within seconds. Requests that have begun keep theirs. The model before stays loaded: activate it to roll back. */
   activateModel(version: string, options?: Options): Promise<Model>;
   /** Unload a model that is neither active nor given traffic. Its memory is free once its last request is answered. */

@@ -96,6 +96,26 @@ export class Client extends Transport {
     return this.call("GET", "/readyz", { isRepeatable: true, ...options });
   }
 
+  serverLive(options) {
+    return this.call("GET", "/v2/health/live", { isRepeatable: true, ...options });
+  }
+
+  serverReady(options) {
+    return this.call("GET", "/v2/health/ready", { isRepeatable: true, ...options });
+  }
+
+  serverMetadata(options) {
+    return this.call("GET", "/v2", { isRepeatable: true, ...options });
+  }
+
+  modelReady(name, options) {
+    return this.call("GET", `/v2/models/${segment(name)}/ready`, { isRepeatable: true, ...options });
+  }
+
+  modelMetadata(name, options) {
+    return this.call("GET", `/v2/models/${segment(name)}`, { isRepeatable: true, ...options });
+  }
+
   activateModel(version, options) {
     return this.call("POST", `/models/${segment(version)}/activate`, { isRepeatable: false, ...options });
   }

@@ -25,7 +25,7 @@ def collector() -> Iterator[Collector]:
 
 def test_a_span_per_request_and_one_per_stage_below_the_callers(engine: ShapedEngine, collector: Collector) -> None:
     trace, parent = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
-    headers = {"traceparent": f"00-{trace}-{parent}-01", "X-Request-ID": "r-1"}
+    headers = {"traceparent": f"00-{trace}-{parent}-01", "tracestate": "shop=7", "X-Request-ID": "r-1"}
     with TestClient(create_app(settings(otlp_endpoint=collector.address), engine)) as client:
         ready(client)
         answer = client.post("/recommend?reasoning_steps=2", json={"history": HISTORY, "user_id": "u"}, headers=headers)
@@ -33,6 +33,7 @@ def test_a_span_per_request_and_one_per_stage_below_the_callers(engine: ShapedEn
     spans = collector.spans  # all are sent by the end of the application
     (top,) = (span for span in spans if span.name == "POST /recommend")
     assert (top.trace_id.hex(), top.parent_span_id.hex()) == (trace, parent)
+    assert top.trace_state == "shop=7"
     told = attributes(top)
     assert told["http.route"] == "/recommend" and told["http.response.status_code"] == 200
     assert told["streamrec.request_id"] == "r-1" and told["streamrec.reasoning_steps"] == 2

@@ -210,3 +210,23 @@ def test_similar_items_that_cannot_be_had_are_problems(client: TestClient) -> No
                          ("categories=none", "categories"), ("deny=", "deny.0")):  # fmt: skip
         refused = client.get(f"/items/i7/similar?{wrong}")
         assert refused.status_code == 422 and refused.json()["field"] == field, wrong
+
+
+# Answers that may be kept
+
+
+def test_what_still_holds_is_304_and_what_has_changed_is_sent_again(shared: TestClient) -> None:
+    for path in ("/items/i1", "/items?query=number", "/items/i1/similar?k=3", "/popular"):
+        first = shared.get(path)
+        tag = first.headers["etag"]
+        assert first.headers["cache-control"] == "private, no-cache"
+        for sent in (tag, f'"other", W/{tag}'):
+            again = shared.get(path, headers={"If-None-Match": sent})
+            assert again.status_code == 304 and again.content == b"" and again.headers["etag"] == tag
+        assert shared.get(path, headers={"If-None-Match": '"other"'}).content == first.content
+    tag = shared.get("/items/i9").headers["etag"]
+    renamed = {"title": "Another name", "categories": ["odd"]}
+    assert shared.put("/items/i9", json=renamed, headers={"X-API-Key": "admin"}).status_code == 200
+    changed = shared.get("/items/i9", headers={"If-None-Match": tag})
+    assert changed.status_code == 200 and changed.json()["title"] == "Another name"
+    assert shared.get("/models").headers["cache-control"] == "no-store"

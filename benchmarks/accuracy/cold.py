@@ -36,7 +36,7 @@ from serving.online.recommender import Query, recommend_batch
 from training.config import RunConfig, load_config
 from training.data.prepare import leave_one_out, sample_users
 from training.data.read import Dataset, Items, read_data
-from training.ids.embed import embed_text, item_text
+from training.ids.embed import embed_text, item_text, keep_embedding
 from training.metrics import ndcg, paired_bootstrap, target_ranks
 from training.pipeline import run
 
@@ -246,6 +246,10 @@ def train(data: Dataset, held_out: HeldOut, rest: Sequence[np.ndarray], config: 
     if not file.exists():
         began = time.perf_counter()
         write_rest(folder / "rest", data, held_out, rest)
+        run(folder / "rest", folder / "bundle", config, until="prepare")  # makes it a run's own folder
+        texts, left = item_text(data.items), np.setdiff1d(np.arange(len(data.items)), held_out.items)
+        keep_embedding([texts[row] for row in left], config.tokenizer.embedder, folder / "bundle.work" / "cache",
+                       embed_text(texts, config.tokenizer.embedder, folder.parent / "cache")[left])  # fmt: skip
         run(folder / "rest", folder / "bundle", config)
         file.write_text(json.dumps((time.perf_counter() - began) / 60))
     return float(json.loads(file.read_text()))

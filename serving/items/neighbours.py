@@ -11,7 +11,7 @@ and looked up. How the share is joined to the network's score is known by `servi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from serving.errors import BundleError
+from serving.items.newcomers import Newcomers
 
 NO_ITEM = np.iinfo(np.int32).max  # behind every catalogue row: pads rows of items and keeps them ascending
 
@@ -53,7 +54,8 @@ class Neighbours:
     """w as flat rows: the neighbours of item i are the entries offsets[i] .. offsets[i + 1] - 1 of n in all.
 
     offsets: (I + 1,) int64. items: (n,) int32 catalogue rows. weights: (n,) float32; negative ones speak against an
-    item. floor: what older bundles add to a share before its logarithm; None where shares are mixed.
+    item. floor: what older bundles add to a share before its logarithm; None where shares are mixed. newcomers: items
+    that have been added since.
     """
 
     offsets: np.ndarray
@@ -61,6 +63,7 @@ class Neighbours:
     weights: np.ndarray
     recency: float
     floor: float | None = None
+    newcomers: Newcomers = field(default_factory=Newcomers, compare=False)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -77,21 +80,25 @@ class Neighbours:
         divisor = np.where(total > 0, total, 1)
         peak = np.zeros(len(histories))
         np.maximum.at(peak, row, value)
+        with np.errstate(divide="ignore"):
+            support = np.log(total)
+        features = {
+            "support": support,
+            "peak": peak / divisor,
+            "entropy": np.log(divisor) - np.bincount(row, value * np.log(value), minlength=len(histories)) / divisor,
+            "length": np.log([max(1, min(len(history), max_items)) for history in histories]),
+        }
+        share = value / divisor[row]
+        if self.newcomers and len(row):
+            row, item, share = self.newcomers.join(row, item, share)
         count = np.bincount(row, minlength=len(histories))
         column = np.arange(len(row)) - np.repeat(count.cumsum() - count, count)
         width = max(1, int(count.max(initial=0)))
         found = Shares(
             np.full((len(histories), width), NO_ITEM, np.int64), np.zeros((len(histories), width), np.float32)
         )
-        found.items[row, column], found.values[row, column] = item, value / divisor[row]
-        with np.errstate(divide="ignore"):
-            support = np.log(total)
-        return found, {
-            "support": support,
-            "peak": peak / divisor,
-            "entropy": np.log(divisor) - np.bincount(row, value * np.log(value), minlength=len(histories)) / divisor,
-            "length": np.log([max(1, min(len(history), max_items)) for history in histories]),
-        }
+        found.items[row, column], found.values[row, column] = item, share
+        return found, features
 
     def _looked_up(
         self, histories: Sequence[Sequence[int] | np.ndarray], max_items: int
@@ -100,6 +107,8 @@ class Neighbours:
         recent = [np.asarray(history[-max_items:], np.int64) for history in histories]
         lengths = [len(history) for history in recent]
         rows = np.concatenate(recent)
+        if self.newcomers:
+            rows = self.newcomers.counterparts(rows)
         steps_back = np.concatenate([np.arange(length, 0, -1) for length in lengths])  # 1 for the newest
         begin, end = (self.offsets[np.minimum(index, len(self))] for index in (rows, rows + 1))  # none of later items
         count = end - begin

@@ -134,16 +134,19 @@ def encode_text(tokenizer: Tokenizer, texts: Sequence[str]) -> np.ndarray:
     return _codec_of_text(tokenizer).encode(_embed(tokenizer, texts))
 
 
-def rank_text(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """The codes before the last, and the last level's codes, the nearest first, for choosing among those that are free.
+def rank_text(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, Tensor]:
+    """The codes before the last, the last level's codes, the nearest first, for choosing among those that are free, and
+    what was quantized.
 
-    Returns: (len(texts), M - 1) and (len(texts), C), int32; M as in `encode_text`, which it raises like.
+    Returns: (len(texts), M - 1) and (len(texts), C), int32, and (len(texts), d) float32; M as in `encode_text`, which
+    it raises like.
     """
     codec = _codec_of_text(tokenizer)
     with torch.inference_mode():
-        codes, residual = codec.quantize(codec.latent(_embed(tokenizer, texts)))
+        latent = codec.latent(_embed(tokenizer, texts))
+        codes, residual = codec.quantize(latent)
         last = torch.cdist(residual, codec.codebooks[-1]).argsort(dim=1, stable=True)
-    return codes[:, :-1].numpy().astype(np.int32), last.numpy().astype(np.int32)
+    return codes[:, :-1].numpy().astype(np.int32), last.numpy().astype(np.int32), latent
 
 
 def _codec_of_text(tokenizer: Tokenizer) -> Codec:

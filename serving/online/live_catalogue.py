@@ -20,10 +20,12 @@ from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
+import torch
 
 from serving.errors import BundleError, NoSemanticId, RequestError, ServingError
 from serving.items.catalogue import Selection
 from serving.items.code_space import CodeSpace
+from serving.items.newcomers import LIKE, QuantizedItems
 from serving.items.tokenizer import Tokenizer, item_text, load_tokenizer, rank_text
 from serving.online.changelog import Entry, check_size
 from serving.online.recommender import EngineLike
@@ -103,11 +105,20 @@ class LiveCatalogue:
         return [{**next(codes), "codes_of": self.bundle.version} if text else no_text for text in texts]
 
     def _rank(self, texts: Sequence[str]) -> list[dict[str, list[int]]]:
-        codes, last = rank_text(self._tokenizer, texts)
+        codes, last, latents = rank_text(self._tokenizer, texts)
         return [
-            {"codes": first, "last_codes": nearest}
-            for first, nearest in zip(codes.tolist(), last[:, :NEAREST_CODES].tolist(), strict=True)
+            {"codes": first, "last_codes": nearest, "like": self._like(latent)}
+            for first, nearest, latent in zip(codes.tolist(), last[:, :NEAREST_CODES].tolist(), latents, strict=True)
         ]
+
+    def _like(self, latent: torch.Tensor) -> list[int]:
+        return [] if self.bundle.neighbours is None else self._quantized.nearest(latent, LIKE)
+
+    @cached_property
+    def _quantized(self) -> QuantizedItems:
+        assert self._tokenizer.codec is not None and self.bundle.neighbours is not None
+        tokens = self.catalogue.tokens[: len(self.bundle.neighbours)]
+        return QuantizedItems(self._tokenizer.codec, tokens - self.bundle.vocabulary.level_offsets)
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
@@ -182,7 +193,10 @@ class LiveCatalogue:
     def _add(self, entry: Entry, codes: Entry) -> int:
         taken = self._space.take(codes["codes"], codes["last_codes"])
         tokens = self.bundle.vocabulary.tokens_of(np.array([taken]))[0].tolist()
-        return self.catalogue.add(entry["item_id"], tokens, entry["title"], entry["categories"], entry["fields"])
+        row = self.catalogue.add(entry["item_id"], tokens, entry["title"], entry["categories"], entry["fields"])
+        if self.bundle.neighbours is not None and codes.get("like"):  # entries of earlier versions have none
+            self.bundle.neighbours.newcomers.add(row, codes["like"])
+        return row
 
     @cached_property
     def _space(self) -> CodeSpace:

@@ -46,7 +46,7 @@ def favoured(
         if memory.gate is None and dense is not None and dense_weight is not None:
             own = own + dense_weight[:, None] * dense.of(runtime, memory.items.clamp(max=last))
         items.append(memory.items.clamp(max=last))
-        bonus.append(own.masked_fill(memory.items == NO_ITEM, NEG_INF))
+        bonus.append(own.masked_fill(memory.items > last, NEG_INF))  # padding, and what no index has room for yet
     if dense is not None and dense_weight is not None:
         own = dense_weight[:, None] * dense.of(runtime, dense.best.clamp(max=last))
         left_out = (dense.best == NO_ITEM) | (dense_weight == 0)[:, None]

@@ -20,10 +20,11 @@ from app.main import create_app
 from serving.bundle import Bundle
 from serving.engine import Engine
 from serving.items import tokenizer
-from serving.items.tokenizer import Codec, save_tokenizer
+from serving.items.newcomers import LIKE
+from serving.items.tokenizer import Codec, load_tokenizer, save_tokenizer
 from tests.app.conftest import Gate, ready, settings
 from tests.app.test_security import digest, sending
-from tests.builders import tiny_bundle
+from tests.builders import GATE, tiny_bundle
 from tests.conftest import RedisServer
 from tests.waiting import DEADLINE, eventually
 
@@ -41,8 +42,9 @@ def embed(texts: list[str], name: str, progress: bool = False) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle whose semantic IDs are made from text."""
-    made = tiny_bundle(tmp_path_factory.mktemp("bundle") / "b", 80, sizes=SIZES)
+    """A bundle whose semantic IDs are made from text, and that has an item memory."""
+    memory = {"neighbours": True, "neighbours_weight": 1.0, "gate": GATE}
+    made = tiny_bundle(tmp_path_factory.mktemp("bundle") / "b", 80, sizes=SIZES, **memory)
     draw = torch.Generator().manual_seed(0)
     codebooks = tuple(torch.randn(size, WIDTH, generator=draw) for size in SIZES)
     codec = Codec("text", torch.zeros(WIDTH), torch.eye(WIDTH), (torch.eye(WIDTH),), (torch.zeros(WIDTH),), codebooks)
@@ -264,6 +266,29 @@ def test_half_a_character_is_refused(serve: Serve) -> None:
         body = '{"items": [{' + ", ".join(f'"{name}": {value}' for name, value in item.items()) + "}]}"
         answer = client.post("/items", content=body, headers={**ADMIN, "Content-Type": "application/json"})
         assert answer.status_code == 422 and field in answer.json()["field"]
+
+
+def test_the_memory_knows_a_new_item_by_its_text_and_after_a_restart_too(
+    serve: Serve, folder: Path, tmp_path: Path
+) -> None:
+    first = serve(state_dir=tmp_path)
+    put(first, "lamp")
+    codec = load_tokenizer(folder / "tokenizer").codec
+    assert codec is not None
+    bundle = Bundle.load(folder)
+    assert bundle.neighbours is not None
+    codes = torch.from_numpy(bundle.catalogue.tokens - bundle.vocabulary.level_offsets)
+    places = torch.stack([book[codes[:, level]] for level, book in enumerate(codec.codebooks)]).sum(0)
+    like = (places - torch.from_numpy(embed(["The lamp"], ""))).norm(dim=1).argsort()[:LIKE]
+    history = [int(row) for row in like]  # something in it leads to one of them, or to what they are like
+    shares = bundle.neighbours.shares([history[::-1]], 6)[0].dense(80)[0]
+    expected = float(np.log(shares[like.numpy()].mean()))
+    for client in (first, serve(state_dir=tmp_path)):
+        body = {"history": [f"i{row}" for row in history[::-1]], "allow": ["lamp"], "k": 1, "explain": True}
+        [explained] = client.post("/recommend", json=body).json()["explanation"]["items"]
+        assert explained["item_id"] == "lamp" and explained["neighbour_score"] == pytest.approx(expected, abs=1e-5)
+        together = client.get("/items/lamp/similar?by=together").json()["items"]
+        assert together == client.get(f"/items/i{history[0]}/similar?by=together").json()["items"]
 
 
 def test_a_list_that_explores_keeps_slots_for_new_items(serve: Serve) -> None:

@@ -79,15 +79,23 @@ def embed_text(texts: Sequence[str], model_name: str, cache: Path | None = None,
     cache: a folder in which they are kept under a hash of the model's name and all texts (some 30 s of reading per
     thousand items otherwise). Raises ServingError where the model cannot be loaded.
     """
-    digest = hashlib.sha256("\x00".join([model_name, *texts]).encode()).hexdigest()[:24]
-    path = cache / f"text-{digest}.safetensors" if cache else None
-    if path and path.is_file():
+    if cache and (path := _cached(texts, model_name, cache)).is_file():
         return load_file(path)["embedding"]
     embedding = tokenizer.embed_text(texts, model_name, progress)
-    if path:
-        with atomic_write(path) as partial:  # a kill while writing leaves no broken cache
-            save_file({"embedding": embedding}, partial)
+    if cache:
+        keep_embedding(texts, model_name, cache, embedding)
     return embedding
+
+
+def keep_embedding(texts: Sequence[str], model_name: str, cache: Path, embedding: np.ndarray) -> None:
+    """Writes what `embed_text` will read back for these texts."""
+    with atomic_write(_cached(texts, model_name, cache)) as partial:  # a kill while writing leaves no broken cache
+        save_file({"embedding": embedding}, partial)
+
+
+def _cached(texts: Sequence[str], model_name: str, cache: Path) -> Path:
+    digest = hashlib.sha256("\x00".join([model_name, *texts]).encode()).hexdigest()[:24]
+    return cache / f"text-{digest}.safetensors"
 
 
 def collaborative_embedding(

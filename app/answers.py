@@ -7,6 +7,7 @@ from typing import Any
 
 from app.schemas import (
     Explanation,
+    HistoryEvent,
     ItemExplanation,
     NamedItem,
     RankRequest,
@@ -18,10 +19,11 @@ from app.schemas import (
 )
 from serving.bundle import Bundle
 from serving.items.catalogue import Catalogue
+from serving.items.events import are_ids
 from serving.online import receipts
 from serving.online.models import Assigned, Models
 from serving.online.recommender import Query, Recommendation, Steps
-from serving.types import Trace, searches_of
+from serving.types import Event, Trace, searches_of
 
 
 async def recommend(models: Models, assigned: Assigned, secret: bytes) -> RecommendResponse:
@@ -38,6 +40,12 @@ def work_of(assigned: Assigned) -> int:
     return assigned.recommender.beam_width(query) * searches_of(query.explore) * (most + 1)
 
 
+def to_history(items: Sequence[str | HistoryEvent]) -> Sequence[str | Event]:
+    if are_ids(items):
+        return items
+    return [item if isinstance(item, str) else item.to_event() for item in items]
+
+
 def to_query(body: RecommendRequest | RankRequest, steps: Steps, client: str, secret: bytes) -> Query:
     """secret: has sealed the id of the page before. Raises RequestError."""
     what: dict[str, Any]
@@ -51,7 +59,7 @@ def to_query(body: RecommendRequest | RankRequest, steps: Steps, client: str, se
             before = receipts.read(body.after, secret, "after")
             what["shown"] = (*before.earlier, *before.items)
     return Query(
-        history=body.history or (),
+        history=to_history(body.history) if body.history else (),
         user_id=body.user_id,
         steps=steps,
         paths=body.reasoning_paths,

@@ -13,7 +13,7 @@ from fastapi.responses import Response
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
-from app.schemas import Problem
+from app.schemas import HistoryEvent, Problem
 from serving.errors import (
     BundleError,
     DeadlineExceeded,
@@ -103,6 +103,7 @@ ROUTING = {  # what the router says of a path, in a sentence
     404: "There is no such path, to the letter; /docs lists all.",
     405: "This path does not take this method; /docs lists those it takes.",
 }
+ID_KIND, EVENT_KIND = "constrained-str", HistoryEvent.__name__  # what a history's entry may be, as pydantic says it
 REJECTIONS = (401, 403, 413, 429, 503, 504)
 MEANINGS = {
     401: "a key is required and none was sent",
@@ -164,7 +165,8 @@ def _make(status: int, name: str, title: str, detail: str, **more: Any) -> Probl
 
 
 def _validation_problem(errors: Iterable[Any]) -> Problem:
-    found = [{"field": _field(error), "detail": error["msg"].removeprefix("Value error, ")} for error in errors]
+    meant = [error for error in errors if not _of_other_kind(error)]
+    found = [{"field": _field(error), "detail": error["msg"].removeprefix("Value error, ")} for error in meant]
     first = found[0]
     where = f"{first['field']}: " if first["field"] else ""
     return _make(
@@ -173,11 +175,19 @@ def _validation_problem(errors: Iterable[Any]) -> Problem:
     )  # fmt: skip
 
 
+def _of_other_kind(error: Any) -> bool:
+    """Whether a history's entry was refused as what it was not meant to be: an id as an event, or an event as an id."""
+    kind = error["loc"][-1] if error["loc"] else None
+    if kind == EVENT_KIND:
+        return bool(error["type"] == "model_type")
+    return kind == ID_KIND and isinstance(error["input"], dict)
+
+
 def _field(error: Any) -> str:
     """The dotted name of the offending field; a position in text that is not JSON names no field."""
     if error["type"] == "json_invalid":
         return "body"
-    location = [str(part) for part in error["loc"]]
+    location = [str(part) for part in error["loc"] if part not in (ID_KIND, EVENT_KIND)]
     if location and location[0] in ("body", "query", "path", "header"):
         del location[0]
     if not location and "beam_width" in error["msg"]:

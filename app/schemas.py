@@ -22,7 +22,7 @@ from pydantic import (
 from serving.ids import is_unicode
 from serving.online.counters import Window
 from serving.online.deployment import Arm, Shadow, Traffic
-from serving.types import MAX_ID_LENGTH
+from serving.types import MAX_ID_LENGTH, MAX_TIMESTAMP, MAX_TYPE_LENGTH, Event
 
 MAX_ITEMS = 10_000
 MAX_PATHS = 16
@@ -52,11 +52,31 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)  # "10" is not a number
 
 
+class HistoryEvent(Body):
+    """What somebody did with an item; its id alone stands for an event of which nothing else is known."""
+
+    item_id: Id
+    type: Annotated[Text, StringConstraints(min_length=1, max_length=MAX_TYPE_LENGTH)] | None = Field(
+        None, description="such as view or purchase; a model may give types weights, and leave some out"
+    )
+    value: float | None = Field(None, description="such as a price or a rating; kept with the event")
+    timestamp: float | None = Field(None, ge=0, le=MAX_TIMESTAMP, description="seconds since 1970")
+
+    def to_event(self) -> Event:
+        return Event(self.item_id, self.type, self.value, self.timestamp)
+
+
+# Ids come first: a history without events pays nothing for there being some.
+HistoryItem = Annotated[Id | HistoryEvent, Field(union_mode="left_to_right")]
+
+
 class UserRequest(Body):
     """The user, their history, and how the model answers."""
 
     user_id: Id | None = Field(None, description="without it nothing is cached and no known history is used")
-    history: Items | None = Field(None, description="item ids, oldest first; omitted or empty: the known history")
+    history: Annotated[list[HistoryItem], Field(max_length=MAX_ITEMS)] | None = Field(
+        None, description="item ids and events, oldest first, as given; omitted or empty: the known history"
+    )
     reasoning_paths: int | None = Field(
         None, ge=1, le=MAX_PATHS, description="reasoning paths searched in parallel; default: the bundle's"
     )
@@ -248,7 +268,9 @@ class BatchResponse(BaseModel):
 
 
 class EventsRequest(Body):
-    items: Annotated[list[Id], Field(min_length=1, max_length=1000)] = Field(description="item ids, oldest first")
+    items: Annotated[list[HistoryItem], Field(min_length=1, max_length=1000)] = Field(
+        description="item ids and events, oldest first, as given"
+    )
 
 
 class EventsResponse(BaseModel):
@@ -260,7 +282,7 @@ class EventsResponse(BaseModel):
 
 class UserResponse(BaseModel):
     user_id: str
-    items: list[str] = Field(description="the known history, oldest first")
+    items: list[str | HistoryEvent] = Field(description="the known history, oldest first, as it was sent")
     cached: list[str] = Field(description="the cache tiers that hold an encoded history")
     shown: list[str] = Field(description="items shown lately and not taken, oldest first; kept for rotation")
 
@@ -309,7 +331,7 @@ class ItemsResponse(BaseModel):
     items: list[Item]
 
 
-Event = Literal["impression", "click", "like", "dislike", "cart", "purchase", "play", "share"]
+FeedbackEvent = Literal["impression", "click", "like", "dislike", "cart", "purchase", "play", "share"]
 
 
 class FeedbackRequest(Body):
@@ -317,7 +339,7 @@ class FeedbackRequest(Body):
 
     recommendation_id: RecommendationId
     item_id: Id
-    event: Event
+    event: FeedbackEvent
     value: float | None = Field(None, description="such as a price or seconds played; kept as it is")
     time: float | None = Field(
         None, ge=0, le=1e11, description="seconds since the epoch; default: when the request came"

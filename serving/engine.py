@@ -202,7 +202,9 @@ class Engine:
         neighbours = self.bundle.neighbours
         if neighbours is None or not any(self._neighbours_weight(r) or r.explain for r in requests):
             return None
-        return look_up(neighbours, self.bundle.settings, [request.history for request in requests])
+        events = [request.events for request in requests]
+        histories = [request.history for request in requests]
+        return look_up(neighbours, self.bundle.settings, histories, events if any(events) else None)
 
     def _answer(self, beams: Beams, i: int, request: Request, found: LookedUp | None) -> Answer:
         is_item = beams.items[i] >= 0

@@ -52,9 +52,15 @@ def is_id_type(kind: pa.DataType) -> bool:
 
 def is_id_list_type(kind: pa.DataType) -> bool:
     """Whether a column of this type can hold lists of ids."""
-    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list, pa.types.is_list_view,
-             pa.types.is_large_list_view)  # fmt: skip
-    return pa.types.is_null(kind) or (any(is_list(kind) for is_list in lists) and is_id_type(kind.value_type))
+    return pa.types.is_null(kind) or (_is_list(kind) and is_id_type(kind.value_type))
+
+
+def is_event_list_type(kind: pa.DataType) -> bool:
+    """Whether a column of this type can hold lists of events: structs whose item_id is text or a whole number."""
+    if not _is_list(kind) or not pa.types.is_struct(kind.value_type):
+        return False
+    at = kind.value_type.get_field_index("item_id")
+    return at >= 0 and is_id_type(kind.value_type.field(at).type)
 
 
 def id_values(column: pa.Array, kind: pa.DataType) -> list[Any]:
@@ -69,6 +75,15 @@ def id_values(column: pa.Array, kind: pa.DataType) -> list[Any]:
     return values
 
 
+def event_values(column: pa.Array) -> list[Any]:
+    """The values of a column of lists of events; empty bytes where a text in them is not UTF-8."""
+    try:
+        values: list[Any] = column.to_pylist()
+    except UnicodeDecodeError:
+        return [_value(scalar) for scalar in column]
+    return values
+
+
 def _value(scalar: pa.Scalar) -> Any:
     try:
         value = scalar.as_py()
@@ -77,6 +92,12 @@ def _value(scalar: pa.Scalar) -> Any:
         return value.decode() if isinstance(value, bytes) else value
     except UnicodeDecodeError:
         return b""
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list, pa.types.is_list_view,
+             pa.types.is_large_list_view)  # fmt: skip
+    return any(is_list(kind) for is_list in lists)
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:

@@ -35,7 +35,11 @@ def settings_to_json(vocabulary: Vocabulary, settings: BundleSettings, neighbour
     return {
         "tokens_per_item": vocabulary.tokens_per_item,
         "vocabulary": vocabulary.to_json(),
-        "history": {"max_items": settings.max_items, "suffix_tokens": list(settings.suffix_tokens)},
+        "history": {
+            "max_items": settings.max_items,
+            "suffix_tokens": list(settings.suffix_tokens),
+            "type_weights": dict(settings.type_weights),
+        },
         "reasoning": {
             "max_steps": vocabulary.max_steps,
             "default_steps": settings.default_steps,
@@ -77,10 +81,13 @@ def settings_from_json(manifest: dict[str, Any]) -> BundleSettings:
         attention=manifest["encoder"]["attention"],
         normalise=score.get("normalise", "vocabulary"),
         age_bias=bool(manifest["encoder"].get("age_bias", False)),
+        type_weights=tuple(history.get("type_weights", {}).items()),
     )
     for name, values in CHOICES.items():
         if asdict(settings)[name] not in values:
             raise ValueError(f"{name} must be one of {', '.join(values)}")
+    if not all(0 <= weight < math.inf for _, weight in settings.type_weights):  # no comparison with NaN is true
+        raise ValueError("a weight of type_weights is not a number of at least 0")
     if not 0 <= settings.default_steps <= reasoning["max_steps"]:
         raise ValueError("default_steps is not in 0..max_steps")
     return settings

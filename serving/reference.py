@@ -16,6 +16,7 @@ import torch
 from serving.bundle import Bundle
 from serving.items.histories import history_tokens
 from serving.network.model import dense_logits
+from serving.types import EventData
 
 Tokens = tuple[int, ...]
 
@@ -32,9 +33,10 @@ class Path:
 class Reference:
     """Scores items and searches for one history. steps: l, the number of reasoning steps."""
 
-    def __init__(self, bundle: Bundle, history: Sequence[int], steps: int) -> None:
+    def __init__(self, bundle: Bundle, history: Sequence[int], steps: int, events: EventData | None = None) -> None:
         self.bundle, self.settings, self.steps = bundle, bundle.settings, steps
         self.history = list(history)[-self.settings.max_items :]
+        self.weights = [1.0] * len(self.history) if events is None else events.weights.tolist()
         self.network = copy.deepcopy(bundle.network).double().eval()
         self.items: list[Tokens] = [tuple(row) for row in bundle.catalogue.tokens.tolist()]
         tokens, mask = history_tokens(
@@ -90,7 +92,8 @@ class Reference:
             return np.zeros(len(self.items)), 0.0
         for t, row in enumerate(reversed(self.history)):
             for entry in range(graph.offsets[row], graph.offsets[row + 1]):
-                n[graph.items[entry]] += (t + 1) ** -graph.recency * float(graph.weights[entry])
+                factor = self.weights[-1 - t] * (t + 1) ** -graph.recency
+                n[graph.items[entry]] += factor * float(graph.weights[entry])
         n = [max(x, 0.0) for x in n]
         return np.array([x / sum(n) if sum(n) else 0.0 for x in n]), sum(n)
 
@@ -233,13 +236,14 @@ def score_all_items(
     reasoning: Tokens | int = (),
     dense_weight: float = 0.0,
     neighbours_weight: float = 0.0,
+    events: EventData | None = None,
 ) -> tuple[np.ndarray, float]:
     """Every item's score after one given reasoning path, and the path's log-probability. Shape: (I,) float64.
 
     reasoning: the path's tokens; for a model whose steps feed back the state alone, the number of steps.
     """
     tokens = (0,) * reasoning if isinstance(reasoning, int) else tuple(reasoning)
-    reference = Reference(bundle, history, len(tokens))
+    reference = Reference(bundle, history, len(tokens), events)
     path = reference.path(tokens)
     network = np.array([reference.score(path, item) for item in reference.items]) + dense_weight * reference.dense(path)
     odds = reference.network_odds(path, neighbours_weight)

@@ -31,7 +31,30 @@ StateDtype = Literal["float32", "float16"]
 
 # Characters (code points) of a user's or an item's id: what can be trained can be sent over HTTP and scored offline.
 MAX_ID_LENGTH = 256
+MAX_TYPE_LENGTH = 64  # characters of an event's type
+MAX_TIMESTAMP = 1e11  # seconds since 1970 of an event: year 5138, so that milliseconds are noticed
 REDIS_PREFIX = "streamrec"  # of every key and channel, unless the settings name another
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What somebody did with an item. timestamp: seconds since 1970. An item id alone is an event of which nothing else
+    is known."""
+
+    item_id: str
+    type: str | None = None
+    value: float | None = None
+    timestamp: float | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EventData:
+    """What the model reads of a history's n events besides their items, oldest first.
+
+    weights: (n,) float32, how much each counts in the item memory.
+    """
+
+    weights: np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +85,8 @@ class BundleSettings:
     normalise: what a token's softmax runs over, the tokens that may stand at its position or the whole vocabulary, as
     in older bundles.
     age_bias: whether the decoder's cross-attention has a bias per age of an item, 0..max_items - 1 (heads.safetensors).
+    type_weights: how much events of a type count in the item memory, 1 where a type is not named; those of weight 0 are
+    left out of histories.
     """
 
     max_items: int = 20
@@ -78,6 +103,7 @@ class BundleSettings:
     attention: EncoderAttention = "bidirectional"
     normalise: Normalise = "vocabulary"
     age_bias: bool = False
+    type_weights: tuple[tuple[str, float], ...] = ()
 
     @property
     def ages(self) -> int:
@@ -107,7 +133,8 @@ class Request:
     """One search. history: catalogue rows, oldest first. paths: reasoning paths. None: the bundle's own value.
 
     items: score these distinct catalogue rows and search for none; beams and rules have no say then. explore: how many
-    new items to find besides, by a second search of as many beams.
+    new items to find besides, by a second search of as many beams. events: of the history; None: nothing is known of
+    them.
     """
 
     history: tuple[int, ...]
@@ -121,6 +148,7 @@ class Request:
     paths: int | None = None
     items: tuple[int, ...] | None = None
     explore: int = 0
+    events: EventData | None = None
 
     @property
     def beam_rows(self) -> int:

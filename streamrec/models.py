@@ -72,8 +72,8 @@ class Cost(TypedDict):
 
 
 class EventsRequest(TypedDict):
-    items: list[str]
-    """item ids, oldest first"""
+    items: list[str | HistoryEvent]
+    """item ids and events, oldest first, as given"""
 
 
 class EventsResponse(TypedDict):
@@ -142,6 +142,18 @@ class FeedbackSummary(TypedDict):
     """recommendations with any event but impressions; null without any"""
     click_through_rate: Rate | None
     """clicks per impression; null without impressions"""
+
+
+class HistoryEvent(TypedDict):
+    """What somebody did with an item; its id alone stands for an event of which nothing else is known."""
+
+    item_id: str
+    type: NotRequired[str | None]
+    """such as view or purchase; a model may give types weights, and leave some out"""
+    value: NotRequired[float | None]
+    """such as a price or a rating; kept with the event"""
+    timestamp: NotRequired[float | None]
+    """seconds since 1970"""
 
 
 class Item(TypedDict):
@@ -294,8 +306,8 @@ class RankRequest(TypedDict):
 
     user_id: NotRequired[str | None]
     """without it nothing is cached and no known history is used"""
-    history: NotRequired[list[str] | None]
-    """item ids, oldest first; omitted or empty: the known history"""
+    history: NotRequired[list[str | HistoryEvent] | None]
+    """item ids and events, oldest first, as given; omitted or empty: the known history"""
     reasoning_paths: NotRequired[int | None]
     """reasoning paths searched in parallel; default: the bundle's"""
     dense_weight: NotRequired[float | None]
@@ -332,8 +344,8 @@ class RecommendRequest(TypedDict):
 
     user_id: NotRequired[str | None]
     """without it nothing is cached and no known history is used"""
-    history: NotRequired[list[str] | None]
-    """item ids, oldest first; omitted or empty: the known history"""
+    history: NotRequired[list[str | HistoryEvent] | None]
+    """item ids and events, oldest first, as given; omitted or empty: the known history"""
     reasoning_paths: NotRequired[int | None]
     """reasoning paths searched in parallel; default: the bundle's"""
     dense_weight: NotRequired[float | None]
@@ -470,8 +482,8 @@ class TrafficResponse(TypedDict):
 
 class UserResponse(TypedDict):
     user_id: str
-    items: list[str]
-    """the known history, oldest first"""
+    items: list[str | HistoryEvent]
+    """the known history, oldest first, as it was sent"""
     cached: list[str]
     """the cache tiers that hold an encoded history"""
     shown: list[str]

@@ -17,7 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import ErrorDetails
 
 from serving.items.tokenizer import PACKAGED, Source
-from serving.types import EncoderAttention, Merge, Normalise, StepForm
+from serving.types import MAX_TYPE_LENGTH, EncoderAttention, Merge, Normalise, StepForm
 from training.data.prepare import SplitKind
 
 
@@ -238,6 +238,14 @@ class RlConfig(StageConfig):
         return self
 
 
+class HistoryConfig(Settings):
+    """What events count. type_weights: by type, in the item memory; 1 where a type is not named. Those of weight 0 are
+    left out everywhere, as if they had not happened.
+    """
+
+    type_weights: dict[Annotated[str, Field(min_length=1, max_length=MAX_TYPE_LENGTH)], SearchWeight] = {}
+
+
 class NeighboursConfig(Settings):
     """The item graph (training/memory.py). enabled: whether a run fits one.
 
@@ -288,6 +296,7 @@ class RunConfig(Settings):
     pretrain: PretrainConfig = PretrainConfig()
     sft: SftConfig = SftConfig()
     rl: RlConfig = RlConfig()
+    history: HistoryConfig = HistoryConfig()
     neighbours: NeighboursConfig = NeighboursConfig()
     evaluation: EvalConfig = EvalConfig()
 

@@ -13,8 +13,8 @@ import torch
 from serving.bundle import Bundle
 from serving.network.eager import EagerRuntime
 from serving.search.ranker import Ranker
-from serving.types import BundleSettings
-from training.data.prepare import DataError, Dataset, sample_users, split_by
+from serving.types import BundleSettings, EventData
+from training.data.prepare import DataError, Dataset, sample_events, sample_users, split_by, weigh
 from training.metrics import ndcg, paired_bootstrap, recall_ndcg, target_ranks
 from training.stages.diagnostics import reasoning_diagnostics
 from training.workspace import Workspace
@@ -29,7 +29,13 @@ class Ranks(Protocol):
     def settings(self) -> BundleSettings: ...
 
     def rank(
-        self, histories: Sequence[np.ndarray], steps: int, beam: int, *, exclude_seen: bool = False
+        self,
+        histories: Sequence[np.ndarray],
+        steps: int,
+        beam: int,
+        *,
+        exclude_seen: bool = False,
+        events: Sequence[EventData] | None = None,
     ) -> np.ndarray: ...
 
 
@@ -41,10 +47,11 @@ def measure(
     beam: int,
     *,
     exclude_seen: bool = False,
+    events: Sequence[EventData] | None = None,
 ) -> tuple[dict[str, Any], np.ndarray]:
     """A row of a table (`steps`, `users`, recall and NDCG at 5 and 10, `beam`, `seconds`), and ranked items (U, 10)."""
     started = time.perf_counter()
-    ranked = ranker.rank(histories, steps, beam, exclude_seen=exclude_seen)
+    ranked = ranker.rank(histories, steps, beam, exclude_seen=exclude_seen, events=events)
     settings = ranker.settings
     row = {
         "steps": steps,
@@ -95,13 +102,14 @@ def compare(work: Workspace, earlier: Bundle) -> list[dict[str, Any]]:
     steps and model, that of the update with its gain in NDCG@10 and the ends of a 95% interval."""
     evaluation = work.config.evaluation
     histories, target = sample_users(work.split.test_history, work.split.test_target, evaluation.choice_users)
+    events = sample_events(work.split.test_events, evaluation.choice_users)
     rankers = {earlier.version: bundle_ranker(earlier), UPDATE: work.ranker()}
     rows: list[dict[str, Any]] = []
     for steps in sorted({0, *evaluation.steps}):
         gains = []
         for model, ranker in rankers.items():
             row, ranked = measure(
-                ranker, histories, target, steps, evaluation.beam, exclude_seen=evaluation.exclude_seen
+                ranker, histories, target, steps, evaluation.beam, exclude_seen=evaluation.exclude_seen, events=events
             )
             gains.append(ndcg(target_ranks(ranked, target)))
             rows.append({"model": model, **row, "split": "test"})
@@ -132,14 +140,16 @@ def evaluate_bundle(
             "evaluate on the data it was trained on."
         )
     to_row = np.asarray(rows, dtype=np.int64)
+    data = weigh(data, dict(bundle.settings.type_weights))
     held_out = split_by(data, bundle.about.get("config", {}).get("split", "leave-one-out"))
     histories = held_out.test_history if split == "test" else held_out.valid_history
     target = held_out.test_target if split == "test" else held_out.valid_target
+    events = sample_events(held_out.test_events if split == "test" else held_out.valid_events, users or len(target))
     histories, target = sample_users(histories, target, users or len(target))
     histories, target = [to_row[history] for history in histories], to_row[target]
     ranker = bundle_ranker(bundle)
     if paths is not None:
         ranker = replace(ranker, settings=replace(bundle.settings, paths=paths))
     for number in steps:
-        row, _ = measure(ranker, histories, target, number, beam, exclude_seen=exclude_seen)
+        row, _ = measure(ranker, histories, target, number, beam, exclude_seen=exclude_seen, events=events)
         yield row | {"split": split}

@@ -22,7 +22,7 @@ from serving.items.catalogue import Catalogue
 from serving.items.histories import history_tokens
 from serving.items.neighbours import Neighbours
 from serving.types import BundleSettings, Gate
-from training.data.prepare import sample_users
+from training.data.prepare import sample_events, sample_users
 from training.data.read import Dataset
 from training.evaluate import Ranks, compare, measure
 from training.int8_gate import int8_gate
@@ -132,11 +132,12 @@ def choose(work: Workspace, memory: FittedMemory | None = None, steps: Sequence[
     """
     evaluation = work.config.evaluation
     histories, target = sample_users(work.split.valid_history, work.split.valid_target, evaluation.choice_users)
+    events = sample_events(work.split.valid_events, evaluation.choice_users)
     ranker, join = work.ranker(), None
     if memory is not None:
         join = fit_join(
             ranker, memory, histories, target, evaluation.beam, work.config.neighbours.candidates,
-            exclude_seen=evaluation.exclude_seen,
+            exclude_seen=evaluation.exclude_seen, events=events,
         )  # fmt: skip
     table: list[dict[str, Any]] = []
     seen: dict[BundleSettings, tuple[dict[str, Any], np.ndarray]] = {}
@@ -148,7 +149,7 @@ def choose(work: Workspace, memory: FittedMemory | None = None, steps: Sequence[
                 candidate = CrossFittedRanker(replace(ranker, settings=settings), join)
             row, ranked = measure(
                 candidate, histories, target, settings.default_steps, evaluation.beam,
-                exclude_seen=evaluation.exclude_seen,
+                exclude_seen=evaluation.exclude_seen, events=events,
             )  # fmt: skip
             table.append(row)
             seen[settings] = row, ndcg(target_ranks(ranked, target))
@@ -326,14 +327,16 @@ trained on. The gain in NDCG@10 has its 95% interval over users.
 
 def memory_card(neighbours: Neighbours, settings: BundleSettings, gate: Gate) -> str:
     """The section of the model card with all that an outsider needs to compute the joined score."""
+    weights = ", ".join(f"{weight:g} for {kind}" for kind, weight in settings.type_weights) or "none here"
+    weights += ", and 1 of all others"
     terms = "".join(f"\n    {value:+.6g} * {name}" for name, value in asdict(gate).items() if name != "intercept")
     return f"""
 ## Item memory
 neighbours.safetensors holds weights w(i, j) between items, counted in training sequences and texts, learnt by a
 linear model of the next item, or both: the entries offsets[i] to offsets[i + 1] of `items` (catalogue rows) and of
 `weights`, which may be negative. n(j) is the sum over the last {settings.max_items} items i_t of the history, t steps
-back from the newest, of (t + 1) ** -{neighbours.recency} * w(i_t, j), or 0 where that is negative, and an item's
-share is n(j) / sum of n over all items. Then
+back from the newest, of a_t * (t + 1) ** -{neighbours.recency} * w(i_t, j), or 0 where that is negative, and an item's
+share is n(j) / sum of n over all items. a_t is the weight of the event's type, {weights}. Then
 
     score(j) = log( g * exp(N(j)) + (1 - g) * share(j) )
     log(g / (1 - g)) = {gate.intercept:.6g}{terms}

@@ -14,7 +14,7 @@ import torch
 
 from serving.network.onnx import OnnxRuntime
 from serving.search.ranker import TOP
-from training.data.prepare import sample_users
+from training.data.prepare import sample_events, sample_users
 from training.metrics import ndcg, target_ranks
 from training.workspace import Workspace
 
@@ -32,6 +32,7 @@ def int8_gate(work: Workspace) -> dict[str, Any]:
     """
     evaluation, settings = work.config.evaluation, work.settings
     histories, target = sample_users(work.split.valid_history, work.split.valid_target, USERS)
+    events = sample_events(work.split.valid_events, USERS)
     work = replace(work, network=copy.deepcopy(work.network)).on("cpu")
     runtime = OnnxRuntime(
         work.network.eval(), work.item_tokens, settings.attention, threads=torch.get_num_threads(), int8=True
@@ -39,7 +40,9 @@ def int8_gate(work: Workspace) -> dict[str, Any]:
     rankers = {"fp32": work.ranker(), "int8": work.ranker(runtime)}
     rows: list[dict[str, Any]] = []
     for steps in sorted({0, settings.default_steps, *evaluation.steps}):
-        ranked = {name: ranker.rank(histories, steps, evaluation.beam) for name, ranker in rankers.items()}
+        ranked = {
+            name: ranker.rank(histories, steps, evaluation.beam, events=events) for name, ranker in rankers.items()
+        }
         quality = {
             name: round(float(ndcg(target_ranks(items, target), TOP).mean()), 5) for name, items in ranked.items()
         }

@@ -17,8 +17,8 @@ import numpy as np
 
 from serving.items.neighbours import Neighbours
 from serving.search.memory import look_up
-from serving.search.ranker import Ranker
-from serving.types import BundleSettings, Gate
+from serving.search.ranker import Ranker, of_some
+from serving.types import BundleSettings, EventData, Gate
 from training.memory import FittedMemory
 from training.metrics import ndcg
 from training.neighbours import coordinate_search
@@ -89,11 +89,20 @@ class CrossFittedRanker:
     def settings(self) -> BundleSettings:
         return self.ranker.settings
 
-    def rank(self, histories: Sequence[np.ndarray], steps: int, beam: int, *, exclude_seen: bool = False) -> np.ndarray:
+    def rank(
+        self,
+        histories: Sequence[np.ndarray],
+        steps: int,
+        beam: int,
+        *,
+        exclude_seen: bool = False,
+        events: Sequence[EventData] | None = None,
+    ) -> np.ndarray:
         parts = []
         for users, neighbours, gate in self.join.folds:
             ranker = replace(self.ranker, neighbours=neighbours, settings=replace(self.settings, gate=gate))
-            parts.append(ranker.rank([histories[user] for user in users], steps, beam, exclude_seen=exclude_seen))
+            own = [histories[user] for user in users]
+            parts.append(ranker.rank(own, steps, beam, exclude_seen=exclude_seen, events=of_some(events, users)))
         ranked = np.empty_like(np.concatenate(parts))
         ranked[np.concatenate([users for users, _, _ in self.join.folds])] = np.concatenate(parts)
         return ranked
@@ -108,14 +117,15 @@ def fit_join(
     candidates: int,
     *,
     exclude_seen: bool,
+    events: Sequence[EventData] | None = None,
 ) -> Join:
     """The join of a network with its memory, on the validation users that `memory` was fitted on, in their order.
 
     candidates: how many of the memory's best items join those that the beam finds. exclude_seen: whether those that
-    judge exclude a history's items. Takes one search per user.
+    judge exclude a history's items. events: of each history. Takes one search per user.
     """
     settings = replace(ranker.settings, neighbours_weight=1.0, dense_candidates=candidates)
-    proposals = _proposals(replace(ranker, settings=settings), memory, histories, target, beam, exclude_seen)
+    proposals = _proposals(replace(ranker, settings=settings), memory, histories, target, beam, exclude_seen, events)
     users = np.arange(len(target))
     parts = [users[first::PARTS] for first in range(min(PARTS, len(users)))]
     ways = {way: float(judged(proposals, way, parts).mean()) for way in WAYS}
@@ -182,6 +192,7 @@ def _proposals(
     target: np.ndarray,
     beam: int,
     exclude_seen: bool,
+    events: Sequence[EventData] | None,
 ) -> Proposals:
     """Searches once per user, with the memory that judges the user."""
     asks = Gate(0.0, confidence=1.0)  # so that the search measures its confidence
@@ -191,7 +202,8 @@ def _proposals(
         for index in own.batches([histories[user] for user in users]):
             chosen = users[index]
             batch = [histories[user] for user in chosen]
-            parts.append(_batch_proposals(own, neighbours, batch, target[chosen], beam, exclude_seen))
+            of_batch = of_some(events, chosen)
+            parts.append(_batch_proposals(own, neighbours, batch, target[chosen], beam, exclude_seen, of_batch))
             order.append(chosen)
     width = max(part.network.shape[1] for part in parts)
     back = np.argsort(np.concatenate(order))
@@ -213,10 +225,11 @@ def _batch_proposals(
     target: np.ndarray,
     beam: int,
     exclude_seen: bool,
+    events: Sequence[EventData] | None,
 ) -> Proposals:
-    item, network, confidence = ranker.propose(histories, 0, beam, exclude_seen=exclude_seen)
-    found = look_up(neighbours, ranker.settings, histories)
-    _, features = neighbours.shares(histories, ranker.settings.max_items)
+    item, network, confidence = ranker.propose(histories, 0, beam, exclude_seen=exclude_seen, events=events)
+    found = look_up(neighbours, ranker.settings, histories, events)
+    _, features = neighbours.shares(histories, ranker.settings.max_items, events)
     known = np.isfinite(features["support"])
     columns = [np.where(known, features[name], 0.0) for name in FEATURES[:-1]]
     with np.errstate(divide="ignore"):

@@ -2,10 +2,11 @@
 
     W = (X'X + ridge * 1)^-1 X'Y
 
-X has a row per training prefix, with (t + 1) ** -recency for each of its last `max_items` items, t steps back from the
-newest; Y is the prefix's next item, one-hot. So n(j | history) = sum of (t + 1) ** -recency * W(i_t, j) is the
-least-squares estimate of P(j | history), and what several items of the history say alike counts once. Weights may be
-negative. Only a row's largest weights, by size, are kept. [open: not in the paper.]
+X has a row per training prefix, with a_t * (t + 1) ** -recency for each of its last `max_items` items, t steps back
+from the newest; Y is the prefix's next item, one-hot. a_t is the weight of the event, 1 unless its type has another,
+and a row counts as much as the event of its next item. So n(j | history) = sum of a_t * (t + 1) ** -recency * W(i_t, j)
+is the least-squares estimate of P(j | history), and what several items of the history say alike counts once. Entries of
+W may be negative. Only a row's largest ones, by size, are kept. [open: not in the paper.]
 
 Exact up to EXACT_ITEMS items: one matrix of 4 I^2 bytes (two up to DENSE_ITEMS) and about I^3 operations, which a core
 does in seconds for 6,000 items and in ten minutes for 24,587 (2.4 GB). Beyond that, each item is regressed on the items
@@ -53,24 +54,33 @@ class Moments:
     cross: sparse.csr_matrix
 
     @staticmethod
-    def of(sequences: Sequence[np.ndarray], items: int, max_items: int, recency: float) -> Moments:
+    def of(
+        sequences: Sequence[np.ndarray],
+        items: int,
+        max_items: int,
+        recency: float,
+        weights: Sequence[np.ndarray] | None = None,
+    ) -> Moments:
         lengths = np.array([len(sequence) for sequence in sequences])
         if lengths.sum() > SAMPLED_EVENTS:
             drawn = np.random.default_rng(0).permutation(len(sequences))
             drawn = np.sort(drawn[: max(1, int((lengths[drawn].cumsum() <= SAMPLED_EVENTS).sum()))])
             sequences, lengths = [sequences[user] for user in drawn], lengths[drawn]
+            weights = None if weights is None else [weights[user] for user in drawn]
         flat = np.concatenate(list(sequences))
+        of_event = np.ones(len(flat), np.float32) if weights is None else np.concatenate(list(weights))
         owner = np.repeat(np.arange(len(sequences)), lengths)
         prefix, item, weight = [], [], []
         for steps in range(1, max_items + 1):
             begin = np.flatnonzero(owner[:-steps] == owner[steps:])
             prefix.append(begin + steps)  # a prefix goes by the position of its next item
             item.append(flat[begin])
-            weight.append(np.full(len(begin), steps**-recency, np.float32))
+            weight.append(np.full(len(begin), steps**-recency, np.float32) * of_event[begin])
         at, values = (np.concatenate(prefix), np.concatenate(item)), np.concatenate(weight)
         bags = sparse.csr_matrix((values, at), shape=(len(flat), items))
-        following = sparse.csr_matrix((np.ones(len(flat), np.float32), flat, np.arange(len(flat) + 1)), bags.shape)
-        return Moments((bags.T @ bags).tocsr(), (bags.T @ following).tocsr())  # an empty bag pairs with nothing
+        following = sparse.csr_matrix((of_event, flat, np.arange(len(flat) + 1)), bags.shape)
+        counted = bags if weights is None else sparse.diags(of_event) @ bags
+        return Moments((bags.T @ counted).tocsr(), (bags.T @ following).tocsr())  # an empty bag pairs with nothing
 
     def among(self, items: np.ndarray) -> Moments:
         """The same for some items alone. Shape: items (I',) rows."""

@@ -23,8 +23,9 @@ import numpy as np
 from scipy import sparse
 
 from serving.items.neighbours import Neighbours
+from serving.types import EventData
 from training.config import MemoryParts, RunConfig
-from training.data.prepare import Items, Split, sample_users
+from training.data.prepare import Items, Split, sample_events, sample_users
 from training.linear import LINEAR_GRID, LinearSetting, Moments, largest, linear_weights, predict
 from training.neighbours import (
     GRID,
@@ -116,15 +117,17 @@ class _Choice:
         self, items: Items, split: Split, config: RunConfig, cache: Path | None, *, needs_counts: bool
     ) -> None:
         self.keep, self.max_items, self.train = config.neighbours.keep, config.model.max_items, split.train
-        users, self.target = sample_users(split.valid_history, split.valid_target, config.evaluation.choice_users)
+        sampled = config.evaluation.choice_users
+        users, self.target = sample_users(split.valid_history, split.valid_target, sampled)
+        self.weights, train_weights = _weights(sample_events(split.valid_events, sampled)), _weights(split.train_events)
         self.histories = [history[-self.max_items :] for history in users]
         self.seen = seen_items(users, len(items)) if config.evaluation.exclude_seen else None
         self.rows = None if len(items) <= WHOLE_ITEMS else np.unique(np.concatenate(self.histories))  # None: all
         if needs_counts:  # a linear model needs no embedding, which takes minutes
             embedding = similarity_embedding(items, split.train, config, cache)
-            self.log_of = partial(Log.of, split.train, embedding, nearest(embedding, self.keep))
+            self.log_of = partial(Log.of, split.train, embedding, nearest(embedding, self.keep), weights=train_weights)
             self.log = self.log_of(self.rows)
-        self.counts = event_counts(split.train, len(items))
+        self.counts = event_counts(split.train, len(items), train_weights)
         tie_break = np.random.default_rng(0).permutation(len(items))  # a catalogue's order may reveal the future
         self.frequent = np.sort(np.lexsort((tie_break, -self.counts))[:TUNED_ITEMS])
         self._ndcg: dict[Any, np.ndarray] = {}
@@ -132,7 +135,7 @@ class _Choice:
         self._counted = lru_cache(maxsize=2)(self._counted_weights)
         self._linear = lru_cache(maxsize=FOLDS + 1)(self._linear_weights)
         self._moments = lru_cache(maxsize=1)(
-            lambda recency: Moments.of(self.train, len(self.counts), self.max_items, recency)
+            lambda recency: Moments.of(self.train, len(self.counts), self.max_items, recency, train_weights)
         )
         self._predicted = lru_cache(maxsize=1)(self._predict)
 
@@ -193,7 +196,11 @@ class _Choice:
         return self._ndcg[setting]
 
     def _ndcg_of(self, weights: sparse.csr_matrix, recency: float) -> np.ndarray:
-        return ndcg_of(history_weights(self.histories, len(self.counts), recency), weights, self.target, self.seen)
+        return ndcg_of(self._history(recency), weights, self.target, self.seen)
+
+    def _history(self, recency: float) -> sparse.csr_matrix:
+        weights = self.weights and [own[-self.max_items :] for own in self.weights]
+        return history_weights(self.histories, len(self.counts), recency, weights)
 
     def _weights(self, setting: MemorySetting, rows: np.ndarray | None = None) -> sparse.csr_matrix:
         """w before rows are cut: some rows of it, or (None) the matrix as far as settings are compared on it."""
@@ -220,12 +227,16 @@ class _Choice:
         return linear_weights(self._moments(setting.recency), setting.ridge, self._scale(setting), self.keep)
 
     def _predict(self, recency: float, ridge: float) -> np.ndarray:
-        history = history_weights(self.histories, len(self.counts), recency)[:, self.frequent]
+        history = self._history(recency)[:, self.frequent]
         return predict(self._moments(recency).among(self.frequent), ridge, history)
 
     def _scale(self, setting: LinearSetting) -> np.ndarray:
         scale: np.ndarray = np.maximum(self.counts, 1) ** np.float32(-setting.target)
         return scale
+
+
+def _weights(events: Sequence[EventData] | None) -> list[np.ndarray] | None:
+    return None if events is None else [each.weights for each in events]
 
 
 def _only(setting: JoinedSetting) -> JoinedSetting:

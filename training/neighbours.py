@@ -2,11 +2,12 @@
 
     w(i, j) = co(i, j) / (n_i ** source * n_j ** target)
               + similar_weight * exp((cos(e_i, e_j) - 1) / similar_temperature)   for j != i
-    co(i, j) = sum over pairs of one training sequence, i then j, d <= window steps apart, of d ** -distance,
+    co(i, j) = sum over pairs of one training sequence, i then j, d <= window steps apart, of a * b * d ** -distance,
                plus backward * the same for j then i
 
-n counts training events; e embeds an item's text, or the items it occurs with if the data have no text. Validation
-chooses every number (`training/memory.py`). [open: none of this is in the paper.]
+a and b are the weights of the two events, 1 unless their types have others, and n sums those of an item's training
+events; e embeds an item's text, or the items it occurs with if the data have no text. Validation chooses every number
+(`training/memory.py`). [open: none of this is in the paper.]
 """
 
 from __future__ import annotations
@@ -71,11 +72,15 @@ S = TypeVar("S", bound="DataclassInstance")
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """Ordered pairs of one sequence: (P,) item rows, the earlier and the later one, and their distance in steps."""
+    """Ordered pairs of one sequence: (P,) item rows, the earlier and the later one, and their distance in steps.
+
+    weight: (P,) float32, the product of both events'; None: all count alike.
+    """
 
     earlier: np.ndarray
     later: np.ndarray
     steps: np.ndarray
+    weight: np.ndarray | None = None
 
 
 def similarity_embedding(
@@ -108,15 +113,17 @@ class Log:
         embedding: np.ndarray,
         similar: tuple[np.ndarray, np.ndarray],
         rows: np.ndarray | None = None,
+        weights: Sequence[np.ndarray] | None = None,
     ) -> Log:
-        """similar: each item's most similar items, as by `nearest`. rows: catalogue rows; None: all.
+        """similar: each item's most similar items, as by `nearest`. rows: catalogue rows; None: all. weights: of each
+        sequence's events.
 
         cosine holds these and all that occur with an item: if there are as many as a row keeps, others are never kept.
         """
         wanted = np.full(len(embedding), rows is None)
         if rows is not None:
             wanted[rows] = True
-        pairs = pairs_within(sequences, max(GRID["window"]), None if rows is None else wanted)
+        pairs = pairs_within(sequences, max(GRID["window"]), None if rows is None else wanted, weights)
         row = np.concatenate([similar[0], pairs.earlier, pairs.later])
         col = np.concatenate([similar[1], pairs.later, pairs.earlier])
         row, col = row[wanted[row]], col[wanted[row]]
@@ -128,7 +135,8 @@ class Log:
             for at in range(0, len(row), CHUNK * 64)
         ] or [np.empty(0, np.float32)])  # fmt: skip
         shape = (len(embedding), len(embedding))
-        return Log(pairs, event_counts(sequences, len(embedding)), sparse.csr_matrix((values, (row, col)), shape=shape))
+        counts = event_counts(sequences, len(embedding), weights)
+        return Log(pairs, counts, sparse.csr_matrix((values, (row, col)), shape=shape))
 
     def weights(self, setting: JoinedSetting) -> sparse.csr_matrix:
         """w, before rows are truncated. Shape: (I, I) float64."""
@@ -141,16 +149,25 @@ class Log:
         return (scaled_pairs(self.counted[key], self.counts, setting) + similar).tocsr()
 
 
-def event_counts(sequences: Sequence[np.ndarray], items: int) -> np.ndarray:
-    """Training events per item. Shape: (I,) float32."""
-    return np.bincount(np.concatenate(list(sequences)), minlength=items).astype(np.float32)
+def event_counts(
+    sequences: Sequence[np.ndarray], items: int, weights: Sequence[np.ndarray] | None = None
+) -> np.ndarray:
+    """Training events per item, or the sum of their weights. Shape: (I,) float32."""
+    each = None if weights is None else np.concatenate(list(weights))
+    return np.bincount(np.concatenate(list(sequences)), each, minlength=items).astype(np.float32)
 
 
-def pairs_within(sequences: Sequence[np.ndarray], window: int, wanted: np.ndarray | None = None) -> Pairs:
+def pairs_within(
+    sequences: Sequence[np.ndarray],
+    window: int,
+    wanted: np.ndarray | None = None,
+    weights: Sequence[np.ndarray] | None = None,
+) -> Pairs:
     """All pairs at most `window` steps apart. wanted: (I,) bool; only pairs with one of these items, None: all."""
     flat = np.concatenate(list(sequences))
+    each = None if weights is None else np.concatenate(list(weights))
     owner = np.repeat(np.arange(len(sequences)), [len(s) for s in sequences])
-    earlier, later, steps = [], [], []
+    earlier, later, steps, weight = [], [], [], []
     for d in range(1, window + 1):
         same = owner[:-d] == owner[d:]
         if wanted is not None:
@@ -158,7 +175,14 @@ def pairs_within(sequences: Sequence[np.ndarray], window: int, wanted: np.ndarra
         earlier.append(flat[:-d][same])
         later.append(flat[d:][same])
         steps.append(np.full(int(same.sum()), d, np.int16))
-    return Pairs(np.concatenate(earlier), np.concatenate(later), np.concatenate(steps))
+        if each is not None:
+            weight.append((each[:-d] * each[d:])[same])
+    return Pairs(
+        np.concatenate(earlier),
+        np.concatenate(later),
+        np.concatenate(steps),
+        np.concatenate(weight) if weight else None,
+    )
 
 
 def cooccurrence(pairs: Pairs, counts: np.ndarray, setting: Setting) -> sparse.csr_matrix:
@@ -170,6 +194,8 @@ def forward_pairs(pairs: Pairs, items: int, window: int, distance: float) -> spa
     """The part of co(i, j) that counts j after i. Shape: (I, I) float64."""
     near = pairs.steps <= window
     weight = pairs.steps[near].astype(np.float64) ** -distance
+    if pairs.weight is not None:
+        weight *= pairs.weight[near]
     return sparse.csr_matrix((weight, (pairs.earlier[near], pairs.later[near])), shape=(items, items))
 
 
@@ -206,14 +232,18 @@ def nearest(embedding: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(rows), np.concatenate(columns)
 
 
-def history_weights(histories: Sequence[np.ndarray], items: int, recency: float) -> sparse.csr_matrix:
-    """(t + 1) ** -recency of every item of a history, oldest first. Shape: (U, I); times w it is n(j | history)."""
+def history_weights(
+    histories: Sequence[np.ndarray], items: int, recency: float, weights: Sequence[np.ndarray] | None = None
+) -> sparse.csr_matrix:
+    """(t + 1) ** -recency of every item of a history, oldest first, times the weight of its event.
+
+    Shape: (U, I); times w it is n(j | history).
+    """
     lengths = np.array([len(history) for history in histories])
     steps_back = np.concatenate([np.arange(n, 0, -1) for n in lengths])  # 1 for the newest
     owner = np.repeat(np.arange(len(lengths)), lengths)
-    return sparse.csr_matrix(
-        (steps_back**-recency, (owner, np.concatenate(list(histories)))), shape=(len(lengths), items)
-    )
+    factor = steps_back**-recency if weights is None else steps_back**-recency * np.concatenate(list(weights))
+    return sparse.csr_matrix((factor, (owner, np.concatenate(list(histories)))), shape=(len(lengths), items))
 
 
 def ndcg_of(

@@ -35,6 +35,7 @@ from training.data.prepare import (
     read_data,
     split_by,
     statistics,
+    weigh,
 )
 from training.data.read import data_files, folder_name
 from training.evaluate import validate
@@ -76,7 +77,8 @@ def run(
                 stack.enter_context(locked_folder(folder))
             data_folder = data_folder_of(source, folder)
             config = config.model_copy(update={"name": config.name or folder_name(data_folder)})
-            data = read_data(data_folder)  # before the folder is written to, so that bad data leave no trace
+            # Before the folder is written to, so that bad data leave no trace.
+            data = weigh(read_data(data_folder), config.history.type_weights)
             split = split_by(data, config.split)
             check_data(data, split)
             if process.is_first:

@@ -36,7 +36,7 @@ from serving.online.redis_link import RedisLink, connect
 from serving.types import REDIS_PREFIX
 from training.config import RunConfig, override_config, read_stored_config
 from training.data.feedback import data_folder_of
-from training.data.prepare import Split, split_by
+from training.data.prepare import Split, split_by, weigh
 from training.data.read import Items, data_files, read_data, read_items
 from training.pipeline import TRAINED, begin_run, check_start, fingerprint, train, write_version
 from training.preflight import RunError, check_data
@@ -74,6 +74,8 @@ def update(
             entries = logged_changes(changes, redis_prefix, work_folder / CHANGES_FILE) if changes else []
             extended = extend(earlier, entries, read_items(items_file) if items_file else None)
             data = read_data(data_folder, extended.items)
+            weights = config.history.type_weights.items()  # the newest events may lack some types
+            data = weigh(data, {name: weight for name, weight in weights if name in data.type_names})
             split = split_by(data, config.split)
             check_data(data, split)
             if process.is_first:

@@ -203,7 +203,7 @@ def workspace_of(
         all_prefixes(split.train, model.max_items),
         all_windows(split.train, model.max_items) if model.packed else None,
         vocabulary,
-        bundle_settings(model),
+        replace(bundle_settings(model), type_weights=tuple(config.history.type_weights.items())),
         torch.from_numpy(tokens).to(device),
         tokens,
         embedding,

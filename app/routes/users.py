@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from fastapi import Response
 
+from app.answers import to_history
 from app.checks import keyed_router
 from app.deps import ServiceDep, UserId
 from app.errors import NotFound, declared
-from app.schemas import EventsRequest, EventsResponse, UserResponse
+from app.schemas import EventsRequest, EventsResponse, HistoryEvent, UserResponse
+from serving.items.events import read_events
 
 router = keyed_router(
     prefix="/users",
@@ -20,24 +24,27 @@ router = keyed_router(
 async def append_events(user_id: UserId, body: EventsRequest, service: ServiceDep) -> EventsResponse:
     """Append items to the user's history. Acknowledged only once stored; after a 503, check whether they were."""
     service.check_ready()
-    length = await service.users.append(user_id, body.items)
-    service.count(body.items)
+    history = to_history(body.items)
+    length = await service.users.append(user_id, history)
+    service.count(read_events(history, service.bundle.settings.type_weights)[0])
     row = service.bundle.catalogue.row
+    items = dict.fromkeys(item if isinstance(item, str) else item.item_id for item in body.items)
     return EventsResponse(
         user_id=user_id,
         stored=len(body.items),
         history_length=length,
-        unknown_items=[item for item in dict.fromkeys(body.items) if row(item) is None],
+        unknown_items=[item for item in items if row(item) is None],
     )
 
 
 @router.get("/{user_id:anything}", response_model=UserResponse, responses=declared(404))
 async def read_user(user_id: UserId, service: ServiceDep) -> UserResponse:
     """Everything that is kept about a user."""
-    items, cached = await service.users.get(user_id), await service.recommender.held(user_id)
+    history, cached = await service.users.get(user_id), await service.recommender.held(user_id)
     shown = await service.shown(user_id)
-    if not items and not cached and not shown:
+    if not history and not cached and not shown:
         raise NotFound("Nothing is kept about this user.")
+    items = [item if isinstance(item, str) else HistoryEvent(**asdict(item)) for item in history]
     return UserResponse(user_id=user_id, items=items, cached=cached, shown=shown)
 
 

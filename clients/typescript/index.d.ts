@@ -62,8 +62,8 @@ export interface Cost {
 }
 
 export interface EventsRequest {
-  /** item ids, oldest first */
-  items: Array<string>;
+  /** item ids and events, oldest first, as given */
+  items: Array<string | HistoryEvent>;
 }
 
 export interface EventsResponse {
@@ -119,6 +119,17 @@ export interface FeedbackSummary {
   hit_rate: Rate | null;
   /** clicks per impression; null without impressions */
   click_through_rate: Rate | null;
+}
+
+/** What somebody did with an item; its id alone stands for an event of which nothing else is known. */
+export interface HistoryEvent {
+  item_id: string;
+  /** such as view or purchase; a model may give types weights, and leave some out */
+  type?: string | null;
+  /** such as a price or a rating; kept with the event */
+  value?: number | null;
+  /** seconds since 1970 */
+  timestamp?: number | null;
 }
 
 export interface Item {
@@ -267,8 +278,8 @@ export interface PutItem {
 export interface RankRequest {
   /** without it nothing is cached and no known history is used */
   user_id?: string | null;
-  /** item ids, oldest first; omitted or empty: the known history */
-  history?: Array<string> | null;
+  /** item ids and events, oldest first, as given; omitted or empty: the known history */
+  history?: Array<string | HistoryEvent> | null;
   /** reasoning paths searched in parallel; default: the bundle's */
   reasoning_paths?: number | null;
   /** weight of the dense score; default: the bundle's */
@@ -302,8 +313,8 @@ export interface ReasoningStep {
 export interface RecommendRequest {
   /** without it nothing is cached and no known history is used */
   user_id?: string | null;
-  /** item ids, oldest first; omitted or empty: the known history */
-  history?: Array<string> | null;
+  /** item ids and events, oldest first, as given; omitted or empty: the known history */
+  history?: Array<string | HistoryEvent> | null;
   /** reasoning paths searched in parallel; default: the bundle's */
   reasoning_paths?: number | null;
   /** weight of the dense score; default: the bundle's */
@@ -433,8 +444,8 @@ export interface TrafficResponse {
 
 export interface UserResponse {
   user_id: string;
-  /** the known history, oldest first */
-  items: Array<string>;
+  /** the known history, oldest first, as it was sent */
+  items: Array<string | HistoryEvent>;
   /** the cache tiers that hold an encoded history */
   cached: Array<string>;
   /** items shown lately and not taken, oldest first; kept for rotation */

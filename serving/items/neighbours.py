@@ -1,7 +1,10 @@
 """The item graph: for every item the items that follow or resemble it, and the scores that they give a history.
 
-    n(j | history) = sum over the last `max_items` items, t steps back, of (t + 1) ** -recency * w(i_t, j), at least 0
+    n(j | history) = sum over the last `max_items` items, t steps back, of a_t * (t + 1) ** -recency * w(i_t, j),
+                     at least 0
     share(j)       = n(j | history) / sum over all items of n; 0 where that is 0
+
+a_t is the weight of the event's type, 1 unless a bundle says otherwise (`BundleSettings.type_weights`).
 
 Only the items that a history touches have a share: thousands at most, whatever the size of the catalogue, and nothing
 here computes more than those. `training/memory.py` makes w from training interactions and item texts; here it is read
@@ -20,6 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from serving.errors import BundleError
 from serving.items.newcomers import Newcomers
+from serving.types import EventData
 
 NO_ITEM = np.iinfo(np.int32).max  # behind every catalogue row: pads rows of items and keeps them ascending
 
@@ -69,13 +73,16 @@ class Neighbours:
         return len(self.offsets) - 1
 
     def shares(
-        self, histories: Sequence[Sequence[int] | np.ndarray], max_items: int
+        self,
+        histories: Sequence[Sequence[int] | np.ndarray],
+        max_items: int,
+        events: Sequence[EventData | None] | None = None,
     ) -> tuple[Shares, dict[str, np.ndarray]]:
-        """share(j), and what a `Gate` is told of each history. Histories are rows, oldest first.
+        """share(j), and what a `Gate` is told of each history. Histories are rows, oldest first; events: of each.
 
         A history without neighbours has no share and a support of -inf. Shape of each feature: (B,) float64.
         """
-        row, item, value = self._looked_up(histories, max_items)
+        row, item, value = self._looked_up(histories, max_items, events)
         total = np.bincount(row, value, minlength=len(histories))
         divisor = np.where(total > 0, total, 1)
         peak = np.zeros(len(histories))
@@ -101,7 +108,10 @@ class Neighbours:
         return found, features
 
     def _looked_up(
-        self, histories: Sequence[Sequence[int] | np.ndarray], max_items: int
+        self,
+        histories: Sequence[Sequence[int] | np.ndarray],
+        max_items: int,
+        events: Sequence[EventData | None] | None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """n(j | history) where it is positive: number of the history and item, both ascending, and n, (E,) each."""
         recent = [np.asarray(history[-max_items:], np.int64) for history in histories]
@@ -113,7 +123,11 @@ class Neighbours:
         begin, end = (self.offsets[np.minimum(index, len(self))] for index in (rows, rows + 1))  # none of later items
         count = end - begin
         entry = np.repeat(begin - (count.cumsum() - count), count) + np.arange(count.sum())
-        weight = np.repeat(steps_back**-self.recency, count) * self.weights[entry]
+        factor = steps_back**-self.recency
+        if events is not None:
+            of_each = zip(events, lengths, strict=True)
+            factor *= np.concatenate([np.ones(n) if e is None else e.weights[-max_items:] for e, n in of_each])
+        weight = np.repeat(factor, count) * self.weights[entry]
         owner = np.repeat(np.repeat(np.arange(len(recent)), lengths), count)
         cell, index = np.unique(owner * len(self) + self.items[entry], return_inverse=True)  # cells of (B, I)
         n = np.bincount(index, weight, minlength=len(cell))

@@ -1,4 +1,4 @@
-"""Histories in a file, Parquet or JSON lines: user_id and history (item ids, oldest first), read part by part.
+"""Histories in a file, Parquet or JSON lines: user_id and history (item ids and events, oldest first), in parts.
 
 A part is a range of rows that is read, scored and written as one. Its rows depend on the file and the requested size
 alone, so that a later run finds the same parts. No more than one part is ever in memory.
@@ -17,8 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from serving.errors import ScoreError
-from serving.ids import id_fault, id_values, is_id_list_type, is_id_type
-from serving.types import MAX_ID_LENGTH
+from serving.ids import event_values, id_fault, id_values, is_event_list_type, is_id_list_type, is_id_type
+from serving.items.events import to_event
+from serving.types import MAX_ID_LENGTH, Event
 
 COLUMNS = ["user_id", "history"]
 
@@ -39,11 +40,11 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """row: the row's number in the file, from 1. history: item ids, oldest first."""
+    """row: the row's number in the file, from 1. history: item ids and events, oldest first."""
 
     row: int
     user_id: str
-    history: list[str]
+    history: list[str | Event]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +98,8 @@ class ParquetHistories:
                 found = f"{count} columns named" if count else "no column"
                 raise ScoreError(f"{path} has {found} {name}; it needs user_id and history, a list of item ids.")
         history, user = schema.field("history").type, schema.field("user_id").type
-        if not is_id_list_type(history):
-            raise ScoreError(f"{path}: history must be lists of item ids, not {history}.")
+        if not is_id_list_type(history) and not is_event_list_type(history):
+            raise ScoreError(f"{path}: history must be lists of item ids, or of events with an item_id, not {history}.")
         if not is_id_type(user):
             raise ScoreError(f"{path}: user_id must be strings, not {user}.")
         self.cursor = (-1, 0)  # row group, rows of it that `batches` has yielded
@@ -121,7 +122,9 @@ class ParquetHistories:
         except (pa.ArrowException, OSError) as error:
             raise ScoreError(f"{self.path} is damaged ({str(error).splitlines()[0]}); write it again.") from error
         users = id_values(batch.column("user_id"), pa.string())
-        histories = id_values(batch.column("history"), pa.list_(pa.string()))
+        history = batch.column("history")
+        are_ids = is_id_list_type(history.type)
+        histories = id_values(history, pa.list_(pa.string())) if are_ids else event_values(history)
         return [
             _checked(part.first_row + i + 1, user, history)
             for i, (user, history) in enumerate(zip(users, histories, strict=True))
@@ -194,7 +197,15 @@ def _checked(row: int, user: Any, history: Any) -> User | Reject:
         return Reject(row, str(user)[:MAX_ID_LENGTH] if isinstance(user, str) else None, f"user_id {fault}")
     if not isinstance(history, list):
         return Reject(row, str(user), "history is missing or not a list of item ids")
+    entries: list[str | Event] = []
     for index, item in enumerate(history):
+        if isinstance(item, dict):
+            try:
+                entries.append(to_event(item))
+            except ValueError as error:
+                return Reject(row, str(user), f"event {index + 1} of the history {error}")
+            continue
         if fault := id_fault(item):
             return Reject(row, str(user), f"item {index + 1} of the history {fault}, so it is not an item id")
-    return User(row, str(user), [str(item) for item in history])
+        entries.append(str(item))
+    return User(row, str(user), entries)

@@ -18,6 +18,7 @@ from redis.exceptions import RedisError
 from serving.bundle import Bundle
 from serving.errors import RequestError, StoreUnavailable
 from serving.items.catalogue import Catalogue
+from serving.items.events import read_events
 from serving.items.live import LiveIndex
 from serving.online import receipts
 from serving.online.admission import Demand, Plan
@@ -31,7 +32,7 @@ from serving.online.similar import SimilarItems
 from serving.online.trends import Ranked, filled
 from serving.online.users import UserStore, digest
 from serving.search.scoring import AT_ONCE
-from serving.types import Answer, EncoderState, Request, Rules, Trace, searches_of
+from serving.types import Answer, EncoderState, Event, EventData, Request, Rules, Trace, searches_of
 
 log = logging.getLogger("streamrec.recommender")
 
@@ -43,7 +44,7 @@ Steps = int | Literal["auto"] | None  # None: the bundle's default
 class Query:
     """What a client asks for, in item ids. None stands for the default of the bundle or of the service.
 
-    history: oldest first; empty: what is known of the user. timeout: time budget in seconds.
+    history: item ids and events, oldest first; empty: what is known of the user. timeout: time budget in seconds.
     rank_only: score every permitted item of `allow`, and search for none. diversity, max_per_category: choose the k
     from all that the beams have found, and explore: keep so many of them for new items (`serving/online/diversity.py`).
     rotation: how far items go down that the user was shown lately and did not take (`serving/online/impressions.py`).
@@ -51,7 +52,7 @@ class Query:
     client: who asks; clients share the engine's time.
     """
 
-    history: Sequence[str] = ()
+    history: Sequence[str | Event] = ()
     user_id: str | None = None
     k: int = 10
     beam_width: int | None = None
@@ -110,13 +111,14 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A query in catalogue rows: the newest items of the history, the rules, the ids nobody knows, and the items to
-    rank, if that is all that is asked for."""
+    """A query in catalogue rows: the newest items of the history, the rules, the ids nobody knows, the items to rank,
+    if that is all that is asked for, and what is known of the history's events."""
 
     history: tuple[int, ...]
     rules: Rules
     unknown_items: list[str]
     items: tuple[int, ...] | None = None
+    events: EventData | None = None
 
 
 class EngineLike(Protocol):
@@ -289,7 +291,7 @@ class Recommender:
             searches=searches_of(query.explore),
         )
 
-    async def _known_history(self, user_id: str | None) -> Sequence[str]:
+    async def _known_history(self, user_id: str | None) -> Sequence[str | Event]:
         if user_id is None:
             return ()
         try:
@@ -343,8 +345,9 @@ class Recommender:
         return await _reached(self._cache.held(digest(user_id, self._user_secret)))
 
 
-def resolve(bundle: Bundle, query: Query, history: Sequence[str]) -> Resolved:
-    """The query in catalogue rows. Ids that the catalogue does not have are ignored and listed.
+def resolve(bundle: Bundle, query: Query, history: Sequence[str | Event]) -> Resolved:
+    """The query in catalogue rows. Ids that the catalogue does not have are ignored and listed; an event of a type that
+    the bundle leaves out is as if it had not happened.
 
     Raises UnknownCatalogue and RequestError for a named subset or a category that does not exist.
     """
@@ -357,7 +360,11 @@ def resolve(bundle: Bundle, query: Query, history: Sequence[str]) -> Resolved:
             unknown.update({item_id: None for item_id, row in zip(ids, found, strict=True) if row is None})
         return tuple(row for row in found if row is not None)
 
-    seen = rows(history)
+    ids, weights = read_events(history, bundle.settings.type_weights)
+    seen, events = rows(ids), None
+    if weights is not None:
+        is_known = [row is not None for row in catalogue.rows(ids)]
+        events = EventData(weights[is_known][-bundle.max_items :])
     rules = Rules(
         exclude=tuple(set(seen)) if query.exclude_seen else (),
         deny=rows(query.deny),
@@ -370,7 +377,7 @@ def resolve(bundle: Bundle, query: Query, history: Sequence[str]) -> Resolved:
     if query.rank_only:
         allowed = rules.allow or ()
         items = tuple(allowed[index] for index in catalogue.permitted_indices(allowed, rules))
-    return Resolved(seen[-bundle.max_items :], rules, list(unknown), items)
+    return Resolved(seen[-bundle.max_items :], rules, list(unknown), items, events)
 
 
 def to_request(query: Query, resolved: Resolved, plan: Plan) -> Request:
@@ -387,6 +394,7 @@ def to_request(query: Query, resolved: Resolved, plan: Plan) -> Request:
         paths=query.paths,
         items=resolved.items,
         explore=query.explore,
+        events=resolved.events,
     )
 
 

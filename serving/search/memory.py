@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 
 from serving.items.neighbours import NO_ITEM, Neighbours, Shares
-from serving.types import BundleSettings
+from serving.types import BundleSettings, EventData
 
 NEG_INF = float("-inf")
 
@@ -81,10 +81,13 @@ def find_rows(ascending: torch.Tensor, items: torch.Tensor) -> tuple[torch.Tenso
 
 
 def look_up(
-    neighbours: Neighbours, settings: BundleSettings, histories: Sequence[Sequence[int] | np.ndarray]
+    neighbours: Neighbours,
+    settings: BundleSettings,
+    histories: Sequence[Sequence[int] | np.ndarray],
+    events: Sequence[EventData | None] | None = None,
 ) -> LookedUp:
-    """Histories are catalogue rows, oldest first."""
-    shares, features = neighbours.shares(histories, settings.max_items)
+    """Histories are catalogue rows, oldest first. events: of each history; None: nothing is known of any."""
+    shares, features = neighbours.shares(histories, settings.max_items, events)
     if settings.gate is None:
         assert neighbours.floor is not None, "these neighbours were made to be mixed by their shares"
         return LookedUp(shares, neighbours.floor, None)

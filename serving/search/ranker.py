@@ -24,7 +24,7 @@ from serving.network.t5 import CrossKeysValues
 from serving.search.beam import propose_items, reason, search, search_settings
 from serving.search.decoder import NEG_INF
 from serving.search.memory import MemoryScores, look_up, weighted
-from serving.types import Beams, BundleSettings, Rules
+from serving.types import Beams, BundleSettings, EventData, Rules
 
 TOP = 10
 # Histories searched together. A CPU gains nothing from more; a GPU would idle between smaller batches.
@@ -67,17 +67,25 @@ class Ranker:
         return Ranker(runtime, vocabulary, settings, trie, RuleBook(trie), item_tokens, neighbours)
 
     @torch.inference_mode()
-    def rank(self, histories: Sequence[np.ndarray], steps: int, beam: int, *, exclude_seen: bool = False) -> np.ndarray:
+    def rank(
+        self,
+        histories: Sequence[np.ndarray],
+        steps: int,
+        beam: int,
+        *,
+        exclude_seen: bool = False,
+        events: Sequence[EventData] | None = None,
+    ) -> np.ndarray:
         """The best ten items per history. Shape: (U, 10) int64 catalogue rows, best first, -1 where there are fewer.
 
         exclude_seen keeps every item of the whole history (not only of the part that the encoder reads) out of the
-        search.
+        search. events: of each history; None: nothing is known of any.
         """
         ranked = np.full((len(histories), TOP), -1, dtype=np.int64)
         for index in self.batches(histories):
             chosen = [histories[i] for i in index]
             with self.rules.blocked(_seen(chosen, exclude_seen)) as blocked:
-                beams = self.search(self.encode(chosen), steps, beam, blocked)
+                beams = self.search(self.encode(chosen, of_some(events, index)), steps, beam, blocked)
             found = beams.items[:, :TOP].cpu().numpy()
             ranked[index, : found.shape[1]] = found
         return ranked
@@ -112,27 +120,33 @@ class Ranker:
             yield by_length[begin : begin + size]
 
     @torch.inference_mode()
-    def encode(self, histories: Sequence[np.ndarray]) -> EncodedBatch:
-        """Encodes histories (catalogue rows, oldest first) as one batch."""
+    def encode(self, histories: Sequence[np.ndarray], events: Sequence[EventData] | None = None) -> EncodedBatch:
+        """Encodes histories (catalogue rows, oldest first) as one batch. events: as in `rank`."""
         settings, runtime = self.settings, self.runtime
         tokens, mask = history_tokens(histories, self.item_tokens, settings.max_items, settings.suffix_tokens)
         tokens, mask = tokens.to(runtime.device), mask.to(runtime.device)
         memory = None
         if self.neighbours is not None and settings.neighbours_weight:
-            found = look_up(self.neighbours, settings, histories)
+            found = look_up(self.neighbours, settings, histories, events)
             memory = weighted(found, [settings.neighbours_weight] * len(histories), runtime.device)
         return EncodedBatch(runtime.cross_keys_values(runtime.encode(tokens, mask), mask), memory)
 
     @torch.inference_mode()
     def propose(
-        self, histories: Sequence[np.ndarray], steps: int, beam: int, *, exclude_seen: bool = False
+        self,
+        histories: Sequence[np.ndarray],
+        steps: int,
+        beam: int,
+        *,
+        exclude_seen: bool = False,
+        events: Sequence[EventData] | None = None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """What the beam and the memory propose, for fitting a gate: rows, what the network says of each, confidence.
 
         Shapes: (B, N) int64, (B, N) float32, -inf where there is no item, (B,) float32. See `beam.Proposed`.
-        exclude_seen: as in `rank`.
+        exclude_seen, events: as in `rank`.
         """
-        batch, settings = self.encode(histories), search_settings(self.vocabulary, self.settings)
+        batch, settings = self.encode(histories, events), search_settings(self.vocabulary, self.settings)
         reasoned = reason(self.runtime, settings, batch.cross, steps)
         with self.rules.blocked(_seen(histories, exclude_seen)) as blocked:
             proposed = propose_items(
@@ -153,6 +167,10 @@ class Ranker:
             steps=steps, beam_width=beam, blocked=blocked, dense_weight=dense_weight,
             memory=batch.memory,
         )  # fmt: skip
+
+
+def of_some(events: Sequence[EventData] | None, index: np.ndarray) -> list[EventData] | None:
+    return None if events is None else [events[i] for i in index]
 
 
 def _seen(histories: Sequence[np.ndarray], excluded: bool) -> list[Rules]:

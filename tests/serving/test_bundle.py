@@ -88,6 +88,7 @@ def test_every_setting_and_note_off_its_default_is_read_back(tmp_path):
         max_items=7, suffix_tokens=(1,), default_steps=3, step_form="state", paths=2, merge="max", temperature=0.7,
         dense_weight=0.25, dense_candidates=5, neighbours_weight=0.5, attention="causal-by-item", normalise="block",
         gate=Gate(0.1, 0.2, 0.3, 0.4, 0.5, 0.6), age_bias=True, neighbours=True, int8={"passed": False},
+        type_weights=(("view", 0.0), ("purchase", 2.5)),
     )  # fmt: skip
     plain = BundleSettings()
     same = [field.name for field in fields(plain) if getattr(plain, field.name) == getattr(made.settings, field.name)]
@@ -250,6 +251,8 @@ def test_a_manifest_without_a_part_is_refused(copy, key):
         ("score", "merge", "mean"),
         ("score", "normalise", "item"),
         ("encoder", "attention", "sideways"),
+        ("history", "type_weights", {"view": -1}),
+        ("history", "type_weights", {"view": "much"}),
         ("vocabulary", "codebook_sizes", [6, 5, 5]),
         ("vocabulary", "codebook_sizes", [6, 9]),
     ],

@@ -18,22 +18,23 @@ def walks() -> list[np.ndarray]:
     return [rng.integers(0, ITEMS, rng.integers(1, 9)).astype(np.int32) for _ in range(25)]
 
 
-def bags_and_next() -> tuple[np.ndarray, np.ndarray]:
-    """X and Y, a row per prefix, in plain loops."""
-    bags, following = [], []
-    for walk in walks():
+def bags_and_next(weights: list[np.ndarray] | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """X and Y, a row per prefix, in plain loops, and what each row counts."""
+    bags, following, counted = [], [], []
+    for walk, weight in zip(walks(), weights or [np.ones(len(walk)) for walk in walks()], strict=True):
         for end in range(1, len(walk)):
             bag, one_hot = np.zeros(ITEMS), np.zeros(ITEMS)
-            for t, item in enumerate(walk[:end][::-1][:MAX_ITEMS]):
-                bag[item] += (t + 1) ** -RECENCY
+            for t, (item, own) in enumerate(list(zip(walk, weight, strict=True))[:end][::-1][:MAX_ITEMS]):
+                bag[item] += own * (t + 1) ** -RECENCY
             one_hot[walk[end]] = 1
             bags.append(bag)
             following.append(one_hot)
-    return np.array(bags), np.array(following)
+            counted.append(weight[end])
+    return np.array(bags), np.array(following), np.array(counted)
 
 
 def expected_weights() -> np.ndarray:
-    x, y = bags_and_next()
+    x, y, _ = bags_and_next()
     return np.linalg.solve(x.T @ x + RIDGE * np.eye(ITEMS), x.T @ y)
 
 
@@ -43,9 +44,18 @@ def moments() -> Moments:
 
 
 def test_moments_are_those_of_every_training_prefix(moments: Moments) -> None:
-    x, y = bags_and_next()
+    x, y, _ = bags_and_next()
     np.testing.assert_allclose(moments.gram.toarray(), x.T @ x, rtol=1e-5)
     np.testing.assert_allclose(moments.cross.toarray(), x.T @ y, rtol=1e-5)
+
+
+def test_an_event_counts_as_much_as_it_weighs_in_a_history_and_as_what_follows() -> None:
+    rng = np.random.default_rng(4)
+    weights = [rng.uniform(0.2, 3, len(walk)).astype(np.float32) for walk in walks()]
+    x, y, counted = bags_and_next(weights)
+    found = Moments.of(walks(), ITEMS, MAX_ITEMS, RECENCY, weights)
+    np.testing.assert_allclose(found.gram.toarray(), x.T @ (counted[:, None] * x), rtol=1e-4)
+    np.testing.assert_allclose(found.cross.toarray(), x.T @ (counted[:, None] * y), rtol=1e-4)
 
 
 @pytest.mark.parametrize("dense_items", [0, 100])
@@ -83,7 +93,7 @@ def test_in_a_huge_catalogue_an_item_is_regressed_on_what_most_often_precedes_it
     monkeypatch.setattr(linear, "EXACT_ITEMS", ITEMS - 1)
     monkeypatch.setattr(linear, "PREDECESSORS", 3)
     found = linear_weights(moments, RIDGE, np.ones(ITEMS, np.float32), keep=ITEMS).toarray()
-    x, y = bags_and_next()
+    x, y, _ = bags_and_next()
     for item in range(ITEMS):
         before = np.argsort(-(x.T @ y)[:, item], kind="stable")[:3]
         chosen = np.flatnonzero(found[:, item])

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from serving.types import EventData
 from tests.training.small import small_config, small_workspace
 from training import memory
 from training.data.prepare import Split, sample_users
@@ -60,6 +61,23 @@ def test_users_who_come_back_to_what_they_saw_judge_a_memory_only_where_that_may
         "neighbours.enabled=true", f"neighbours.parts={parts}", "neighbours.keep=30", "evaluation.exclude_seen=false"
     )
     assert fit_memory(items_without_text(30), again, permitted).report["valid_ndcg@10"] > 0
+
+
+@pytest.mark.parametrize("parts", PARTS)
+def test_a_memory_listens_to_the_events_that_weigh_more(split: Split, parts: str) -> None:
+    """Between any two steps of a walk comes an item by chance; only weights tell the two apart."""
+    rng = np.random.default_rng(0)
+
+    def noisy(history: np.ndarray) -> np.ndarray:
+        return np.stack([rng.integers(0, 30, len(history)).astype(np.int32), history], 1).ravel()
+
+    def events(histories: list[np.ndarray]) -> list[EventData]:
+        return [EventData(np.tile(np.array([0.01, 1], np.float32), len(history) // 2)) for history in histories]
+
+    mixed = replace(split, train=[*map(noisy, split.train)], valid_history=[*map(noisy, split.valid_history)])
+    weighed = replace(mixed, train_events=events(mixed.train), valid_events=events(mixed.valid_history))
+    alike, told = (fit(one, parts).report["valid_ndcg@10_cross_fitted"] for one in (mixed, weighed))
+    assert told > alike + 0.02
 
 
 @pytest.mark.parametrize("parts", PARTS)

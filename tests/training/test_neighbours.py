@@ -58,6 +58,21 @@ def test_weights_by_hand():
     np.testing.assert_allclose(weights, expected, rtol=1e-6)
 
 
+def test_weighted_events_by_hand():
+    """A pair counts the product of its events' weights, an item the sum of its own."""
+    setting = replace(BY_HAND, similar_weight=0.0)
+    weights = [np.array([2, 1, 3], np.float32), np.array([0.5, 1], np.float32)]
+    embedding = np.zeros((3, 2), np.float32)
+    log = Log.of([seq(0, 1, 2), seq(1, 2)], embedding, nearest(embedding, 4), weights=weights)  # n = 2, 1.5, 4
+    n0, n1, n2 = 2.0, 1.5, 4.0
+    expected = [
+        [0, 2 / (n0**0.5 * n1), 6 / 2 / (n0**0.5 * n2)],
+        [0.25 * 2 / (n1**0.5 * n0), 0, (3 + 0.5) / (n1**0.5 * n2)],
+        [0.25 * 6 / 2 / (n2**0.5 * n0), 0.25 * (3 + 0.5) / (n2**0.5 * n1), 0],
+    ]
+    np.testing.assert_allclose(log.weights(setting).toarray(), expected, rtol=1e-6)
+
+
 def test_some_rows_are_those_of_the_whole():
     rng = np.random.default_rng(4)
     embedding = rng.standard_normal((40, 6)).astype(np.float32)
@@ -183,6 +198,30 @@ def test_settings_that_do_not_fit_are_named():
         small_config("neighbours.keep=0")
     with pytest.raises(ConfigError, match="evaluation.dense_weights"):
         small_config("evaluation.dense_weights=[]")
+
+
+def test_a_bundle_weighs_types_as_its_training_did(tmp_path, capsys):
+    data, bundle = write_shop(tmp_path / "shop"), tmp_path / "bundle"
+    first, *events = (data / "interactions.csv").read_text().splitlines()
+    typed = [f"{event},{('look', 'cart', 'buy')[number % 3]}" for number, event in enumerate(events)]
+    (data / "interactions.csv").write_text("\n".join([f"{first},type", *typed]) + "\n")
+    asked = ("neighbours.enabled=true", "neighbours.parts=counted", "sft.steps=0", "rl.steps=0",
+             "history.type_weights.look=0", "history.type_weights.buy=3")  # fmt: skip
+    assert main(command("run", data, bundle, *asked)) == 0
+    opened = Bundle.load(bundle)
+    assert dict(opened.settings.type_weights) == {"look": 0.0, "buy": 3.0}
+    assert opened.catalogue.popularity.sum() < 2 / 3 * len(events)  # what was only looked at does not count
+    assert "the weight of the event's type, 0 for look, 3 for buy, and 1 of all others" in (
+        bundle / "README.md"
+    ).read_text().replace("\n", " ")
+    capsys.readouterr()
+    assert main(["evaluate", "--bundle", str(bundle), "--data", str(data), "--steps", "0"]) == 0
+    assert json.loads(capsys.readouterr().out)["users"] == 60
+    plain = write_shop(tmp_path / "plain")
+    assert main(["evaluate", "--bundle", str(bundle), "--data", str(plain), "--steps", "0"]) == 2
+    assert "no events of type 'buy'" in capsys.readouterr().err
+    assert main(command("run", data, tmp_path / "other", "history.type_weights.buys=3")) == 2
+    assert "no events of type 'buys'" in capsys.readouterr().err
 
 
 def test_from_a_folder_to_a_bundle_and_its_accuracy(tmp_path, capsys):

@@ -35,19 +35,21 @@ def data_folder_of(source: str | Path, work_folder: Path) -> Path:
 def convert_feedback(
     source: str, out: Path, events: Sequence[str] = POSITIVE, prefix: str = REDIS_PREFIX
 ) -> Counter[str]:
-    """Writes interactions.parquet to the data folder `out`: the chosen events, under the key that stands for the user.
+    """Writes interactions.parquet to the data folder `out`: the chosen events with their types and values, under the
+    key that stands for the user.
 
     source: the folder of the service's files, or the address of its Redis; prefix: of its keys there. Counted are
     `interactions`, and what was left out: `other events`, events of `nobody`, records that are `unreadable`, as is the
     line that a kill cut off. Raises DataError and StorageError.
     """
-    rows: list[tuple[float, str, str]] = []
+    rows: list[tuple[float, str, str, str, float | None]] = []
     counts: Counter[str] = Counter()
     for line in _redis(source, prefix) if "://" in source else _files(Path(source)):
         try:
             record = json.loads(line)
             time, user, item, event = (record[name] for name in ("time", "user", "item_id", "event"))
-            row = (float(time), str(user), str(item))
+            value = record.get("value")
+            row = (float(time), str(user), str(item), str(event), None if value is None else float(value))
         except (ValueError, TypeError, KeyError):
             counts["unreadable"] += 1
             continue
@@ -57,8 +59,9 @@ def convert_feedback(
             rows.append(row)
     if not rows:
         raise DataError("There is no event to train on; name the folder or the Redis that the service writes to.")
-    times, users, items = zip(*rows, strict=True)
-    table = pa.table({"user_id": users, "item_id": items, "timestamp": times})
+    times, users, items, types, values = zip(*rows, strict=True)
+    numbers = pa.array(values, pa.float64())
+    table = pa.table({"user_id": users, "item_id": items, "timestamp": times, "type": types, "value": numbers})
     with atomic_write(out / "interactions.parquet") as partial:
         pq.write_table(table, partial)
     return counts

@@ -1,4 +1,4 @@
-"""The table of events of a data folder: its file found, and its three columns read and checked.
+"""The table of events of a data folder: its file found, and its columns read and checked.
 
 A CSV may be separated by commas, semicolons, tabs or bars, and its header may give types as RecBole's `.inter` does
 (`user_id:token`). Quotes are held to the standard (RFC 4180): a forgotten one would turn thousands of rows into one.
@@ -17,20 +17,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from serving.ids import id_fault, is_id_type
-from serving.types import MAX_ID_LENGTH
+from serving.ids import is_id_type
+from training.data.columns import read_ids, read_texts, read_types, read_values
 from training.data.errors import DataError
 from training.data.times import Times, read_times
 
 INTERACTIONS = ("interactions.csv.gz", "interactions.csv", "interactions.parquet", "interactions.inter")
 TIME_COLUMNS = ("timestamp", "timestamp_or_order")
 WANTED = (("user_id",), ("item_id",), TIME_COLUMNS)
+OPTIONAL = ("type", "value")
 NAMES = "user_id,item_id,timestamp"
 NO_ROWS = "{} has no data rows; every row is one event: " + NAMES
 BLOCK_SIZES = (1 << 20, 1 << 26, (1 << 31) - 1)  # bytes; a row has to fit into one
@@ -41,28 +40,40 @@ UNREADABLE = (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error, pa.A
 
 @dataclass(frozen=True, slots=True)
 class Interactions:
-    """A row per event, in the order of the file. Ids are text."""
+    """A row per event, in the order of the file. Ids are text.
+
+    types: text, null where an event has none. values: float64, null likewise. None: the file has no such column.
+    """
 
     users: pa.ChunkedArray
     items: pa.ChunkedArray
     times: Times
+    types: pa.ChunkedArray | None = None
+    values: pa.ChunkedArray | None = None
 
     def filter(self, kept: pa.ChunkedArray) -> Interactions:
         """Those of the rows for which `kept` (booleans) is true."""
         mask = kept.to_numpy()
         times = Times(self.times.order[mask], self.times.values[mask])
-        return Interactions(self.users.filter(kept), self.items.filter(kept), times)
+        types, values = (column if column is None else column.filter(kept) for column in (self.types, self.values))
+        return Interactions(self.users.filter(kept), self.items.filter(kept), times, types, values)
 
 
 def read_interactions(path: Path) -> Interactions:
     """Raises DataError, which names the file and, where one is at fault, the data row (the first one is 1)."""
     columns = _read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
-    if not len(columns[0]):
+    times = columns["timestamp"]
+    if not len(times):
         raise DataError(NO_ROWS.format(path))
-    users, items, times = columns
     if is_id_type(times.type) and not pa.types.is_integer(times.type):
-        times = _texts(path, "the time", times)
-    return Interactions(_ids(path, "user_id", users), _ids(path, "item_id", items), read_times(path, times))
+        times = read_texts(path, "the time", times)
+    return Interactions(
+        read_ids(path, "user_id", columns["user_id"]),
+        read_ids(path, "item_id", columns["item_id"]),
+        read_times(path, times),
+        read_types(path, columns["type"]) if "type" in columns else None,
+        read_values(path, columns["value"]) if "value" in columns else None,
+    )
 
 
 def find_interactions(folder: Path) -> Path:
@@ -85,15 +96,15 @@ def open_text(path: Path, errors: str = "strict") -> TextIO:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """Of a CSV: the names of its three columns as they stand there, the index of the times, what separates fields."""
+    """Of a CSV: what its columns are called there, by what they hold, the index of the times, what separates fields."""
 
-    columns: list[str]
+    columns: dict[str, str]
     time_index: int
     separator: str
 
 
-def _read_csv(path: Path) -> tuple[pa.ChunkedArray, pa.ChunkedArray, pa.ChunkedArray]:
-    """User ids, item ids and times, all as bytes: "007" must stay "007"."""
+def _read_csv(path: Path) -> dict[str, pa.ChunkedArray]:
+    """Columns by what they hold, all as bytes: "007" must stay "007"."""
     try:
         with _long_fields():
             header = _read_header(path)
@@ -108,8 +119,7 @@ def _read_csv(path: Path) -> tuple[pa.ChunkedArray, pa.ChunkedArray, pa.ChunkedA
                 f"{path}, row {int(bad[1]) - 1}: {bad[3]} fields where the header has {bad[2]}; correct the row"
             ) from error
         raise DataError(f"{path} cannot be read ({text}); write it again as UTF-8 CSV") from error
-    user, item, time = (table.column(name) for name in header.columns)
-    return user, item, time
+    return {name: table.column(own) for name, own in header.columns.items()}
 
 
 def _read_columns(path: Path, header: Header) -> pa.Table:
@@ -120,8 +130,8 @@ def _read_columns(path: Path, header: Header) -> pa.Table:
                 read_options=pyarrow.csv.ReadOptions(use_threads=False, block_size=block_size),  # errors name the row
                 parse_options=pyarrow.csv.ParseOptions(delimiter=header.separator, newlines_in_values=True),
                 convert_options=pyarrow.csv.ConvertOptions(
-                    include_columns=header.columns,
-                    column_types=dict.fromkeys(header.columns, pa.binary()),
+                    include_columns=list(header.columns.values()),
+                    column_types=dict.fromkeys(header.columns.values(), pa.binary()),
                     strings_can_be_null=True,
                     null_values=[""],
                 ),
@@ -147,8 +157,15 @@ def _read_header(path: Path) -> Header:
         raise DataError(f"{path} is not UTF-8 but perhaps UTF-16; write it again as UTF-8 CSV")
     separator = next((sign for sign in SEPARATORS if "user_id" in map(_untyped, read[sign])), ",")
     names = [_untyped(name) for name in read[separator]]
-    indices = [names.index(_only(path, names, wanted, ",".join(read[","]))) for wanted in WANTED]
-    return Header([read[separator][index] for index in indices], indices[2], separator)
+    indices = {name: names.index(own) for name, own in _wanted(path, names, ",".join(read[","])).items()}
+    columns = {name: read[separator][index] for name, index in indices.items()}
+    return Header(columns, indices["timestamp"], separator)
+
+
+def _wanted(path: Path, names: list[str], header: str) -> dict[str, str]:
+    """The columns to read, by what they hold. Raises DataError, see `_only`."""
+    found = {wanted[0]: _only(path, names, wanted, header) for wanted in WANTED}
+    return found | {name: _only(path, names, (name,), header) for name in OPTIONAL if name in names}
 
 
 def _only(path: Path, names: list[str], wanted: tuple[str, ...], header: str) -> str:
@@ -222,44 +239,17 @@ def _long_fields() -> Iterator[None]:
         csv.field_size_limit(limit)
 
 
-def _read_parquet(path: Path) -> tuple[pa.ChunkedArray, pa.ChunkedArray, pa.ChunkedArray]:
+def _read_parquet(path: Path) -> dict[str, pa.ChunkedArray]:
     try:
         names = pq.read_schema(path).names
-        columns = [_only(path, names, wanted, ",".join(names)) for wanted in WANTED]
-        table = pq.read_table(path, columns=columns)
+        wanted = _wanted(path, names, ",".join(names))
+        table = pq.read_table(path, columns=list(wanted.values()))
     except UNREADABLE as error:
         raise DataError(f"{path} cannot be read ({error}); write it again as Parquet") from error
-    user, item, time = (table.column(name) for name in columns)
-    for name, column in (("user_id", user), ("item_id", item)):
-        if not is_id_type(column.type):
-            raise DataError(f"{path}: column {name} is {column.type}; store ids as strings (or whole numbers)")
-    return user, item, time
-
-
-def _ids(path: Path, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Ids as text. Raises DataError naming the first row that has none."""
-    ids = _texts(path, name, column)
-    length = pc.fill_null(pc.utf8_length(ids), 0)
-    bad = pc.or_(pc.equal(length, 0), pc.greater(length, MAX_ID_LENGTH))
-    if pc.any(bad).as_py():
-        row = int(np.flatnonzero(bad.to_numpy())[0])
-        fault = id_fault(ids[row].as_py() or "")
-        raise DataError(f"{path}, row {row + 1}: {name} {fault}; correct it or remove the row")
-    return ids
-
-
-def _texts(path: Path, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Any kind of column as text. Raises DataError naming the first row that is not UTF-8."""
-    try:
-        texts = column.cast(pa.string())
-        texts.validate(full=True)  # Parquet does not check what it calls text
-    except pa.ArrowInvalid:
-        for row, value in enumerate(column.cast(pa.binary()).to_pylist()):
-            try:
-                (value or b"").decode()
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"{path}, row {row + 1}: {name} is not UTF-8 text ({error}); write the file again as UTF-8"
-                ) from error
-        raise
-    return texts
+    columns = {name: table.column(own) for name, own in wanted.items()}
+    for name, what in (("user_id", "ids"), ("item_id", "ids"), ("type", "types")):
+        if name in columns and not is_id_type(columns[name].type):
+            raise DataError(
+                f"{path}: column {name} is {columns[name].type}; store {what} as strings (or whole numbers)"
+            )
+    return columns

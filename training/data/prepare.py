@@ -5,12 +5,13 @@ Reading and checking is in `data`; its names are importable from here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, TypeVar
 
 import numpy as np
 
+from serving.types import EventData
 from training.data.read import DataError, Dataset, Items, load_given_ids, read_data
 
 __all__ = [
@@ -23,13 +24,16 @@ __all__ = [
     "leave_one_out",
     "load_given_ids",
     "read_data",
+    "sample_events",
     "sample_users",
     "statistics",
     "time_quantiles",
+    "weigh",
 ]
 
 
 SplitKind = Literal["leave-one-out", "chronological"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +42,7 @@ class Split:
 
     `train[i]` belongs to user row `train_users[i]`, `valid_*[i]` to `valid_users[i]`, `test_*[i]` to
     `test_users[i]`. Sequences: (length,) int32 item rows, oldest first, at least one item. Targets:
-    (users,) int32. User rows: (users,) int64.
+    (users,) int32. User rows: (users,) int64. Events: of each sequence; None where nothing is read of them but items.
     """
 
     train: list[np.ndarray]
@@ -49,6 +53,41 @@ class Split:
     train_users: np.ndarray
     valid_users: np.ndarray
     test_users: np.ndarray
+    train_events: list[EventData] | None = None
+    valid_events: list[EventData] | None = None
+    test_events: list[EventData] | None = None
+
+
+def weigh(data: Dataset, type_weights: Mapping[str, float]) -> Dataset:
+    """The events as a model reads them: weighted by their type, 1 where a type is not named, and as if those of weight
+    0 had not happened. Raises DataError for a type that no event has, and where no event is left.
+    """
+    if not type_weights:
+        return data
+    if unknown := sorted(type_weights.keys() - set(data.type_names)):
+        known = ", ".join(data.type_names) or "none, for interactions have no column type"
+        raise DataError(f"{data.name} has no events of type {unknown[0]!r}; history.type_weights may name {known}")
+    assert data.types is not None
+    of_type = [type_weights.get(name, 1.0) for name in data.type_names]
+    weights = np.array([*of_type, 1.0], np.float32)[data.types]  # the last one is of events without a type
+    kept = weights > 0
+    if not kept.any():
+        raise DataError(f"{data.name} has no event of a type with a weight above 0; raise one in history.type_weights")
+    counts = np.bincount(np.repeat(np.arange(len(data.user_ids)), np.diff(data.offsets))[kept],
+                         minlength=len(data.user_ids))  # fmt: skip
+    users = np.flatnonzero(counts)
+    dropped = int(len(kept) - kept.sum())
+    return replace(
+        data,
+        user_ids=[data.user_ids[user] for user in users],
+        offsets=np.concatenate([[0], np.cumsum(counts[users])]).astype(np.int64),
+        sequence=data.sequence[kept],
+        times=data.times[kept],
+        types=data.types[kept],
+        values=None if data.values is None else data.values[kept],
+        weights=weights[kept],
+        skipped=data.skipped | ({"events of types with weight 0 (left out)": dropped} if dropped else {}),
+    )
 
 
 def leave_one_out(data: Dataset) -> Split:
@@ -114,13 +153,34 @@ def chronological(data: Dataset, valid_from: float, test_from: float) -> Split:
 
 
 def split_by(data: Dataset, kind: SplitKind) -> Split:
-    """The split of a name; chronological puts the last fifth of all events' times aside, half for each evaluation."""
-    return leave_one_out(data) if kind == "leave-one-out" else chronological(data, *time_quantiles(data, 0.8, 0.9))
+    """The split of a name; chronological puts the last fifth of all events' times aside, half for each evaluation.
+
+    With what a model reads of events, where they are weighted.
+    """
+    split = leave_one_out(data) if kind == "leave-one-out" else chronological(data, *time_quantiles(data, 0.8, 0.9))
+    if data.weights is None:
+        return split
+    weights = data.weights
+
+    def events(users: np.ndarray, histories: Sequence[np.ndarray]) -> list[EventData]:
+        """A history is the begin of its user's events."""
+        first = data.offsets[users]
+        return [EventData(weights[at : at + len(part)]) for at, part in zip(first, histories, strict=True)]
+
+    return replace(
+        split,
+        train_events=events(split.train_users, split.train),
+        valid_events=events(split.valid_users, split.valid_history),
+        test_events=events(split.test_users, split.test_history),
+    )
 
 
-def sample_users(
-    histories: Sequence[np.ndarray], target: np.ndarray, count: int
-) -> tuple[list[np.ndarray], np.ndarray]:
+def sample_events(events: Sequence[EventData] | None, count: int) -> list[EventData] | None:
+    """Those of the histories that `sample_users` draws."""
+    return None if events is None else sample_users(events, np.arange(len(events)), count)[0]
+
+
+def sample_users(histories: Sequence[T], target: np.ndarray, count: int) -> tuple[list[T], np.ndarray]:
     """The same `count` users every time, drawn without regard to order."""
     chosen = np.random.default_rng(0).permutation(len(target))[:count]
     return [histories[row] for row in chosen], target[chosen]
@@ -174,4 +234,7 @@ def describe(data: Dataset, split: Split | None = None) -> str:
         shown = f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
         lines.append(f"  {name.replace('_', ' '):<22}{shown:>14}")
     lines += [f"  note: {count:,} {reason}" for reason, count in data.skipped.items()]
+    for number, name in enumerate(data.type_names):
+        assert data.types is not None
+        lines.append(f"  type {name:<17}{int((data.types == number).sum()):>14,}")
     return "\n".join(lines)

@@ -69,6 +69,10 @@ class Dataset:
     sequence: np.ndarray  # (events,) int32, item rows
     times: np.ndarray  # (events,) whole numbers or float64, seconds since 1970 or whatever unit the file counts in
     skipped: dict[str, int]  # harmless oddities, counted by reason
+    type_names: tuple[str, ...] = ()  # of events, as far as the file has types
+    types: np.ndarray | None = None  # (events,) int64, positions in type_names, -1 for events without a type
+    values: np.ndarray | None = None  # (events,) float64, NaN for events without a value
+    weights: np.ndarray | None = None  # (events,) float32, how much each counts; None: all alike
 
     def events(self, user: int) -> np.ndarray:
         """Item rows of one user, oldest first. Shape: (events of the user,), int32."""
@@ -78,10 +82,10 @@ class Dataset:
 def read_data(folder: Path, items: Items | None = None) -> Dataset:
     """Read and check a data folder: `interactions.csv[.gz]`, `.parquet` or `*.inter`, optionally `items.jsonl[.gz]`.
 
-    Events of a user are sorted by time; where times tie, file order stays. Items without an event are
-    kept (they can still be recommended). Without an items file the items are those of the interactions,
-    shuffled, because their order of appearance would tell the future. items: take the place of the folder's own, and
-    events of others are left out and counted.
+    Events may have types and values. Those of a user are sorted by time; where times tie, file order stays. Items
+    without an event are kept (they can still be recommended). Without an items file the items are those of the
+    interactions, shuffled, because their order of appearance would tell the future. items: take the place of the
+    folder's own, and events of others are left out and counted.
     Raises DataError.
     """
     folder = Path(folder)
@@ -116,6 +120,11 @@ def read_data(folder: Path, items: Items | None = None) -> Dataset:
         "events of items without a semantic ID (left out)": left_out,
         "files .item (not read: texts of items belong into items.jsonl)": sum(1 for _ in folder.glob("*.item")),
     }
+    type_names = () if events.types is None else tuple(sorted(filter(None, pc.unique(events.types).to_pylist())))
+    types = None
+    if type_names:
+        index = pc.index_in(events.types, value_set=pa.array(type_names, pa.string()))
+        types = pc.fill_null(index, -1).to_numpy()[order].astype(np.int64)
     return Dataset(
         name=folder_name(folder),
         items=catalogue,
@@ -124,6 +133,9 @@ def read_data(folder: Path, items: Items | None = None) -> Dataset:
         sequence=rows.to_numpy()[order].astype(np.int32),
         times=events.times.values[order],
         skipped={reason: count for reason, count in skipped.items() if count},
+        type_names=type_names,
+        types=types,
+        values=None if events.values is None else pc.fill_null(events.values, np.nan).to_numpy()[order],
     )
 
 

@@ -11,6 +11,7 @@ import pytest
 from serving.errors import BundleError
 from serving.items.neighbours import NO_ITEM, Neighbours, read_neighbours, write_neighbours
 from serving.reference import Reference
+from serving.types import EventData
 from tests.builders import random_neighbours, tiny_model
 
 # 0 -> 1 (w 3), 0 -> 2 (w 1), 1 -> 2 (w 2); items 2 and 3 have no neighbours.
@@ -56,6 +57,15 @@ def test_shares_and_features_of_a_case_worked_out_by_hand():
     np.testing.assert_allclose(features["entropy"], [0, 0, 0, 0, entropy], atol=1e-12)
     np.testing.assert_allclose(features["length"], np.log([2, 2, 2, 1, 2]))
     np.testing.assert_allclose(signed.shares([(0,) * 30], max_items=20)[1]["length"], np.log([20]))
+
+
+def test_events_weigh_in_a_case_worked_out_by_hand():
+    """0 counts three times as much as 1, and in the other history everything is as ever."""
+    events = [EventData(np.array([3, 1], np.float32)), None]
+    found, _ = BY_HAND.shares([(0, 1), (0, 1)], max_items=20, events=events)
+    np.testing.assert_allclose(found.dense(4), [[0, 4.5 / 8, 3.5 / 8, 0], [0, 1.5 / 4, 2.5 / 4, 0]], rtol=1e-6)
+    newest, _ = BY_HAND.shares([(0, 0, 1)], max_items=2, events=[EventData(np.array([7, 3, 1], np.float32))])
+    np.testing.assert_array_equal(newest.dense(4)[0], found.dense(4)[0])
 
 
 def test_only_the_last_items_count():

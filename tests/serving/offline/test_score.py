@@ -28,7 +28,7 @@ from serving.offline.input import Reject, User, open_histories
 from serving.offline.score import Progress, run_here, score
 from serving.offline.scorer import SCHEMA, Scorer, Task
 from serving.online.recommender import Limits, Query
-from serving.types import Answer, Request, Rules
+from serving.types import Answer, Event, Request, Rules
 from tests.answers import assert_same_answer
 from tests.builders import tiny_bundle
 from tests.tools import always_full, require_module
@@ -381,6 +381,34 @@ class Poisoned(Engine):
         if any(13 in request.history for request in requests):
             raise ValueError("no search for 13")
         return super().search(requests, states)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_events_are_read_as_their_items(bundle, tmp_path, kind):
+    """The bundle weighs no types, so the answers are those of plain histories; rows that hold no event are rejected."""
+    event = {"item_id": "i3", "type": "view", "value": 2.0, "timestamp": 1.7e9}
+    wrong = event | {"timestamp": 1.7e12}
+    data = {"user_id": list("abc"), "history": [[event], [event | {"item_id": "i4", "type": None}, event], [wrong]]}
+    write = write_parquet if kind == "parquet" else write_json
+    task = Task(bundle, write(tmp_path / f"e.{kind}", data), tmp_path / "out.parquet", k=3, beam=4)
+    plain = {"user_id": list("ab"), "history": [["i3"], ["i4", "i3"]]}
+    other = Task(bundle, write(tmp_path / f"p.{kind}", plain), tmp_path / "plain.parquet", k=3, beam=4)
+    assert (score(task).rejected, score(other).rejected) == (1, 0)
+    assert_same(rows_of(task.out), rows_of(other.out))
+    (reject,) = [json.loads(line) for line in task.rejects_file.read_text().splitlines()]
+    assert reject["row"] == 3 and "event 1 of the history has a timestamp" in reject["reason"]
+
+
+def test_ids_and_events_may_be_mixed_in_json(tmp_path):
+    path = write_json(tmp_path / "h.jsonl", {"user_id": ["u"], "history": [["a", {"item_id": 7, "type": "view"}, 8]]})
+    opened = open_histories(path, 10)
+    assert opened.read(opened.parts()[0]) == [User(1, "u", ["a", Event("7", "view"), "8"])]
+
+
+def test_lists_of_other_structs_are_no_histories(bundle, tmp_path):
+    path = write_parquet(tmp_path / "h.parquet", {"user_id": ["u"], "history": [[{"item": "i1"}]]})
+    with pytest.raises(ScoreError, match="lists of item ids, or of events with an item_id"):
+        open_histories(path, 10)
 
 
 def test_a_row_on_which_the_engine_fails_is_rejected_and_the_rest_of_its_batch_answered(bundle, tmp_path):

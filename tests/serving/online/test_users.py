@@ -11,10 +11,15 @@ import pytest
 from serving.errors import RequestError, StoreUnavailable
 from serving.online.redis_link import RedisLink, connect
 from serving.online.users import Bounds, MemoryUsers, RedisUsers, UserStore, digest
+from serving.types import Event
 from tests.conftest import RedisServer, SlowRoad
 from tests.serving.online.links import FAILURES, Clock, CountedLink
 from tests.waiting import eventually
 
+NO_EVENTS = [
+    b"\xff" + text
+    for text in (b"{", b'"a"', b"[]", b'{"item_id": ""}', b'{"item_id": "a", "value": NaN}', b"[" * 99_999)
+]
 Scenario = Callable[[UserStore], Awaitable[None]]
 
 
@@ -58,6 +63,21 @@ def test_ids_are_strings_whatever_they_look_like(run: Callable[[Scenario], None]
         await users.append("ü/7 ", ids)
         assert await users.get("ü/7 ") == ids
         assert await users.get("ü/7") == []
+
+    run(scenario)
+
+
+def test_events_are_kept_beside_ids(run: Callable[[Scenario], None]) -> None:
+    history = ["a", Event("ü", "view", 2.5, 1.7e9), '{"item_id": "a"}', Event("b"), Event("c", None, None, 0.0)]
+
+    async def scenario(users: UserStore) -> None:
+        assert await users.append("u", history) == 5
+        assert await users.get("u") == history
+        assert await users.append("u", [Event("d", "x" * 64)]) == 5
+        assert await users.get("u") == [*history[1:], Event("d", "x" * 64)]
+        assert await users.delete("u") is True and await users.get("u") == []
+        with pytest.raises(RequestError, match="At most 1000 bytes"):
+            await users.append("u", [Event("d" * 200, "x" * 64)] * 4)
 
     run(scenario)
 
@@ -157,12 +177,12 @@ def test_memory_is_bounded_in_bytes_and_counts_them_right() -> None:
 def test_what_this_service_cannot_have_written_is_not_read(redis_server: RedisServer) -> None:
     async def scenario() -> None:
         client = connect(redis_server.url)
-        users = RedisUsers(RedisLink(client, 2.0), bounds(10))
+        users = RedisUsers(RedisLink(client, 2.0), bounds(20))
         await users.append("u", ["a"])
         with redis_server.client() as direct:
-            direct.rpush(direct.keys("*")[0], b"\xff\xfe", b"", b"x" * 100_000, "ü".encode())
+            direct.rpush(direct.keys("*")[0], b"\xff\xfe", b"", b"x" * 100_000, *NO_EVENTS, "ü".encode())
         assert await users.get("u") == ["a", "ü"]
-        assert await users.append("u", ["b"]) <= 10 and "b" in await users.get("u")
+        assert await users.append("u", ["b"]) <= 20 and "b" in await users.get("u")
         assert await users.delete("u") is True and await users.get("u") == []
         await client.aclose()
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from serving.online.feedback import Feedback, FeedbackFiles, LocalFeedback, RedisFeedback
@@ -33,6 +34,8 @@ CLICKS: list[Event] = [(at, f"u{user}", f"i{(user + at) % 5}", "click") for user
 async def fill(store: Feedback, events: Sequence[Event] = EVENTS) -> None:
     for number, (time, user, item, event) in enumerate(events):
         record = {"time": time, "user": user, "item_id": item, "event": event}
+        if event == "purchase":
+            record["value"] = 12.5
         await store.add(f"r{number}", record, is_hit=True)
 
 
@@ -56,6 +59,9 @@ def test_files_become_histories(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert main(["data", "feedback", str(tmp_path / "feedback"), "--out", str(tmp_path / "data")]) == 0
     assert "5 interactions, 1 nobody, 1 other events, 1 unreadable" in capsys.readouterr().out
     assert histories(tmp_path / "data") == EXPECTED
+    data = read_data(tmp_path / "data")
+    assert [data.type_names[kind] for kind in data.types] == ["purchase", "click", "like", "click", "play"]
+    np.testing.assert_array_equal(data.values, [12.5, np.nan, np.nan, np.nan, np.nan])
 
 
 def test_a_stream_becomes_the_same_histories(

@@ -192,6 +192,25 @@ def test_times_of_parquet_keep_their_order(tmp_path, times):
     assert order[1] < order[0]
 
 
+def test_types_and_values_are_read_where_there_are_some(tmp_path):
+    csv_file = written(tmp_path, "value,user_id,type,item_id,timestamp\n2.5,u,view,a,1\n,v,,b,2\n")
+    parquet = tmp_path / "interactions.parquet"
+    columns = {"user_id": ["u", "v"], "item_id": ["a", "b"], "timestamp": [1, 2]}
+    pq.write_table(pa.table(columns | {"type": pa.array(["view", None]), "value": [2.5, None]}), parquet)
+    for path in (csv_file, parquet):
+        read = read_interactions(path)
+        assert read.types.to_pylist() == ["view", None] and read.values.to_pylist() == [2.5, None]
+        second = read.filter(pa.chunked_array([[False, True]]))
+        assert (second.types.to_pylist(), second.values.to_pylist()) == ([None], [None])
+    pq.write_table(pa.table(columns), parquet)
+    assert read_interactions(parquet).types is read_interactions(parquet).values is None
+
+
+def test_a_column_of_too_many_types_is_no_column_of_types(tmp_path):
+    rows = "".join(f"u,a,{number},order {number}\n" for number in range(101))
+    assert "101 types of events" in refused(written(tmp_path, "user_id,item_id,timestamp,type\n" + rows))
+
+
 def test_parquet_that_cannot_be_read_is_said_exactly(tmp_path):
     path = tmp_path / "interactions.parquet"
     good = {"user_id": ["u", "v"], "item_id": ["a", "b"], "timestamp": [1, 2]}
@@ -203,6 +222,11 @@ def test_parquet_that_cannot_be_read_is_said_exactly(tmp_path):
         ({"item_id": ["a", None]}, "row 2: item_id is empty"),
         ({"item_id": bad_text}, "row 2: item_id is not UTF-8"),
         ({"item_id": [b"a", b"\xff"]}, "row 2: item_id is not UTF-8"),
+        ({"type": [0.5, 1.0]}, "column type is double; store types as strings"),
+        ({"type": ["view", b"\xff"]}, "row 2: type is not UTF-8"),
+        ({"type": ["view", "x" * 65]}, "row 2: type has more than 64 characters"),
+        ({"value": [1.0, float("nan")]}, "row 2: the value is not a finite number"),
+        ({"value": ["1", "much"]}, "not every value is a number"),
         ({"timestamp": [1, None]}, "row 2: the time is empty"),
         ({"timestamp": [1.0, float("inf")]}, "row 2: inf is not a time"),
         ({"timestamp": [[1], [2]]}, "the times are list"),

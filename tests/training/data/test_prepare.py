@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 from datetime import datetime
 from pathlib import Path
 
@@ -22,8 +23,11 @@ from training.data.prepare import (
     leave_one_out,
     load_given_ids,
     read_data,
+    sample_events,
+    split_by,
     statistics,
     time_quantiles,
+    weigh,
 )
 
 HEADER = "user_id,item_id,timestamp\n"
@@ -50,6 +54,40 @@ def test_ids_stay_strings_and_ties_keep_file_order(tmp_path):
     assert ids_of(data, "7") == ["1", "01"]
     assert data.sequence.dtype == np.int32 and data.offsets.tolist() == [0, 3, 5]
     assert data.times.tolist() == [3, 5, 5, 1, 2]
+
+
+TYPED = (
+    "user_id,item_id,timestamp,type,value\nu,a,1,view,\nu,b,2,buy,9.5\nu,c,3,,\nu,a,4,buy,\nv,b,1,view,\n"
+    "w,a,1,buy,1\nw,b,2,buy,\nw,c,3,buy,\n"
+)
+
+
+def test_events_weigh_by_their_type_and_those_of_weight_0_have_not_happened(tmp_path):
+    read = read_data(folder_with(tmp_path, TYPED))
+    assert read.type_names == ("buy", "view") and read.types.tolist() == [1, 0, -1, 0, 1, 0, 0, 0]
+    np.testing.assert_array_equal(read.values, [np.nan, 9.5, np.nan, np.nan, np.nan, 1, np.nan, np.nan])
+    assert weigh(read, {}) is read
+    data = weigh(read, {"view": 0.0, "buy": 2.5})
+    assert data.user_ids == ["u", "w"] and data.offsets.tolist() == [0, 3, 6]  # v did nothing but look
+    assert ids_of(data, "u") == ["b", "c", "a"] and data.times.tolist() == [2, 3, 4, 1, 2, 3]
+    assert data.weights.tolist() == [2.5, 1, 2.5, 2.5, 2.5, 2.5] and data.types.tolist() == [0, -1, 0, 0, 0, 0]
+    shown = describe(data)
+    assert "2 events of types with weight 0" in shown and re.search(r"type buy +5\n", shown)
+    split = split_by(data, "leave-one-out")
+    assert [events.weights.tolist() for events in split.train_events] == [[2.5], [2.5]]
+    assert [events.weights.tolist() for events in split.test_events] == [[2.5, 1], [2.5, 2.5]]
+    assert sample_events(split.valid_events, 1)[0] in split.valid_events and sample_events(None, 1) is None
+    assert split_by(read, "leave-one-out").train_events is None
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"),
+    [({"purchase": 2.0}, "no events of type 'purchase'.*buy, view"), ({"view": 0.0, "buy": 0.0}, "no event of a type")],
+)
+def test_types_that_fit_no_event_are_refused(tmp_path, weights, words):
+    typed = "".join(line for line in TYPED.splitlines(keepends=True) if ",c,3,," not in line)
+    with pytest.raises(DataError, match=words):
+        weigh(read_data(folder_with(tmp_path, typed)), weights)
 
 
 def test_item_text_is_flattened_and_cold_items_are_kept(tmp_path):

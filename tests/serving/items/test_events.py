@@ -1,0 +1,51 @@
+"""Events in histories: what is one, what is left out, and what each counts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from serving.items.events import read_events, to_event
+from serving.types import Event
+
+
+def test_an_event_is_read_with_all_that_is_known() -> None:
+    data = {"item_id": 7, "type": "purchase", "value": 9, "timestamp": 1.7e9}
+    assert to_event(data) == Event("7", "purchase", 9.0, 1.7e9)
+    assert to_event({"item_id": "007", "type": None, "value": None, "timestamp": None}) == Event("007")
+
+
+@pytest.mark.parametrize(
+    ("fields", "fault"),
+    [
+        ({"item_id": None}, "has an item_id that is missing"),
+        ({"item_id": "x" * 300}, "has an item_id that has 300 characters"),
+        ({"kind": "view"}, "has the unknown field 'kind'"),
+        ({"type": ""}, "has a type that is not a text of 1 to 64"),
+        ({"type": "x" * 65}, "has a type that is not a text of 1 to 64"),
+        ({"type": 3}, "has a type that is not a text of 1 to 64"),
+        ({"type": "\ud800"}, "has a type that is not a text of 1 to 64"),
+        ({"value": "9"}, "has a value that is not a number"),
+        ({"value": True}, "has a value that is not a number"),
+        ({"value": float("nan")}, "has a value that is not a number"),
+        ({"value": 10**400}, "has a value that is not a number"),
+        ({"timestamp": -1}, "has a timestamp that is not in seconds"),
+        ({"timestamp": 1.7e12}, "has a timestamp that is not in seconds"),
+    ],
+)
+def test_what_is_no_event_says_why(fields: dict[str, object], fault: str) -> None:
+    with pytest.raises(ValueError, match=fault):
+        to_event({"item_id": "a"} | fields)
+
+
+def test_a_history_of_ids_is_left_as_it_is() -> None:
+    history = ["a", "b", "a"]
+    ids, weights = read_events(history, [("view", 0.0)])
+    assert ids is history and weights is None
+
+
+def test_types_weigh_and_those_of_weight_0_are_left_out() -> None:
+    history = ["a", Event("b", "view"), Event("c", "purchase"), Event("d", "click", timestamp=5), Event("e")]
+    ids, weights = read_events(history, [("view", 0.0), ("purchase", 2.5)])
+    assert ids == ["a", "c", "d", "e"]
+    np.testing.assert_array_equal(weights, np.array([1, 2.5, 1, 1], np.float32))

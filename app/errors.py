@@ -36,6 +36,10 @@ class NotFound(ServingError):
     """There is no such user, item or page."""
 
 
+class UnknownScenario(RequestError):
+    """A request names a scenario that does not exist."""
+
+
 class MalformedRequest(ServingError):
     """What a client sent is not a request, or one that two parsers could read differently."""
 
@@ -70,6 +74,7 @@ class QuotaExceeded(ServingError):
 
 # error -> (status, name, title); a class that is not listed counts as its base class
 PROBLEMS: dict[type, tuple[int, str, str]] = {
+    UnknownScenario: (404, "unknown-scenario", "Unknown scenario"),
     UnknownCatalogue: (404, "unknown-catalogue", "Unknown catalogue"),
     RequestError: (422, "invalid-request", "Invalid request"),
     BundleError: (422, "unfit-bundle", "The bundle does not fit"),

@@ -13,7 +13,7 @@ from functools import partial
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from app import logs
+from app import logs, scenarios
 from app.loading import calibration, folder_of, open_engine
 from app.metrics import Metrics
 from app.settings import Settings
@@ -128,7 +128,11 @@ class Service:
         self.cache = StateCache(in_process, redis, lambda tier, result: self.metrics.cache.labels(tier, result).inc())
         change_log = self._change_log()
         self.catalogues = Catalogues(change_log, self.batcher.between_batches)
-        self.changes = Changes(change_log, {"model": self._apply_to_models, KIND: self._apply_to_catalogues})
+        self.scenarios = scenarios.Scenarios()
+        self.changes = Changes(
+            change_log,
+            {"model": self._apply_to_models, KIND: self._apply_to_catalogues, scenarios.KIND: self.scenarios.apply},
+        )
         self.feedback = self._feedback()
         self.impressions = self._impressions()
         self.counters: Counters = LocalCounters()

@@ -17,7 +17,19 @@ from app.lifecycle import Service
 from app.metrics import Scrapes
 from app.middleware import Cors, Envelope
 from app.quotas import Quotas
-from app.routes import catalogues, feedback, health, inference_protocol, items, models, page, popular, recommend, users
+from app.routes import (
+    catalogues,
+    feedback,
+    health,
+    inference_protocol,
+    items,
+    models,
+    page,
+    popular,
+    recommend,
+    scenarios,
+    users,
+)
 from app.security import Hosts
 from app.settings import Settings
 from app.slot import WorkerSlot
@@ -79,13 +91,14 @@ def create_app(
     app.state.openapi = cache(lambda: json.dumps(app.openapi()).encode())
     errors.install(app)
     app.router.routes.extend(recommend.DIRECT)  # ahead of FastAPI's own for the same paths
-    for routes in (recommend, users, feedback, items, popular, catalogues, models, health, page):
+    for routes in (recommend, scenarios, users, feedback, items, popular, catalogues, models, health, page):
         app.include_router(routes.router)
     app.include_router(inference_protocol.server)
     app.include_router(inference_protocol.models)
     app.include_router(models.changes)
     app.include_router(items.changes)
     app.include_router(catalogues.changes)
+    app.include_router(scenarios.changes)
     if settings.cors_origins:
         app.add_middleware(Cors, origins=settings.cors_origins)
     app.add_middleware(

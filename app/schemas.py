@@ -70,13 +70,9 @@ class HistoryEvent(Body):
 HistoryItem = Annotated[Id | HistoryEvent, Field(union_mode="left_to_right")]
 
 
-class UserRequest(Body):
-    """The user, their history, and how the model answers."""
+class Answering(Body):
+    """How the model answers."""
 
-    user_id: Id | None = Field(None, description="without it nothing is cached and no known history is used")
-    history: Annotated[list[HistoryItem], Field(max_length=MAX_ITEMS)] | None = Field(
-        None, description="item ids and events, oldest first, as given; omitted or empty: the known history"
-    )
     reasoning_paths: int | None = Field(
         None, ge=1, le=MAX_PATHS, description="reasoning paths searched in parallel; default: the bundle's"
     )
@@ -87,13 +83,20 @@ class UserRequest(Body):
         None, ge=0, le=1000, description="weight of the item graph, 0: the network alone; default: the bundle's"
     )
     timeout_ms: float | None = Field(None, gt=0, le=600_000, description="time budget")
+
+
+class UserRequest(Answering):
+    """The user, their history, and how the model answers."""
+
+    user_id: Id | None = Field(None, description="without it nothing is cached and no known history is used")
+    history: Annotated[list[HistoryItem], Field(max_length=MAX_ITEMS)] | None = Field(
+        None, description="item ids and events, oldest first, as given; omitted or empty: the known history"
+    )
     explain: bool = False
 
 
-class RecommendRequest(UserRequest):
-    """The user, their history, and what may be recommended to them."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
+class Listing(Answering):
+    """What may be recommended, how much of it, and how it is listed."""
 
     k: int = Field(10, ge=1, description="how many items to return")
     beam_width: int | None = Field(
@@ -119,11 +122,6 @@ class RecommendRequest(UserRequest):
         description="how far items go down that the user was shown lately and did not take, as POST /feedback says: "
         "at 0.5 as if half as probable, at 1 behind all others",
     )
-    after: RecommendationId | None = Field(
-        None,
-        description="recommendation_id of the page before: this answer goes on behind it. Send all else as for that "
-        "page; all pages together have at most as many items as the widest beam permitted",
-    )
     explore: int = Field(
         0,
         ge=0,
@@ -132,12 +130,41 @@ class RecommendRequest(UserRequest):
     )
 
     @model_validator(mode="after")
-    def _k_fits_the_beam(self) -> RecommendRequest:
+    def _k_fits_the_beam(self) -> Self:
         if self.beam_width is not None and self.k > self.beam_width:
             raise ValueError("k must not exceed beam_width")
         if self.explore > self.k:
             raise ValueError("explore must not exceed k")
         return self
+
+
+class RecommendRequest(Listing, UserRequest):
+    """The user, their history, and what may be recommended to them."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
+
+    scenario: Id | None = Field(None, description="name of a preset of all that this request leaves out")
+    after: RecommendationId | None = Field(
+        None,
+        description="recommendation_id of the page before: this answer goes on behind it. Send all else as for that "
+        "page; all pages together have at most as many items as the widest beam permitted",
+    )
+
+
+class Scenario(Listing):
+    """A preset of requests that name it. What a request says itself wins."""
+
+    reasoning_steps: Annotated[int, Field(ge=0)] | Literal["auto"] | None = Field(
+        None, description="default: the model's default"
+    )
+
+
+class NamedScenario(Scenario):
+    name: str
+
+
+class ScenariosResponse(BaseModel):
+    scenarios: list[NamedScenario]
 
 
 class RankRequest(UserRequest):

@@ -259,6 +259,44 @@ class NamedItem(TypedDict):
     title: NotRequired[str | None]
 
 
+class NamedScenario(TypedDict):
+    reasoning_paths: NotRequired[int | None]
+    """reasoning paths searched in parallel; default: the bundle's"""
+    dense_weight: NotRequired[float | None]
+    """weight of the dense score; default: the bundle's"""
+    neighbours_weight: NotRequired[float | None]
+    """weight of the item graph, 0: the network alone; default: the bundle's"""
+    timeout_ms: NotRequired[float | None]
+    """time budget"""
+    k: NotRequired[int]
+    """how many items to return"""
+    beam_width: NotRequired[int | None]
+    """at least k; default: the larger of k and the service's default"""
+    exclude_seen: NotRequired[bool]
+    """never recommend items of the history"""
+    allow: NotRequired[list[str] | None]
+    """recommend only these"""
+    deny: NotRequired[list[str]]
+    """never recommend these"""
+    categories: NotRequired[list[str]]
+    """recommend only items in at least one of these; empty: no restriction"""
+    catalogue: NotRequired[str | None]
+    """recommend only items of this named subset"""
+    diversity: NotRequired[float]
+    """how much a list avoids items like each other, chosen from all that the beams find"""
+    max_per_category: NotRequired[int | None]
+    """most items of any one category; the list is shorter where the beams find no others"""
+    rotation: NotRequired[float]
+    """how far items go down that the user was shown lately and did not take, as POST /feedback says: at 0.5 as if half
+    as probable, at 1 behind all others"""
+    explore: NotRequired[int]
+    """slots kept for new items, which nobody had when the model was trained, the model's best first; where there are
+    fewer, others fill the list"""
+    reasoning_steps: NotRequired[int | Literal["auto"] | None]
+    """default: the model's default"""
+    name: str
+
+
 class PopularResponse(TypedDict):
     model_version: str
     window: Literal["hour"] | Literal["day"] | Literal["week"] | Literal["month"]
@@ -304,10 +342,6 @@ class PutItem(TypedDict):
 class RankRequest(TypedDict):
     """The user, their history, and the items to put in order for them."""
 
-    user_id: NotRequired[str | None]
-    """without it nothing is cached and no known history is used"""
-    history: NotRequired[list[str | HistoryEvent] | None]
-    """item ids and events, oldest first, as given; omitted or empty: the known history"""
     reasoning_paths: NotRequired[int | None]
     """reasoning paths searched in parallel; default: the bundle's"""
     dense_weight: NotRequired[float | None]
@@ -316,6 +350,10 @@ class RankRequest(TypedDict):
     """weight of the item graph, 0: the network alone; default: the bundle's"""
     timeout_ms: NotRequired[float | None]
     """time budget"""
+    user_id: NotRequired[str | None]
+    """without it nothing is cached and no known history is used"""
+    history: NotRequired[list[str | HistoryEvent] | None]
+    """item ids and events, oldest first, as given; omitted or empty: the known history"""
     explain: NotRequired[bool]
     items: list[str]
     """item ids; each is scored, seen ones too, and comes back once"""
@@ -342,10 +380,6 @@ class ReasoningStep(TypedDict):
 class RecommendRequest(TypedDict):
     """The user, their history, and what may be recommended to them."""
 
-    user_id: NotRequired[str | None]
-    """without it nothing is cached and no known history is used"""
-    history: NotRequired[list[str | HistoryEvent] | None]
-    """item ids and events, oldest first, as given; omitted or empty: the known history"""
     reasoning_paths: NotRequired[int | None]
     """reasoning paths searched in parallel; default: the bundle's"""
     dense_weight: NotRequired[float | None]
@@ -354,6 +388,10 @@ class RecommendRequest(TypedDict):
     """weight of the item graph, 0: the network alone; default: the bundle's"""
     timeout_ms: NotRequired[float | None]
     """time budget"""
+    user_id: NotRequired[str | None]
+    """without it nothing is cached and no known history is used"""
+    history: NotRequired[list[str | HistoryEvent] | None]
+    """item ids and events, oldest first, as given; omitted or empty: the known history"""
     explain: NotRequired[bool]
     k: NotRequired[int]
     """how many items to return"""
@@ -376,12 +414,14 @@ class RecommendRequest(TypedDict):
     rotation: NotRequired[float]
     """how far items go down that the user was shown lately and did not take, as POST /feedback says: at 0.5 as if half
     as probable, at 1 behind all others"""
-    after: NotRequired[str | None]
-    """recommendation_id of the page before: this answer goes on behind it. Send all else as for that page; all pages
-    together have at most as many items as the widest beam permitted"""
     explore: NotRequired[int]
     """slots kept for new items, which nobody had when the model was trained, the model's best first; where there are
     fewer, others fill the list"""
+    scenario: NotRequired[str | None]
+    """name of a preset of all that this request leaves out"""
+    after: NotRequired[str | None]
+    """recommendation_id of the page before: this answer goes on behind it. Send all else as for that page; all pages
+    together have at most as many items as the widest beam permitted"""
 
 
 class RecommendResponse(TypedDict):
@@ -411,6 +451,49 @@ class RecommendedItem(TypedDict):
     score: float
     title: NotRequired[str | None]
     categories: NotRequired[list[str]]
+
+
+class Scenario(TypedDict):
+    """A preset of requests that name it. What a request says itself wins."""
+
+    reasoning_paths: NotRequired[int | None]
+    """reasoning paths searched in parallel; default: the bundle's"""
+    dense_weight: NotRequired[float | None]
+    """weight of the dense score; default: the bundle's"""
+    neighbours_weight: NotRequired[float | None]
+    """weight of the item graph, 0: the network alone; default: the bundle's"""
+    timeout_ms: NotRequired[float | None]
+    """time budget"""
+    k: NotRequired[int]
+    """how many items to return"""
+    beam_width: NotRequired[int | None]
+    """at least k; default: the larger of k and the service's default"""
+    exclude_seen: NotRequired[bool]
+    """never recommend items of the history"""
+    allow: NotRequired[list[str] | None]
+    """recommend only these"""
+    deny: NotRequired[list[str]]
+    """never recommend these"""
+    categories: NotRequired[list[str]]
+    """recommend only items in at least one of these; empty: no restriction"""
+    catalogue: NotRequired[str | None]
+    """recommend only items of this named subset"""
+    diversity: NotRequired[float]
+    """how much a list avoids items like each other, chosen from all that the beams find"""
+    max_per_category: NotRequired[int | None]
+    """most items of any one category; the list is shorter where the beams find no others"""
+    rotation: NotRequired[float]
+    """how far items go down that the user was shown lately and did not take, as POST /feedback says: at 0.5 as if half
+    as probable, at 1 behind all others"""
+    explore: NotRequired[int]
+    """slots kept for new items, which nobody had when the model was trained, the model's best first; where there are
+    fewer, others fill the list"""
+    reasoning_steps: NotRequired[int | Literal["auto"] | None]
+    """default: the model's default"""
+
+
+class ScenariosResponse(TypedDict):
+    scenarios: list[NamedScenario]
 
 
 class ServerMetadata(TypedDict):

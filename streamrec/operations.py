@@ -28,10 +28,13 @@ from streamrec.models import (
     ModelRequest,
     ModelsResponse,
     NamedCatalogue,
+    NamedScenario,
     PopularResponse,
     RankRequest,
     RecommendRequest,
     RecommendResponse,
+    Scenario,
+    ScenariosResponse,
     ServerMetadata,
     SimilarResponse,
     TrafficBody,
@@ -71,6 +74,11 @@ class Operations(Transport):
         answer: BatchResponse = self._call(
             "POST", "/recommend/batch", query={"reasoning_steps": reasoning_steps}, body=body, is_repeatable=True
         )
+        return answer
+
+    def list_scenarios(self, /) -> ScenariosResponse:
+        """List Scenarios"""
+        answer: ScenariosResponse = self._call("GET", "/scenarios", is_repeatable=True)
         return answer
 
     def append_events(self, user_id: str, /, **body: Unpack[EventsRequest]) -> EventsResponse:
@@ -286,6 +294,15 @@ class Operations(Transport):
         answer: NamedCatalogue = self._call("PUT", f"/catalogues/{segment(name)}", body=body, is_repeatable=True)
         return answer
 
+    def put_scenario(self, name: str, /, **body: Unpack[Scenario]) -> NamedScenario:
+        """Preset what requests leave out that name this scenario. One of the same name is replaced."""
+        answer: NamedScenario = self._call("PUT", f"/scenarios/{segment(name)}", body=body, is_repeatable=True)
+        return answer
+
+    def delete_scenario(self, name: str, /) -> None:
+        """From now on requests that name this scenario are refused."""
+        self._call("DELETE", f"/scenarios/{segment(name)}", is_repeatable=True)
+
 
 class AsyncOperations(AsyncTransport):
     """What the service can be asked, awaited."""
@@ -317,6 +334,11 @@ class AsyncOperations(AsyncTransport):
         answer: BatchResponse = await self._call(
             "POST", "/recommend/batch", query={"reasoning_steps": reasoning_steps}, body=body, is_repeatable=True
         )
+        return answer
+
+    async def list_scenarios(self, /) -> ScenariosResponse:
+        """List Scenarios"""
+        answer: ScenariosResponse = await self._call("GET", "/scenarios", is_repeatable=True)
         return answer
 
     async def append_events(self, user_id: str, /, **body: Unpack[EventsRequest]) -> EventsResponse:
@@ -533,3 +555,12 @@ class AsyncOperations(AsyncTransport):
         change. One of the same name is replaced."""
         answer: NamedCatalogue = await self._call("PUT", f"/catalogues/{segment(name)}", body=body, is_repeatable=True)
         return answer
+
+    async def put_scenario(self, name: str, /, **body: Unpack[Scenario]) -> NamedScenario:
+        """Preset what requests leave out that name this scenario. One of the same name is replaced."""
+        answer: NamedScenario = await self._call("PUT", f"/scenarios/{segment(name)}", body=body, is_repeatable=True)
+        return answer
+
+    async def delete_scenario(self, name: str, /) -> None:
+        """From now on requests that name this scenario are refused."""
+        await self._call("DELETE", f"/scenarios/{segment(name)}", is_repeatable=True)

@@ -77,14 +77,20 @@ async def rank(request: Request, body: RankRequest, steps: StepsDep, service: Se
 
 
 async def _answered(request: Request, body: RecommendRequest | RankRequest, steps: Steps, service: Service) -> Response:
-    models = service.models
-    assigned = models.assign(answers.to_query(body, steps, request.state.client, service.settings.user_secret))
+    assigned = _assigned(request, body, steps, service)
     await _charge(request, assigned, service)
-    answer = await while_connected(request, answers.recommend(models, assigned, service.settings.user_secret))
+    answer = await while_connected(request, answers.recommend(service.models, assigned, service.settings.user_secret))
     if answer is None:
         return Response(status_code=499)  # the client has gone
     request.state.answer = answer  # for the trace
     return _json(answer, service)
+
+
+def _assigned(request: Request, body: RecommendRequest | RankRequest, steps: Steps, service: Service) -> Assigned:
+    """The query of a request, its scenario's presets in it, and the model that answers it."""
+    if isinstance(body, RecommendRequest) and body.scenario is not None:
+        body, steps = service.scenarios.complete(body, steps)
+    return service.models.assign(answers.to_query(body, steps, request.state.client, service.settings.user_secret))
 
 
 async def _charge(request: Request, assigned: Assigned, service: Service) -> None:
@@ -157,12 +163,10 @@ async def _awaited(work: asyncio.Future[list[RecommendResponse | Problem]]) -> l
 async def _one(request: Request, service: Service, raw: Any, steps: Steps) -> RecommendResponse | Problem:
     try:
         body = RecommendRequest.model_validate(raw)
-        assigned = service.models.assign(
-            answers.to_query(body, steps, request.state.client, service.settings.user_secret)
-        )
+        assigned = _assigned(request, body, steps, service)
         await _charge(request, assigned, service)
         return await answers.recommend(service.models, assigned, service.settings.user_secret)
-    except (ServingError, ValidationError) as error:
+    except (ServingError, ValidationError, RequestValidationError) as error:
         details = errors.problem(error)
     except Exception as error:
         log.exception("unexpected error")

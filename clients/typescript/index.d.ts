@@ -234,6 +234,42 @@ export interface NamedItem {
   title?: string | null;
 }
 
+export interface NamedScenario {
+  /** reasoning paths searched in parallel; default: the bundle's */
+  reasoning_paths?: number | null;
+  /** weight of the dense score; default: the bundle's */
+  dense_weight?: number | null;
+  /** weight of the item graph, 0: the network alone; default: the bundle's */
+  neighbours_weight?: number | null;
+  /** time budget */
+  timeout_ms?: number | null;
+  /** how many items to return */
+  k?: number;
+  /** at least k; default: the larger of k and the service's default */
+  beam_width?: number | null;
+  /** never recommend items of the history */
+  exclude_seen?: boolean;
+  /** recommend only these */
+  allow?: Array<string> | null;
+  /** never recommend these */
+  deny?: Array<string>;
+  /** recommend only items in at least one of these; empty: no restriction */
+  categories?: Array<string>;
+  /** recommend only items of this named subset */
+  catalogue?: string | null;
+  /** how much a list avoids items like each other, chosen from all that the beams find */
+  diversity?: number;
+  /** most items of any one category; the list is shorter where the beams find no others */
+  max_per_category?: number | null;
+  /** how far items go down that the user was shown lately and did not take, as POST /feedback says: at 0.5 as if half as probable, at 1 behind all others */
+  rotation?: number;
+  /** slots kept for new items, which nobody had when the model was trained, the model's best first; where there are fewer, others fill the list */
+  explore?: number;
+  /** default: the model's default */
+  reasoning_steps?: number | "auto" | null;
+  name: string;
+}
+
 export interface PopularResponse {
   model_version: string;
   window: "hour" | "day" | "week" | "month";
@@ -276,10 +312,6 @@ export interface PutItem {
 
 /** The user, their history, and the items to put in order for them. */
 export interface RankRequest {
-  /** without it nothing is cached and no known history is used */
-  user_id?: string | null;
-  /** item ids and events, oldest first, as given; omitted or empty: the known history */
-  history?: Array<string | HistoryEvent> | null;
   /** reasoning paths searched in parallel; default: the bundle's */
   reasoning_paths?: number | null;
   /** weight of the dense score; default: the bundle's */
@@ -288,6 +320,10 @@ export interface RankRequest {
   neighbours_weight?: number | null;
   /** time budget */
   timeout_ms?: number | null;
+  /** without it nothing is cached and no known history is used */
+  user_id?: string | null;
+  /** item ids and events, oldest first, as given; omitted or empty: the known history */
+  history?: Array<string | HistoryEvent> | null;
   explain?: boolean;
   /** item ids; each is scored, seen ones too, and comes back once */
   items: Array<string>;
@@ -311,10 +347,6 @@ export interface ReasoningStep {
 
 /** The user, their history, and what may be recommended to them. */
 export interface RecommendRequest {
-  /** without it nothing is cached and no known history is used */
-  user_id?: string | null;
-  /** item ids and events, oldest first, as given; omitted or empty: the known history */
-  history?: Array<string | HistoryEvent> | null;
   /** reasoning paths searched in parallel; default: the bundle's */
   reasoning_paths?: number | null;
   /** weight of the dense score; default: the bundle's */
@@ -323,6 +355,10 @@ export interface RecommendRequest {
   neighbours_weight?: number | null;
   /** time budget */
   timeout_ms?: number | null;
+  /** without it nothing is cached and no known history is used */
+  user_id?: string | null;
+  /** item ids and events, oldest first, as given; omitted or empty: the known history */
+  history?: Array<string | HistoryEvent> | null;
   explain?: boolean;
   /** how many items to return */
   k?: number;
@@ -344,10 +380,12 @@ export interface RecommendRequest {
   max_per_category?: number | null;
   /** how far items go down that the user was shown lately and did not take, as POST /feedback says: at 0.5 as if half as probable, at 1 behind all others */
   rotation?: number;
-  /** recommendation_id of the page before: this answer goes on behind it. Send all else as for that page; all pages together have at most as many items as the widest beam permitted */
-  after?: string | null;
   /** slots kept for new items, which nobody had when the model was trained, the model's best first; where there are fewer, others fill the list */
   explore?: number;
+  /** name of a preset of all that this request leaves out */
+  scenario?: string | null;
+  /** recommendation_id of the page before: this answer goes on behind it. Send all else as for that page; all pages together have at most as many items as the widest beam permitted */
+  after?: string | null;
 }
 
 /** The answer to one request. */
@@ -375,6 +413,46 @@ export interface RecommendedItem {
   score: number;
   title?: string | null;
   categories?: Array<string>;
+}
+
+/** A preset of requests that name it. What a request says itself wins. */
+export interface Scenario {
+  /** reasoning paths searched in parallel; default: the bundle's */
+  reasoning_paths?: number | null;
+  /** weight of the dense score; default: the bundle's */
+  dense_weight?: number | null;
+  /** weight of the item graph, 0: the network alone; default: the bundle's */
+  neighbours_weight?: number | null;
+  /** time budget */
+  timeout_ms?: number | null;
+  /** how many items to return */
+  k?: number;
+  /** at least k; default: the larger of k and the service's default */
+  beam_width?: number | null;
+  /** never recommend items of the history */
+  exclude_seen?: boolean;
+  /** recommend only these */
+  allow?: Array<string> | null;
+  /** never recommend these */
+  deny?: Array<string>;
+  /** recommend only items in at least one of these; empty: no restriction */
+  categories?: Array<string>;
+  /** recommend only items of this named subset */
+  catalogue?: string | null;
+  /** how much a list avoids items like each other, chosen from all that the beams find */
+  diversity?: number;
+  /** most items of any one category; the list is shorter where the beams find no others */
+  max_per_category?: number | null;
+  /** how far items go down that the user was shown lately and did not take, as POST /feedback says: at 0.5 as if half as probable, at 1 behind all others */
+  rotation?: number;
+  /** slots kept for new items, which nobody had when the model was trained, the model's best first; where there are fewer, others fill the list */
+  explore?: number;
+  /** default: the model's default */
+  reasoning_steps?: number | "auto" | null;
+}
+
+export interface ScenariosResponse {
+  scenarios: Array<NamedScenario>;
 }
 
 export interface ServerMetadata {
@@ -459,6 +537,8 @@ export class Client extends Transport {
   rank(body: RankRequest, query?: { reasoning_steps?: number | "auto" }, options?: Options): Promise<RecommendResponse>;
   /** Many requests in one call; each gets its own answer or its own problem details. */
   recommendBatch(body: BatchRequest, query?: { reasoning_steps?: number | "auto" }, options?: Options): Promise<BatchResponse>;
+  /** List Scenarios */
+  listScenarios(options?: Options): Promise<ScenariosResponse>;
   /** Append items to the user's history. Acknowledged only once stored; after a 503, check whether they were. */
   appendEvents(user_id: string, body: EventsRequest, options?: Options): Promise<EventsResponse>;
   /** Everything that is kept about a user. */
@@ -515,4 +595,8 @@ export class Client extends Transport {
   retireModel(version: string, options?: Options): Promise<void>;
   /** A named subset of the items, which requests may choose: a list, or a selection that follows the items as they change. One of the same name is replaced. */
   nameCatalogue(name: string, body: CatalogueItems | CatalogueSelection, options?: Options): Promise<NamedCatalogue>;
+  /** Preset what requests leave out that name this scenario. One of the same name is replaced. */
+  putScenario(name: string, body: Scenario, options?: Options): Promise<NamedScenario>;
+  /** From now on requests that name this scenario are refused. */
+  deleteScenario(name: string, options?: Options): Promise<void>;
 }

@@ -16,6 +16,10 @@ export class Client extends Transport {
     return this.call("POST", "/recommend/batch", { body, query, isRepeatable: true, ...options });
   }
 
+  listScenarios(options) {
+    return this.call("GET", "/scenarios", { isRepeatable: true, ...options });
+  }
+
   appendEvents(user_id, body, options) {
     return this.call("POST", `/users/${segment(user_id)}/events`, { body, isRepeatable: false, ...options });
   }
@@ -126,5 +130,13 @@ export class Client extends Transport {
 
   nameCatalogue(name, body, options) {
     return this.call("PUT", `/catalogues/${segment(name)}`, { body, isRepeatable: true, ...options });
+  }
+
+  putScenario(name, body, options) {
+    return this.call("PUT", `/scenarios/${segment(name)}`, { body, isRepeatable: true, ...options });
+  }
+
+  deleteScenario(name, options) {
+    return this.call("DELETE", `/scenarios/${segment(name)}`, { isRepeatable: true, ...options });
   }
 }

@@ -34,11 +34,12 @@ ROUTES = (
     "GET /items/{item_id}/similar", "GET /popular", "GET /trending", "PUT /items/{item_id}", "DELETE /items/{item_id}",
     "POST /items", "PUT /catalogues/{name}", "POST /models", "POST /models/{version}/activate",
     "GET /v2/models/{name}", "GET /v2/models/{name}/ready",
-    "DELETE /models/{version}", "PUT /traffic", "POST /feedback", "GET /feedback/summary", "GET /traffic",
+    "DELETE /models/{version}", "PUT /traffic", "PUT /scenarios/{name}", "DELETE /scenarios/{name}",
+    "POST /feedback", "GET /feedback/summary", "GET /traffic", "GET /scenarios",
     "GET /models", "GET /catalogues", "GET /livez", "GET /readyz", "GET /metrics",
     "GET /v2", "GET /v2/health/live", "GET /v2/health/ready",
 )  # fmt: skip
-TAKES_NOTHING = ROUTES[-10:]  # and so cannot be asked wrongly
+TAKES_NOTHING = ROUTES[-11:]  # and so cannot be asked wrongly
 load_all_checks()
 CHECKS = [
     checks.status_code_conformance,

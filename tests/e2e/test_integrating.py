@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from streamrec.client import Client, ServiceError
+from tests.app.test_security import digest
 from tests.builders import tiny_bundle
 from tests.e2e.conftest import ServiceProcess, StartService
 from tests.waiting import DEADLINE
@@ -21,7 +22,9 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
 
 @pytest.fixture(scope="module")
 def service(start_service: StartService, tmp_path_factory: pytest.TempPathFactory) -> ServiceProcess:
-    return start_service(of=tiny_bundle(tmp_path_factory.mktemp("bundles") / "graph", neighbours=True))
+    made = tiny_bundle(tmp_path_factory.mktemp("bundles") / "graph", neighbours=True)
+    variables = {"STREAMREC_ADMIN_KEYS": digest("an admin key"), "STREAMREC_ROTATION_WINDOW_S": "3600"}
+    return start_service(of=made, variables=variables)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +42,7 @@ def ids(items: list[dict[str, Any]]) -> list[str]:
 
 
 def test_every_page_takes_twenty_lines() -> None:
-    assert len(BLOCKS) == 5
+    assert len(BLOCKS) == 6
     for block in BLOCKS:
         assert len([line for line in block.splitlines() if line.strip()]) <= 20
 
@@ -53,6 +56,19 @@ def test_the_home_page_knows_what_the_user_did_and_goes_on_without_repeating(pag
     second = page["more"]("ann", first)
     third = page["more"]("ann", second)
     assert len({*ids(second["items"]), *ids(third["items"])} - shown) == 24
+
+
+def test_what_was_seen_goes_down_in_the_tuned_list_and_the_front_has_what_is_taken(page: dict[str, Any]) -> None:
+    page["tune"]()
+    page["user_did"]("cleo", ["i1", "i2"])
+    first = page["mine"]("cleo")
+    assert len(first["items"]) == 12 and first["reasoning_steps"] == 2
+    page["seen"](first, ids(first["items"])[:3])
+    assert not {*ids(first["items"])[:3]} & {*ids(page["mine"]("cleo")["items"])[:3]}
+    for number in range(9):
+        page["user_did"](f"buyer {number}", ["i58", "i59"])
+    popular, rising = page["front"]("even")
+    assert popular[0]["item_id"] == "i58" and len(popular) == 10 and "i58" in ids(rising)
 
 
 def test_the_product_page_has_both_kinds_of_similar_items(page: dict[str, Any]) -> None:

@@ -65,6 +65,7 @@ def to_query(body: RecommendRequest | RankRequest, steps: Steps, client: str, se
         paths=body.reasoning_paths,
         dense_weight=body.dense_weight,
         neighbours_weight=body.neighbours_weight,
+        filter=body.filter,
         timeout=None if body.timeout_ms is None else body.timeout_ms / 1000,
         explain=body.explain,
         client=client,

@@ -10,7 +10,7 @@ from fastapi import Depends, Path, Query, Request
 from starlette.convertors import Convertor, register_url_convertor
 
 from app.lifecycle import Service
-from app.schemas import Id
+from app.schemas import FilterText, Id
 from serving.online import recommender as online
 from serving.types import MAX_ID_LENGTH
 
@@ -50,9 +50,10 @@ async def listing_rules(
         list[Id] | None, Query(max_length=MOST_NAMED, description="only items in at least one of these")
     ] = None,
     catalogue: Annotated[Id | None, Query(description="only items of this named subset")] = None,
+    filter: Annotated[FilterText | None, Query(description="only items that pass this filter")] = None,
 ) -> online.Query:
     """The rules in the query of a list that is no user's own."""
-    return online.Query(allow=allow, deny=deny or (), categories=categories or (), catalogue=catalogue)
+    return online.Query(allow=allow, deny=deny or (), categories=categories or (), catalogue=catalogue, filter=filter)
 
 
 RulesDep = Annotated[online.Query, Depends(listing_rules)]

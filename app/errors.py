@@ -156,13 +156,19 @@ def problem(error: Exception) -> Problem:
             "Something went wrong; search the log for this request's X-Request-ID.",
         )
     wait = getattr(error, "retry_after", RETRY_AFTER if PROBLEMS[kind][0] == 503 else None)
-    return _expected(kind, str(error), getattr(error, "field", None), None if wait is None else max(1, math.ceil(wait)))
+    return _expected(
+        kind,
+        str(error),
+        getattr(error, "field", None),
+        getattr(error, "position", None),
+        None if wait is None else max(1, math.ceil(wait)),
+    )
 
 
 @lru_cache(256)  # under a flood, most answers are the same refusal
-def _expected(kind: type, detail: str, field: str | None, retry_after: int | None) -> Problem:
+def _expected(kind: type, detail: str, field: str | None, position: int | None, retry_after: int | None) -> Problem:
     status, name, title = PROBLEMS[kind]
-    return _make(status, name, title, detail, field=field, retry_after=retry_after)
+    return _make(status, name, title, detail, field=field, position=position, retry_after=retry_after)
 
 
 def _make(status: int, name: str, title: str, detail: str, **more: Any) -> Problem:

@@ -19,6 +19,7 @@ from app.metrics import Metrics
 from app.settings import Settings
 from serving.bundle import Bundle
 from serving.errors import BundleError, EngineError, ServingError, StoreError, StoreUnavailable
+from serving.items.filter_parser import parse_filter
 from serving.manifest import read_manifest
 from serving.online import trends
 from serving.online.admission import Admission, State
@@ -391,9 +392,11 @@ class Service:
         await self.changes.make(KIND, [{"do": "delete", "item_id": item_id} for item_id in item_ids])
 
     async def name_catalogue(self, name: str, subset: Entry) -> None:
-        """Names a subset: `items`, or the `categories` and `fields` that select them.
+        """Names a subset: `items`, or the `filter` that they pass.
 
         Raises StoreUnavailable and RequestError."""
+        if "filter" in subset:
+            subset = {"filter": parse_filter(subset["filter"]).text}
         await self.changes.make(KIND, [{"do": "name", "name": name, **subset}])
 
     async def _apply_to_catalogues(self, entries: Sequence[Entry]) -> Sequence[int | Exception]:

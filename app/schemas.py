@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from serving.ids import is_unicode
+from serving.items.filter_parser import MAX_LENGTH
 from serving.online.counters import Window
 from serving.online.deployment import Arm, Shadow, Traffic
 from serving.types import MAX_ID_LENGTH, MAX_TIMESTAMP, MAX_TYPE_LENGTH, Event
@@ -45,7 +46,9 @@ def _whole(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(_whole)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=64)]
-Scalar = Annotated[Text, Field(max_length=1000)] | int | float | bool
+Words = Annotated[Text, Field(max_length=1000)]
+FieldValue = Words | float | bool | Annotated[list[Words], Field(max_length=100)]
+FilterText = Annotated[str, Field(min_length=1, max_length=MAX_LENGTH)]
 
 
 class Body(BaseModel):
@@ -81,6 +84,9 @@ class Answering(Body):
     )
     neighbours_weight: float | None = Field(
         None, ge=0, le=1000, description="weight of the item graph, 0: the network alone; default: the bundle's"
+    )
+    filter: FilterText | None = Field(
+        None, description='only items that pass, such as price < 50 and brand in ["A", "B"]; docs/FILTERS.md has all'
     )
     timeout_ms: float | None = Field(None, gt=0, le=600_000, description="time budget")
 
@@ -274,6 +280,7 @@ class Problem(BaseModel):
     status: int
     detail: str
     field: str | None = None
+    position: int | None = Field(None, description="of the character at which a filter is wrong, the first being 1")
     errors: list[dict[str, str]] | None = Field(None, description="all invalid fields, if there are several")
     retry_after: int | None = Field(None, description="seconds")
 
@@ -318,7 +325,8 @@ class Item(BaseModel):
     item_id: str
     title: str | None
     categories: list[str]
-    fields: dict[str, Scalar] = {}
+    brand: str | None = None
+    fields: dict[str, FieldValue] = {}
     available_from: datetime | None = None
     available_until: datetime | None = None
     popularity: float
@@ -410,8 +418,9 @@ class ItemFields(Body):
     brand: Annotated[Text, Field(max_length=1000)] | None = None
     categories: Annotated[list[Id], Field(max_length=100)] = []
     description: Annotated[Text, Field(max_length=10_000)] | None = None
-    fields: Annotated[dict[Name, Scalar], Field(max_length=50)] = Field(
-        {}, description="what else is known, for named catalogues to select by"
+    fields: Annotated[dict[Name, FieldValue], Field(max_length=50)] = Field(
+        {},
+        description="what else is known, for filters: numbers, strings, booleans, lists; ISO 8601 strings are times",
     )
     available_from: AwareDatetime | None = Field(None, strict=False, description="before, it is never recommended")
     available_until: AwareDatetime | None = Field(None, strict=False, description="from then on, neither")
@@ -450,20 +459,16 @@ class CatalogueItems(Body):
     items: Items = Field(description="those that the catalogue does not have are ignored")
 
 
-class CatalogueSelection(Body):
-    """A named subset as what all items of it have, now and as items change."""
+class CatalogueFilter(Body):
+    """A named subset as whatever passes a filter, now and as items and times change."""
 
-    categories: Annotated[list[Id], Field(max_length=100)] = Field(
-        [], description="items in at least one of these; empty: in any or none"
-    )
-    fields: Annotated[
-        dict[Name, Annotated[list[Scalar], Field(min_length=1, max_length=100)]], Field(max_length=10)
-    ] = Field({}, description="items of which each of these fields has one of its values")
+    filter: FilterText
 
 
 class NamedCatalogue(BaseModel):
     name: str
     items: int = Field(description="listed items in it")
+    filter: str | None = Field(None, exclude_if=lambda text: text is None, description="absent if it is a list")
 
 
 class CataloguesResponse(BaseModel):

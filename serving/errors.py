@@ -3,7 +3,8 @@
 ServingError
 ├── BundleError          the bundle is missing, damaged, newer than this program, or does not fit together
 ├── RequestError         a request that cannot be answered as it is; `field` names the field at fault
-│   └── UnknownCatalogue a named subset that does not exist
+│   ├── UnknownCatalogue a named subset that does not exist
+│   └── FilterError      a filter that cannot be read; `position` of the first character at fault
 ├── NoSemanticId         a new item cannot get a semantic ID
 ├── Overloaded           no room in the queue; `retry_after` seconds
 ├── DeadlineExceeded     the time budget cannot be met
@@ -39,6 +40,14 @@ class RequestError(ServingError):
 
 class UnknownCatalogue(RequestError):
     """A request names a subset of items that does not exist."""
+
+
+class FilterError(RequestError):
+    """A filter that cannot be read. position: of the character at which it is wrong, the first being 1."""
+
+    def __init__(self, fault: str, position: int, field: str = "filter") -> None:
+        super().__init__(f"At character {position} of the filter: {fault}.", field)
+        self.fault, self.position = fault, position
 
 
 class NoSemanticId(ServingError):

@@ -117,7 +117,8 @@ class Rules:
 
     exclude, deny: catalogue rows that must not be recommended (seen items, a deny list). allow: only these rows.
     categories: only items in at least one of these. catalogue: only items of this named subset. new_only: only items
-    that nobody had when the model was trained (`Catalogue.is_new`).
+    that nobody had when the model was trained (`Catalogue.is_new`). filters: only items that pass all of these
+    (docs/FILTERS.md), in which `now` stands for this time, in seconds since 1970.
     """
 
     exclude: tuple[int, ...] = ()
@@ -126,6 +127,8 @@ class Rules:
     categories: tuple[str, ...] = ()
     catalogue: str | None = None
     new_only: bool = False
+    filters: tuple[str, ...] = ()
+    now: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

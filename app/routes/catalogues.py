@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Annotated
 
 from fastapi import Path
@@ -10,7 +11,7 @@ from app.checks import admin_router, keyed_router
 from app.deps import ServiceDep
 from app.errors import declared
 from app.lifecycle import Service
-from app.schemas import CatalogueItems, CatalogueSelection, CataloguesResponse, NamedCatalogue
+from app.schemas import CatalogueFilter, CatalogueItems, CataloguesResponse, NamedCatalogue
 from serving.types import MAX_ID_LENGTH, Rules
 
 router = keyed_router(
@@ -30,11 +31,11 @@ changes = admin_router(
 @changes.put("/{name:anything}", response_model=NamedCatalogue)
 async def name_catalogue(
     name: Annotated[str, Path(min_length=1, max_length=MAX_ID_LENGTH)],
-    body: CatalogueItems | CatalogueSelection,
+    body: CatalogueItems | CatalogueFilter,
     service: ServiceDep,
 ) -> NamedCatalogue:
-    """A named subset of the items, which requests may choose: a list, or a selection that follows the items as they
-    change. One of the same name is replaced."""
+    """A named subset of the items, which requests may choose: a list, or whatever passes a filter, now and as items and
+    times change. One of the same name is replaced."""
     service.check_ready()
     await service.name_catalogue(name, body.model_dump())
     return _named(service, name)
@@ -50,9 +51,11 @@ async def list_catalogues(service: ServiceDep) -> CataloguesResponse:
         items=int(bundle.catalogue.listed.sum()),
         lag_seconds=round(changes.lag, 3),
         durable=changes.log.is_durable,
-        catalogues=[_named(service, name) for name in sorted(bundle.catalogue.subsets)],
+        catalogues=[_named(service, name) for name in bundle.catalogue.subset_names],
     )
 
 
 def _named(service: Service, name: str) -> NamedCatalogue:
-    return NamedCatalogue(name=name, items=len(service.bundle.catalogue.members(Rules(catalogue=name))))
+    catalogue = service.bundle.catalogue
+    rules = catalogue.resolve(Rules(catalogue=name), time.time())
+    return NamedCatalogue(name=name, items=len(catalogue.members(rules)), filter=catalogue.filters.get(name))

@@ -142,8 +142,12 @@ def _item(service: Service, row: int) -> Item:
     """What was put with the item alone has fields and times, and only those that were named."""
     catalogue, (begin, end) = service.bundle.catalogue, service.items.window(row)
     more: dict[str, Any] = {}
-    if fields := catalogue.fields.get(row):
-        more["fields"] = dict(fields)
+    fields = catalogue.fields.of(row)
+    fields.pop("categories", None)
+    if isinstance(fields.get("brand"), str):
+        more["brand"] = fields.pop("brand")
+    if fields:
+        more["fields"] = fields
     if begin is not None:
         more["available_from"] = datetime.fromtimestamp(begin, UTC)
     if end is not None:

@@ -90,7 +90,7 @@ def _model(service: Service, model: Recommender) -> Model:
         dense_weight=bundle.dense_weight,
         neighbours_weight=bundle.neighbours_weight,
         categories=sorted(bundle.catalogue.category_names),
-        catalogues=sorted(bundle.catalogue.subsets),
+        catalogues=bundle.catalogue.subset_names,
         accuracy=bundle.accuracy,
         cost=[Cost(**row) for row in service.costs.table(bundle.version)],
     )

@@ -7,38 +7,27 @@ item: histories, cached states and searches under way go on to mean the same.
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import reduce
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from serving.errors import BundleError, RequestError, UnknownCatalogue
+from serving.items.fields import NO_FIELDS, Fields, Value
+from serving.items.filter_parser import parse_filter
+from serving.items.filters import Items, matching
+from serving.items.labels import Labels
 from serving.items.titles import TitleIndex, build_title_index
 from serving.types import Rules
 
-NO_FIELDS: Mapping[str, Any] = {}
 COLUMNS = {"item_id", "tokens", "title", "categories", "popularity"}
-
-
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """Which items a named subset has, by what is known of them: those in any of the categories, if there are any, whose
-    every named field has one of its values."""
-
-    categories: frozenset[str]
-    fields: Mapping[str, Sequence[Any]]
-
-    def takes(self, categories: Sequence[str], fields: Mapping[str, Any]) -> bool:
-        return (not self.categories or not self.categories.isdisjoint(categories)) and all(
-            name in fields and fields[name] in values for name, values in self.fields.items()
-        )
+NOW_STEP_S = 60.0  # what `now` stands for in a filter moves on so often, and sets of items that depend on it with it
 
 
 @dataclass(slots=True)
@@ -46,9 +35,9 @@ class Catalogue:
     """One entry per item; its index is the item's row everywhere inside serving.
 
     tokens: (I, M) int32 vocabulary ids. popularity: (I,) float64, times seen in training. subsets: name -> rows,
-    made distinct and ascending.
-    fields: what else is known of items, by row. category_names: all categories that items have.
-    listed: (I,) bool, which items may be recommended.
+    made distinct and ascending. filters: name -> filter, of the named subsets that have whatever items pass it.
+    fields: what else is known of items, the categories included, for filters. listed: (I,) bool, which items may be
+    recommended.
     Raises BundleError if two items have the same id.
     """
 
@@ -59,14 +48,11 @@ class Catalogue:
     popularity: np.ndarray
     subsets: dict[str, np.ndarray] = field(default_factory=dict)
     title_index: TitleIndex | None = None  # of the titles as they were, most popular first; see `index_titles`
-    fields: dict[int, Mapping[str, Any]] = field(default_factory=dict)
-    category_names: frozenset[str] = field(init=False)
+    fields: Fields = field(default_factory=Fields)
+    filters: dict[str, str] = field(default_factory=dict)
     listed: np.ndarray = field(init=False)
     _rows: dict[str, int] = field(init=False)
-    _by_category: dict[str, np.ndarray] = field(init=False)
-    _recategorised: dict[str, dict[int, bool]] = field(init=False, default_factory=dict)  # not yet in _by_category
-    _lock: threading.Lock = field(init=False, default_factory=threading.Lock)  # guards these two
-    _selections: dict[str, Selection] = field(init=False, default_factory=dict)  # of the subsets that have one
+    _labels: Labels = field(init=False)  # the categories
     _settled_at: dict[int, float] = field(init=False, default_factory=dict)  # of rows that have changed
     _by_popularity: np.ndarray = field(init=False)
     _room: tuple[np.ndarray, ...] = field(init=False)  # tokens, popularity and listed, with rows to come behind them
@@ -80,12 +66,8 @@ class Catalogue:
             )
         for name, rows in self.subsets.items():
             self.subsets[name] = np.unique(rows)
-        members: dict[str, list[int]] = {}
-        for row, names in enumerate(self.categories):
-            for name in names:
-                members.setdefault(name, []).append(row)
-        self._by_category = {name: np.unique(rows) for name, rows in members.items()}
-        self.category_names = frozenset(members)
+        self._labels = self.fields.lists["categories"] = Labels(self.categories)
+        self.fields.reserve(len(self.item_ids))
         self._by_popularity = np.argsort(-self.popularity, kind="stable")
         self.listed = np.ones(len(self.item_ids), dtype=bool)
         self._room = (self.tokens, self.popularity, self.listed)
@@ -99,11 +81,34 @@ class Catalogue:
     def rows(self, item_ids: Sequence[str]) -> list[int | None]:
         return list(map(self._rows.get, item_ids))
 
+    @property
+    def category_names(self) -> frozenset[str]:
+        """All categories that items have."""
+        return self._labels.names
+
+    @property
+    def subset_names(self) -> list[str]:
+        return sorted({*self.subsets, *self.filters})
+
+    def resolve(self, rules: Rules, now: float) -> Rules:
+        """Rules in which a filter stands in for a named subset that has one, in one spelling, with the time that `now`
+        stands for in them. now: seconds since 1970. Raises FilterError, UnknownCatalogue and RequestError.
+        """
+        self.check_names(rules)
+        texts, catalogue = rules.filters, rules.catalogue
+        if catalogue is not None and catalogue in self.filters:
+            texts, catalogue = (*texts, self.filters[catalogue]), None
+        if not texts:
+            return rules
+        filters = {parse_filter(text) for text in texts}
+        moment = now // NOW_STEP_S * NOW_STEP_S if any(each.is_relative for each in filters) else 0.0
+        return replace(rules, filters=tuple(sorted(each.text for each in filters)), catalogue=catalogue, now=moment)
+
     def check_names(self, rules: Rules) -> None:
         """Raises UnknownCatalogue or RequestError for a named subset or a category that does not exist."""
-        if rules.catalogue is not None and rules.catalogue not in self.subsets:
+        if rules.catalogue is not None and rules.catalogue not in self.subsets and rules.catalogue not in self.filters:
             raise UnknownCatalogue("No catalogue of that name exists; choose one that the model lists.", "catalogue")
-        if any(name not in self._by_category for name in rules.categories):
+        if any(name not in self.category_names for name in rules.categories):
             raise RequestError("No item is in one of these categories; choose some that the model lists.", "categories")
 
     def is_new(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -115,25 +120,38 @@ class Catalogue:
         return new
 
     def members(self, rules: Rules) -> np.ndarray:
-        """The listed rows in the named subset and the categories of a request, the new ones if it wants no others.
+        """The listed rows that a request's filters, categories and named subset leave, the new ones if it wants no others.
 
         Shape: (n,) int64, ascending. Raises UnknownCatalogue, RequestError.
         """
         self.check_names(rules)
         if rules.catalogue is not None:
             rows = self.subsets[rules.catalogue]
+            rows = rows[self.listed[rows]]
         else:
-            rows = np.arange(len(self))
+            rows = np.flatnonzero(self.listed[: len(self)])
         if rules.categories:
-            named = np.unique(np.concatenate([self._in_category(name) for name in rules.categories]))
+            named = np.unique(np.concatenate([self._labels.rows(name) for name in rules.categories]))
             rows = np.intersect1d(rows, named, assume_unique=True)
         if rules.new_only:
             rows = rows[self.is_new(rows)]
-        listed: np.ndarray = rows[self.listed[rows]]
-        return listed
+        if rules.filters:
+            rows = rows[self._passes(rules, Items(self.fields, len(self)))[rows]]
+        return rows
+
+    def _passes(self, rules: Rules, items: Items) -> np.ndarray:
+        """Which items pass all filters, of which there is at least one. Shape: (count,) bool."""
+        found = (matching(parse_filter(text).expression, items, rules.now) for text in rules.filters)
+        return reduce(np.logical_and, found)
 
     def is_member(self, row: int, rules: Rules) -> bool:
         """Whether a row is among the `members` of existing names."""
+        return self._is_named(row, rules) and (
+            not rules.filters or bool(self._passes(rules, Items(self.fields, 1, np.array([row])))[0])
+        )
+
+    def _is_named(self, row: int, rules: Rules) -> bool:
+        """`is_member`, the filters apart."""
         return (
             bool(self.listed[row])
             and (not rules.new_only or bool(self.is_new([row])[0]))
@@ -167,7 +185,7 @@ class Catalogue:
                 and row not in seen
                 and row not in denied
                 and (allowed is None or row in allowed)
-                and self.is_member(row, rules)
+                and self._is_named(row, rules)
             )
 
         indices = []
@@ -175,7 +193,10 @@ class Catalogue:
             if is_permitted(row):
                 indices.append(index)
             seen.add(row)
-        return indices
+        if not rules.filters:
+            return indices
+        passes = self._passes(rules, Items(self.fields, len(indices), np.array([items[i] for i in indices], np.int64)))
+        return [index for index, passed in zip(indices, passes.tolist(), strict=True) if passed]
 
     def popular(self, k: int, rules: Rules) -> list[int]:
         """The k most popular permitted items, most popular first."""
@@ -213,7 +234,7 @@ class Catalogue:
         tokens: Sequence[int],
         title: str | None,
         categories: Sequence[str],
-        fields: Mapping[str, Any] = NO_FIELDS,
+        fields: Mapping[str, Value] = NO_FIELDS,
     ) -> int:
         """Appends an item that is not there yet, and lists it. Returns its row."""
         row = len(self.item_ids)
@@ -223,6 +244,7 @@ class Catalogue:
             array[row] = value
         self.titles.append(None)
         self.categories.append([])
+        self.fields.reserve(row + 1)
         self.tokens, self.popularity, self.listed = (array[: row + 1] for array in self._room)
         self.item_ids.append(item_id)
         self.describe(row, title, categories, fields)
@@ -243,70 +265,30 @@ class Catalogue:
         return self._settled_at.get(row, -math.inf) > since
 
     def describe(
-        self, row: int, title: str | None, categories: Sequence[str], fields: Mapping[str, Any] = NO_FIELDS
+        self, row: int, title: str | None, categories: Sequence[str], fields: Mapping[str, Value] = NO_FIELDS
     ) -> None:
-        """Changes an item's title, categories and fields, and with them the subsets that select it."""
+        """Changes an item's title, categories and fields, and with them what filters take it."""
         self._settled_at[row] = math.inf
         if title != self.titles[row]:
             self._retitled[row] = None
         self.titles[row] = title
-        before, after = set(self.categories[row]), set(categories)
-        self.categories[row] = list(dict.fromkeys(categories))
-        with self._lock:
-            for name in before ^ after:
-                self._recategorised.setdefault(name, {})[row] = name in after
-                self._by_category.setdefault(name, np.empty(0, np.int64))
-            self.category_names = frozenset(self._by_category)
-        if fields:
-            self.fields[row] = fields
-        else:
-            self.fields.pop(row, None)
-        for name, selection in self._selections.items():
-            rows = self.subsets[name]
-            if selection.takes(categories, fields) != _holds(rows, row):
-                index = int(np.searchsorted(rows, row))
-                self.subsets[name] = np.delete(rows, index) if _holds(rows, row) else np.insert(rows, index, row)
+        self.fields.put(row, {**fields, "categories": categories})
 
-    def name_subset(self, name: str, subset: Sequence[int] | Selection) -> list[int]:
-        """Gives a named subset these rows, or those that a selection takes, now and as items change.
+    def name_subset(self, name: str, subset: Sequence[int] | str) -> list[int]:
+        """Gives a named subset these rows, or those that pass a filter, now and as items change.
 
-        Returns the rows that an earlier one of this name had and it has not, or the other way round."""
+        Returns the rows that an earlier list of this name had and this one has not, or the other way round."""
+        if isinstance(subset, str):
+            self.filters[name] = subset  # takes precedence of a list, with which a later one is compared all the same
+            return []
         earlier = self.subsets.get(name)
-        if isinstance(subset, Selection):
-            self._selections[name] = subset
-            found = [
-                row
-                for row in self._candidates(subset)
-                if subset.takes(self.categories[row], self.fields.get(row, NO_FIELDS))
-            ]
-        else:
-            self._selections.pop(name, None)
-            found = list(subset)
-        self.subsets[name] = np.unique(np.array(found, np.int64))
+        self.subsets[name] = np.unique(np.array(subset, np.int64))
+        self.filters.pop(name, None)
         if earlier is None:
             return []
         changed: list[int] = np.setxor1d(earlier, self.subsets[name]).tolist()
         self._settled_at.update(dict.fromkeys(changed, math.inf))
         return changed
-
-    def _candidates(self, selection: Selection) -> Iterable[int]:
-        """Rows among which are all that a selection takes."""
-        if selection.fields:
-            return list(self.fields)
-        names = selection.categories & self.category_names
-        if names:
-            return np.unique(np.concatenate([self._in_category(name) for name in names])).tolist()  # type: ignore[no-any-return]
-        return () if selection.categories else range(len(self))
-
-    def _in_category(self, name: str) -> np.ndarray:
-        """Shape: (n,) int64, ascending."""
-        with self._lock:
-            changed = self._recategorised.pop(name, None)
-            if changed:
-                rows, is_in = np.array(list(changed), np.int64), np.array(list(changed.values()))
-                others = np.setdiff1d(self._by_category[name], rows, assume_unique=True)
-                self._by_category[name] = np.union1d(others, rows[is_in])
-            return self._by_category[name]
 
     def _only(self, rows: np.ndarray) -> np.ndarray:
         mask = np.zeros(len(self), dtype=bool)

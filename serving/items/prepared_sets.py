@@ -1,4 +1,4 @@
-"""What many requests share, a named subset, some categories or the new items, prepared once for all of them.
+"""What many requests share, a named subset, categories, the new items or filters, prepared once for all of them.
 
 Per set: a bit per node, the number of open children per node, on which a request's own lists then build, and masks in
 the layout of the trie's tables, which replace the trie's own, so that a search with them costs no more than without.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -37,8 +38,7 @@ class PreparedSets:
         self, trie: Trie, ancestry: Ancestry, members: Callable[[Rules], np.ndarray], set_bytes: int = SET_BYTES
     ) -> None:
         self._members, self._ancestry = members, ancestry
-        # The least recently used first.
-        self._slots: OrderedDict[tuple[str | None, frozenset[str], bool], int] = OrderedDict()
+        self._slots: OrderedDict[Rules, int] = OrderedDict()  # least recently used first
         self._prepared = [Rules()]  # what each slot in use is prepared for
         row_width, inner_nodes = trie.nodes + max(trie.max_children), trie.level_start[trie.levels]
         counts = np.min_scalar_type(max(trie.max_children))
@@ -65,7 +65,8 @@ class PreparedSets:
 
         in_use: slots that must not be replaced; gets the one that is returned. None if they are all in use.
         """
-        key = rule.catalogue, frozenset(rule.categories), rule.new_only
+        categories = tuple(sorted(set(rule.categories)))
+        key = replace(rule, exclude=(), deny=(), allow=None, categories=categories)
         slot = self._slots.get(key)
         if slot is None:
             nodes = self._ancestry.leaves(self._members(rule))
@@ -74,9 +75,7 @@ class PreparedSets:
                 return None
             self._prepare(slot, nodes)
             self._slots[key] = slot
-            self._prepared[slot : slot + 1] = [
-                Rules(catalogue=rule.catalogue, categories=rule.categories, new_only=rule.new_only)
-            ]
+            self._prepared[slot : slot + 1] = [key]
         self._slots.move_to_end(key)
         in_use.add(slot)
         return slot

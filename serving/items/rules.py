@@ -25,7 +25,7 @@ NO_NODES = np.empty(0, np.int32)
 
 
 def no_sets(rules: Rules) -> np.ndarray:
-    raise ValueError(f"There are no named subsets or categories here, so {rules} has no meaning.")
+    raise ValueError(f"There are no named subsets, categories or filters here, so {rules} has no meaning.")
 
 
 class RuleBook:
@@ -92,7 +92,7 @@ class RuleBook:
         denied = ancestry.leaves(_array(rule.exclude + rule.deny)) if rule.exclude or rule.deny else NO_NODES
         allowed = None if rule.allow is None else ancestry.leaves(_array(rule.allow))
         slot = ALL_ITEMS
-        if rule.catalogue is not None or rule.categories or rule.new_only:
+        if rule.catalogue is not None or rule.categories or rule.new_only or rule.filters:
             prepared = sets.slot(rule, in_use)
             if prepared is None:  # other requests of this batch use all slots: the set is a list like any other
                 members = ancestry.leaves(self._members(rule))

@@ -23,8 +23,8 @@ import numpy as np
 import torch
 
 from serving.errors import BundleError, NoSemanticId, RequestError, ServingError
-from serving.items.catalogue import Selection
 from serving.items.code_space import CodeSpace
+from serving.items.fields import MAX_FIELDS, Value
 from serving.items.newcomers import LIKE, QuantizedItems
 from serving.items.tokenizer import Tokenizer, item_text, load_tokenizer, rank_text
 from serving.online.changelog import Entry, check_size
@@ -84,12 +84,21 @@ class LiveCatalogue:
                 return codes
             made = {"do": "put", **item, **codes}
             try:
+                self._check_fields(item)
                 check_size(made)
             except RequestError as error:
                 return error
             return made
 
         return [entry(item) for item in items]
+
+    def _check_fields(self, item: Entry) -> None:
+        known = self.catalogue.fields.names
+        if new := fields_of(item).keys() - known:
+            if len(known) + len(new) > MAX_FIELDS:
+                raise RequestError(
+                    f"All items together have at most {MAX_FIELDS} fields; use those there are.", "fields"
+                )
 
     async def _encoded(self, items: Sequence[Entry]) -> list[Entry | ServingError]:
         """What an entry says of a new item's codes, or why there are none."""
@@ -151,9 +160,8 @@ class LiveCatalogue:
 
     def _name(self, entry: Entry) -> list[int]:
         """Names a subset. Returns the rows that are new in it, or no longer in it."""
-        if "items" not in entry:
-            fields = {name: tuple(values) for name, values in entry["fields"].items()}
-            return self.catalogue.name_subset(entry["name"], Selection(frozenset(entry["categories"]), fields))
+        if "filter" in entry:
+            return self.catalogue.name_subset(entry["name"], entry["filter"])
         rows = self.catalogue.rows(entry["items"])
         return self.catalogue.name_subset(entry["name"], [row for row in rows if row is not None])
 
@@ -184,7 +192,7 @@ class LiveCatalogue:
                 except ServingError as error:
                     return error
             else:
-                self.catalogue.describe(row, entry["title"], entry["categories"], entry["fields"])
+                self.catalogue.describe(row, entry["title"], entry["categories"], fields_of(entry))
             self._deleted.discard(row)
             self._set_window(row, entry["available_from"], entry["available_until"])
         self.catalogue.list_item(row, self._is_available(row))
@@ -193,7 +201,7 @@ class LiveCatalogue:
     def _add(self, entry: Entry, codes: Entry) -> int:
         taken = self._space.take(codes["codes"], codes["last_codes"])
         tokens = self.bundle.vocabulary.tokens_of(np.array([taken]))[0].tolist()
-        row = self.catalogue.add(entry["item_id"], tokens, entry["title"], entry["categories"], entry["fields"])
+        row = self.catalogue.add(entry["item_id"], tokens, entry["title"], entry["categories"], fields_of(entry))
         if self.bundle.neighbours is not None and codes.get("like"):  # entries of earlier versions have none
             self.bundle.neighbours.newcomers.add(row, codes["like"])
         return row
@@ -269,6 +277,11 @@ class LiveCatalogue:
                     await self._edges_changed.wait()
             except TimeoutError:
                 pass
+
+
+def fields_of(item: Entry) -> dict[str, Value]:
+    """What filters may ask of an item: its fields, and its brand as one of them."""
+    return item["fields"] if item["brand"] is None else {"brand": item["brand"], **item["fields"]}
 
 
 def text_of(item: Entry) -> str:

@@ -63,6 +63,7 @@ class Query:
     deny: Sequence[str] = ()
     categories: Sequence[str] = ()
     catalogue: str | None = None
+    filter: str | None = None
     dense_weight: float | None = None
     neighbours_weight: float | None = None
     timeout: float | None = None
@@ -349,7 +350,7 @@ def resolve(bundle: Bundle, query: Query, history: Sequence[str | Event]) -> Res
     """The query in catalogue rows. Ids that the catalogue does not have are ignored and listed; an event of a type that
     the bundle leaves out is as if it had not happened.
 
-    Raises UnknownCatalogue and RequestError for a named subset or a category that does not exist.
+    Raises UnknownCatalogue and RequestError for a named subset or a category that does not exist, and FilterError.
     """
     catalogue = bundle.catalogue
     unknown: dict[str, None] = {}
@@ -371,8 +372,9 @@ def resolve(bundle: Bundle, query: Query, history: Sequence[str | Event]) -> Res
         allow=None if query.allow is None else rows(query.allow),
         categories=tuple(query.categories),
         catalogue=query.catalogue,
+        filters=() if query.filter is None else (query.filter,),
     )
-    catalogue.check_names(rules)
+    rules = catalogue.resolve(rules, time.time())
     items = None
     if query.rank_only:
         allowed = rules.allow or ()

@@ -218,7 +218,7 @@ def test_a_bundle_whose_ids_are_not_made_from_text_takes_no_new_item(tmp_path: P
         assert put(client, "i3").status_code == 200 and delete(client, "i5") == 204
 
 
-def test_a_named_catalogue_is_a_list_or_a_selection_that_follows_its_items(serve: Serve) -> None:
+def test_a_named_catalogue_is_a_list_or_a_filter_that_follows_its_items(serve: Serve) -> None:
     client = serve()
 
     def name(catalogue: str, **subset: Any) -> Any:
@@ -229,8 +229,9 @@ def test_a_named_catalogue_is_a_list_or_a_selection_that_follows_its_items(serve
     name("few", items=["i5", "i8"])
     assert sorted(everything(client, catalogue="few")) == ["i5", "i8"]
     put(client, "lamp", fields={"country": "DE", "stock": 3}, categories=["light"])
-    assert name("in DE", fields={"country": ["DE", "AT"]}).json()["items"] == 1
-    name("lit", categories=["light", "even"], fields={"country": ["DE"]})
+    made = name("in DE", filter='country in ["DE","AT"]').json()
+    assert made == {"name": "in DE", "items": 1, "filter": 'country in ["AT", "DE"]'}
+    name("lit", filter='categories has ["light", "even"] and country == "DE"')
     assert everything(client, catalogue="in DE") == everything(client, catalogue="lit") == ["lamp"]
     put(client, "i3", fields={"country": "AT"})
     put(client, "vase", fields={"country": "DE"})
@@ -241,10 +242,59 @@ def test_a_named_catalogue_is_a_list_or_a_selection_that_follows_its_items(serve
     assert everything(client, catalogue="small", categories=["odd"]) == everything(client, allow=["i1"])
     listed = {each["name"]: each["items"] for each in client.get("/catalogues").json()["catalogues"]}
     assert listed == {"few": 2, "in DE": 1, "lit": 0, "small": 5}
-    assert name("x", items=["i1"], categories=["even"]).status_code == name("x", fields={"a": []}).status_code == 422
-    assert name("all").json()["items"] == name("all", categories=[]).json()["items"] == 81
+    assert name("x", items=["i1"], filter="a < 1").status_code == name("x").status_code == 422
+    wrong = name("x", filter="a <").json()
+    assert (wrong["status"], wrong["field"], wrong["position"]) == (422, "filter", 4)
     assert client.put("/catalogues/x", json={"items": []}).status_code == 401
     assert "streamrec_invalid_items_total 0.0" in client.get("/metrics").text
+
+
+def test_requests_filter_by_what_items_are_at_the_time(serve: Serve) -> None:
+    client = serve()
+    today = datetime.now(UTC)
+    for row in range(8):
+        added = (today - timedelta(days=row)).isoformat(timespec="seconds")
+        fields = {"price": 10 * row, "added": added, "sale": row % 2 == 0, "sizes": ["S", "M"][: row % 3]}
+        assert put(client, f"i{row}", brand="AB"[row % 2], fields=fields).status_code == 200
+    kept = client.get("/items/i4").json()
+    assert kept["brand"] == "A" and kept["fields"]["price"] == 40 and kept["fields"]["sale"] is True
+    assert kept["fields"]["sizes"] == ["S"] and "categories" not in kept["fields"]
+    for text, rows in {
+        "price < 30": [0, 1, 2],
+        'price >= 30 and brand == "A" or not price < 70 and price < 1000': [4, 6, 7],
+        'sizes has "M" and not sale == true': [5],
+        "added > now - 84h": [0, 1, 2, 3],
+        'brand in ["B", "C"] and price != 10': [3, 5, 7],
+        "nobody == 1": [],
+    }.items():
+        assert sorted(everything(client, filter=text)) == [f"i{row}" for row in rows], text
+        shown = client.get("/items/i1/similar", params={"filter": text, "k": 50}).json()["items"]
+        assert sorted(item["item_id"] for item in shown) == [f"i{row}" for row in rows if row != 1], text
+    assert everything(client, filter="price < 30", catalogue="small", deny=["i0"], allow=["i2", "i9"]) == ["i2"]
+    ranked = client.post("/rank", json={"history": ["i9"], "items": ["i1", "i6", "i2"], "filter": "price < 30"}).json()
+    assert {item["item_id"] for item in ranked["items"]} == {"i1", "i2"} and ranked["unknown_items"] == ["i6"]
+    popular = client.post("/recommend", json={"k": 5, "filter": "price < 20"}).json()
+    assert popular["source"] == "popularity" and {item["item_id"] for item in popular["items"]} == {"i0", "i1"}
+    both = {"requests": [{"history": ["i9"], "filter": text} for text in ("price < 5", "price <")]}
+    first, second = client.post("/recommend/batch", json=both).json()["results"]
+    assert [item["item_id"] for item in first["items"]] == ["i0"]
+    assert (second["status"], second["field"], second["position"]) == (422, "filter", 8)
+    assert second["detail"].startswith("At character 8 of the filter: expected is `now`, a number")
+    wrong = client.get("/items/i1/similar?filter=price")
+    assert wrong.status_code == 422 and wrong.json()["position"] == 6
+    assert client.post("/recommend", json={"filter": "a" * 2001}).status_code == 422
+    assert put(client, "i0", fields={"price": 10**400}).status_code == 422
+    assert put(client, "i0", fields={f"field {n}": 1 for n in range(50)}).status_code == 200
+    assert "streamrec_invalid_items_total 0.0" in client.get("/metrics").text
+
+
+def test_items_have_no_more_fields_than_there_is_room_for(serve: Serve) -> None:
+    client = serve()
+    for n in range(5):
+        assert put(client, "i0", fields={f"field {n} {m}": 1 for m in range(50)}).status_code == 200
+    refused = put(client, "i0", fields={f"another {m}": 1 for m in range(50)})
+    assert refused.status_code == 422 and refused.json()["field"] == "fields"
+    assert put(client, "i1", fields={"field 0 1": "x"}).status_code == 200
 
 
 def test_changes_need_an_admin_key(serve: Serve) -> None:

@@ -1,0 +1,130 @@
+"""What is known of items, by field: numbers, strings, true and false, times, and lists of strings, as columns.
+
+A value's type is its own: a field may be a number for one item and a string for another. A string in the form of an
+ISO 8601 date or date with time (`2026-11-29`, `2026-11-29T08:30:00Z`; UTC unless it says otherwise) is a time.
+Read on any thread, changed on one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+
+import numpy as np
+
+from serving.items.labels import Labels
+
+Value = str | float | bool | Sequence[str]
+
+NO_FIELDS: Mapping[str, Value] = {}
+MAX_FIELDS = 256  # of different names, in one catalogue: each is a column of all items
+_TIME = re.compile(r"\d{4}-\d\d-\d\d(T\d\d:\d\d(:\d\d(\.\d{1,6})?)?(Z|[+-]\d\d:\d\d)?)?", re.ASCII)
+
+
+def to_time(text: str) -> float | None:
+    """The seconds since 1970 that a string stands for; None if it is no time."""
+    if not _TIME.fullmatch(text):
+        return None
+    try:
+        time = datetime.fromisoformat(text)
+        return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC).timestamp()
+    except (ValueError, OverflowError):
+        return None
+
+
+def from_time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
+
+
+class Strings:
+    """codes: (capacity,) int32 by row, -1 for none. numbers: the code of every string, and of true and false."""
+
+    def __init__(self, codes: np.ndarray, values: Sequence[str | bool] = ()) -> None:
+        self.codes, self.values = codes, list(values)
+        self.numbers = {value: code for code, value in enumerate(values)}
+
+    def code(self, value: str | bool) -> int:
+        """The code of a value, which gets one if it has none."""
+        if value not in self.numbers:
+            self.numbers[value] = len(self.values)
+            self.values.append(value)
+        return self.numbers[value]
+
+
+class Fields:
+    """Columns by the name of their field, for rows up to a capacity that grows. NaN: no number, no time."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[str, np.ndarray] = {}
+        self.times: dict[str, np.ndarray] = {}  # seconds since 1970
+        self.strings: dict[str, Strings] = {}
+        self.lists: dict[str, Labels] = {}
+        self.capacity = 0
+
+    @property
+    def names(self) -> set[str]:
+        return {*self.numbers, *self.times, *self.strings, *self.lists}
+
+    def of(self, row: int) -> dict[str, Value]:
+        """All that is known of an item, by the names in their order; times in UTC."""
+        found: dict[str, Value] = {}
+        for name, number in self.numbers.items():
+            if not np.isnan(value := float(number[row])):
+                found[name] = int(value) if value.is_integer() else value
+        for name, time in self.times.items():
+            if not np.isnan(time[row]):
+                found[name] = from_time(float(time[row]))
+        for name, strings in self.strings.items():
+            if strings.codes[row] >= 0:
+                found[name] = strings.values[strings.codes[row]]
+        for name, labels in self.lists.items():
+            if names := labels.of(row):
+                found[name] = list(names)
+        return dict(sorted(found.items()))
+
+    def put(self, row: int, values: Mapping[str, Value]) -> None:
+        """Gives an item these values, in place of all it had. An empty list is no value."""
+        numbers: dict[str, float] = {}
+        times: dict[str, float] = {}
+        strings: dict[str, str | bool] = {}
+        lists: dict[str, Sequence[str]] = {}
+        for name, value in values.items():
+            if isinstance(value, bool):
+                strings[name] = value
+            elif isinstance(value, int | float):
+                numbers[name] = value
+            elif not isinstance(value, str):
+                lists[name] = value
+            elif (time := to_time(value)) is not None:
+                times[name] = time
+            else:
+                strings[name] = value
+        for columns, given in ((self.numbers, numbers), (self.times, times)):
+            for name in given.keys() - columns.keys():
+                columns[name] = np.full(self.capacity, np.nan)
+            for name, column in columns.items():
+                column[row] = given.get(name, np.nan)
+        for name in strings.keys() - self.strings.keys():
+            self.strings[name] = Strings(np.full(self.capacity, -1, np.int32))
+        for name, known in self.strings.items():
+            known.codes[row] = known.code(strings[name]) if name in strings else -1
+        for name in lists.keys() - self.lists.keys():
+            self.lists[name] = Labels([])
+        for name, labels in self.lists.items():
+            labels.put(row, lists.get(name, ()))
+
+    def reserve(self, rows: int) -> None:
+        """Makes room for so many rows."""
+        if rows <= self.capacity:
+            return
+        self.capacity = max(rows, 2 * self.capacity)
+
+        def longer(column: np.ndarray, missing: float) -> np.ndarray:
+            return np.concatenate([column, np.full(self.capacity - len(column), missing, column.dtype)])
+
+        for columns in (self.numbers, self.times):
+            for name, column in columns.items():
+                columns[name] = longer(column, np.nan)
+        for strings in self.strings.values():
+            strings.codes = longer(strings.codes, -1)

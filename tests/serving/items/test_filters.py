@@ -1,0 +1,281 @@
+"""Filters against plain Python, and what is said of those that cannot be read."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serving.errors import FilterError, UnknownCatalogue
+from serving.items.catalogue import NOW_STEP_S, Catalogue
+from serving.items.fields import MAX_FIELDS, Fields, to_time
+from serving.items.filter_parser import MAX_COST, MAX_DEPTH, MAX_LENGTH, parse_filter
+from serving.items.filters import Items, matching
+from serving.items.rules import RuleBook
+from serving.items.trie import build_trie
+from serving.types import Rules
+from tests.builders import random_codes
+from tests.serving.items.test_rules import ask, blocked_nodes
+
+NOW = 1_800_000_000.0
+DAY = 86400.0
+Item = dict[str, Any]
+Predicate = Callable[[Item], bool]
+
+numbers = st.sampled_from([-1.5, 0.0, 1.0, 2.0, 50.0])
+strings = st.sampled_from(["A", "B", 'a "quoted" one', "é", "2"])
+dates = st.sampled_from(["2027-01-01", "2027-01-15T08:00:00Z", "2027-01-15T09:00:00+01:00"])
+values = st.one_of(numbers, strings, dates, st.booleans(), st.lists(strings, min_size=1, max_size=3))
+names = st.sampled_from(["price", "brand", "tags", "and", "has a space"])
+items = st.dictionaries(names, values, max_size=4)
+
+
+def written(name: str) -> str:
+    return f"`{name}`" if name in ("and", "has a space") else name
+
+
+def typed(value: Any) -> tuple[str, Any]:
+    """A value's type and what is compared, from first principles."""
+    if isinstance(value, bool):
+        return "boolean", value
+    if isinstance(value, float):
+        return "number", value
+    if isinstance(value, list):
+        return "list", value
+    return ("string", value) if to_time(value) is None else ("time", to_time(value))
+
+
+@st.composite
+def conditions(draw: st.DrawFn) -> tuple[str, Predicate]:
+    name, kind = draw(names), draw(st.sampled_from(["compare", "in", "has", "now"]))
+    if kind == "has":
+        wanted = draw(st.lists(strings, min_size=1, max_size=2))
+        text = json.dumps(wanted) if len(wanted) > 1 else json.dumps(wanted[0])
+        return (
+            f"{written(name)} has {text}",
+            lambda item: isinstance(item.get(name), list) and any(each in item[name] for each in wanted),
+        )
+    if kind == "now":
+        days = draw(st.integers(-40, 40))
+        at = NOW + days * DAY
+        text = f"{written(name)} >= now {'-' if days < 0 else '+'}{abs(days)}d"
+        return text, lambda item: name in item and typed(item[name])[0] == "time" and typed(item[name])[1] >= at
+    if kind == "in":
+        some = draw(st.lists(st.one_of(numbers, strings, dates, st.booleans()), min_size=1, max_size=4))
+        known = [typed(value) for value in some]
+        return f"{written(name)} in {json.dumps(some)}", lambda item: name in item and typed(item[name]) in known
+    value = draw(st.one_of(numbers, strings, dates, st.booleans()))
+    ordered = typed(value)[0] in ("number", "time")
+    order = draw(st.sampled_from(["==", "!=", "<", "<=", ">", ">="] if ordered else ["==", "!="]))
+    compare = {
+        "==": lambda a, b: a == b, "!=": lambda a, b: a != b, "<": lambda a, b: a < b,
+        "<=": lambda a, b: a <= b, ">": lambda a, b: a > b, ">=": lambda a, b: a >= b,
+    }[order]  # fmt: skip
+
+    def is_so(item: Item) -> bool:
+        if name not in item or typed(item[name])[0] != typed(value)[0]:
+            return False
+        return bool(compare(typed(item[name])[1], typed(value)[1]))
+
+    return f"{written(name)}{order} {json.dumps(value)}", is_so
+
+
+def joined(part: st.SearchStrategy[tuple[str, Predicate]]) -> st.SearchStrategy[tuple[str, Predicate]]:
+    pairs = st.tuples(part, part)
+    return st.one_of(
+        part.map(lambda one: (f"not ({one[0]})", lambda item: not one[1](item))),
+        pairs.map(lambda two: (f"({two[0][0]}) and ({two[1][0]})", lambda item: two[0][1](item) and two[1][1](item))),
+        pairs.map(lambda two: (f"({two[0][0]})\nor({two[1][0]})", lambda item: two[0][1](item) or two[1][1](item))),
+    )
+
+
+filters = st.recursive(conditions(), joined, max_leaves=6)
+
+
+def columns(shop: list[Item]) -> Fields:
+    made = Fields()
+    for row, item in enumerate(shop):
+        made.reserve(row + 1)
+        made.put(row, {"price": 7.0, "brand": "before"})  # in place of which comes:
+        made.put(row, item)
+    return made
+
+
+@settings(max_examples=200, deadline=None)
+@given(shop=st.lists(items, min_size=1, max_size=8), asked=filters)
+def test_a_filter_is_true_of_the_items_of_which_python_says_so(shop: list[Item], asked: tuple[str, Predicate]) -> None:
+    text, predicate = asked
+    read = parse_filter(text)
+    assert parse_filter(read.text) == read  # one spelling, which means the same
+    fields, expected = columns(shop), [predicate(item) for item in shop]
+    assert matching(read.expression, Items(fields, len(shop)), NOW).tolist() == expected
+    rows = np.arange(len(shop))[::-1]
+    assert matching(read.expression, Items(fields, len(shop), rows), NOW).tolist() == expected[::-1]
+
+
+@pytest.mark.parametrize("text, precedence", [
+    ("a == 1 or b == 1 and not c == 1", lambda a, b, c: a or (b and not c)),
+    ("not a == 1 and b == 1 or c == 1", lambda a, b, c: ((not a) and b) or c),
+    ("not (a == 1 or b == 1) and not not c == 1", lambda a, b, c: not (a or b) and c),
+], ids=["or, and, not", "not, and, or", "groups"])  # fmt: skip
+def test_not_binds_closer_than_and_which_binds_closer_than_or(text: str, precedence: Callable[..., bool]) -> None:
+    every = [(a, b, c) for a in (0, 1) for b in (0, 1) for c in (0, 1)]
+    fields = columns([dict(zip("abc", map(float, each), strict=True)) for each in every])
+    found = matching(parse_filter(text).expression, Items(fields, len(every)), NOW)
+    assert found.tolist() == [bool(precedence(*each)) for each in every]
+
+
+@pytest.mark.parametrize("spellings", [
+    ["price<50", " price  <\n50.0 ", "((price < 5e1))", "not not price < 50"],
+    ['brand in ["B","A"]', 'brand in [ "A", "B", "A" ]', 'brand in ["\\u0041", "B"]'],
+    ['a == "2027-01-15"', 'a == "2027-01-15T01:00+01:00"'],
+    ["a > now - 1d", "a > now-24h", "`a`>now -86400s"],
+], ids=["spaces and numbers", "lists", "times", "time spans"])  # fmt: skip
+def test_spellings_of_one_filter_are_one(spellings: list[str]) -> None:
+    assert len({parse_filter(spelling).text for spelling in spellings}) == 1
+
+
+@pytest.mark.parametrize("text, position, fault", [
+    ("price", 6, "expected is ==, !=, <"),
+    ("price < ", 9, "expected is `now`, a number"),
+    ("price < 50 and", 15, "expected is (, `not` or a field"),
+    ("price < 50 AND brand == 1", 12, "expected is `and`, `or` or the end"),
+    ("(price < 50", 12, "expected is ), `and` or `or`"),
+    ("price < 50)", 11, "expected is `and`, `or` or the end"),
+    ("price < 50 ; x", 12, "expected is `and`, `or` or the end"),
+    ("brand == 'A'", 10, "expected is `now`, a number, a string in double quotes"),
+    ('brand == "A', 10, "expected is `now`, a number, a string in double quotes"),
+    ('brand < "A"', 9, "only numbers and times have an order"),
+    ("tags has 3", 10, "expected is [ or a string in double quotes"),
+    ("added > now - 7", 15, "expected is a time span such as 7d"),
+    ("added > now - 9999w", 9, "at most 100 years"),
+    ("price < 1e999", 9, "too large"),
+    ('a == "\\ud800"', 6, "half a character"),
+    (" or ".join(["a < 1"] * (MAX_COST + 1)), 9 * MAX_COST + 1, f"at most {MAX_COST} times"),
+    (f"a in {list(range(MAX_COST + 1))}", 1, f"at most {MAX_COST} times"),
+    ("not (" * 300 + "a < 1" + ")" * 300, 61, "put at most 12 groups into each other"),
+], ids=lambda value: str(value)[:20])  # fmt: skip
+def test_an_error_points_at_the_character(text: str, position: int, fault: str) -> None:
+    with pytest.raises(FilterError) as error:
+        parse_filter(text)
+    assert error.value.position == position and fault in error.value.fault
+    assert str(error.value).startswith(f"At character {position} of the filter: ") and error.value.field == "filter"
+
+
+WORDS = [
+    "a",
+    "`b c`",
+    "==",
+    "<",
+    "in",
+    "[",
+    "]",
+    ",",
+    "has",
+    "(",
+    ")",
+    "and",
+    "or",
+    "not",
+    "now",
+    "-",
+    "7d",
+    "1.5",
+    '"x"',
+]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.one_of(st.lists(st.sampled_from(WORDS), max_size=12).map(" ".join), st.text(max_size=30)))
+def test_whatever_is_no_filter_is_an_error_with_a_place(text: str) -> None:
+    try:
+        assert parse_filter(parse_filter(text).text)
+    except FilterError as error:
+        assert 1 <= error.position <= len(text) + 1
+
+
+def shop(count: int, seed: int) -> Catalogue:
+    rng = np.random.default_rng(seed)
+    catalogue = Catalogue(
+        item_ids=[f"i{row}" for row in range(count)],
+        tokens=random_codes(count, (5, 4, 6), seed).astype(np.int32),
+        titles=[None] * count,
+        categories=[[name for name in "abc" if rng.random() < 0.4] for _ in range(count)],
+        popularity=rng.permutation(count).astype(float),
+        subsets={"some": np.arange(0, count, 2)},
+    )
+    for row in range(count):
+        catalogue.fields.put(row, {"price": float(rng.integers(10)), "categories": catalogue.categories[row]})
+    return catalogue
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 1000), count=st.integers(4, 60), slots=st.integers(0, 3))
+def test_a_filter_blocks_what_it_does_not_permit(seed: int, count: int, slots: int) -> None:
+    """With other rules or without, and with room for hardly any prepared set."""
+    catalogue = shop(count, seed)
+    trie = build_trie(catalogue.tokens)
+    book = RuleBook(trie, catalogue.members, set_bytes=slots * 2 * trie.nodes)
+    texts = [("price < 5",), ('categories has "a"', "price != 3"), ("price > 100",)]
+    some = [
+        Rules(filters=texts[0]),
+        Rules(filters=texts[1], catalogue="some", exclude=(1, 2)),
+        Rules(filters=texts[2]),
+        Rules(filters=texts[0], allow=(0, 1, 2, 3)),
+        Rules(deny=(3,)),
+    ]
+    for rules in (some, some[::-1]):
+        nodes, by_item = ask(book, trie, rules)
+        for rule, of_nodes, of_items in zip(rules, nodes, by_item, strict=True):
+            permitted = catalogue.permitted(rule)
+            np.testing.assert_array_equal(of_nodes, blocked_nodes(trie, permitted))
+            np.testing.assert_array_equal(of_items, ~permitted)
+            assert catalogue.permitted_indices(range(count), rule) == np.flatnonzero(permitted).tolist()
+    cheap = [row for row in range(count) if catalogue.fields.of(row)["price"] < 5]
+    assert np.flatnonzero(catalogue.permitted(some[0])).tolist() == cheap
+
+
+def test_a_named_filter_stands_for_its_items_also_as_they_and_the_time_change() -> None:
+    catalogue = shop(20, 0)
+    catalogue.name_subset("new", "added > now - 1d")
+    catalogue.name_subset("cheap", "price < 3")
+    catalogue.describe(3, None, [], {"added": "2027-01-15T08:00:00Z"})  # which is NOW
+    assert catalogue.subset_names == ["cheap", "new", "some"]
+
+    def members(name: str, now: float = NOW, **more: Any) -> list[int]:
+        rows: list[int] = catalogue.members(catalogue.resolve(Rules(catalogue=name, **more), now)).tolist()
+        return rows
+
+    assert members("new") == members("new", NOW + DAY - NOW_STEP_S) == [3]
+    assert members("new", NOW + DAY) == [] == members("new", filters=("price < 100",))
+    assert 5 not in members("cheap") or catalogue.fields.of(5)["price"] < 3
+    catalogue.describe(5, None, [], {"price": 2.5})
+    assert 5 in members("cheap")
+    catalogue.describe(5, None, [], {})
+    assert 5 not in members("cheap")
+    first, later = (catalogue.resolve(Rules(catalogue="new"), now) for now in (NOW, NOW + NOW_STEP_S / 2))
+    assert first == later and first.catalogue is None  # one prepared set for both
+    assert catalogue.resolve(Rules(filters=("a > now",)), NOW + NOW_STEP_S).now == NOW + NOW_STEP_S
+    assert catalogue.resolve(Rules(filters=("a > 1",)), NOW).now == 0
+    catalogue.name_subset("new", [1, 2])
+    assert members("new") == [1, 2] and catalogue.name_subset("new", "price < 3") == []
+    assert catalogue.name_subset("new", [2, 3]) == [1, 3]  # what is prepared for the list of before has to follow
+    with pytest.raises(UnknownCatalogue):
+        catalogue.resolve(replace(first, catalogue="never"), NOW)
+
+
+def test_all_examples_of_the_page_about_filters_can_be_read() -> None:
+    page = (Path(__file__).parents[3] / "docs/FILTERS.md").read_text(encoding="utf-8")
+    [block] = re.findall(r"```filter\n(.*?)```", page, re.DOTALL)
+    examples = [*block.splitlines(), *re.findall(r"\| `([^`]+)` \|$", page, re.MULTILINE)]
+    assert len(examples) > 15 and all(parse_filter(example) for example in examples)
+    assert f"at most {MAX_LENGTH:,} characters, {MAX_DEPTH} groups in each other and {MAX_COST} comparisons" in page
+    assert f"at most {MAX_FIELDS} different fields" in page

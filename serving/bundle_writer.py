@@ -61,6 +61,8 @@ def _write_files(folder: Path, bundle: Bundle, model_card: str, write_tokenizer:
         _write_json(folder / SAMPLE, [asdict(each) for each in bundle.sample])
     for name, rows in bundle.catalogue.subsets.items():
         _write_json(folder / f"catalogues/{name}.json", [bundle.catalogue.item_ids[row] for row in rows])
+    for name, text in bundle.catalogue.filters.items():
+        _write_json(folder / f"catalogues/{name}.json", text)
     write_tokenizer(folder / "tokenizer")
     (folder / "README.md").write_text(model_card, encoding="utf-8")
     version = _write_manifest(folder, bundle)

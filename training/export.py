@@ -19,6 +19,7 @@ from serving.bundle_writer import write_bundle
 from serving.engine import Engine
 from serving.errors import BundleError
 from serving.items.catalogue import Catalogue
+from serving.items.fields import Fields
 from serving.items.histories import history_tokens
 from serving.items.neighbours import Neighbours
 from serving.types import BundleSettings, Gate
@@ -193,13 +194,20 @@ def catalogue(work: Workspace, data: Dataset, earlier: Bundle | None = None) -> 
     seen = np.bincount(
         np.concatenate([*work.split.train, np.empty(0, np.int32)]).astype(np.int64), minlength=len(data.items)
     )
+    items = data.items
+    fields = Fields()
+    fields.reserve(len(items))
+    for row, known in items.fields.items():
+        fields.put(row, known)
     return Catalogue(
-        item_ids=data.items.item_ids,
+        item_ids=items.item_ids,
         tokens=work.item_tokens_np.astype(np.int32),
-        titles=data.items.titles,
-        categories=data.items.categories,
+        titles=items.titles,
+        categories=items.categories,
         popularity=seen + (earlier.catalogue.popularity if earlier else 0.0),
         subsets=dict(earlier.catalogue.subsets) if earlier else {},
+        fields=fields,
+        filters=dict(earlier.catalogue.filters) if earlier else {},
     )
 
 

@@ -26,7 +26,7 @@ from serving.bundle import Bundle
 from serving.engine import Engine
 from serving.errors import ServingError, StoreError, StoreUnavailable
 from serving.files import atomic_write, locked_folder
-from serving.items.catalogue import NO_FIELDS, Catalogue
+from serving.items.catalogue import Catalogue
 from serving.items.tokenizer import item_text
 from serving.network.model import StreamRec
 from serving.online.catalogues import KIND
@@ -156,11 +156,13 @@ def extend(bundle: Bundle, changes: Sequence[Entry], items: Items | None) -> Ext
     left_out = asyncio.run(_put(bundle, changes, items))
     live = bundle.catalogue
     catalogue = Catalogue(
-        live.item_ids, live.tokens.copy(), live.titles, live.categories, live.popularity.copy(), dict(live.subsets)
-    )
+        live.item_ids, live.tokens.copy(), live.titles, live.categories, live.popularity.copy(), dict(live.subsets),
+        fields=live.fields, filters=dict(live.filters),
+    )  # fmt: skip
     known = dict(zip(items.item_ids, zip(items.brands, items.descriptions, strict=True), strict=True)) if items else {}
     brands, descriptions = zip(*(known.get(item_id, (None, None)) for item_id in live.item_ids), strict=True)
-    every = Items(live.item_ids, live.titles, list(brands), live.categories, list(descriptions))
+    fields = {row: live.fields_of(row) for row in range(len(live))}
+    every = Items(live.item_ids, live.titles, list(brands), live.categories, list(descriptions), fields)
     network = with_items(bundle.network, len(catalogue))
     return Extended(replace(bundle, catalogue=catalogue, network=network), every, len(catalogue) - before, left_out)
 
@@ -189,10 +191,13 @@ def _entries(items: Items, catalogue: Catalogue) -> list[Entry]:
             items.titles[row], items.brands[row], items.categories[row], items.descriptions[row],
         )  # fmt: skip
         if known is None or item_text(title, brand, categories, description):
-            fields = NO_FIELDS if known is None else catalogue.fields.get(known, NO_FIELDS)
+            fields = {} if known is None else catalogue.fields_of(known)
+            if brand:
+                fields.pop("brand", None)
+            fields |= items.fields.get(row, {})
             entries.append({
                 "item_id": item_id, "title": title, "brand": brand, "categories": categories,
-                "description": description, "fields": dict(fields), "available_from": None, "available_until": None,
+                "description": description, "fields": fields, "available_from": None, "available_until": None,
             })  # fmt: skip
     return entries
 

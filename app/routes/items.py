@@ -142,8 +142,7 @@ def _item(service: Service, row: int) -> Item:
     """What was put with the item alone has fields and times, and only those that were named."""
     catalogue, (begin, end) = service.bundle.catalogue, service.items.window(row)
     more: dict[str, Any] = {}
-    fields = catalogue.fields.of(row)
-    fields.pop("categories", None)
+    fields = catalogue.fields_of(row)
     if isinstance(fields.get("brand"), str):
         more["brand"] = fields.pop("brand")
     if fields:

@@ -18,8 +18,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from serving.errors import BundleError, RequestError, UnknownCatalogue
+from serving.errors import BundleError, FilterError, RequestError, UnknownCatalogue
 from serving.items.fields import NO_FIELDS, Fields, Value
+from serving.items.fields_file import from_columns, to_columns
 from serving.items.filter_parser import parse_filter
 from serving.items.filters import Items, matching
 from serving.items.labels import Labels
@@ -120,7 +121,7 @@ class Catalogue:
         return new
 
     def members(self, rules: Rules) -> np.ndarray:
-        """The listed rows that a request's filters, categories and named subset leave, the new ones if it wants no others.
+        """The listed rows that a request's named subset, categories and filters leave, only new ones if it wants those.
 
         Shape: (n,) int64, ascending. Raises UnknownCatalogue, RequestError.
         """
@@ -158,6 +159,12 @@ class Catalogue:
             and (not rules.categories or any(name in rules.categories for name in self.categories[row]))
             and (rules.catalogue is None or _holds(self.subsets[rules.catalogue], row))
         )
+
+    def fields_of(self, row: int) -> dict[str, Value]:
+        """An item's fields, the categories apart."""
+        fields = self.fields.of(row)
+        fields.pop("categories", None)
+        return fields
 
     def permitted(self, rules: Rules) -> np.ndarray:
         """Which items pass every rule that is set. Shape: (I,) bool. Raises UnknownCatalogue, RequestError.
@@ -312,12 +319,13 @@ def write_catalogue(path: Path, catalogue: Catalogue) -> None:
         "title": pa.array(catalogue.titles, pa.string()),
         "categories": pa.array(catalogue.categories, pa.list_(pa.string())),
         "popularity": pa.array(catalogue.popularity, pa.float64()),
+        **to_columns(catalogue.fields, len(catalogue)),
     })  # fmt: skip
     pq.write_table(table, path)
 
 
-def read_catalogue(path: Path, tokens_per_item: int, subsets: dict[str, Sequence[str]]) -> Catalogue:
-    """Reads catalogue.parquet and resolves named subsets (lists of item ids). Raises BundleError."""
+def read_catalogue(path: Path, tokens_per_item: int, subsets: dict[str, Sequence[str] | str]) -> Catalogue:
+    """Reads catalogue.parquet and resolves named subsets: lists of item ids, or filters. Raises BundleError."""
     table = pq.read_table(path)
     missing = COLUMNS - set(table.column_names)
     if missing:
@@ -332,8 +340,15 @@ def read_catalogue(path: Path, tokens_per_item: int, subsets: dict[str, Sequence
         titles=table["title"].to_pylist(),
         categories=[names or [] for names in table["categories"].to_pylist()],
         popularity=table["popularity"].to_numpy(),
+        fields=from_columns(table),
     )
     for name, ids in subsets.items():
+        if isinstance(ids, str):
+            try:
+                catalogue.filters[name] = parse_filter(ids).text
+            except FilterError as error:
+                raise BundleError(f"Correct the named catalogue {name!r}. {error}") from error
+            continue
         rows = catalogue.rows(ids)
         if None in rows:
             raise BundleError(

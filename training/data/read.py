@@ -11,6 +11,7 @@ import json
 import math
 import os
 import re
+import sys
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from serving.ids import id_fault, is_unicode
+from serving.items.fields import MAX_FIELDS, Value
 from training.data.errors import DataError
 from training.data.interactions import Interactions, find_interactions, open_text, read_interactions
 
@@ -47,6 +49,7 @@ class Items:
     brands: list[str | None]
     categories: list[list[str]]
     descriptions: list[str | None]
+    fields: dict[int, dict[str, Value]] = field(default_factory=dict)  # what filters may ask, the brand too, by row
     mended: dict[str, int] = field(default_factory=dict)  # harmless oddities of the file, counted by reason
 
     def __len__(self) -> int:
@@ -161,7 +164,7 @@ def data_files(folder: Path) -> tuple[Path, Path | None]:
 
 
 def read_items(path: Path) -> Items:
-    """Read `items.jsonl[.gz]`: one object a line, `item_id` and any of title, brand, categories, description.
+    """Read `items.jsonl[.gz]`: one object a line, `item_id` and any of title, brand, categories, description, fields.
 
     Ids that are numbers become strings, lists of texts become one text, nested categories become flat, NaN is nothing,
     and half a character at the end of a text that was cut is dropped. Further keys are ignored. Raises DataError.
@@ -169,6 +172,7 @@ def read_items(path: Path) -> Items:
     table = Items([], [], [], [], [])
     first_row: dict[str, int] = {}
     mended: Counter[str] = Counter()
+    field_names: set[str] = set()
     for row, line in _lines(path):
         where = f"{path}, row {row}"
         try:
@@ -198,6 +202,14 @@ def read_items(path: Path) -> Items:
         table.titles.append(joined["title"])
         table.brands.append(joined["brand"])
         table.descriptions.append(joined["description"])
+        fields = _fields(record.get("fields"), where)
+        if joined["brand"]:
+            fields.setdefault("brand", joined["brand"])
+        if fields:
+            table.fields[len(table) - 1] = fields
+            field_names.update(fields)
+        if len(field_names) > MAX_FIELDS:
+            raise DataError(f"{where}: items have more than {MAX_FIELDS} different fields; keep those you filter by")
         names = [name.strip() for name in texts["categories"]]
         table.categories.append(list(dict.fromkeys(filter(None, names))))
     if not table.item_ids:
@@ -265,6 +277,27 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         raise DataError(f"{path}, row {row}: not UTF-8 ({error.reason}); write it again as UTF-8 JSON lines") from error
     except UNREADABLE as error:
         raise DataError(f"{path} cannot be read ({error}); write it again as UTF-8 JSON lines") from error
+
+
+def _fields(value: Any, where: str) -> dict[str, Value]:
+    """An item's typed fields; null is no value."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise DataError(f"{where}: fields is no object; write it as {{name: value}}")
+    fields: dict[str, Value] = {}
+    for name, known in value.items():
+        is_list = isinstance(known, list) and all(isinstance(each, str) for each in known)
+        if known is None or (isinstance(known, float) and math.isnan(known)):
+            continue
+        texts = [name, *(known if is_list else [known] if isinstance(known, str) else [])]
+        is_scalar = isinstance(known, str) or (isinstance(known, int | float) and abs(known) <= sys.float_info.max)
+        if not (is_list or is_scalar) or not all(map(is_unicode, texts)):
+            raise DataError(
+                f"{where}: the field {name!r} is no number, text, true, false or list of texts; make it one of these"
+            )
+        fields[name] = known
+    return fields
 
 
 def _strings(value: Any, where: str, name: str) -> list[str]:

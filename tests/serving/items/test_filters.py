@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.errors import FilterError, UnknownCatalogue
-from serving.items.catalogue import NOW_STEP_S, Catalogue
+from serving.items.catalogue import NOW_STEP_S, Catalogue, read_catalogue, write_catalogue
 from serving.items.fields import MAX_FIELDS, Fields, to_time
 from serving.items.filter_parser import MAX_COST, MAX_DEPTH, MAX_LENGTH, parse_filter
 from serving.items.filters import Items, matching
@@ -279,3 +279,19 @@ def test_all_examples_of_the_page_about_filters_can_be_read() -> None:
     assert len(examples) > 15 and all(parse_filter(example) for example in examples)
     assert f"at most {MAX_LENGTH:,} characters, {MAX_DEPTH} groups in each other and {MAX_COST} comparisons" in page
     assert f"at most {MAX_FIELDS} different fields" in page
+
+
+@settings(max_examples=50, deadline=None)
+@given(shop=st.lists(items, min_size=1, max_size=6))
+def test_fields_are_read_back_from_a_bundle(shop: list[Item], tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.getbasetemp() / "catalogue.parquet"
+    count = len(shop)
+    made = Catalogue(
+        [str(row) for row in range(count)], np.arange(count, dtype=np.int32)[:, None], [None] * count,
+        [["x"]] * count, np.ones(count), fields=columns(shop),
+    )  # fmt: skip
+    write_catalogue(path, made)
+    opened = read_catalogue(path, 1, {})
+    assert [opened.fields.of(row) for row in range(count)] == [made.fields.of(row) for row in range(count)]
+    rows = opened.add("new", [count], None, [], {"price": 1.0, "brand": "a new one"})
+    assert opened.fields.of(rows) == {"brand": "a new one", "price": 1}

@@ -64,3 +64,22 @@ def test_what_cannot_be_read_is_one_sentence_with_the_row(tmp_path, line, words)
         items(tmp_path, '{"item_id": "a"}', line)
     message = str(error.value)
     assert message.startswith(f"{tmp_path / 'items.jsonl'}, row 2: ") and words in message and "\n" not in message
+
+
+def test_fields_keep_their_types_and_the_brand_is_one(tmp_path):
+    read = items(
+        tmp_path,
+        '{"item_id": "a", "brand": "Lux", "fields": {"price": 9.5, "sale": true, "sizes": ["M"], "gone": null}}',
+        '{"item_id": "b", "fields": null}',
+        '{"item_id": "c", "brand": "Lux", "fields": {"brand": "Nord", "year": 2026, "none": NaN}}',
+    )
+    assert read.fields == {
+        0: {"price": 9.5, "sale": True, "sizes": ["M"], "brand": "Lux"},
+        2: {"brand": "Nord", "year": 2026},
+    }
+
+
+@pytest.mark.parametrize("fields", ["[1]", '{"a": {"b": 1}}', '{"a": [1]}', '{"a": 1e999}', '{"a": "\\ud83d"}'])
+def test_fields_of_another_type_are_one_sentence_with_the_row(tmp_path, fields):
+    with pytest.raises(DataError, match=r"row 1: .*fields? "):
+        items(tmp_path, f'{{"item_id": "a", "fields": {fields}}}')

@@ -27,20 +27,17 @@ class BatchResponse(TypedDict):
     """in the order of the requests"""
 
 
+class CatalogueFilter(TypedDict):
+    """A named subset as whatever passes a filter, now and as items and times change."""
+
+    filter: str
+
+
 class CatalogueItems(TypedDict):
     """A named subset as a list."""
 
     items: list[str]
     """those that the catalogue does not have are ignored"""
-
-
-class CatalogueSelection(TypedDict):
-    """A named subset as what all items of it have, now and as items change."""
-
-    categories: NotRequired[list[str]]
-    """items in at least one of these; empty: in any or none"""
-    fields: NotRequired[dict[str, list[str | int | float | bool]]]
-    """items of which each of these fields has one of its values"""
 
 
 class CataloguesResponse(TypedDict):
@@ -160,7 +157,8 @@ class Item(TypedDict):
     item_id: str
     title: str | None
     categories: list[str]
-    fields: NotRequired[dict[str, str | int | float | bool]]
+    brand: NotRequired[str | None]
+    fields: NotRequired[dict[str, str | float | bool | list[str]]]
     available_from: NotRequired[str | None]
     available_until: NotRequired[str | None]
     popularity: float
@@ -186,8 +184,8 @@ class ItemFields(TypedDict):
     brand: NotRequired[str | None]
     categories: NotRequired[list[str]]
     description: NotRequired[str | None]
-    fields: NotRequired[dict[str, str | int | float | bool]]
-    """what else is known, for named catalogues to select by"""
+    fields: NotRequired[dict[str, str | float | bool | list[str]]]
+    """what else is known, for filters: numbers, strings, booleans, lists; ISO 8601 strings are times"""
     available_from: NotRequired[str | None]
     """before, it is never recommended"""
     available_until: NotRequired[str | None]
@@ -252,6 +250,8 @@ class NamedCatalogue(TypedDict):
     name: str
     items: int
     """listed items in it"""
+    filter: NotRequired[str | None]
+    """absent if it is a list"""
 
 
 class NamedItem(TypedDict):
@@ -266,6 +266,8 @@ class NamedScenario(TypedDict):
     """weight of the dense score; default: the bundle's"""
     neighbours_weight: NotRequired[float | None]
     """weight of the item graph, 0: the network alone; default: the bundle's"""
+    filter: NotRequired[str | None]
+    """only items that pass, such as price < 50 and brand in ["A", "B"]; docs/FILTERS.md has all"""
     timeout_ms: NotRequired[float | None]
     """time budget"""
     k: NotRequired[int]
@@ -319,6 +321,8 @@ class Problem(TypedDict):
     status: int
     detail: str
     field: NotRequired[str | None]
+    position: NotRequired[int | None]
+    """of the character at which a filter is wrong, the first being 1"""
     errors: NotRequired[list[dict[str, str]] | None]
     """all invalid fields, if there are several"""
     retry_after: NotRequired[int | None]
@@ -330,8 +334,8 @@ class PutItem(TypedDict):
     brand: NotRequired[str | None]
     categories: NotRequired[list[str]]
     description: NotRequired[str | None]
-    fields: NotRequired[dict[str, str | int | float | bool]]
-    """what else is known, for named catalogues to select by"""
+    fields: NotRequired[dict[str, str | float | bool | list[str]]]
+    """what else is known, for filters: numbers, strings, booleans, lists; ISO 8601 strings are times"""
     available_from: NotRequired[str | None]
     """before, it is never recommended"""
     available_until: NotRequired[str | None]
@@ -348,6 +352,8 @@ class RankRequest(TypedDict):
     """weight of the dense score; default: the bundle's"""
     neighbours_weight: NotRequired[float | None]
     """weight of the item graph, 0: the network alone; default: the bundle's"""
+    filter: NotRequired[str | None]
+    """only items that pass, such as price < 50 and brand in ["A", "B"]; docs/FILTERS.md has all"""
     timeout_ms: NotRequired[float | None]
     """time budget"""
     user_id: NotRequired[str | None]
@@ -386,6 +392,8 @@ class RecommendRequest(TypedDict):
     """weight of the dense score; default: the bundle's"""
     neighbours_weight: NotRequired[float | None]
     """weight of the item graph, 0: the network alone; default: the bundle's"""
+    filter: NotRequired[str | None]
+    """only items that pass, such as price < 50 and brand in ["A", "B"]; docs/FILTERS.md has all"""
     timeout_ms: NotRequired[float | None]
     """time budget"""
     user_id: NotRequired[str | None]
@@ -462,6 +470,8 @@ class Scenario(TypedDict):
     """weight of the dense score; default: the bundle's"""
     neighbours_weight: NotRequired[float | None]
     """weight of the item graph, 0: the network alone; default: the bundle's"""
+    filter: NotRequired[str | None]
+    """only items that pass, such as price < 50 and brand in ["A", "B"]; docs/FILTERS.md has all"""
     timeout_ms: NotRequired[float | None]
     """time budget"""
     k: NotRequired[int]

@@ -9,8 +9,8 @@ from typing import Any, Literal, Unpack
 from streamrec.models import (
     BatchRequest,
     BatchResponse,
+    CatalogueFilter,
     CatalogueItems,
-    CatalogueSelection,
     CataloguesResponse,
     EventsRequest,
     EventsResponse,
@@ -129,13 +129,22 @@ class Operations(Transport):
         deny: list[str] | None = None,
         categories: list[str] | None = None,
         catalogue: str | None = None,
+        filter: str | None = None,
     ) -> SimilarResponse:
         """Items for the page of another one: what users took together with it, and what is like it by its content,
         which needs no user to have seen either."""
         answer: SimilarResponse = self._call(
             "GET",
             f"/items/{segment(item_id)}/similar",
-            query={"k": k, "by": by, "allow": allow, "deny": deny, "categories": categories, "catalogue": catalogue},
+            query={
+                "k": k,
+                "by": by,
+                "allow": allow,
+                "deny": deny,
+                "categories": categories,
+                "catalogue": catalogue,
+                "filter": filter,
+            },
             is_repeatable=True,
         )
         return answer
@@ -166,6 +175,7 @@ class Operations(Transport):
         deny: list[str] | None = None,
         categories: list[str] | None = None,
         catalogue: str | None = None,
+        filter: str | None = None,
     ) -> PopularResponse:
         """Items with the most events lately, on histories and in feedback; an event counts less the older it is. Behind
         them, as far as k is not reached, what is popular in the bundle."""
@@ -179,6 +189,7 @@ class Operations(Transport):
                 "deny": deny,
                 "categories": categories,
                 "catalogue": catalogue,
+                "filter": filter,
             },
             is_repeatable=True,
         )
@@ -194,6 +205,7 @@ class Operations(Transport):
         deny: list[str] | None = None,
         categories: list[str] | None = None,
         catalogue: str | None = None,
+        filter: str | None = None,
     ) -> PopularResponse:
         """Items with more events lately than their own last month lets expect, the farthest above first. Fewer than k,
         if fewer rise."""
@@ -207,6 +219,7 @@ class Operations(Transport):
                 "deny": deny,
                 "categories": categories,
                 "catalogue": catalogue,
+                "filter": filter,
             },
             is_repeatable=True,
         )
@@ -288,9 +301,9 @@ class Operations(Transport):
         answered."""
         self._call("DELETE", f"/models/{segment(version)}", is_repeatable=True)
 
-    def name_catalogue(self, name: str, body: CatalogueItems | CatalogueSelection, /) -> NamedCatalogue:
-        """A named subset of the items, which requests may choose: a list, or a selection that follows the items as they
-        change. One of the same name is replaced."""
+    def name_catalogue(self, name: str, body: CatalogueItems | CatalogueFilter, /) -> NamedCatalogue:
+        """A named subset of the items, which requests may choose: a list, or whatever passes a filter, now and as items
+        and times change. One of the same name is replaced."""
         answer: NamedCatalogue = self._call("PUT", f"/catalogues/{segment(name)}", body=body, is_repeatable=True)
         return answer
 
@@ -391,13 +404,22 @@ class AsyncOperations(AsyncTransport):
         deny: list[str] | None = None,
         categories: list[str] | None = None,
         catalogue: str | None = None,
+        filter: str | None = None,
     ) -> SimilarResponse:
         """Items for the page of another one: what users took together with it, and what is like it by its content,
         which needs no user to have seen either."""
         answer: SimilarResponse = await self._call(
             "GET",
             f"/items/{segment(item_id)}/similar",
-            query={"k": k, "by": by, "allow": allow, "deny": deny, "categories": categories, "catalogue": catalogue},
+            query={
+                "k": k,
+                "by": by,
+                "allow": allow,
+                "deny": deny,
+                "categories": categories,
+                "catalogue": catalogue,
+                "filter": filter,
+            },
             is_repeatable=True,
         )
         return answer
@@ -428,6 +450,7 @@ class AsyncOperations(AsyncTransport):
         deny: list[str] | None = None,
         categories: list[str] | None = None,
         catalogue: str | None = None,
+        filter: str | None = None,
     ) -> PopularResponse:
         """Items with the most events lately, on histories and in feedback; an event counts less the older it is. Behind
         them, as far as k is not reached, what is popular in the bundle."""
@@ -441,6 +464,7 @@ class AsyncOperations(AsyncTransport):
                 "deny": deny,
                 "categories": categories,
                 "catalogue": catalogue,
+                "filter": filter,
             },
             is_repeatable=True,
         )
@@ -456,6 +480,7 @@ class AsyncOperations(AsyncTransport):
         deny: list[str] | None = None,
         categories: list[str] | None = None,
         catalogue: str | None = None,
+        filter: str | None = None,
     ) -> PopularResponse:
         """Items with more events lately than their own last month lets expect, the farthest above first. Fewer than k,
         if fewer rise."""
@@ -469,6 +494,7 @@ class AsyncOperations(AsyncTransport):
                 "deny": deny,
                 "categories": categories,
                 "catalogue": catalogue,
+                "filter": filter,
             },
             is_repeatable=True,
         )
@@ -550,9 +576,9 @@ class AsyncOperations(AsyncTransport):
         answered."""
         await self._call("DELETE", f"/models/{segment(version)}", is_repeatable=True)
 
-    async def name_catalogue(self, name: str, body: CatalogueItems | CatalogueSelection, /) -> NamedCatalogue:
-        """A named subset of the items, which requests may choose: a list, or a selection that follows the items as they
-        change. One of the same name is replaced."""
+    async def name_catalogue(self, name: str, body: CatalogueItems | CatalogueFilter, /) -> NamedCatalogue:
+        """A named subset of the items, which requests may choose: a list, or whatever passes a filter, now and as items
+        and times change. One of the same name is replaced."""
         answer: NamedCatalogue = await self._call("PUT", f"/catalogues/{segment(name)}", body=body, is_repeatable=True)
         return answer
 

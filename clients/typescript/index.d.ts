@@ -21,18 +21,15 @@ export interface BatchResponse {
   results: Array<RecommendResponse | Problem>;
 }
 
+/** A named subset as whatever passes a filter, now and as items and times change. */
+export interface CatalogueFilter {
+  filter: string;
+}
+
 /** A named subset as a list. */
 export interface CatalogueItems {
   /** those that the catalogue does not have are ignored */
   items: Array<string>;
-}
-
-/** A named subset as what all items of it have, now and as items change. */
-export interface CatalogueSelection {
-  /** items in at least one of these; empty: in any or none */
-  categories?: Array<string>;
-  /** items of which each of these fields has one of its values */
-  fields?: Record<string, Array<string | number | boolean>>;
 }
 
 /** The live catalogue of the active model, as this process has it. */
@@ -136,7 +133,8 @@ export interface Item {
   item_id: string;
   title: string | null;
   categories: Array<string>;
-  fields?: Record<string, string | number | boolean>;
+  brand?: string | null;
+  fields?: Record<string, string | number | boolean | Array<string>>;
   available_from?: string | null;
   available_until?: string | null;
   popularity: number;
@@ -161,8 +159,8 @@ export interface ItemFields {
   brand?: string | null;
   categories?: Array<string>;
   description?: string | null;
-  /** what else is known, for named catalogues to select by */
-  fields?: Record<string, string | number | boolean>;
+  /** what else is known, for filters: numbers, strings, booleans, lists; ISO 8601 strings are times */
+  fields?: Record<string, string | number | boolean | Array<string>>;
   /** before, it is never recommended */
   available_from?: string | null;
   /** from then on, neither */
@@ -227,6 +225,8 @@ export interface NamedCatalogue {
   name: string;
   /** listed items in it */
   items: number;
+  /** absent if it is a list */
+  filter?: string | null;
 }
 
 export interface NamedItem {
@@ -241,6 +241,8 @@ export interface NamedScenario {
   dense_weight?: number | null;
   /** weight of the item graph, 0: the network alone; default: the bundle's */
   neighbours_weight?: number | null;
+  /** only items that pass, such as price < 50 and brand in ["A", "B"]; docs/FILTERS.md has all */
+  filter?: string | null;
   /** time budget */
   timeout_ms?: number | null;
   /** how many items to return */
@@ -290,6 +292,8 @@ export interface Problem {
   status: number;
   detail: string;
   field?: string | null;
+  /** of the character at which a filter is wrong, the first being 1 */
+  position?: number | null;
   /** all invalid fields, if there are several */
   errors?: Array<Record<string, string>> | null;
   /** seconds */
@@ -301,8 +305,8 @@ export interface PutItem {
   brand?: string | null;
   categories?: Array<string>;
   description?: string | null;
-  /** what else is known, for named catalogues to select by */
-  fields?: Record<string, string | number | boolean>;
+  /** what else is known, for filters: numbers, strings, booleans, lists; ISO 8601 strings are times */
+  fields?: Record<string, string | number | boolean | Array<string>>;
   /** before, it is never recommended */
   available_from?: string | null;
   /** from then on, neither */
@@ -318,6 +322,8 @@ export interface RankRequest {
   dense_weight?: number | null;
   /** weight of the item graph, 0: the network alone; default: the bundle's */
   neighbours_weight?: number | null;
+  /** only items that pass, such as price < 50 and brand in ["A", "B"]; docs/FILTERS.md has all */
+  filter?: string | null;
   /** time budget */
   timeout_ms?: number | null;
   /** without it nothing is cached and no known history is used */
@@ -353,6 +359,8 @@ export interface RecommendRequest {
   dense_weight?: number | null;
   /** weight of the item graph, 0: the network alone; default: the bundle's */
   neighbours_weight?: number | null;
+  /** only items that pass, such as price < 50 and brand in ["A", "B"]; docs/FILTERS.md has all */
+  filter?: string | null;
   /** time budget */
   timeout_ms?: number | null;
   /** without it nothing is cached and no known history is used */
@@ -423,6 +431,8 @@ export interface Scenario {
   dense_weight?: number | null;
   /** weight of the item graph, 0: the network alone; default: the bundle's */
   neighbours_weight?: number | null;
+  /** only items that pass, such as price < 50 and brand in ["A", "B"]; docs/FILTERS.md has all */
+  filter?: string | null;
   /** time budget */
   timeout_ms?: number | null;
   /** how many items to return */
@@ -554,7 +564,7 @@ export class Client extends Transport {
   /** Add or change many items, with one result for each, in their order. */
   putItems(body: ItemsRequest, options?: Options): Promise<ItemsPut>;
   /** Items for the page of another one: what users took together with it, and what is like it by its content, which needs no user to have seen either. */
-  similarItems(item_id: string, query?: { k?: number; by?: "together" | "content" | null; allow?: Array<string> | null; deny?: Array<string> | null; categories?: Array<string> | null; catalogue?: string | null }, options?: Options): Promise<SimilarResponse>;
+  similarItems(item_id: string, query?: { k?: number; by?: "together" | "content" | null; allow?: Array<string> | null; deny?: Array<string> | null; categories?: Array<string> | null; catalogue?: string | null; filter?: string | null }, options?: Options): Promise<SimilarResponse>;
   /** Read Item */
   readItem(item_id: string, options?: Options): Promise<Item>;
   /** Add an item, or change one: what is left out is emptied. A new item gets a semantic ID from its text, which it keeps. Acknowledged once stored, and it can be recommended from then on; after a 503, look whether it is there. */
@@ -562,9 +572,9 @@ export class Client extends Transport {
   /** Take an item out of every answer. Histories may go on to name it, and it can be put again. */
   deleteItem(item_id: string, options?: Options): Promise<void>;
   /** Items with the most events lately, on histories and in feedback; an event counts less the older it is. Behind them, as far as k is not reached, what is popular in the bundle. */
-  popular(query?: { k?: number; window?: "hour" | "day" | "week" | "month"; allow?: Array<string> | null; deny?: Array<string> | null; categories?: Array<string> | null; catalogue?: string | null }, options?: Options): Promise<PopularResponse>;
+  popular(query?: { k?: number; window?: "hour" | "day" | "week" | "month"; allow?: Array<string> | null; deny?: Array<string> | null; categories?: Array<string> | null; catalogue?: string | null; filter?: string | null }, options?: Options): Promise<PopularResponse>;
   /** Items with more events lately than their own last month lets expect, the farthest above first. Fewer than k, if fewer rise. */
-  trending(query?: { k?: number; window?: "hour" | "day" | "week"; allow?: Array<string> | null; deny?: Array<string> | null; categories?: Array<string> | null; catalogue?: string | null }, options?: Options): Promise<PopularResponse>;
+  trending(query?: { k?: number; window?: "hour" | "day" | "week"; allow?: Array<string> | null; deny?: Array<string> | null; categories?: Array<string> | null; catalogue?: string | null; filter?: string | null }, options?: Options): Promise<PopularResponse>;
   /** List Catalogues */
   listCatalogues(options?: Options): Promise<CataloguesResponse>;
   /** The models that are loaded: version, accuracy per number of reasoning steps, measured cost. */
@@ -593,8 +603,8 @@ export class Client extends Transport {
   activateModel(version: string, options?: Options): Promise<Model>;
   /** Unload a model that is neither active nor given traffic. Its memory is free once its last request is answered. */
   retireModel(version: string, options?: Options): Promise<void>;
-  /** A named subset of the items, which requests may choose: a list, or a selection that follows the items as they change. One of the same name is replaced. */
-  nameCatalogue(name: string, body: CatalogueItems | CatalogueSelection, options?: Options): Promise<NamedCatalogue>;
+  /** A named subset of the items, which requests may choose: a list, or whatever passes a filter, now and as items and times change. One of the same name is replaced. */
+  nameCatalogue(name: string, body: CatalogueItems | CatalogueFilter, options?: Options): Promise<NamedCatalogue>;
   /** Preset what requests leave out that name this scenario. One of the same name is replaced. */
   putScenario(name: string, body: Scenario, options?: Options): Promise<NamedScenario>;
   /** From now on requests that name this scenario are refused. */

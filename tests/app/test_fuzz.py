@@ -90,11 +90,13 @@ def test_answers_are_declared(fuzzed: TestClient, schema: Any, route: str, mode:
             assert response.headers["content-type"] == "application/problem+json"
             assert response.json()["status"] == response.status_code
         # A bad request spoils none of its neighbours in a batch, and a body that fits the document may still ask for a
-        # catalogue, a beam or a bundle that does not exist, for more than 100%, or for a time that ends as it begins.
+        # catalogue, a beam or a bundle that does not exist, for more than 100%, for a time that ends as it begins, or
+        # with a filter that cannot be read.
         refused = response.status_code == 413 or path == "/recommend/batch"
         more = [checks.negative_data_rejection] if mode.is_negative and not refused else []
         asks_for_more = path.startswith(("/recommend", "/rank", "/models", "/traffic", "/feedback"))
-        asks_for_more |= path.endswith("/similar") or route in ("PUT /items/{item_id}", "POST /items")
+        asks_for_more |= path.endswith(("/similar", "/popular", "/trending"))
+        asks_for_more |= route in ("PUT /items/{item_id}", "POST /items", "PUT /catalogues/{name}")
         if mode.is_positive and not asks_for_more:
             more = [checks.positive_data_acceptance]
         case.validate_response(response, checks=CHECKS + more)

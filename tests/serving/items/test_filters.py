@@ -109,7 +109,7 @@ def columns(shop: list[Item]) -> Fields:
     return made
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(shop=st.lists(items, min_size=1, max_size=8), asked=filters)
 def test_a_filter_is_true_of_the_items_of_which_python_says_so(shop: list[Item], asked: tuple[str, Predicate]) -> None:
     text, predicate = asked
@@ -193,7 +193,7 @@ WORDS = [
 ]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.one_of(st.lists(st.sampled_from(WORDS), max_size=12).map(" ".join), st.text(max_size=30)))
 def test_whatever_is_no_filter_is_an_error_with_a_place(text: str) -> None:
     try:

@@ -146,7 +146,14 @@ class FileLog:
             os.close(folder)
 
     async def read(self, after: str, wait: float = 0.0) -> list[Logged]:
-        begin, until = int(after or 0), time.monotonic() + wait
+        try:
+            return await self._read_until(int(after or 0), time.monotonic() + wait)
+        except OSError as error:
+            raise StoreUnavailable(
+                f"The log of changes cannot be read ({error.strerror}); it is tried again."
+            ) from error
+
+    async def _read_until(self, begin: int, until: float) -> list[Logged]:
         while True:
             size, _ = state = self._state()
             if size < begin:

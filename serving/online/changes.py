@@ -21,6 +21,7 @@ log = logging.getLogger("streamrec.changes")
 WAIT = 0.5  # seconds for the next entry; a log without any is known to answer so often
 RETRY = 0.5  # seconds, until a log that does not answer is asked again
 APPLY_LIMIT = 30.0  # seconds that whoever made a change waits for it
+NOT_FOLLOWED = "The log of changes is damaged, and this process no longer follows it; mend the log, and restart."
 
 # Applies entries of one kind that follow each other, and returns the result of each, or the error that it ended in.
 Handler = Callable[[Sequence[Entry]], Awaitable[Sequence[Any]]]
@@ -34,7 +35,7 @@ class Changes:
         self.position = ""
         self._waiting: dict[str, asyncio.Future[Any]] = {}
         self._current_at = time.monotonic()
-        self._is_at_end, self._answers = False, True
+        self._is_at_end, self._answers, self._is_followed = False, True, True
 
     @property
     def lag(self) -> float:
@@ -45,13 +46,15 @@ class Changes:
         """Appends entries of one kind; returns the result of each once it is applied here, which may be an error.
 
         Raises StoreUnavailable and RequestError."""
+        if not self._is_followed:  # it would be stored, and never be applied here
+            raise StoreUnavailable(NOT_FOLLOWED)
         stamped = [{"kind": kind, "id": uuid.uuid4().hex, "at": time.time(), **entry} for entry in entries]
         results = {entry["id"]: asyncio.get_running_loop().create_future() for entry in stamped}
         self._waiting |= results
         try:
             await self.log.append(stamped)
             async with asyncio.timeout(APPLY_LIMIT):
-                return [await result for result in results.values()]
+                return await asyncio.gather(*results.values())
         except TimeoutError:
             raise StoreUnavailable("The change is stored and not yet applied here; look again shortly.") from None
         finally:
@@ -72,6 +75,10 @@ class Changes:
                 await self._next(WAIT if self._is_at_end else 0.0)
         except StoreError as error:
             log.error("changes are no longer followed, restart the service: %s", error)
+            self._is_followed = False
+            for waiting in self._waiting.values():
+                if not waiting.done():
+                    waiting.set_exception(StoreUnavailable(NOT_FOLLOWED))
 
     async def _next(self, wait: float) -> None:
         try:

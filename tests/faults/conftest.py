@@ -28,14 +28,14 @@ HISTORY = ["i1", "i2", "i3"]
 class Load:
     """Clients that ask without pause; each repeats a request that got no answer until it gets one.
 
-    items: of the answers. by_model: the same by version and reasoning steps. failed: attempts that ended in an error,
-    by what it was. cache_ms: what each answer says of its time in the cache.
+    items: of the answers. by_plan: the same by version, reasoning steps and beam width, which follow from the load.
+    failed: attempts that ended in an error, by what it was. cache_ms: what each answer says of its time in the cache.
     """
 
     service: ServiceProcess
     answered: int = 0
     items: set[tuple[str, ...]] = field(default_factory=set)
-    by_model: defaultdict[tuple[str, int], set[tuple[str, ...]]] = field(default_factory=lambda: defaultdict(set))
+    by_plan: defaultdict[tuple[str, int, int], set[tuple[str, ...]]] = field(default_factory=lambda: defaultdict(set))
     failed: list[str] = field(default_factory=list)
     cache_ms: list[float] = field(default_factory=list)
     unanswered: int = 0
@@ -66,7 +66,8 @@ class Load:
             items = tuple(item["item_id"] for item in answer["items"])
             self.cache_ms.append(answer["timings_ms"]["cache"])
             self.items.add(items)
-            self.by_model[answer["model_version"], answer["reasoning_steps"]].add(items)
+            plan = answer["model_version"], answer["reasoning_steps"], answer["beam_width"]
+            self.by_plan[plan].add(items)
         client.close()
 
     def more(self, count: int) -> None:

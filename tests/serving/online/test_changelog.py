@@ -173,6 +173,21 @@ def test_a_file_that_became_shorter_is_an_error(tmp_path: Path) -> None:
     asyncio.run(check())
 
 
+def test_a_file_that_cannot_be_read_for_now_is_tried_again(tmp_path: Path) -> None:
+    path = tmp_path / "changes.jsonl"
+
+    async def check() -> None:
+        log = FileLog(path)
+        path.mkdir()
+        with pytest.raises(StoreUnavailable, match="is tried again"):
+            await log.read("")
+        path.rmdir()
+        await log.append([{"n": 1}])
+        assert len(await log.read("")) == 1
+
+    asyncio.run(check())
+
+
 def test_a_long_file_is_read_in_parts(tmp_path: Path) -> None:
     path = tmp_path / "changes.jsonl"
     lines = [json.dumps({"n": n, "text": "x" * 60_000}) for n in range(150)]

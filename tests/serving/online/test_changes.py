@@ -127,8 +127,15 @@ def test_a_damaged_log_ends_a_replay_and_later_the_following(tmp_path: Path, cap
     async def check() -> None:
         with pytest.raises(StoreError, match="damaged"):
             await Replica(FileLog(path)).changes.replay()
+        replica = Replica(FileLog(path))
+        waiting = asyncio.create_task(replica.changes.make("number", [{"n": 4}, {"n": 6}]))
+        await eventually_async(lambda: "4" in path.read_text())
         with caplog.at_level(logging.ERROR):
-            await Replica(FileLog(path)).changes.follow()
+            await replica.changes.follow()
+        for change in (waiting, replica.changes.make("number", [{"n": 8}])):  # nobody waits for what cannot be
+            with pytest.raises(StoreUnavailable, match="mend the log"):
+                await change
+        assert '"n":8' not in path.read_text()
 
     asyncio.run(check())
     assert "no longer followed" in caplog.text

@@ -126,7 +126,7 @@ def to_explanation(bundle: Bundle, query: Query, found: Recommendation, trace: T
         )
 
     neighbour_scores: Sequence[float | None] = trace.neighbour_scores or [None] * len(found.items)
-    neighbours_weight = query.neighbours_weight
+    neighbours_weight, gate = query.neighbours_weight, bundle.settings.gate
     items = zip(found.items, trace.token_log_probs, trace.dense_scores, neighbour_scores, trace.similarity, strict=True)
     return Explanation(
         steps=[step(number, nearest) for number, nearest in enumerate(trace.nearest_items)],
@@ -143,4 +143,5 @@ def to_explanation(bundle: Bundle, query: Query, found: Recommendation, trace: T
         dense_weight=bundle.dense_weight if query.dense_weight is None else query.dense_weight,
         neighbours_weight=bundle.neighbours_weight if neighbours_weight is None else neighbours_weight,
         gate=trace.gate,
+        **({} if gate is None else {"network_power": gate.network_power, "memory_power": gate.memory_power}),
     )

@@ -242,8 +242,11 @@ class Explanation(BaseModel):
         None,
         exclude_if=lambda gate: gate is None,
         description="the network's probability g in score = log(g * exp(log-probabilities + dense_weight * dense_score)"
-        " + (1 - g) * exp(neighbour_score)); absent if the model adds neighbours_weight * neighbour_score instead",
+        " ** alpha + (1 - g) * exp(neighbour_score) ** beta) / alpha; absent if the model adds neighbours_weight *"
+        " neighbour_score instead",
     )
+    network_power: float = Field(1.0, exclude_if=lambda power: power == 1, description="alpha; absent if it is 1")
+    memory_power: float = Field(1.0, exclude_if=lambda power: power == 1, description="beta; absent if it is 1")
 
 
 @dataclass(slots=True)

@@ -14,8 +14,8 @@ from serving.items.neighbours import Neighbours
 from serving.items.vocabulary import Vocabulary
 from serving.types import BundleSettings, Gate
 
-FORMAT = 2  # from 2 on a bundle says what its softmax runs over
-READABLE = (1, 2)
+FORMAT = 3  # from 2 on a bundle says what its softmax runs over; from 3 on its gate may have powers
+READABLE = (1, 2, 3)
 MANIFEST = "bundle.json"
 SEAL = "manifest_sha256"  # the manifest's hash of itself; older bundles have none
 UNSEALED = "0" * 64
@@ -96,11 +96,12 @@ def settings_from_json(manifest: dict[str, Any]) -> BundleSettings:
 def _gate_to_json(gate: Gate | None) -> dict[str, Any] | None:
     if gate is None:
         return None
-    features = {name: value for name, value in asdict(gate).items() if name != "intercept"}
     return {
         "intercept": gate.intercept,
-        "features": list(features),
-        "coefficients": list(features.values()),
+        "features": list(gate.coefficients),
+        "coefficients": list(gate.coefficients.values()),
+        "network_power": gate.network_power,
+        "memory_power": gate.memory_power,
     }
 
 
@@ -111,9 +112,12 @@ def _gate_from_json(score: dict[str, Any]) -> Gate | None:
     if kind != "mixture":
         raise ValueError("neighbours_kind must be one of mixture, log-linear")
     gate = score["neighbours_gate"]
-    found = Gate(gate["intercept"], **dict(zip(gate["features"], gate["coefficients"], strict=True)))
+    powers = {name: gate.get(name, 1.0) for name in ("network_power", "memory_power")}  # formats 1 and 2 have none
+    found = Gate(gate["intercept"], **dict(zip(gate["features"], gate["coefficients"], strict=True)), **powers)
     if not all(math.isfinite(value) for value in asdict(found).values()):
         raise ValueError("a coefficient of neighbours_gate is not a finite number")
+    if min(powers.values()) <= 0:
+        raise ValueError("a power of neighbours_gate is not above 0")
     return found
 
 

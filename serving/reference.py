@@ -119,11 +119,13 @@ class Reference:
 
     def joined(self, network: float, row: int, odds: float, weight: float) -> float:
         """The score of an item (a catalogue row) from the network's score of it. odds: of the network."""
-        if self.settings.gate is None:
+        gate, share = self.settings.gate, float(self.shares()[0][row])
+        if gate is None:
             return network + weight * float(self.neighbours()[row])
         if odds == math.inf:
             return network
-        return math.log(odds / (1 + odds) * math.exp(network) + float(self.shares()[0][row]) / (1 + odds))
+        a, b = gate.network_power, gate.memory_power
+        return math.log(odds / (1 + odds) * math.exp(a * network) + share**b / (1 + odds)) / a
 
     @torch.no_grad()
     def search(

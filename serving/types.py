@@ -36,6 +36,9 @@ MAX_TIMESTAMP = 1e11  # seconds since 1970 of an event: year 5138, so that milli
 REDIS_PREFIX = "streamrec"  # of every key and channel, unless the settings name another
 
 
+GATE_FEATURES = ("support", "peak", "entropy", "length", "confidence")
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """What somebody did with an item. timestamp: seconds since 1970. An item id alone is an event of which nothing else
@@ -63,7 +66,8 @@ class Gate:
 
     support, peak, entropy: log of the sum of n over all items, largest share, and entropy of the shares in nats
     (`serving/items/neighbours.py`). length: log of the number of history items that are read. confidence: log
-    probability of the likeliest first token of an item, after the likeliest reasoning path.
+    probability of the likeliest first token of an item, after the likeliest reasoning path. network_power,
+    memory_power: the exponents of the two probabilities, above 0 (`serving/search/memory.py`).
     """
 
     intercept: float
@@ -72,6 +76,13 @@ class Gate:
     entropy: float = 0.0
     length: float = 0.0
     confidence: float = 0.0
+    network_power: float = 1.0
+    memory_power: float = 1.0
+
+    @property
+    def coefficients(self) -> dict[str, float]:
+        """Of the features, by name."""
+        return {name: getattr(self, name) for name in GATE_FEATURES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +180,7 @@ class SearchSettings:
 
     start_tokens[l] starts a search with l steps. reasoning_range: [lo, hi) of the tokens a step may choose;
     level_ranges: of those at each level of an item. paths: P, the reasoning paths kept. merge: how paths are merged at
-    the first item token. dense_candidates, normalise: see `BundleSettings`. gate_confidence: see `Gate.confidence`.
+    the first item token. dense_candidates, normalise, gate: see `BundleSettings`.
     """
 
     start_tokens: tuple[int, ...]
@@ -180,7 +191,7 @@ class SearchSettings:
     merge: Merge = "logsumexp"
     dense_candidates: int = 0
     normalise: Normalise = "vocabulary"
-    gate_confidence: float = 0.0
+    gate: Gate | None = None
 
 
 @dataclass(frozen=True, slots=True)

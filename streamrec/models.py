@@ -89,8 +89,13 @@ class Explanation(TypedDict):
     dense_weight: float
     neighbours_weight: float
     gate: NotRequired[float | None]
-    """the network's probability g in score = log(g * exp(log-probabilities + dense_weight * dense_score) + (1 - g) *
-    exp(neighbour_score)); absent if the model adds neighbours_weight * neighbour_score instead"""
+    """the network's probability g in score = log(g * exp(log-probabilities + dense_weight * dense_score) ** alpha + (1
+    - g) * exp(neighbour_score) ** beta) / alpha; absent if the model adds neighbours_weight * neighbour_score
+    instead"""
+    network_power: NotRequired[float]
+    """alpha; absent if it is 1"""
+    memory_power: NotRequired[float]
+    """beta; absent if it is 1"""
 
 
 class FeedbackRequest(TypedDict):

@@ -28,7 +28,7 @@ def random_codes(items: int, sizes: tuple[int, ...], seed: int) -> np.ndarray:
 
 
 # Every coefficient counts, and some histories come out on either side.
-GATE = Gate(1.5, support=0.3, peak=-1.0, entropy=0.4, length=0.5, confidence=0.7)
+GATE = Gate(1.5, support=0.3, peak=-1.0, entropy=0.4, length=0.5, confidence=0.7, network_power=0.6, memory_power=3.0)
 
 
 def random_neighbours(items: int, seed: int = 0, per_item: int = 4, *, mixed: bool = False) -> Neighbours:

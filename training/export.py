@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -337,7 +337,7 @@ def memory_card(neighbours: Neighbours, settings: BundleSettings, gate: Gate) ->
     """The section of the model card with all that an outsider needs to compute the joined score."""
     weights = ", ".join(f"{weight:g} for {kind}" for kind, weight in settings.type_weights) or "none here"
     weights += ", and 1 of all others"
-    terms = "".join(f"\n    {value:+.6g} * {name}" for name, value in asdict(gate).items() if name != "intercept")
+    terms = "".join(f"\n    {value:+.6g} * {name}" for name, value in gate.coefficients.items())
     return f"""
 ## Item memory
 neighbours.safetensors holds weights w(i, j) between items, counted in training sequences and texts, learnt by a
@@ -346,16 +346,18 @@ linear model of the next item, or both: the entries offsets[i] to offsets[i + 1]
 back from the newest, of a_t * (t + 1) ** -{neighbours.recency} * w(i_t, j), or 0 where that is negative, and an item's
 share is n(j) / sum of n over all items. a_t is the weight of the event's type, {weights}. Then
 
-    score(j) = log( g * exp(N(j)) + (1 - g) * share(j) )
+    score(j) = 1/alpha * log( g * exp(alpha * N(j)) + (1 - g) * share(j) ** beta )
+    alpha = {gate.network_power:.6g}, beta = {gate.memory_power:.6g}
     log(g / (1 - g)) = {gate.intercept:.6g}{terms}
     - log(neighbours_weight)
 
 N(j) is the network's score: its log-probabilities summed over the item's tokens, plus dense_weight times the dense
 score. support = log of the sum of n; peak = the largest share; entropy = -sum of share * log(share); length = log of
 the number of history items read; confidence = the largest log-probability of a first item token, after the likeliest
-reasoning path. Where the sum of n is 0, g is 1. The coefficients are `score.neighbours_gate` in bundle.json. The
-weight of this bundle is {settings.neighbours_weight}: 1 joins as fitted, and with 0 the score is the network's alone.
-Ranked are the items that the beam finds and the {settings.dense_candidates} other permitted ones with the largest share
-above 0. All weights were learnt from the training part; `about.neighbours` in bundle.json holds what validation chose,
-and what that was worth to users who did not choose it.
+reasoning path. Where the sum of n is 0, g is 1. alpha, beta (`network_power`, `memory_power`) and the coefficients are
+in `score.neighbours_gate` in bundle.json. The weight of this bundle is {settings.neighbours_weight}: 1 joins as fitted,
+and with 0 the score is the network's alone. Ranked are the items that the beam finds and the
+{settings.dense_candidates} other permitted ones with the largest share above 0. All weights were learnt from the
+training part; `about.neighbours` in bundle.json holds what validation chose, and what that was worth to users who did
+not choose it.
 """

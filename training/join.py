@@ -1,7 +1,8 @@
-"""Fits how a bundle's item memory joins its network: the gate of `serving/search/memory.py`, by validation NDCG@10.
+"""Fits how a bundle's item memory joins its network: the gate of `serving/search/memory.py`, on validation users.
 
-Four ways are tried: the network alone, the memory alone, one gate for all, and a gate that follows from features. Each
-is judged on users that it was not fitted on, mixed with a memory that they did not choose (`training/memory.py`); the
+Four ways are tried: the network alone, the memory alone, one gate for all, and a gate that follows from features. A
+gate and its two powers are fitted by the likelihood of the targets among what was proposed. Each way is judged by
+NDCG@10 on users that it was not fitted on, mixed with a memory that they did not choose (`training/memory.py`); the
 best way is then fitted on all validation users. The quality that is reported was judged with the way itself chosen by
 the other users. What stays in-sample: validation also kept the network's best weights. [open: not in the paper.]
 
@@ -14,21 +15,19 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
+import torch
 
 from serving.items.neighbours import Neighbours
-from serving.search.memory import look_up
+from serving.search.memory import look_up, mixed
 from serving.search.ranker import Ranker, of_some
-from serving.types import BundleSettings, EventData, Gate
+from serving.types import GATE_FEATURES, BundleSettings, EventData, Gate
 from training.memory import FittedMemory
 from training.metrics import ndcg
-from training.neighbours import coordinate_search
 
-FEATURES = ("support", "peak", "entropy", "length", "confidence")
 PARTS = 5  # of the validation users, for cross-fitting the gate
 # The memory's share decides, and the network orders what the memory does not know: 2e-9 of a probability.
 MEMORY_ALONE = Gate(-20.0)
-INTERCEPTS = (-10.0, -8.0, -7.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0)
-SLOPES = (-2.0, -1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0, 2.0)  # per standard deviation of a feature
+LEAST_LOG = -1e4  # of a probability while a gate is fitted: an infinite one has no gradient
 NETWORK, MEMORY, CONSTANT, GATED = WAYS = ("network alone", "memory alone", "one gate for all", "gate by features")
 
 
@@ -36,8 +35,8 @@ NETWORK, MEMORY, CONSTANT, GATED = WAYS = ("network alone", "memory alone", "one
 class Proposals:
     """What a search proposes to U users, N items each.
 
-    network: (U, N) float32, log P, -inf where there is no item. log_share: (U, N) float32, of the memory. hit: (U, N)
-    bool, the target. features: (U, F) float64, in the order of FEATURES. known: (U,) bool, whether the memory knows
+    network, log_share: (U, N) float32, log P and log of the memory's share, -inf where there is no item. hit: (U, N)
+    bool, the target. features: (U, F) float64, as GATE_FEATURES lists them. known: (U,) bool, whether the memory knows
     anything of the history.
     """
 
@@ -52,13 +51,12 @@ class Proposals:
 
     def ndcg(self, gate: Gate | None) -> np.ndarray:
         """NDCG@10 per user; None: the network alone. An equal score ranks ahead of the target. Shape: (U,)."""
-        odds = np.full(len(self.known), np.inf)
+        scores = self.network
         if gate is not None:
-            slopes = np.array([getattr(gate, name) for name in FEATURES])
-            odds = np.where(self.known, gate.intercept + self.features @ slopes, np.inf)
-        from_network, from_memory = -np.logaddexp(0, -odds)[:, None], -np.logaddexp(0, odds)[:, None]
-        scores = np.logaddexp(from_network + self.network, from_memory + self.log_share)
-        scores = np.where(self.network > -np.inf, scores, -np.inf)
+            log_odds = gate.intercept + self.features @ np.array(list(gate.coefficients.values()))
+            log_odds = torch.from_numpy(np.where(self.known, log_odds, np.inf))
+            parts = torch.from_numpy(self.network), torch.from_numpy(self.log_share)
+            scores = mixed(*parts, log_odds, gate.network_power, gate.memory_power).numpy()
         found = self.hit.any(1)
         own = np.where(self.hit, scores, -np.inf).max(1)
         rank = (scores >= own[:, None]).sum(1) - 1
@@ -166,23 +164,51 @@ def judged(proposals: Proposals, way: str, parts: Sequence[np.ndarray]) -> np.nd
 
 
 def fit_gate(proposals: Proposals, way: str) -> Gate | None:
-    """The gate with the best NDCG@10; None for the network alone."""
+    """The likeliest gate; None for the network alone."""
     if way in (NETWORK, MEMORY):
         return MEMORY_ALONE if way == MEMORY else None
-    useful = proposals.of(np.flatnonzero(proposals.hit.any(1)))  # no gate finds the target of the others
-    mean, deviation = np.zeros(len(FEATURES)), np.ones(len(FEATURES))
-    if useful.known.any():
-        mean, deviation = useful.features[useful.known].mean(0), useful.features[useful.known].std(0)
+    useful = proposals.of(np.flatnonzero(proposals.hit.any(1) & proposals.known))  # no gate changes the others' ranks
+    if not len(useful.known):
+        return Gate(0.0)
+    mean, deviation = useful.features.mean(0), useful.features.std(0)
     deviation = np.where(deviation > 0, deviation, 1)
+    standard = torch.from_numpy((useful.features - mean) / deviation)
+    intercept, (network_power, memory_power), slopes = _likeliest(useful, standard if way == GATED else standard[:, :0])
+    powers = {"network_power": network_power, "memory_power": memory_power}
+    if way == CONSTANT:
+        return Gate(intercept, **powers)
+    slopes = slopes / deviation
+    return Gate(intercept - float(slopes @ mean), **dict(zip(GATE_FEATURES, slopes.tolist(), strict=True)), **powers)
 
-    def raw(standard: Gate) -> Gate:
-        slopes = np.array([getattr(standard, name) for name in FEATURES]) / deviation
-        own = dict(zip(FEATURES, (float(slope) for slope in slopes), strict=True))
-        return Gate(standard.intercept - float(slopes @ mean), **own)
 
-    grid = {"intercept": INTERCEPTS} | (dict.fromkeys(FEATURES, SLOPES) if way == GATED else {})
-    standard, _ = coordinate_search(Gate(-4.0), grid, lambda tried: float(useful.ndcg(raw(tried)).sum()))
-    return raw(standard)
+def _likeliest(proposals: Proposals, features: torch.Tensor) -> tuple[float, list[float], np.ndarray]:
+    """Intercept, powers of network and memory, and slopes, by the likelihood of the targets among what was proposed.
+
+    All have a normal prior, the powers by their logarithms, so that few users are not believed too much. Seen from each
+    part's best items, the intercept hardly depends on the powers. Shape: features (U, F).
+    """
+    parts = [torch.from_numpy(part).double().clamp(min=LEAST_LOG) for part in (proposals.network, proposals.log_share)]
+    best = torch.stack([part.amax(1).mean() for part in parts])
+    network, log_share = (part - own for part, own in zip(parts, best, strict=True))
+    is_other = torch.from_numpy(~proposals.hit)
+    fitted = torch.zeros(3 + features.shape[1], dtype=torch.float64, requires_grad=True)
+    precision = torch.tensor([0.01] + [1.0] * (len(fitted) - 1), dtype=torch.float64)
+    optimizer = torch.optim.LBFGS([fitted], max_iter=50, tolerance_grad=1e-5, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        powers = fitted[1:3].exp()
+        scores = powers[0] * mixed(network, log_share, fitted[0] + features @ fitted[3:], powers[0], powers[1])
+        found = scores.masked_fill(is_other, LEAST_LOG).logsumexp(1) - scores.logsumexp(1)
+        value = ((precision * fitted**2).sum() - found.sum()) / len(features)
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    optimizer.step(loss)  # type: ignore[no-untyped-call]
+    values = fitted.detach()
+    powers = values[1:3].exp()
+    intercept = values[0] - powers[0] * best[0] + powers[1] * best[1]
+    return float(intercept), powers.tolist(), values[3:].numpy()
 
 
 def _proposals(
@@ -231,10 +257,9 @@ def _batch_proposals(
     found = look_up(neighbours, ranker.settings, histories, events)
     _, features = neighbours.shares(histories, ranker.settings.max_items, events)
     known = np.isfinite(features["support"])
-    columns = [np.where(known, features[name], 0.0) for name in FEATURES[:-1]]
+    columns = [np.where(known, features[name], 0.0) for name in GATE_FEATURES[:-1]]
+    is_item = network > -np.inf
     with np.errstate(divide="ignore"):
-        log_share = np.log(found.shares.of(item))
-    return Proposals(
-        network, log_share, (item == target[:, None]) & (network > -np.inf), np.stack([*columns, confidence], 1),
-        known,
-    )  # fmt: skip
+        log_share = np.log(np.where(is_item, found.shares.of(item), np.float32(0)))
+    is_target = is_item & (item == target[:, None])
+    return Proposals(network, log_share, is_target, np.stack([*columns, confidence], 1), known)

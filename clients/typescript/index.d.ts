@@ -77,8 +77,12 @@ export interface Explanation {
   items: Array<ItemExplanation>;
   dense_weight: number;
   neighbours_weight: number;
-  /** the network's probability g in score = log(g * exp(log-probabilities + dense_weight * dense_score) + (1 - g) * exp(neighbour_score)); absent if the model adds neighbours_weight * neighbour_score instead */
+  /** the network's probability g in score = log(g * exp(log-probabilities + dense_weight * dense_score) ** alpha + (1 - g) * exp(neighbour_score) ** beta) / alpha; absent if the model adds neighbours_weight * neighbour_score instead */
   gate?: number | null;
+  /** alpha; absent if it is 1 */
+  network_power?: number;
+  /** beta; absent if it is 1 */
+  memory_power?: number;
 }
 
 /** What somebody did with an item of a recommendation. */

@@ -61,7 +61,7 @@ def search_settings(vocabulary: Vocabulary, settings: BundleSettings) -> SearchS
         merge=settings.merge,
         dense_candidates=settings.dense_candidates,
         normalise=settings.normalise,
-        gate_confidence=settings.gate.confidence if settings.gate else 0.0,
+        gate=settings.gate,
     )
 
 
@@ -180,11 +180,11 @@ def _joined(
     gate = torch.full_like(proposed.confidence, float("inf"))
     if memory is not None:
         by_memory, _ = memory.of(trie.item[found.leaf].long())
-        if memory.gate is None:
+        if memory.gate is None or settings.gate is None:
             scores = scores + by_memory
         else:
-            gate = memory.gate + settings.gate_confidence * proposed.confidence
-            scores = mixed(scores, by_memory, gate)
+            gate = memory.gate + settings.gate.confidence * proposed.confidence
+            scores = mixed(scores, by_memory.log(), gate, settings.gate.network_power, settings.gate.memory_power)
     if keep is not None:
         order = stable_topk(scores, found.leaf, min(keep, scores.shape[1]))
         dense, scores = dense.gather(1, order), scores.gather(1, order)
@@ -242,7 +242,7 @@ def _proposed(
         dense = scorer.of(runtime, trie.item[found.leaf].long(), found.path)
         network = network + dense_weight[:, None] * dense
     confidence = found.scores.new_zeros(len(found.scores))
-    if settings.gate_confidence and memory is not None:
+    if settings.gate is not None and settings.gate.confidence and memory is not None:
         first = token_log_probs(runtime, settings, reasoned.hidden[:, 0], settings.level_ranges[0])
         confidence = first.amax(-1)
     return Proposed(found, network, dense, confidence)

@@ -1,13 +1,14 @@
 """How the item memory joins the network's scores.
 
-    score(item) = log( g * exp(network(item)) + (1 - g) * share(item) )        [open]
+    score(item) = 1/alpha * log( g * P(item)^alpha + (1 - g) * share(item)^beta )        [open]
     log(g / (1 - g)) = intercept + sum of coefficient * feature - log(weight)
 
 The gate g follows from what the memory and the network know of a history (`serving.types.Gate`) and from nothing that a
-request's rules, beams or batch could change; weight is the request's `neighbours_weight`. network(item) is log P of the
-item's tokens, the weighted dense score included. Neither part is normalised over what is permitted, so a rule removes
-items and changes no score. Where the memory knows nothing of a history, or its weight is 0, g is 1 and the score is the
-network's.
+request's rules, beams or batch could change; weight is the request's `neighbours_weight`. log P(item) is the network's
+score of the item's tokens, the weighted dense score included. The powers alpha and beta are of the gate too: a memory
+spreads its shares over all that a history touches, and a beta above 1 gives its first items what they deserve. Neither
+part is normalised over what is permitted, so a rule removes items and changes no score. Where the memory knows nothing
+of a history, or its weight is 0, g is 1 and the score is the network's.
 
 Older bundles have no gate: weight * log(share(item) + floor) is added to the network's score.
 
@@ -18,7 +19,7 @@ share 0.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -91,9 +92,8 @@ def look_up(
     if settings.gate is None:
         assert neighbours.floor is not None, "these neighbours were made to be mixed by their shares"
         return LookedUp(shares, neighbours.floor, None)
-    coefficients = asdict(settings.gate)
-    known = features["support"] > NEG_INF
-    gate = np.full(len(known), coefficients["intercept"])
+    coefficients, known = settings.gate.coefficients, features["support"] > NEG_INF
+    gate = np.full(len(known), settings.gate.intercept)
     for name, values in features.items():
         gate += coefficients[name] * np.where(known, values, 0)
     return LookedUp(shares, None, np.where(known, gate, np.inf))
@@ -115,11 +115,18 @@ def weighted(found: LookedUp, weights: Sequence[float], device: torch.device) ->
     return MemoryScores(listed, values, others, gate)
 
 
-def mixed(network: torch.Tensor, share: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
-    """log( g * exp(network) + (1 - g) * share ), and -inf for what the search has not found.
+def mixed(
+    network: torch.Tensor,
+    log_share: torch.Tensor,
+    gate: torch.Tensor,
+    network_power: float | torch.Tensor,
+    memory_power: float | torch.Tensor,
+) -> torch.Tensor:
+    """1/alpha * log( g * exp(network)^alpha + (1 - g) * share^beta ), and -inf for what the search has not found.
 
-    Shapes: network (B, N), -inf where there is no item, share (B, N), gate (B,) -> (B, N).
+    Shapes: network, -inf where there is no item, and log_share (B, N), gate (B,), log odds of the network -> (B, N).
     """
-    gate = gate[:, None]
-    scores = torch.logaddexp(F.logsigmoid(gate) + network, F.logsigmoid(-gate) + share.log())
+    from_network = F.logsigmoid(gate)[:, None] + network_power * network
+    from_memory = F.logsigmoid(-gate)[:, None] + memory_power * log_share
+    scores = torch.logaddexp(from_network, from_memory) / network_power
     return scores.masked_fill(network == NEG_INF, NEG_INF)

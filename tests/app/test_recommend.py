@@ -171,8 +171,9 @@ def test_an_explanation_of_a_mixture_adds_up_to_the_score_of_the_reference(
     assert {item["neighbour_score"] is None for item in why["items"]} == {True, False}
     for item, part in zip(body["items"], why["items"], strict=True):
         share = 0.0 if part["neighbour_score"] is None else math.exp(part["neighbour_score"])
-        mixed = why["gate"] * math.exp(sum(part["token_log_probabilities"])) + (1 - why["gate"]) * share
-        assert item["score"] == pytest.approx(math.log(mixed), abs=1e-4)
+        network = math.exp(sum(part["token_log_probabilities"]))
+        mixed = why["gate"] * network ** why["network_power"] + (1 - why["gate"]) * share ** why["memory_power"]
+        assert item["score"] == pytest.approx(math.log(mixed) / why["network_power"], abs=1e-4)
         assert item["score"] == pytest.approx(scores[bundle.catalogue.row(item["item_id"])], abs=1e-4)
 
 

@@ -87,7 +87,7 @@ def test_every_setting_and_note_off_its_default_is_read_back(tmp_path):
     made = tiny_model(
         max_items=7, suffix_tokens=(1,), default_steps=3, step_form="state", paths=2, merge="max", temperature=0.7,
         dense_weight=0.25, dense_candidates=5, neighbours_weight=0.5, attention="causal-by-item", normalise="block",
-        gate=Gate(0.1, 0.2, 0.3, 0.4, 0.5, 0.6), age_bias=True, neighbours=True, int8={"passed": False},
+        gate=Gate(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8), age_bias=True, neighbours=True, int8={"passed": False},
         type_weights=(("view", 0.0), ("purchase", 2.5)),
     )  # fmt: skip
     plain = BundleSettings()
@@ -102,7 +102,7 @@ def test_every_setting_and_note_off_its_default_is_read_back(tmp_path):
     assert opened.search_settings == SearchSettings(
         start_tokens=tuple(made.vocabulary.start_tokens), reasoning_range=made.vocabulary.reasoning_range,
         temperature=0.7, paths=2, merge="max", dense_candidates=5, normalise="block",
-        level_ranges=tuple(made.vocabulary.level_ranges), gate_confidence=0.6,
+        level_ranges=tuple(made.vocabulary.level_ranges), gate=made.settings.gate,
     )  # fmt: skip
 
 
@@ -119,7 +119,7 @@ def test_another_user_may_read_every_file(tmp_path):
 
 def test_the_folder_is_what_the_contract_says(good):
     about = manifest(good)
-    assert about["format"] == 2 and about["tokens_per_item"] == 3
+    assert about["format"] == 3 and about["tokens_per_item"] == 3
     assert about["history"] == {"max_items": 6, "suffix_tokens": [1]}
     assert about["reasoning"]["max_steps"] == 4 and len(about["reasoning"]["start_tokens"]) == 5
     assert about["reasoning"]["default_steps"] == 2
@@ -332,6 +332,8 @@ def test_a_gate_survives_the_round_trip(tmp_path):
         "intercept": 1.5,
         "features": ["support", "peak", "entropy", "length", "confidence"],
         "coefficients": [0.3, -1.0, 0.4, 0.5, 0.7],
+        "network_power": 0.6,
+        "memory_power": 3.0,
     }
     assert opened.settings.gate == GATE and opened.neighbours is not None and (opened.neighbours.weights < 0).any()
 
@@ -343,6 +345,7 @@ def test_a_gate_survives_the_round_trip(tmp_path):
         ({"neighbours_gate": {"intercept": 0.0, "features": ["mood"], "coefficients": [1.0]}}, "mood"),
         ({"neighbours_gate": {"intercept": 0.0, "features": ["peak"], "coefficients": []}}, "shorter"),
         ({"neighbours_gate": {"intercept": float("inf"), "features": [], "coefficients": []}}, "finite"),
+        ({"neighbours_gate": {"intercept": 0.0, "features": [], "coefficients": [], "memory_power": 0.0}}, "above 0"),
         ({"neighbours_kind": "log-linear"}, "neighbours_floor"),
     ],
 )

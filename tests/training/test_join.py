@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from serving.search.ranker import Ranker
-from serving.types import Gate
+from serving.types import GATE_FEATURES, Gate
 from tests.builders import GATE, random_neighbours
 from tests.training.small import small_config, small_workspace
 from training import join
@@ -16,7 +16,6 @@ from training.data.prepare import sample_users
 from training.export import choose
 from training.join import (
     CONSTANT,
-    FEATURES,
     GATED,
     MEMORY,
     MEMORY_ALONE,
@@ -58,7 +57,7 @@ def test_a_gate_is_fitted_by_the_ranks_of_the_search_that_serves(memory, ranker,
     histories, target = users
     settings = replace(ranker.settings, neighbours_weight=1.0, dense_candidates=7)
     asked = replace(ranker, settings=settings)
-    proposals = join._proposals(asked, memory, histories, target, BEAM, exclude_seen=False)
+    proposals = join._proposals(asked, memory, histories, target, BEAM, False, None)
     folds = tuple((part, graph, gate or MEMORY_ALONE) for part, graph in memory.folds)
     if gate is None:
         settings = replace(settings, neighbours_weight=0.0)
@@ -91,9 +90,9 @@ def proposals(network_knows: np.ndarray, memory_knows: np.ndarray, peak: np.ndar
     hit[np.arange(USERS), rng.integers(0, ITEMS, USERS)] = True
     network[hit] += 4 * network_knows
     share[hit] += 4 * memory_knows
-    features = np.zeros((USERS, len(FEATURES)))
-    features[:, FEATURES.index("peak")] = peak
-    features[:, FEATURES.index("confidence")] = rng.normal(size=USERS)
+    features = np.zeros((USERS, len(GATE_FEATURES)))
+    features[:, GATE_FEATURES.index("peak")] = peak
+    features[:, GATE_FEATURES.index("confidence")] = rng.normal(size=USERS)
     log_p = [values - np.logaddexp.reduce(values, 1, keepdims=True) for values in (network, share)]
     return Proposals(log_p[0], log_p[1], hit, features, np.ones(USERS, bool))
 
@@ -124,14 +123,31 @@ def test_a_gate_by_features_wins_where_a_feature_tells_who_knows():
     assert gate is not None and gate.peak < 0 and gate.support == gate.length == 0
 
 
-def test_what_is_fitted_to_noise_is_worth_less_to_others():
-    """On average over several draws: a gate of six numbers for sixty users finds something in anything."""
-    users, parts = np.arange(60), [np.arange(first, 60, 5) for first in range(5)]
-    gains = []
-    for seed in range(4):
-        of = proposals(NOBODY, NOBODY, np.random.default_rng(seed).normal(size=USERS)).of(60 * seed + users)
-        gains.append(of.ndcg(fit_gate(of, GATED)).mean() - judged(of, GATED, parts).mean())
-    assert np.mean(gains) > 0.01
+def test_the_powers_that_the_targets_follow_are_found():
+    """Targets drawn from a mixture of P and share, each to a power, among items that are not all proposed or shared."""
+    rng, users, g = np.random.default_rng(0), 6000, 0.002
+    network, share = rng.dirichlet(np.full(ITEMS, 0.3), users), rng.dirichlet(np.full(ITEMS, 1.0), users)
+    network[:, 0] = share[:, 1] = 0
+    weights = g * network**0.5 + (1 - g) * share**3
+    weights[:, 0] = 0
+    drawn = (weights.cumsum(1) / weights.sum(1, keepdims=True) > rng.random((users, 1))).argmax(1)
+    hit = np.arange(ITEMS) == drawn[:, None]
+    with np.errstate(divide="ignore"):
+        of = Proposals(np.log(network), np.log(share), hit, np.zeros((users, len(GATE_FEATURES))), np.ones(users, bool))
+    gate = fit_gate(of, CONSTANT)
+    assert gate is not None and (gate.network_power, gate.memory_power) == pytest.approx((0.5, 3), rel=0.1)
+    assert gate.intercept == pytest.approx(np.log(g / (1 - g)), rel=0.1) and not any(gate.coefficients.values())
+
+
+def test_a_gate_without_a_target_to_learn_from_leaves_both_as_they_are():
+    assert fit_gate(proposals(ALL, ALL, NOBODY).of(np.arange(0)), GATED) == Gate(0.0)
+
+
+def test_users_are_judged_with_a_gate_that_they_did_not_choose():
+    """To half of them the network knows best, to the other half the memory: one half misleads the other."""
+    of, halves = proposals(1 - HALF, HALF, NOBODY), [np.flatnonzero(HALF == half) for half in range(2)]
+    own = [of.of(half).ndcg(fit_gate(of.of(half), CONSTANT)).mean() for half in halves]
+    assert judged(of, CONSTANT, halves).mean() < np.mean(own) - 0.2
 
 
 def test_users_of_whom_the_memory_knows_nothing_are_the_networks():
@@ -164,7 +180,7 @@ def test_a_target_that_was_seen_is_no_hit_where_the_seen_are_excluded(memory, ra
     repeated = np.array([history[-1] for history in histories])
     for exclude_seen in (False, True):
         found = join._proposals(replace(ranker, settings=replace(ranker.settings, neighbours_weight=1.0,
-            dense_candidates=12)), memory, histories, repeated, BEAM, exclude_seen)  # fmt: skip
+            dense_candidates=12)), memory, histories, repeated, BEAM, exclude_seen, None)  # fmt: skip
         assert found.hit.any() != exclude_seen
         assert not exclude_seen or not found.ndcg(MEMORY_ALONE).any()
 

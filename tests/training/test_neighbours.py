@@ -236,7 +236,8 @@ def test_from_a_folder_to_a_bundle_and_its_accuracy(tmp_path, capsys):
     join = opened.about["neighbours"]["join"]
     assert join["way"] != "network alone" and join["valid_ndcg@10_with_the_way_cross_fitted"] > 0.5
     card = (bundle / "README.md").read_text()
-    assert "score(j) = log( g * exp(N(j)) + (1 - g) * share(j) )" in card
+    assert "score(j) = 1/alpha * log( g * exp(alpha * N(j)) + (1 - g) * share(j) ** beta )" in card
+    assert f"beta = {opened.settings.gate.memory_power:.6g}\n" in card
     assert f"log(g / (1 - g)) = {opened.settings.gate.intercept:.6g}" in card
     capsys.readouterr()
     assert main(["evaluate", "--bundle", str(bundle), "--data", str(data), "--steps", "0", "--exclude-seen"]) == 0

@@ -77,7 +77,7 @@ def worlds(draw: st.DrawFn) -> tuple[Bundle, list[Request]]:
         normalise=draw(st.sampled_from(["block", "vocabulary"])),
         dense_candidates=draw(st.sampled_from([0, 4])),
         neighbours=True,
-        gate=draw(st.sampled_from([None, GATE, Gate(-20.0), Gate(0.3, confidence=1.0)])),
+        gate=draw(st.sampled_from([None, GATE, Gate(-20.0), Gate(0.3, confidence=1.0), Gate(-9.0, network_power=2.0)])),
     )
     rng = np.random.default_rng(seed)
     batch, steps = draw(st.integers(1, 9)), draw(st.integers(0, 3))
@@ -244,8 +244,9 @@ def test_a_mixture_adds_up_and_rules_change_no_score():
         whole.scores, whole.trace.token_log_probs, whole.trace.neighbour_scores, strict=True
     ):
         share = 0.0 if near is None else np.exp(near)
-        expected = whole.trace.gate * np.exp(sum(tokens)) + (1 - whole.trace.gate) * share
-        assert score == pytest.approx(np.log(expected), abs=TOLERANCE)
+        g, a, b = whole.trace.gate, GATE.network_power, GATE.memory_power
+        expected = g * np.exp(a * sum(tokens)) + (1 - g) * share**b
+        assert score == pytest.approx(np.log(expected) / a, abs=TOLERANCE)
     shares = [0.0 if near is None else np.exp(near) for near in whole.trace.neighbour_scores]
     assert sum(shares) == pytest.approx(1, abs=1e-5) and min(shares) == 0
     assert ruled.trace is not None and ruled.trace.gate == pytest.approx(whole.trace.gate)

@@ -14,8 +14,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from serving.files import atomic_write
 
 ROOT = Path(__file__).parents[1]
@@ -24,6 +22,8 @@ MEASURED_CODE = ("app", "training", "serving", "benchmarks/*.py")  # what can ch
 
 def machine() -> dict[str, Any]:
     """The hardware and the versions that a figure depends on."""
+    import torch  # here: a sender of requests starts for every turn and has no use for what takes a second to import
+
     cpu = platform.processor()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():

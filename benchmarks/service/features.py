@@ -11,10 +11,13 @@ request, each the median over rounds; `times` is the median over rounds of ms co
 from __future__ import annotations
 
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 from statistics import median
 from typing import Any
 from urllib.parse import quote
+
+import httpx
 
 from benchmarks.common import ROOT, Run, argument_parser, result_file, table
 from benchmarks.service.http_cost import histories, numbers
@@ -27,6 +30,10 @@ from serving.online import receipts
 COLUMNS = ["feature", "steps", "ms", "times", "cpu_ms", "requests"]
 PLAIN = "/recommend"
 BEAM, DENIED, RANKED = 50, 100, (10, 100, 1000)
+
+OPERATOR = "operator"  # the key
+OPTIONS = ("--rotation-window-s", "86400", "--admin-keys", sha256(OPERATOR.encode()).hexdigest())
+USERS, SHOWN = 64, 3
 
 Row = dict[str, Any]
 Turn = tuple[float, float, int]  # median seconds, CPU seconds per request, requests
@@ -48,7 +55,9 @@ def main() -> None:
     run, rows = Run(parser, options), list[Row]()
     cores, rest = split_cores(options.cores)
     bundle = Bundle.load(options.bundle)
-    with running_service(options.bundle, ["--runtime", options.runtime], cores) as server:
+    with running_service(options.bundle, ["--runtime", options.runtime, *OPTIONS], cores) as server:
+        with httpx.Client(base_url=server.address) as client:
+            prepare(client, bundle.catalogue)
         for steps in options.steps:
             requests = features(bundle.catalogue, steps, with_neighbours=bundle.neighbours is not None)
             rounds = [
@@ -61,10 +70,21 @@ def main() -> None:
         run.record(options.out, [0], rows, beam=BEAM, items=len(bundle.catalogue), model=bundle.name)
 
 
+def prepare(client: httpx.Client, catalogue: Catalogue) -> None:
+    """A scenario, and a few impressions for each known user."""
+    key, ids = {"X-API-Key": OPERATOR}, catalogue.item_ids[:SHOWN]
+    client.put("/scenarios/plain", json={"beam_width": BEAM}, headers=key).raise_for_status()
+    for number in range(USERS):
+        recommendation = receipts.issue("", "model", 0, f"u{number}", ids)
+        for item_id in ids:
+            event = {"recommendation_id": recommendation, "item_id": item_id, "event": "impression"}
+            client.post("/feedback", json=event).raise_for_status()
+
+
 def features(catalogue: Catalogue, steps: int, *, with_neighbours: bool) -> dict[str, list[Row]]:
     """The requests of each feature, the plain ones first."""
     ids = catalogue.item_ids
-    plain = [{"history": [ids[row] for row in rows], "beam_width": BEAM} for rows in histories(len(ids), 64)]
+    plain = [{"history": [ids[row] for row in rows], "beam_width": BEAM} for rows in histories(len(ids), USERS)]
 
     def recommend(**what: Any) -> list[Row]:
         return [{"path": f"/recommend?reasoning_steps={steps}", "body": body | what} for body in plain]
@@ -76,8 +96,14 @@ def features(catalogue: Catalogue, steps: int, *, with_neighbours: bool) -> dict
     def similar(by: str) -> list[Row]:
         return [{"method": "GET", "path": f"/items/{quote(name, safe='')}/similar?by={by}"} for name in ids[:64]]
 
+    def known(**what: Any) -> list[Row]:
+        return [row | {"body": row["body"] | {"user_id": f"u{i}"}} for i, row in enumerate(recommend(**what))]
+
     found = {
         PLAIN: recommend(),
+        "known user, encoded before": known(),
+        "the same with rotation": known(rotation=0.5),
+        "scenario": [row | {"body": {"history": row["body"]["history"], "scenario": "plain"}} for row in recommend()],
         f"deny, {DENIED} items": recommend(deny=ids[:DENIED]),
         "categories, one": recommend(categories=sorted(catalogue.category_names)[:1]),
         "diversity": recommend(diversity=0.5),

@@ -18,12 +18,14 @@ from tests.builders import tiny_bundle, tiny_model
 
 @pytest.fixture
 def client() -> Iterator[TestClient]:
-    with TestClient(create_app(settings(), Engine(tiny_model(120, neighbours=True)))) as client:
+    operator = settings(admin_keys=features.OPTIONS[3], rotation_window_s=60)
+    with TestClient(create_app(operator, Engine(tiny_model(120, neighbours=True)))) as client:
         yield ready(client)
 
 
 def test_every_feature_is_answered_by_its_route(client: TestClient) -> None:
     catalogue = client.app.state.service.bundle.catalogue  # type: ignore[attr-defined]
+    features.prepare(client, catalogue)
     found = features.features(catalogue, 1, with_neighbours=True)
     assert next(iter(found)) == features.PLAIN
     assert {"/rank, 10 items", "/rank, 100 items", "diversity", "/items/{id}/similar, together"} <= found.keys()
@@ -32,6 +34,7 @@ def test_every_feature_is_answered_by_its_route(client: TestClient) -> None:
         for request in (requests[0], requests[-1]):
             answer = client.request(request.get("method", "POST"), request["path"], json=request.get("body"))
             assert answer.status_code == 200, (name, answer.text)
+    assert len(client.get("/users/u3").json()["shown"]) == features.SHOWN
     assert "/items/{id}/similar, together" not in features.features(catalogue, 1, with_neighbours=False)
 
 

@@ -159,10 +159,11 @@ def extend(bundle: Bundle, changes: Sequence[Entry], items: Items | None) -> Ext
         live.item_ids, live.tokens.copy(), live.titles, live.categories, live.popularity.copy(), dict(live.subsets),
         fields=live.fields, filters=dict(live.filters),
     )  # fmt: skip
-    known = dict(zip(items.item_ids, zip(items.brands, items.descriptions, strict=True), strict=True)) if items else {}
-    brands, descriptions = zip(*(known.get(item_id, (None, None)) for item_id in live.item_ids), strict=True)
+    described = dict(zip(items.item_ids, items.descriptions, strict=True)) if items else {}
+    descriptions = [described.get(item_id) for item_id in live.item_ids]
     fields = {row: live.fields_of(row) for row in range(len(live))}
-    every = Items(live.item_ids, live.titles, list(brands), live.categories, list(descriptions), fields)
+    brands = [brand if isinstance(brand := known.get("brand"), str) else None for known in fields.values()]
+    every = Items(live.item_ids, live.titles, brands, live.categories, descriptions, fields)
     network = with_items(bundle.network, len(catalogue))
     return Extended(replace(bundle, catalogue=catalogue, network=network), every, len(catalogue) - before, left_out)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,11 @@ def active(service: ServiceProcess) -> set[str]:
     return found
 
 
+def activate_often(service: ServiceProcess, version: str) -> None:
+    for _ in range(5):
+        change(service, "POST", f"/models/{version}/activate")
+
+
 def test_all_workers_swap_under_load_and_a_kill_loses_no_acknowledged_change(
     start_service: StartService, tmp_path: Path
 ) -> None:
@@ -52,6 +58,9 @@ def test_all_workers_swap_under_load_and_a_kill_loses_no_acknowledged_change(
         seen.more(5 * CLIENTS)
         change(service, "POST", f"/models/{base}/activate")
         eventually(lambda: active(service) == {base})
+        with ThreadPoolExecutor(2) as operators:
+            list(operators.map(lambda each: activate_often(service, each), (base, version)))
+        eventually(lambda: len(active(service)) == 1)  # whoever came last
         change(service, "POST", f"/models/{version}/activate")
     assert set(seen.failed) <= {"503"} and seen.unanswered == 0  # under so much load some may be refused
     assert {version for version, *_ in seen.by_plan} == {base, version}

@@ -128,6 +128,7 @@ def test_every_item_keeps_its_row_and_its_tokens_whoever_added_it(earlier: Path,
     row = {item: after.row(item) for item in after.item_ids}
     assert (after.titles[row["i1"]], after.titles[row["i2"]]) == ("Thing 1", "Thing two")
     assert after.categories[row["i1"]] == ["old"] and after.categories[row["live0"]] == ["live"]
+    assert after.fields_of(row["n0"])["brand"] == "B"
     assert [after.item_ids[member] for member in after.subsets["few"]] == ["i4", "live2"]
     assert after.popularity[row["n0"]] == 3 and after.popularity[row["i5"]] > before.popularity[row["i5"]]
 

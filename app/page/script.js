@@ -1,77 +1,16 @@
-// The playground: a history is made by clicking, and every change is answered at once, with and without thinking.
+// The playground: a history is made by clicking, and every change is answered at once, beside another way to answer:
+// without thinking, or with settings that were kept to be compared with.
 
-import { bars, element, spark, trajectory } from "./picture.js";
-import { readMetrics, since } from "./metrics.js";
+import { bars, element, trajectory } from "./picture.js";
+import { pollFeedback, pollMetrics } from "./live.js";
+import { $, call, hideNotice, label, later, plural, send, showError } from "./service.js";
 
-const $ = (id) => document.getElementById(id);
 const EXAMPLE = 3; // items in the history at the start
-const POLL = 2000; // ms between two reads of /metrics
-const POLL_FEEDBACK = 15000; // ms: these count towards a quota
-const KEPT = 60; // values in the live curve
-const WINDOW = 15; // reads that the figures next to it cover
+const SIMILAR = 5; // items of each kind
 const clicked = []; // items {item_id, title}, oldest first
 let running = null; // the current requests; newer ones abort them
-let waiting = null; // the timer of the next attempt after a refusal
 let chosenStep = null; // the step that the picture marks; null: the last
-
-const label = (item) => item.title || item.item_id;
-const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
-
-class Refused extends Error {
-  constructor(status, problem, wait) {
-    super(problem.detail || problem.title || `The service answered with status ${status}.`);
-    Object.assign(this, { status, title: problem.title, wait });
-  }
-}
-
-async function call(path, options = {}) {
-  const headers = { ...options.headers, ...($("key").value && { "X-API-Key": $("key").value }) };
-  let response;
-  try {
-    response = await fetch(path, { ...options, headers });
-  } catch (error) {
-    if (error.name === "AbortError") throw error;
-    throw new Refused(0, { title: "Not reachable", detail: "The service cannot be reached." }, 2);
-  }
-  const body = await response.json().catch(() => ({}));
-  if (response.ok) return body;
-  throw new Refused(response.status, body, Number(response.headers.get("Retry-After")) || null);
-}
-
-function later(action, wait) {
-  let timer;
-  return () => { clearTimeout(timer); timer = setTimeout(action, wait); };
-}
-
-// Errors are shown in one notice; requests that may succeed later are sent again.
-
-function showError(error, retry) {
-  if (error.name === "AbortError") return;
-  hideNotice();
-  const message = element("p", "", element("strong", "", error.title || "Something went wrong"), ` ${error.message}`);
-  $("notice").replaceChildren(message);
-  $("notice").hidden = false;
-  $("columns").setAttribute("aria-busy", "false");
-  if (error.status === 401 || error.status === 403) {
-    $("more").open = true;
-    $("key").focus();
-  }
-  if (error.wait && retry) {
-    const count = element("span", "muted");
-    $("notice").append(count);
-    const tick = (left) => {
-      if (left <= 0) return retry();
-      count.textContent = `Trying again in ${left} s`;
-      waiting = setTimeout(tick, 1000, left - 1);
-    };
-    tick(Math.min(error.wait, 30));
-  }
-}
-
-function hideNotice() {
-  clearTimeout(waiting);
-  $("notice").hidden = true;
-}
+let kept = null; // settings to compare with; null: the present ones without thinking
 
 // What the user did
 
@@ -130,38 +69,46 @@ function drawHistory() {
 
 // The answers
 
-function body(explain) {
-  const made = { history: clicked.map((item) => item.item_id), k: Number($("k").value) || 8 };
-  made.beam_width = Math.max(made.k, Number($("beam").value) || 50);
-  if ($("user").value) made.user_id = $("user").value;
-  if ($("category").value) made.categories = [$("category").value];
-  if ($("catalogue").value) made.catalogue = $("catalogue").value;
-  if (Number($("timeout").value) > 0) made.timeout_ms = Number($("timeout").value);
-  if (!$("seen").checked) made.exclude_seen = false;
-  if (explain) made.explain = true;
-  return JSON.stringify(made);
+// Steps, and the fields of a request; what is left empty is left out.
+function settings() {
+  const fields = { k: Number($("k").value) || 8 };
+  fields.beam_width = Math.max(fields.k, Number($("beam").value) || 50);
+  const set = {
+    diversity: Number($("diversity").value), max_per_category: Number($("per-category").value), filter: $("filter").value.trim(),
+    categories: $("category").value && [$("category").value], catalogue: $("catalogue").value, timeout_ms: Math.max(0, Number($("timeout").value)),
+  };
+  for (const [name, value] of Object.entries(set)) if (value) fields[name] = value;
+  if (!$("seen").checked) fields.exclude_seen = false;
+  return { steps: Number($("steps").value), fields };
 }
+
+const body = ({ fields }) => ({ history: clicked.map((item) => item.item_id), ...($("user").value && { user_id: $("user").value }), ...fields });
 
 async function recommend() {
   running?.abort();
   const mine = running = new AbortController();
-  const steps = Number($("steps").value);
-  const ask = (count, explain) => call(`recommend?reasoning_steps=${count}`, {
-    method: "POST", body: body(explain), signal: mine.signal, headers: { "Content-Type": "application/json" },
-  });
+  const present = settings();
+  const other = kept ?? (present.steps ? { ...present, steps: 0 } : null);
+  const ask = (how, explain) => send("POST", `recommend?reasoning_steps=${how.steps}`, { ...body(how), ...(explain && { explain }) }, { signal: mine.signal });
   $("columns").setAttribute("aria-busy", "true");
   try {
     const answers = []; // one after the other, so that neither waits in the queue for the other
-    if (steps) answers.push(await ask(0, false));
-    answers.push(await ask(steps, true));
+    if (other) answers.push(await ask(other, false));
+    answers.push(await ask(present, true));
     if (running !== mine) return;
     hideNotice();
     draw(answers);
-    drawTerminal(steps);
+    drawTerminal(present);
     $("columns").setAttribute("aria-busy", "false");
+    await drawSimilar(present.fields, mine.signal);
   } catch (error) {
-    if (running === mine) showError(error, recommend);
+    if (running === mine) failed(error, recommend);
   }
+}
+
+function failed(error, retry) {
+  $("columns").setAttribute("aria-busy", "false");
+  showError(error, retry);
 }
 
 function draw(answers) {
@@ -169,7 +116,7 @@ function draw(answers) {
   const popular = last.source === "popularity";
   const shown = popular ? [last] : answers;
   const before = shown.length > 1 ? shown[0].items.map((item) => item.item_id) : null;
-  $("columns").replaceChildren(...shown.map((answer, n) => column(answer, n > 0 ? before : null)));
+  $("columns").replaceChildren(...shown.map((answer, n) => column(answer, n > 0 ? before : null, kept && n < shown.length - 1)));
   $("columns").classList.toggle("one", shown.length === 1);
   const unknown = [...new Set(last.unknown_items)];
   $("aside").textContent = unknown.length ? `Not in the catalogue, so ignored: ${unknown.join(", ")}` : "";
@@ -179,9 +126,9 @@ function draw(answers) {
   $("bars").replaceChildren(...bars(shown.map((answer) => [plural(answer.reasoning_steps, "step"), answer.timings_ms])));
 }
 
-function column(answer, before) {
+function column(answer, before, isKept) {
   const popular = answer.source === "popularity";
-  const name = popular ? "Popular now" : answer.reasoning_steps ? `After ${plural(answer.reasoning_steps, "step")}` : "Without thinking";
+  const name = popular ? "Popular now" : isKept ? "Kept settings" : answer.reasoning_steps ? `After ${plural(answer.reasoning_steps, "step")}` : "Without thinking";
   const facts = popular ? "Nothing is known about this user" : `${answer.timings_ms.total.toFixed(1)} ms · cache ${answer.cache}`;
   const scores = answer.items.map((item) => item.score);
   const written = (score) => (popular ? score.toFixed(0) : score.toFixed(2).replace("-", "−"));
@@ -203,12 +150,12 @@ function column(answer, before) {
     return element("li", "", row);
   }));
   if (!answer.items.length) list.append(element("li", "empty", "These rules permit no item. Relax them under “Rules and settings”."));
-  return element("article", answer.reasoning_steps ? "column thought" : "column",
+  return element("article", answer.reasoning_steps && !isKept ? "column thought" : "column",
     element("div", "row", element("h3", "", name), element("span", "muted number", facts)), list);
 }
 
 function moved(from, to) {
-  const [text, words, kind] = from < 0 ? ["new", "not in the list without thinking", "up"]
+  const [text, words, kind] = from < 0 ? ["new", "not in the list on the left", "up"]
     : from > to ? [`↑${from - to}`, `up by ${from - to}`, "up"]
     : from < to ? [`↓${to - from}`, `down by ${to - from}`, "down"]
     : ["", "unchanged", ""];
@@ -243,68 +190,44 @@ function drawReasoning(answer) {
   window.onresize = later(redraw, 100);
 }
 
-function drawTerminal(steps) {
-  const quoted = body(false).replaceAll("'", "'\\''");
+function drawTerminal(present) {
+  const quoted = JSON.stringify(body(present)).replaceAll("'", "'\\''");
   const key = $("key").value ? "  -H 'X-API-Key: …' \\\n" : "";
-  $("curl").textContent = `curl -s '${new URL("recommend", location)}?reasoning_steps=${steps}' \\\n  -H 'Content-Type: application/json' \\\n${key}  -d '${quoted}'`;
+  $("curl").textContent = `curl -s '${new URL("recommend", location)}?reasoning_steps=${present.steps}' \\\n  -H 'Content-Type: application/json' \\\n${key}  -d '${quoted}'`;
   $("terminal").hidden = false;
 }
 
-// Live metrics
+// Beside the item of the history that is the newest
 
-const rates = [];
-const reads = []; // the newest last
-
-async function pollMetrics() {
-  setTimeout(pollMetrics, POLL);
-  if (document.hidden) { reads.length = 0; return; }
-  try {
-    const response = await fetch("metrics");
-    if (!response.ok) return;
-    const now = readMetrics(await response.text());
-    reads.push(now);
-    if (reads.length < 2) return;
-    if (reads.length > WINDOW) reads.shift();
-    rates.push(since(reads.at(-2), now).rate);
-    if (rates.length > KEPT) rates.shift();
-    $("spark").replaceChildren(spark(rates, KEPT));
-    drawFigures(since(reads[0], now), now);
-  } catch { reads.length = 0; } // no notice: the next request shows one
+async function drawSimilar(fields, signal) {
+  const item = clicked.at(-1);
+  $("similar").hidden = !item;
+  if (!item) return;
+  const rules = Object.entries(fields).filter(([name]) => ["categories", "catalogue", "filter"].includes(name));
+  const ask = (by) => call(`items/${encodeURIComponent(item.item_id)}/similar?${new URLSearchParams([...rules, ["k", SIMILAR], ...by])}`, { signal });
+  const [first, alike] = await Promise.all([ask([]), ask([["by", "content"]])]);
+  $("similar-item").textContent = label(item);
+  for (const [id, items] of [["together", first.items.filter((each) => each.by === "together")], ["alike", alike.items]]) {
+    $(id).parentElement.hidden = !items.length; // a model without an item graph knows none that are taken together
+    $(id).replaceChildren(...items.map((each) => {
+      const button = element("button", "", element("span", "", label(each)), element("small", "muted number", each.score.toFixed(2)));
+      button.type = "button";
+      button.dataset.item = each.item_id;
+      button.addEventListener("click", () => add(each));
+      return element("li", "", button);
+    }));
+  }
 }
 
-function drawFigures(change, now) {
-  const share = (count) => (now.cache.lookups ? `${((100 * count) / now.cache.lookups).toFixed(0)}%` : "–");
-  const figures = [
-    ["Requests per second", rates.at(-1).toFixed(1)],
-    ["95% answered within", change.p95 === null ? "–" : `${change.p95} ms`],
-    ["Cache hits in process", share(now.cache.memory)],
-    ["Cache hits in Redis", share(now.cache.redis)],
-    ["Searches in the queue", `${now.waiting}`],
-    ["Searches per batch", change.batch === null ? "–" : change.batch.toFixed(1)],
-  ];
-  $("live").replaceChildren(...figures.map(([name, value]) => element("div", "", element("dt", "muted", name), element("dd", "number", value))));
-}
+// What the answer is compared with
 
-// Feedback, by model and steps
-
-async function pollFeedback() {
-  setTimeout(pollFeedback, POLL_FEEDBACK);
-  if (document.hidden) return;
-  try {
-    const { summaries } = await call("feedback/summary");
-    $("feedback").hidden = !summaries.some((each) => Object.values(each.events).some((count) => count > 0));
-    $("feedback-rows").replaceChildren(...summaries.map((each) => element("tr", "",
-      element("td", "", each.source === "model" ? each.version : `${each.version}, popular items`),
-      element("td", "", `${each.reasoning_steps}`),
-      element("td", "number", each.recommendations.toLocaleString()),
-      element("td", "number", interval(each.hit_rate)),
-      element("td", "number", interval(each.click_through_rate)))));
-  } catch { $("feedback").hidden = true; } // no notice: the next request shows one
-}
-
-function interval(rate) {
-  const percent = (share) => (100 * share).toFixed(1);
-  return rate ? `${percent(rate.share)}% (${percent(rate.low)}–${percent(rate.high)})` : "–";
+function keep() {
+  kept = kept ? null : settings();
+  const { steps, fields } = kept ?? {};
+  const parts = kept && [plural(steps, "step"), ...Object.entries(fields).map(([name, value]) => `${name.replaceAll("_", " ")} ${value}`)];
+  $("compared").textContent = kept ? `compared with ${parts.join(" · ")}` : "compared with no thinking";
+  $("keep").textContent = kept ? "Compare with no thinking" : "Keep these settings to compare with";
+  recommend();
 }
 
 // Start
@@ -331,7 +254,7 @@ async function start() {
     await recommend();
   } catch (error) {
     $("model").textContent = "not ready";
-    showError(error, start);
+    failed(error, start);
   }
 }
 
@@ -362,8 +285,10 @@ function onArrowKey(event) {
 
 const soon = later(recommend, 120);
 $("steps").addEventListener("input", () => { chosenStep = null; drawSteps(); soon(); });
-for (const id of ["k", "beam", "timeout", "user"]) $(id).addEventListener("input", soon);
+for (const id of ["k", "beam", "timeout", "user", "diversity", "per-category"]) $(id).addEventListener("input", soon);
 for (const id of ["category", "catalogue", "seen"]) $(id).addEventListener("change", soon);
+$("filter").addEventListener("input", later(recommend, 600)); // half a filter is a mistake
+$("keep").addEventListener("click", keep);
 $("key").addEventListener("change", start);
 $("query").addEventListener("input", later(suggest, 100));
 $("query").parentElement.addEventListener("keydown", onArrowKey);

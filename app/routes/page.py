@@ -1,4 +1,4 @@
-"""The playground, the API documentation, and their files. Nothing comes from another host."""
+"""The playground, the operator's page, the API documentation, and their files. Nothing comes from another host."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ router = open_router(include_in_schema=False)
 
 OWN = Path(__file__).parent.parent / "page"
 SWAGGER = Path(fastapi_offline.__file__).parent / "static"  # only its copy of Swagger UI is used
-FILES = {name: OWN / name for name in ("style.css", "script.js", "picture.js", "metrics.js", "docs.css", "docs.js")}
+NAMES = (
+    "style.css", "script.js", "service.js", "live.js", "picture.js", "metrics.js", "operator.js", "docs.css", "docs.js",
+)  # fmt: skip
+FILES = {name: OWN / name for name in NAMES}
 FILES |= {name: SWAGGER / name for name in ("swagger-ui.css", "swagger-ui-bundle.js")}
 REVALIDATED = {"Cache-Control": "no-cache"}
 CACHED_FOR_A_DAY = {"Cache-Control": "max-age=86400"}  # 1.5 MB that change with an upgrade only
@@ -25,6 +28,11 @@ CACHED_FOR_A_DAY = {"Cache-Control": "max-age=86400"}  # 1.5 MB that change with
 @router.get("/")
 async def index() -> FileResponse:
     return FileResponse(OWN / "index.html", headers=REVALIDATED)
+
+
+@router.get("/operator")
+async def operator() -> FileResponse:
+    return FileResponse(OWN / "operator.html", headers=REVALIDATED)
 
 
 @router.get("/docs")

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
+from tests.builders import tiny_bundle
 from tests.e2e.conftest import ServiceProcess, StartService
 from tests.tools import require_program
 from tests.waiting import DEADLINE
@@ -26,9 +27,16 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
+KEY = "sesame"
+
+
 @pytest.fixture(scope="module")
-def service(start_service: StartService) -> ServiceProcess:
-    return start_service()
+def service(start_service: StartService, tmp_path_factory: pytest.TempPathFactory) -> ServiceProcess:
+    """Everybody may ask; who has the key may change what is served, to the bundle `next` too."""
+    models = tmp_path_factory.mktemp("models")
+    tiny_bundle(models / "next", seed=1)
+    digest = hashlib.sha256(KEY.encode()).hexdigest()
+    return start_service(variables={"STREAMREC_ADMIN_KEYS": digest, "STREAMREC_MODELS_DIR": str(models)})
 
 
 class Visit:
@@ -118,6 +126,39 @@ def test_the_slider_changes_what_is_compared(visit: Visit, service: ServiceProce
     assert "cache memory" in page.locator("#columns article").nth(1).inner_text()
     set_steps(page, 0)
     expect(page.locator("#columns h3")).to_have_text(["Without thinking"])
+
+
+def test_settings_can_be_kept_to_compare_others_with(visit: Visit) -> None:
+    page = visit.open()
+    columns(page)
+    kept, changed = page.locator("#columns article").first, page.locator("#columns article").last
+    before = changed.locator(".title").all_inner_texts()
+    page.get_by_role("button", name="Keep these settings to compare with").click()
+    expect(page.locator("#columns h3").first).to_have_text("Kept settings")
+    page.get_by_text("Rules and settings").click()
+    page.get_by_label("Most of a category").fill("1")
+    expect(changed.locator(".title")).to_have_count(2)  # there are two categories
+    set_steps(page, 1)
+    expect(page.locator("#columns h3")).to_have_text(["Kept settings", "After 1 step"])
+    assert kept.locator(".title").all_inner_texts() == before
+    expect(page.locator("#compared")).to_have_text("compared with 4 steps · k 8 · beam width 50")
+    page.get_by_role("button", name="Compare with no thinking").click()
+    expect(page.locator("#columns h3")).to_have_text(["Without thinking", "After 1 step"])
+
+
+def test_similar_items_stand_beside_the_newest_of_the_history(visit: Visit, service: ServiceProcess) -> None:
+    page = visit.open()
+    columns(page)
+    newest = history(page)[-1]
+    expect(page.get_by_role("heading", name=f"Beside {newest}")).to_be_visible()
+    expect(page.locator("#together")).to_be_hidden()  # this model has no item graph
+    found = service.http.get(f"/items/i{newest.split()[-1]}/similar", params={"k": 5}).json()["items"]
+    expect(page.locator("#alike button > span")).to_have_text([item["title"] for item in found])
+    page.locator("#alike button").first.click()
+    expect(page.get_by_role("heading", name=f"Beside {found[0]['title']}")).to_be_visible()
+    assert history(page)[-1] == found[0]["title"]
+    page.get_by_role("button", name="Clear").click()
+    expect(page.locator("#similar")).to_be_hidden()
 
 
 def test_the_reasoning_the_time_and_the_service_are_shown(visit: Visit) -> None:
@@ -260,13 +301,13 @@ def test_a_missing_key_and_a_service_that_goes_away_are_reported(browser: Browse
 # How it looks
 
 
-@pytest.mark.parametrize("path", ["/", "/docs"])
+@pytest.mark.parametrize("path", ["/", "/docs", "/operator"])
 def test_a_phone_shows_everything_without_scrolling_sideways(
     browser: Browser, service: ServiceProcess, path: str
 ) -> None:
     visit = Visit(browser, service.address, viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
     page = visit.open(path)
-    expect(page.locator("#columns article, .opblock").nth(1)).to_be_visible()
+    expect(page.locator("#columns article, .opblock, #catalogue dd").nth(1)).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     small = (
         "[...document.querySelectorAll('input, select')].filter((e) => parseFloat(getComputedStyle(e).fontSize) < 16)"
@@ -301,6 +342,65 @@ def test_dark_is_dark_and_both_can_be_read(browser: Browser, service: ServicePro
 def luminance(colour: list[int]) -> float:
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (value / 255 for value in colour)]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+# The operator's page
+
+
+def test_an_operator_needs_a_key_to_change_anything_and_none_to_look(visit: Visit) -> None:
+    page = visit.open("/operator")
+    expect(page.locator("#versions tr")).to_have_count(1)
+    page.get_by_label("Find an item to hide").fill("number 4")
+    page.get_by_role("button", name="Hide Thing number 4", exact=True).click()
+    expect(page.get_by_role("alert")).to_contain_text("X-API-Key")
+    expect(page.get_by_label("Admin key")).to_be_focused()
+    expect(page.locator("#changes")).to_have_text("Nothing yet.")
+
+
+def test_an_operator_adds_and_hides_items(visit: Visit, service: ServiceProcess) -> None:
+    page = visit.open("/operator")
+    page.get_by_label("Admin key").fill(KEY)
+    page.get_by_role("textbox", name="Id", exact=True).fill("i17")
+    page.get_by_role("textbox", name="Title", exact=True).fill("A kettle")
+    page.get_by_role("textbox", name="Categories").fill("even, kitchen")
+    page.get_by_role("textbox", name="Title", exact=True).press("Enter")
+    expect(page.get_by_role("status")).to_have_text("“A kettle” can be recommended from now on.")
+    assert service.http.get("/items/i17").json()["categories"] == ["even", "kitchen"]
+    page.get_by_label("Find an item to hide").fill("kettle")
+    page.get_by_role("button", name="Hide A kettle").click()
+    expect(page.locator("#changes li")).to_have_text(["Hidden: A kettle", "Put: A kettle"])
+    expect(page.locator("#found")).to_have_text("No title contains all these words.")
+    expect(page.locator("#catalogue")).to_contain_text("59")
+    assert service.http.get("/items/i17").status_code == 404
+
+
+def test_an_operator_splits_users_and_swaps_models(visit: Visit, service: ServiceProcess) -> None:
+    page = visit.open("/operator")
+    (first,) = service.http.get("/models").json()["models"]
+    page.get_by_label("Admin key").fill(KEY)
+    page.get_by_label("Folder of another bundle").fill("next")
+    page.get_by_role("button", name="Load beside").click()
+    expect(page.get_by_role("status")).to_contain_text("answers nobody yet")
+    expect(page.locator("#versions tr")).to_have_count(2)
+    (second,) = (each for each in service.http.get("/models").json()["models"] if not each["active"])
+    page.get_by_role("button", name="Add an arm").press("Enter")
+    expect(page.locator("#arms select")).to_be_focused()
+    page.get_by_role("spinbutton", name="Percent").fill("30")
+    page.get_by_role("spinbutton", name="Steps").fill("1")
+    page.get_by_role("button", name="Split users like this").click()
+    expect(page.locator("#versions tr").first).to_contain_text("30% with 1 step, everybody else")
+    assert service.http.get("/traffic").json()["arms"] == [
+        {"version": first["version"], "percent": 30, "reasoning_steps": 1}
+    ]
+    page.get_by_role("button", name="Remove this arm").click()
+    page.get_by_role("button", name="Split users like this").click()
+    expect(page.get_by_role("status")).to_have_text("The active version answers everybody.")
+    page.get_by_role("button", name=f"Activate {second['version']}").click()
+    expect(page.locator("#model")).to_have_text(second["version"])
+    page.get_by_role("button", name=f"Activate {first['version']}").click()
+    expect(page.locator("#model")).to_have_text(first["version"])
+    page.get_by_role("button", name=f"Unload {second['version']}").click()
+    expect(page.locator("#versions tr")).to_have_count(1)
 
 
 # The API's page

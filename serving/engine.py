@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from serving.bundle import Bundle
 from serving.errors import BundleError, EngineError
+from serving.items.events import time_buckets
 from serving.items.histories import history_tokens
 from serving.items.live import LiveIndex
 from serving.items.nearest import nearest_items
@@ -158,6 +159,10 @@ class Engine:
         weights = [self._neighbours_weight(request) for request in requests]
         memory = None if found is None else weighted(found, weights, device)
         hidden, mask = (part.to(device) for part in _pad(states))
+        buckets = None
+        if self.bundle.settings.time_bias:
+            times = [None if request.events is None else request.events.times for request in requests]
+            buckets = torch.from_numpy(time_buckets(times, self.bundle.max_items, hidden.shape[1])).to(device)
         rules = [request.rules for request in requests]
         if self.graphs is not None and first.items is None:
             reasoned_at = time.perf_counter()
@@ -165,9 +170,9 @@ class Engine:
             with self.rules.blocked(rules) as blocked:
                 return self.graphs.search(
                     hidden, mask, steps=first.reasoning_steps, beam_width=first.beam_width, paths=settings.paths,
-                    blocked=blocked, dense_weight=dense_weight, memory=memory,
+                    blocked=blocked, dense_weight=dense_weight, memory=memory, buckets=buckets,
                 ), reasoned_at  # fmt: skip
-        cross = self.runtime.cross_keys_values(hidden, mask)
+        cross = self.runtime.cross_keys_values(hidden, mask, buckets)
         reasoned = reason(self.runtime, settings, cross, first.reasoning_steps)
         reasoned_at = time.perf_counter()
         if first.items is not None:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from serving.bundle import Bundle
+from serving.items.events import TIME_BUCKETS
 from serving.items.histories import history_tokens
 from serving.network.model import dense_logits
 from serving.types import EventData
@@ -44,7 +45,16 @@ class Reference:
         )
         per_item = len(self.items[0])
         hidden = self.network.t5.encode(tokens, mask, self.settings.attention, per_item)
-        self.cross = self.network.cross_keys_values(hidden, mask, per_item)
+        self.cross = self.network.cross_keys_values(hidden, mask, per_item, self._buckets(events, tokens.shape[1]))
+
+    def _buckets(self, events: EventData | None, width: int) -> torch.Tensor | None:
+        """Of the time from each event to the newest whose time is known."""
+        if events is None or events.times is None:
+            return None
+        times = events.times.tolist()
+        known = [time for time in times if not math.isnan(time)]
+        buckets = [0 if math.isnan(time) else (1 + int(max(known[-1] - time, 0))).bit_length() for time in times]
+        return torch.tensor([buckets + [0] * (width - len(times))]).clamp(max=TIME_BUCKETS - 1)
 
     @torch.no_grad()
     def paths(self) -> list[Path]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -54,10 +54,16 @@ class Event:
 class EventData:
     """What the model reads of a history's n events besides their items, oldest first.
 
-    weights: (n,) float32, how much each counts in the item memory.
+    weights: (n,) float32, how much each counts in the item memory. times: (n,) float64, seconds since 1970, NaN where
+    unknown; None: nobody reads them.
     """
 
     weights: np.ndarray
+    times: np.ndarray | None = None
+
+    def of(self, index: Any) -> EventData:
+        """Those of some events."""
+        return EventData(self.weights[index], None if self.times is None else self.times[index])
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +102,7 @@ class BundleSettings:
     normalise: what a token's softmax runs over, the tokens that may stand at its position or the whole vocabulary, as
     in older bundles.
     age_bias: whether the decoder's cross-attention has a bias per age of an item, 0..max_items - 1 (heads.safetensors).
+    time_bias: whether it has one by how long before the newest event an item's was (heads.safetensors).
     type_weights: how much events of a type count in the item memory, 1 where a type is not named; those of weight 0 are
     left out of histories.
     """
@@ -114,6 +121,7 @@ class BundleSettings:
     attention: EncoderAttention = "bidirectional"
     normalise: Normalise = "vocabulary"
     age_bias: bool = False
+    time_bias: bool = False
     type_weights: tuple[tuple[str, float], ...] = ()
 
     @property

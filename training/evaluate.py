@@ -77,17 +77,20 @@ def validate(work: Workspace, reasons: bool = True) -> dict[str, Any]:
     """
     evaluation = work.config.evaluation
     histories, target = sample_users(work.split.valid_history, work.split.valid_target, evaluation.valid_users)
+    events = sample_events(work.split.valid_events, evaluation.valid_users)
     ranker = work.ranker()
     result: dict[str, Any] = {}
     for steps in sorted({0, *evaluation.steps}):
-        row, _ = measure(ranker, histories, target, steps, evaluation.beam, exclude_seen=evaluation.exclude_seen)
+        row, _ = measure(
+            ranker, histories, target, steps, evaluation.beam, exclude_seen=evaluation.exclude_seen, events=events
+        )
         result[f"ndcg@10/l{steps}"] = row["ndcg@10"]
-    by_state = ndcg(target_ranks(ranker.rank_by_state(histories, 0, exclude_seen=evaluation.exclude_seen), target))
-    result["ndcg@10/state"] = round(float(by_state.mean()), 5)
+    by_state = ranker.rank_by_state(histories, 0, exclude_seen=evaluation.exclude_seen, events=events)
+    result["ndcg@10/state"] = round(float(ndcg(target_ranks(by_state, target)).mean()), 5)
     judged = evaluation.steps if reasons else (0,)
     result["score"] = float(np.mean([result[f"ndcg@10/l{steps}"] for steps in judged]))
     deepest = max(evaluation.steps)
-    return result | reasoning_diagnostics(work, histories[:500], target[:500], deepest)
+    return result | reasoning_diagnostics(work, histories[:500], target[:500], deepest, events and events[:500])
 
 
 def bundle_ranker(bundle: Bundle) -> Ranker:
@@ -141,7 +144,8 @@ def evaluate_bundle(
         )
     to_row = np.asarray(rows, dtype=np.int64)
     data = weigh(data, dict(bundle.settings.type_weights))
-    held_out = split_by(data, bundle.about.get("config", {}).get("split", "leave-one-out"))
+    kind = bundle.about.get("config", {}).get("split", "leave-one-out")
+    held_out = split_by(data, kind, times=bundle.settings.time_bias)
     histories = held_out.test_history if split == "test" else held_out.valid_history
     target = held_out.test_target if split == "test" else held_out.valid_target
     events = sample_events(held_out.test_events if split == "test" else held_out.valid_events, users or len(target))

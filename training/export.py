@@ -89,8 +89,9 @@ def verify(bundle_folder: Path) -> None:
     from transformers import T5ForConditionalGeneration  # seconds to import, and only needed here
 
     bundle = Bundle.load(bundle_folder)
-    if bundle.settings.attention != "bidirectional" or bundle.settings.age_bias:
-        return  # transformers has neither; the model card says how to build the mask and the bias
+    settings = bundle.settings
+    if settings.attention != "bidirectional" or settings.age_bias or settings.time_bias:
+        return  # transformers has none of these; the model card says how to build the mask and the bias
     t5 = bundle.network.t5
     tokens, mask = history_tokens(
         [tuple(range(min(3, len(bundle.catalogue))))],
@@ -252,6 +253,12 @@ def model_card(
             "\nThe decoder's cross-attention has a bias by an item's age, in every layer: with n items in the "
             "encoder's input, add row max(0, n - 1 - p // tokens_per_item), column h of `age_bias.weight` "
             "(heads.safetensors) to the attention scores of head h at position p.\n"
+        )
+    if model.time_bias:
+        causal += (
+            "\nThe decoder's cross-attention has another bias, in every layer, by how many seconds t before the newest "
+            "event whose time is known an item's was: row min(31, 1 + floor(log2(1 + t))), column h of "
+            "`time_bias.weight` (heads.safetensors); row 0 where the time is unknown, and for what follows the items.\n"
         )
     near = judged = ""
     excluded = "excluded, as by default in a request" if config.evaluation.exclude_seen else "not excluded"

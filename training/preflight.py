@@ -8,15 +8,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from serving.errors import StorageError
 from serving.online.changelog import CHANGES_FILE
+from serving.types import MAX_TIMESTAMP
 from training.data.feedback import SNAPSHOT
 from training.data.prepare import DataError, Dataset, Split
 
 RUN = "run.json"
 # What a run that was killed at once leaves: texts already embedded, what a service was told, how its items changed.
+SINCE_1973 = 1e8  # seconds since 1970: order numbers and years are less
 UNUSED = {"lock", f"{RUN}.partial", "cache", SNAPSHOT, CHANGES_FILE}
 
 
@@ -56,8 +59,11 @@ def stored_run(file: Path) -> dict[str, Any]:
     return found
 
 
-def check_data(data: Dataset, split: Split) -> None:
-    """Raises DataError for data that can be read and not learnt from or evaluated on."""
+def check_data(data: Dataset, split: Split, *, reads_times: bool = False) -> None:
+    """Raises DataError for data that can be read and not learnt from or evaluated on.
+
+    reads_times: whether the model reads when events were, as a service will be told in seconds.
+    """
     if len(data.items) < 2:
         raise DataError(f"{data.name} has a single item, so there is nothing to choose from; add items.")
     if max(map(len, split.train)) < 2:
@@ -68,6 +74,12 @@ def check_data(data: Dataset, split: Split) -> None:
         raise DataError(
             f"{data.name} has a single user to evaluate on, and the settings of a bundle are chosen on two or more; "
             "add users with at least 3 events."
+        )
+
+    if reads_times and not SINCE_1973 <= float(np.median(data.times)) <= MAX_TIMESTAMP:
+        raise DataError(
+            f"{data.name} does not count its times in seconds since 1970, as model.time_bias needs; write them so, or "
+            "as dates, or leave model.time_bias out."
         )
 
 

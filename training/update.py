@@ -76,8 +76,8 @@ def update(
             data = read_data(data_folder, extended.items)
             weights = config.history.type_weights.items()  # the newest events may lack some types
             data = weigh(data, {name: weight for name, weight in weights if name in data.type_names})
-            split = split_by(data, config.split)
-            check_data(data, split)
+            split = split_by(data, config.split, times=config.model.time_bias)
+            check_data(data, split, reads_times=config.model.time_bias)
             if process.is_first:
                 wanted = {"data": fingerprint(data_folder), "config": config.to_json(), "earlier": earlier.version}
                 begin_run(work_folder, wanted, data, split)
@@ -206,7 +206,7 @@ def _entries(items: Items, catalogue: Catalogue) -> list[Entry]:
 def with_items(network: StreamRec, items: int) -> StreamRec:
     """A copy of the network for more items: one that is new has no free vector yet."""
     width = network.t5.config.d_model
-    larger = StreamRec(network.t5.config, items, network.step_form, network.ages)
+    larger = StreamRec(network.t5.config, items, network.step_form, network.ages, times=network.times)
     weights = dict(network.state_dict())
     free = weights["heads.item_free.weight"]
     weights["heads.item_free.weight"] = torch.cat([free, torch.zeros(items - len(free), width)])

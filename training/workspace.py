@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
+from serving.items.events import gap_buckets, time_buckets
 from serving.items.histories import history_tokens
 from serving.items.neighbours import Neighbours
 from serving.items.trie import Trie, build_trie
@@ -100,20 +102,22 @@ class Workspace:
         """Encodes rows of examples or windows, with up to so many targets each, with gradient."""
         if isinstance(rows, Examples):
             item = rows.targets(index)[:, None]
-            return Batch(self.encode(rows.histories(index)), item, np.ones_like(item, dtype=bool))
+            return Batch(self.encode_rows(rows, index), item, np.ones_like(item, dtype=bool))
         per_item, t5 = self.item_tokens.shape[1], self.network.t5
         items, real, first = rows.items(index, targets)
         tokens = self.item_tokens[self.send(items[:, :-1])].flatten(1)  # (B, S)
         every = torch.ones(1, tokens.shape[1], dtype=torch.bool, device=self.device)  # no target sees the padding
         hidden = t5.encode(tokens, every, self.settings.attention, per_item)
-        return Batch(self.network.prefixes(hidden, first, targets, per_item), items[:, first:], real)
+        seconds = rows.seconds_back(index, targets)
+        buckets = None if seconds is None else self.send(gap_buckets(seconds))
+        return Batch(self.network.prefixes(hidden, first, targets, per_item, buckets), items[:, first:], real)
 
     def encode_examples(self, examples: Examples, index: np.ndarray) -> CrossKeysValues:
         """Encodes the histories of some examples, with gradient; where training is packed, those that begin together in
         one pass. A row per example, unlike `read`: for losses that compare examples with each other.
         """
         if self.windows is None:
-            return self.encode(examples.histories(index))
+            return self.encode_rows(examples, index)
         start, row = np.unique(examples.start[index], return_inverse=True)
         lengths = examples.target[index] - examples.start[index]
         longest = np.zeros_like(start)
@@ -123,15 +127,25 @@ class Workspace:
         rows = self.send(row)
         layers = [(keys.index_select(0, rows), values.index_select(0, rows)) for keys, values in cross.layers]
         mask = np.arange(longest.max() * per_item) < (lengths * per_item)[:, None]  # (B, S)
-        return CrossKeysValues(layers, self.network.history_bias(self.send(mask), per_item))
+        buckets = self._buckets(examples.times_of(index), mask.shape[1])
+        return CrossKeysValues(layers, self.network.history_bias(self.send(mask), per_item, buckets))
 
-    def encode(self, histories: list[np.ndarray]) -> CrossKeysValues:
-        """Encodes histories, with gradient, for all that the decoder will do with them."""
+    def encode_rows(self, examples: Examples, index: np.ndarray) -> CrossKeysValues:
+        """Encodes the histories of some examples, with gradient, each by itself."""
+        return self.encode(examples.histories(index), examples.times_of(index))
+
+    def encode(
+        self, histories: Sequence[np.ndarray], times: Sequence[np.ndarray | None] | None = None
+    ) -> CrossKeysValues:
+        """Encodes histories, with gradient, for all that the decoder will do with them. times: of their events."""
         tokens, mask = history_tokens(histories, self.item_tokens_np, self.settings.max_items, self.suffix)
         tokens, mask = self.send(tokens), self.send(mask)
         per_item = self.item_tokens.shape[1]
         hidden = self.network.t5.encode(tokens, mask, self.settings.attention, per_item)
-        return self.network.cross_keys_values(hidden, mask, per_item)
+        return self.network.cross_keys_values(hidden, mask, per_item, self._buckets(times, tokens.shape[1]))
+
+    def _buckets(self, times: Sequence[np.ndarray | None] | None, width: int) -> torch.Tensor | None:
+        return None if times is None else self.send(time_buckets(times, self.settings.max_items, width))
 
 
 def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -152,6 +166,7 @@ def bundle_settings(model: ModelSettings, default_steps: int = 0, dense_weight: 
         attention=model.attention,
         normalise=model.normalise,
         age_bias=model.age_bias,
+        time_bias=model.time_bias,
     )
 
 
@@ -182,6 +197,7 @@ def make_workspace(
         len(codes),
         model.step_form,
         bundle_settings(model).ages,
+        times=model.time_bias,
     )
     return workspace_of(config, split, vocabulary, network, vocabulary.tokens_of(codes), embedding, device)
 
@@ -197,11 +213,14 @@ def workspace_of(
 ) -> Workspace:
     """For a network that there is; it is moved to the device. Shape: tokens (I, M)."""
     model, tokens = config.model, tokens.astype(np.int64)
+    times = None
+    if model.time_bias and split.train_events is not None:
+        times = [np.asarray(events.times, np.float64) for events in split.train_events]
     return Workspace(
         config,
         split,
-        all_prefixes(split.train, model.max_items),
-        all_windows(split.train, model.max_items) if model.packed else None,
+        all_prefixes(split.train, model.max_items, times),
+        all_windows(split.train, model.max_items, times) if model.packed else None,
         vocabulary,
         replace(bundle_settings(model), type_weights=tuple(config.history.type_weights.items())),
         torch.from_numpy(tokens).to(device),

@@ -24,7 +24,7 @@ TUNING_USERS = 10_000  # validation users that tune the neighbours, at most: all
 @lru_cache(maxsize=1)
 def data_of(setup: Setup) -> tuple[Dataset, Split]:
     data = read_data(setup.data)
-    return data, split_by(data, setup.settings("plain", 0).split)
+    return data, split_by(data, setup.settings("plain", 0).split, times=True)
 
 
 @lru_cache(maxsize=1)

@@ -123,6 +123,13 @@ QUESTIONS = {
         COMPARED,
         _bars("with similar items against without"),
     ),
+    "times": Question(
+        "the time since an event",
+        ("packed", "packed, with times"),
+        recipes.times,
+        (*COMPARED, "spread"),
+        _bars("with times against without"),
+    ),
     "rl": Question("stage 3", (SLOW, "rl", "rl, anchor alone"), recipes.rl, COMPARED, _bars("against stage 2")),
     "rewards": Question(
         "the rewards of stage 3",

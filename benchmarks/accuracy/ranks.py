@@ -14,9 +14,9 @@ from serving.network.eager import EagerRuntime
 from serving.network.model import dense_logits
 from serving.network.onnx import OnnxRuntime
 from serving.network.runtime import Runtime
-from serving.search.ranker import Ranker
-from serving.types import Beams, Merge
-from training.data.prepare import sample_users
+from serving.search.ranker import Ranker, of_some
+from serving.types import Beams, EventData, Merge
+from training.data.prepare import sample_events, sample_users
 from training.metrics import paired_bootstrap
 from training.workspace import Workspace
 
@@ -71,6 +71,12 @@ def evaluation_users(work: Workspace, split: str) -> tuple[list[np.ndarray], np.
     return sample_users(work.split.valid_history, work.split.valid_target, work.config.evaluation.choice_users)
 
 
+def evaluation_events(work: Workspace, split: str) -> list[EventData] | None:
+    if split == "test":
+        return work.split.test_events
+    return sample_events(work.split.valid_events, work.config.evaluation.choice_users)
+
+
 def gain_over(own: np.ndarray, base: np.ndarray) -> dict[str, float]:
     """Of a metric of the same users, with its 95% interval, and in percent of the other's mean. Shapes: (U,) both."""
     gain, low, high = paired_bootstrap(own, base, seed=0)
@@ -120,6 +126,7 @@ def ranker_of(work: Workspace, inference: Inference) -> Ranker:
 def measure_ranks(work: Workspace, inference: Inference) -> TargetRanks:
     """Full ranking of a split's users. Seen items are permitted, as published tables do."""
     histories, target = evaluation_users(work, inference.split)
+    events = evaluation_events(work, inference.split)
     weights = (inference.union_weight,) if inference.union else work.config.evaluation.dense_weights
     if inference.mixed:
         weights = (0.0,)
@@ -128,7 +135,7 @@ def measure_ranks(work: Workspace, inference: Inference) -> TargetRanks:
     ranker, beam = ranker_of(work, inference), work.config.evaluation.beam
     parts, order = [], []
     for index in ranker.batches(histories):
-        batch = ranker.encode([histories[i] for i in index])
+        batch = ranker.encode([histories[i] for i in index], of_some(events, index))
         found = [ranker.search(batch, inference.steps, beam) for _ in range(inference.draws or 1)]
         wanted = torch.from_numpy(target[index].astype(np.int64)).to(work.device)
         parts.append(_target_ranks(found, ranker.settings.dense_weight, weights, wanted, vectors, beam))

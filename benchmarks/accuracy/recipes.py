@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.accuracy.ablation import Ablation, Rows, at
+from benchmarks.accuracy.ablation import Ablation, Cell, Rows, at
+from benchmarks.accuracy.ranks import Inference
 from benchmarks.accuracy.variants import DEPTH, REWARDS, SLOW
 
 LOSSES = ("no labels", "no quantization", "no state loss", "no direct answer")
@@ -46,6 +47,15 @@ def pretraining(ablation: Ablation) -> Rows:
     for used in (0, DEPTH):
         whole = at(SLOW, used)
         cells += [whole, at("similar items, then stage 2", used, against=whole.model)]
+    return ablation.rows(cells)
+
+
+def times(ablation: Ablation) -> Rows:
+    """A network that reads when events were, against the same without: by the beam, and by the dense score alone."""
+    cells = []
+    for way, dense in (("", False), (", state alone", True)):
+        for variant, against in (("packed", ""), ("packed, with times", "packed" + way)):
+            cells.append(Cell(variant + way, variant, Inference("test", 0), dense=dense, against=against))
     return ablation.rows(cells)
 
 

@@ -31,6 +31,8 @@ OWN = (4, 2, 8)  # numbers of steps with a checkpoint of their own, the one that
 NO_GRAPH = ("neighbours.enabled=false",)  # see `item_graph.py`
 SEEN_PERMITTED = ("evaluation.exclude_seen=false",)  # choices are made as the rows are measured
 NO_REASONING = ("lengths=[0]", "evaluation.steps=[0]")
+PACKED = ("evaluation.steps=[0]", "model.attention=causal-by-item", "model.age_bias=true", "model.end_token=false",
+          "pretrain.state_weight=1", "pretrain.similar_weight=0")  # fmt: skip
 REWARDS = ("format", "match", "similarity", "likelihood", "rank")
 
 
@@ -63,6 +65,8 @@ VARIANTS: dict[str, Variant] = {
     "given ids": Variant("pretrain", ("evaluation.steps=[0]", "tokenizer.kind=given")),
     "plain, shared codes": Variant("pretrain", ("evaluation.steps=[0]", "model.reasoning_codes=0")),
     "similar items": Variant("pretrain", ("evaluation.steps=[0]", "pretrain.similar_weight=0.5")),
+    "packed": Variant("pretrain", PACKED),
+    "packed, with times": Variant("pretrain", (*PACKED, "model.time_bias=true")),
     # stage 2: the method for one number of steps, and for all of them
     "every l": Variant("sft", ("evaluation.steps=[0,4,12]",)),
     **{f"l = {steps}": trained_for(steps) for steps in OWN},

@@ -187,8 +187,10 @@ class Bfloat16Runtime(EagerRuntime):
         super().__init__(copy.deepcopy(full.network).bfloat16(), full.item_tokens, full.attention)
         self.output = full.network.t5
 
-    def cross_keys_values(self, hidden: torch.Tensor, mask: torch.Tensor) -> CrossKeysValues:
-        cross = super().cross_keys_values(hidden.bfloat16(), mask)
+    def cross_keys_values(
+        self, hidden: torch.Tensor, mask: torch.Tensor, buckets: torch.Tensor | None = None
+    ) -> CrossKeysValues:
+        cross = super().cross_keys_values(hidden.bfloat16(), mask, buckets)
         return CrossKeysValues(cross.layers, cross.bias.bfloat16())
 
     def step(

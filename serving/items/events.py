@@ -13,10 +13,11 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from serving.ids import id_fault, is_unicode
-from serving.types import MAX_TIMESTAMP, MAX_TYPE_LENGTH, Event
+from serving.types import MAX_TIMESTAMP, MAX_TYPE_LENGTH, Event, EventData
 
 PLAIN = frozenset({str})
 NAMES = frozenset(Event.__slots__)
+TIME_BUCKETS = 32  # the last one begins after 34 years
 
 
 def are_ids(history: Sequence[object]) -> TypeGuard[Sequence[str]]:
@@ -26,18 +27,39 @@ def are_ids(history: Sequence[object]) -> TypeGuard[Sequence[str]]:
 
 def read_events(
     history: Sequence[str | Event], type_weights: Iterable[tuple[str, float]]
-) -> tuple[Sequence[str], np.ndarray | None]:
-    """Item ids, without events of types with weight 0, and the weights of those that stay, (n,) float32.
+) -> tuple[Sequence[str], EventData | None]:
+    """Item ids, without events of types with weight 0, and what the model reads of those that stay.
 
-    No weights for a history of ids alone, which is returned as it is.
+    A history of ids alone is returned as it is, and there is nothing else to read.
     """
     if are_ids(history):
         return history, None
-    events = [event if isinstance(event, Event) else Event(event) for event in history]
     of_type = dict(type_weights)
-    weights = [1.0 if event.type is None else of_type.get(event.type, 1.0) for event in events]
-    kept = [index for index, weight in enumerate(weights) if weight > 0]
-    return [events[index].item_id for index in kept], np.array([weights[index] for index in kept], np.float32)
+    events = [event if isinstance(event, Event) else Event(event) for event in history]
+    weights = np.array([1.0 if event.type is None else of_type.get(event.type, 1.0) for event in events], np.float32)
+    times = np.array([np.nan if event.timestamp is None else event.timestamp for event in events])
+    kept = np.flatnonzero(weights > 0)
+    return [events[index].item_id for index in kept], EventData(weights[kept], times[kept])
+
+
+def time_buckets(times: Sequence[np.ndarray | None], max_items: int, width: int) -> np.ndarray:
+    """How long before the newest event whose time is known each of the last `max_items` events was, in buckets.
+
+    times: of each history's events, as in `EventData`. Shape: (B, width) int64; 0 where nothing is known or no event.
+    """
+    buckets = np.zeros((len(times), width), np.int64)
+    for row, own in zip(buckets, times, strict=True):
+        recent = np.empty(0) if own is None else own[-max_items:]
+        known = recent[~np.isnan(recent)]
+        if len(known):
+            row[: len(recent)] = gap_buckets(known[-1] - recent)
+    return buckets
+
+
+def gap_buckets(seconds: np.ndarray) -> np.ndarray:
+    """1 + floor(log2(1 + seconds)), at most TIME_BUCKETS - 1; 0 for NaN. Times out of order count as none between."""
+    bucket = np.minimum(np.frexp(1 + np.maximum(seconds, 0))[1], TIME_BUCKETS - 1)  # exact, unlike a logarithm
+    return np.where(np.isnan(seconds), 0, bucket).astype(np.int64)
 
 
 def to_event(data: Mapping[str, Any]) -> Event:

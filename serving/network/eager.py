@@ -56,8 +56,10 @@ class EagerRuntime:
     def encode(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         return self.network.t5.encode(tokens, mask, self.attention, self.item_tokens.shape[1])
 
-    def cross_keys_values(self, hidden: torch.Tensor, mask: torch.Tensor) -> CrossKeysValues:
-        return self.network.cross_keys_values(hidden, mask, self.item_tokens.shape[1])
+    def cross_keys_values(
+        self, hidden: torch.Tensor, mask: torch.Tensor, buckets: torch.Tensor | None = None
+    ) -> CrossKeysValues:
+        return self.network.cross_keys_values(hidden, mask, self.item_tokens.shape[1], buckets)
 
     def step(
         self, x: torch.Tensor, bias: torch.Tensor, cross: CrossKeysValues, past: KeysValues | None

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from serving.items.events import TIME_BUCKETS
 from serving.network.t5 import T5, CrossKeysValues, ModelConfig, float_mask
 from serving.types import StepForm
 
@@ -20,9 +21,11 @@ class Heads(nn.Module):
     age_bias   the decoder's cross-attention scores of an item get b[age, head], its newest item has age 0
                [open: so that a packed encoder pass can serve all prefixes; only where `ages` > 0]. It begins as ALiBi
                (Press et al. 2022), -age / 2^head: from zeros, what is recent takes hundreds of steps to be found.
+    time_bias  they also get b[bucket of the time from an item's event to the newest, head], zero at the start
+               [open: only where `times`]
     """
 
-    def __init__(self, width: int, items: int, ages: int, heads: int) -> None:
+    def __init__(self, width: int, items: int, ages: int, heads: int, *, times: bool) -> None:
         super().__init__()
         self.state = _mlp(width)
         self.residual = _mlp(width)
@@ -34,20 +37,26 @@ class Heads(nn.Module):
             self.age_bias = nn.Embedding(ages, heads)
             with torch.no_grad():
                 self.age_bias.weight.copy_(-torch.arange(ages)[:, None] * 0.5 ** torch.arange(heads))
+        if times:
+            self.time_bias = nn.Embedding(TIME_BUCKETS, heads)
+            nn.init.zeros_(self.time_bias.weight)
 
 
 class StreamRec(nn.Module):
     """T5 and heads together, with what needs both: the input of a reasoning step and the vectors of items.
 
-    ages: how many ages of a history's items the cross-attention tells apart; 0: none, as in T5.
+    ages: how many ages of a history's items the cross-attention tells apart; 0: none, as in T5. times: whether it tells
+    apart how long before the newest event each was.
     """
 
-    def __init__(self, config: ModelConfig, items: int, step_form: StepForm, ages: int = 0) -> None:
+    def __init__(
+        self, config: ModelConfig, items: int, step_form: StepForm, ages: int = 0, *, times: bool = False
+    ) -> None:
         super().__init__()
         self.t5 = T5(config)
-        self.heads = Heads(config.d_model, items, ages, config.num_heads)
+        self.heads = Heads(config.d_model, items, ages, config.num_heads, times=times)
         self.step_form = step_form
-        self.ages = ages
+        self.ages, self.times = ages, times
 
     def step_input(self, token: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
         """The decoder's input for a reasoning step: the token o_i, the fed-back state s_{i-1}, or both.
@@ -63,37 +72,56 @@ class StreamRec(nn.Module):
             step = self.t5.shared(token) + self.heads.feedback(state)
         return step
 
-    def cross_keys_values(self, hidden: torch.Tensor, mask: torch.Tensor, per_item: int) -> CrossKeysValues:
-        """What the decoder sees of encoded histories. Shapes: hidden (B, S, D), mask (B, S) bool."""
-        return self.t5.cross_keys_values(hidden, self.history_bias(mask, per_item))
+    def cross_keys_values(
+        self, hidden: torch.Tensor, mask: torch.Tensor, per_item: int, buckets: torch.Tensor | None = None
+    ) -> CrossKeysValues:
+        """What the decoder sees of encoded histories. Shapes: hidden (B, S, D), mask (B, S) bool, buckets as below."""
+        return self.t5.cross_keys_values(hidden, self.history_bias(mask, per_item, buckets))
 
-    def history_bias(self, mask: torch.Tensor, per_item: int) -> torch.Tensor:
+    def history_bias(self, mask: torch.Tensor, per_item: int, buckets: torch.Tensor | None = None) -> torch.Tensor:
         """Bias of the cross-attention: -inf for padding, and by the age of a position's item where there are ages.
 
-        What comes after the items (`suffix_tokens`) has age 0.
-        Shapes: mask (B, S) bool, real positions; per_item tokens an item -> (B, 1 or H, 1, S).
+        What comes after the items (`suffix_tokens`) has age 0. buckets: of times (`serving/items/events.py`), which
+        only a network with `times` reads; None: all are unknown, which is the same for all items and so says nothing.
+        Shapes: mask (B, S) bool, real positions; per_item tokens an item; buckets (B, S) int64, one an item, then 0
+        -> (B, 1 or H, 1, S).
         """
-        padding = float_mask(mask)
-        if not self.ages:
-            return padding
+        bias = float_mask(mask)
         item = torch.arange(mask.shape[1], device=mask.device) // per_item
-        newest = mask.sum(1, keepdim=True) // per_item - 1
-        return padding + self.bias_of_age(newest - item).unsqueeze(2)
+        if self.ages:
+            newest = mask.sum(1, keepdim=True) // per_item - 1
+            bias = bias + self.bias_of_age(newest - item).unsqueeze(2)
+        if self.times:
+            of_position = torch.zeros_like(mask, dtype=torch.int64) if buckets is None else buckets[:, item]
+            bias = bias + self.bias_of_time(of_position).unsqueeze(2)
+        return bias
 
-    def prefixes(self, hidden: torch.Tensor, first: int, targets: int, per_item: int) -> CrossKeysValues:
+    def prefixes(
+        self, hidden: torch.Tensor, first: int, targets: int, per_item: int, buckets: torch.Tensor | None = None
+    ) -> CrossKeysValues:
         """What the decoder sees of `targets` prefixes of each encoded history, the shortest of `first` items.
 
-        The encoder must be causal by item. Shape: hidden (B, S, D); the decoder's rows belong to the prefixes in order.
+        The encoder must be causal by item. buckets: of the time from each item to the newest of each prefix.
+        Shapes: hidden (B, S, D), buckets (B, targets, S / per_item); the decoder's rows belong to the prefixes in
+        order.
         """
         item = torch.arange(hidden.shape[1], device=hidden.device) // per_item
         newest = torch.arange(first - 1, first - 1 + targets, device=hidden.device)
         age = newest[:, None] - item  # (T, S)
-        bias = self.bias_of_age(age.unsqueeze(0)).masked_fill(age < 0, float("-inf"))
+        bias = self.bias_of_age(age.unsqueeze(0))
+        if self.times and buckets is not None:
+            bias = bias + self.bias_of_time(buckets).repeat_interleave(per_item, -1)
+        bias = bias.masked_fill(age < 0, float("-inf"))
         return self.t5.cross_keys_values(hidden, bias.expand(len(hidden), -1, -1, -1))
 
     def bias_of_age(self, age: torch.Tensor) -> torch.Tensor:
         """Shape: (B, ...) int64, cut to 0..ages - 1 -> (B, H, ...)."""
         bias: torch.Tensor = self.heads.age_bias(age.clamp(0, self.ages - 1))
+        return bias.movedim(-1, 1)
+
+    def bias_of_time(self, bucket: torch.Tensor) -> torch.Tensor:
+        """Shape: (B, ...) int64 -> (B, H, ...)."""
+        bias: torch.Tensor = self.heads.time_bias(bucket)
         return bias.movedim(-1, 1)
 
     def item_vectors(self, item_tokens: torch.Tensor) -> torch.Tensor:

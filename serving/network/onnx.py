@@ -53,7 +53,9 @@ class OnnxRuntime(EagerRuntime):
         super().__init__(network, item_tokens, attention, item_index)
         t5, self._heads = network.t5, network.t5.config.num_heads
         self._encoder = _session(onnx_graph.encoder(t5), threads)
-        self._step = _session(onnx_graph.step(t5, int8, cross_heads=self._heads if network.ages else 1), threads)
+        self._step = _session(
+            onnx_graph.step(t5, int8, cross_heads=self._heads if network.ages or network.times else 1), threads
+        )
         self._inputs = [value.name for value in self._step.get_inputs()]
         attentions = [block.cross_attention.part for block in t5.decoder.blocks]
         self._cross = [
@@ -65,10 +67,12 @@ class OnnxRuntime(EagerRuntime):
         inputs = {"x": self.network.t5.shared(tokens).numpy(), "bias": bias.numpy()}
         return torch.from_numpy(_run(self._encoder, inputs)[0])
 
-    def cross_keys_values(self, hidden: torch.Tensor, mask: torch.Tensor) -> CrossKeysValues:
+    def cross_keys_values(
+        self, hidden: torch.Tensor, mask: torch.Tensor, buckets: torch.Tensor | None = None
+    ) -> CrossKeysValues:
         """Its arrays are views of what `step` needs, (B, S, H * d_kv)."""
         layers: Any = [(hidden @ w).unflatten(-1, (self._heads, -1)).transpose(1, 2).numpy() for w in self._cross]
-        return CrossKeysValues(layers, self.network.history_bias(mask, self.item_tokens.shape[1]))
+        return CrossKeysValues(layers, self.network.history_bias(mask, self.item_tokens.shape[1], buckets))
 
     def step(
         self, x: torch.Tensor, bias: torch.Tensor, cross: CrossKeysValues, past: KeysValues | None

@@ -36,8 +36,10 @@ class Runtime(Protocol):
         """Encodes histories. Shapes: (B, S) int64, (B, S) bool -> (B, S, D)."""
         ...
 
-    def cross_keys_values(self, hidden: torch.Tensor, mask: torch.Tensor) -> CrossKeysValues:
-        """Made once per history. Shapes: hidden (B, S, D), mask (B, S) bool."""
+    def cross_keys_values(
+        self, hidden: torch.Tensor, mask: torch.Tensor, buckets: torch.Tensor | None = None
+    ) -> CrossKeysValues:
+        """Made once per history. Shapes: hidden (B, S, D), mask (B, S) bool; buckets: see `StreamRec.history_bias`."""
         ...
 
     def step(

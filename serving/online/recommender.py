@@ -361,11 +361,11 @@ def resolve(bundle: Bundle, query: Query, history: Sequence[str | Event]) -> Res
             unknown.update({item_id: None for item_id, row in zip(ids, found, strict=True) if row is None})
         return tuple(row for row in found if row is not None)
 
-    ids, weights = read_events(history, bundle.settings.type_weights)
-    seen, events = rows(ids), None
-    if weights is not None:
+    ids, events = read_events(history, bundle.settings.type_weights)
+    seen = rows(ids)
+    if events is not None:
         is_known = [row is not None for row in catalogue.rows(ids)]
-        events = EventData(weights[is_known][-bundle.max_items :])
+        events = events.of(is_known).of(slice(-bundle.max_items, None))
     rules = Rules(
         exclude=tuple(set(seen)) if query.exclude_seen else (),
         deny=rows(query.deny),

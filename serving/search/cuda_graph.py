@@ -40,9 +40,10 @@ Capture = Callable[[Callable[[], Beams]], tuple[Callable[[], None], Beams]]
 class Bucket:
     """The searches that share a graph.
 
-    dense: whether any request has a dense weight. memory: the items that a memory may list, 0 if no request has one;
-    gate: whether it has a gate. blocked: the address of the rules' buffers, whether lists are read and whether prepared
-    sets are; None without rules.
+    items: how many buckets of times a history has room for, 0 if the network reads none. dense: whether any request has
+    a dense weight. memory: the items that a memory may list, 0 if no request has one; gate: whether it has a gate.
+    blocked: the address of the rules' buffers, whether lists are read and whether prepared sets are; None without
+    rules.
     """
 
     batch: int
@@ -50,6 +51,7 @@ class Bucket:
     steps: int
     beam_width: int
     paths: int
+    items: int
     dense: bool
     memory: int
     gate: bool
@@ -60,12 +62,13 @@ class Bucket:
 class CapturedGraph:
     """A graph's fixed inputs, its launch, and the beams that a launch fills.
 
-    Shapes: hidden (B, S, D), mask (B, S), dense_weight (B,). memory is None if no request of the bucket has one.
-    blocked keeps the buffers that the graph reads from being freed and used for something else.
+    Shapes: hidden (B, S, D), mask (B, S), buckets (B, bucket.items), dense_weight (B,). memory is None if no request of
+    the bucket has one. blocked keeps the buffers that the graph reads from being freed and used for something else.
     """
 
     hidden: torch.Tensor
     mask: torch.Tensor
+    buckets: torch.Tensor
     dense_weight: torch.Tensor
     memory: MemoryScores | None
     blocked: Blocked | None
@@ -92,18 +95,22 @@ class GraphSearch:
         blocked: Blocked | None = None,
         dense_weight: torch.Tensor | None = None,
         memory: MemoryScores | None = None,
+        buckets: torch.Tensor | None = None,
     ) -> Beams:
         """Shapes: hidden (B, S, D) float, mask (B, S) bool; the rest as in `beam.search`. Raises EngineError.
+
+        buckets: see `StreamRec.history_bias`.
 
         blocked must cover the padded batch: `padded_batch(B)` rows, in buffers that are never moved.
         """
         batch, history, _ = hidden.shape
         bucket = Bucket(
             padded_batch(batch),
-            -(-history // HISTORY_MULTIPLE) * HISTORY_MULTIPLE,
+            _rounded(history),
             steps,
             beam_width,
             paths,
+            0 if buckets is None else _rounded(history),
             dense_weight is not None,
             0 if memory is None else _power_of_two(max(memory.items.shape[1], LEAST_MEMORY)),
             memory is not None and memory.gate is not None,
@@ -117,6 +124,9 @@ class GraphSearch:
         graph.hidden[:batch, history:].zero_()  # masked, but 0 times a NaN of an earlier request is a NaN
         graph.mask[:batch].fill_(False)
         graph.mask[:batch, :history].copy_(mask)
+        if buckets is not None:
+            graph.buckets[:batch].zero_()
+            graph.buckets[:batch, : buckets.shape[1]].copy_(buckets)
         if dense_weight is not None:
             graph.dense_weight[:batch].copy_(dense_weight)
         if graph.memory is not None and memory is not None:
@@ -136,6 +146,7 @@ class GraphSearch:
         hidden = torch.zeros(bucket.batch, bucket.history, width, device=device)
         mask = torch.zeros(bucket.batch, bucket.history, dtype=torch.bool, device=device)
         mask[:, 0] = True  # the attention of a padded request needs one position, or its rows are NaN
+        buckets = torch.zeros(bucket.batch, bucket.items, dtype=torch.int64, device=device)
         dense_weight = torch.zeros(bucket.batch, device=device)
         memory = None
         if bucket.memory:
@@ -150,7 +161,7 @@ class GraphSearch:
                 self.runtime,
                 self.trie,
                 settings,
-                self.runtime.cross_keys_values(hidden, mask),
+                self.runtime.cross_keys_values(hidden, mask, buckets if bucket.items else None),
                 steps=bucket.steps,
                 beam_width=bucket.beam_width,
                 blocked=blocked,
@@ -164,13 +175,17 @@ class GraphSearch:
             raise EngineError(f"The search could not be captured as a CUDA graph for {bucket}: {error}") from error
         if len(self._graphs) >= MAX_GRAPHS:
             self._graphs.popitem(last=False)
-        self._graphs[bucket] = CapturedGraph(hidden, mask, dense_weight, memory, blocked, replay, beams)
+        self._graphs[bucket] = CapturedGraph(hidden, mask, buckets, dense_weight, memory, blocked, replay, beams)
         return self._graphs[bucket]
 
 
 def padded_batch(batch: int) -> int:
     """The next power of two."""
     return _power_of_two(batch)
+
+
+def _rounded(history: int) -> int:
+    return -(-history // HISTORY_MULTIPLE) * HISTORY_MULTIPLE
 
 
 def _power_of_two(least: int) -> int:

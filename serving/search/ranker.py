@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from serving.items.blocked import Blocked
+from serving.items.events import time_buckets
 from serving.items.histories import history_tokens
 from serving.items.neighbours import Neighbours
 from serving.items.rules import RuleBook
@@ -91,16 +92,23 @@ class Ranker:
         return ranked
 
     @torch.inference_mode()
-    def rank_by_state(self, histories: Sequence[np.ndarray], steps: int, *, exclude_seen: bool = False) -> np.ndarray:
+    def rank_by_state(
+        self,
+        histories: Sequence[np.ndarray],
+        steps: int,
+        *,
+        exclude_seen: bool = False,
+        events: Sequence[EventData] | None = None,
+    ) -> np.ndarray:
         """The ten items with the highest dense score of the state after the likeliest reasoning: no beam, no trie.
 
         Shape: (U, 10) int64 catalogue rows, best first, -1 where there are fewer; fewer columns where the catalogue has
-        fewer items. exclude_seen: as in `rank`.
+        fewer items. exclude_seen, events: as in `rank`.
         """
         parts, order = [], list(self.batches(histories))
         for index in order:
             chosen = [histories[i] for i in index]
-            cross = self.encode(chosen).cross
+            cross = self.encode(chosen, of_some(events, index)).cross
             states = reason(self.runtime, search_settings(self.vocabulary, self.settings), cross, steps).states
             dense = dense_logits(states[:, 0, -1], self.runtime.item_vectors)  # (B, I)
             if exclude_seen:
@@ -129,7 +137,11 @@ class Ranker:
         if self.neighbours is not None and settings.neighbours_weight:
             found = look_up(self.neighbours, settings, histories, events)
             memory = weighted(found, [settings.neighbours_weight] * len(histories), runtime.device)
-        return EncodedBatch(runtime.cross_keys_values(runtime.encode(tokens, mask), mask), memory)
+        buckets = None
+        if settings.time_bias and events is not None:
+            times = [each.times for each in events]
+            buckets = torch.from_numpy(time_buckets(times, settings.max_items, tokens.shape[1])).to(runtime.device)
+        return EncodedBatch(runtime.cross_keys_values(runtime.encode(tokens, mask), mask, buckets), memory)
 
     @torch.inference_mode()
     def propose(

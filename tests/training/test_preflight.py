@@ -16,9 +16,10 @@ from tests.builders import tiny_bundle
 from tests.training.shops import QUICK, command, write_shop
 from training.__main__ import main
 from training.config import load_config
+from training.data.prepare import DataError, read_data, split_by
 from training.data.shop import write_shop as generate_shop
 from training.pipeline import run
-from training.preflight import RunError, check_room
+from training.preflight import RunError, check_data, check_room
 
 
 @pytest.fixture
@@ -152,3 +153,19 @@ def test_a_shop_replaces_nothing_but_a_shop(tmp_path):
     with pytest.raises(StorageError, match=r"holds interactions\.parquet, which is no part of a generated shop"):
         generate_shop(folder, users=10, items=50, seed=0)
     assert tree(folder) == before
+
+
+def test_a_model_that_reads_times_needs_them_in_seconds(tmp_path):
+    rows = [(user, item, at) for user in "uvw" for at, item in enumerate("abcd")]
+    for unit, refused in ((1_700_000_000, False), (1_700_000_000_000, True), (0, True)):
+        lines = [f"{user},{item},{unit + at}" for user, item, at in rows]
+        (tmp_path / "interactions.csv").write_text("\n".join(["user_id,item_id,timestamp", *lines]) + "\n")
+        data = read_data(tmp_path)
+        split = split_by(data, "leave-one-out", times=True)
+        check_data(data, split)
+        assert split.test_events[0].times.tolist() == [unit, unit + 1, unit + 2]
+        if refused:
+            with pytest.raises(DataError, match="does not count its times in seconds"):
+                check_data(data, split, reads_times=True)
+        else:
+            check_data(data, split, reads_times=True)

@@ -21,12 +21,13 @@ class Examples:
     """All (history, next item) pairs. An example is a window of one flat array.
 
     sequence: (events,) int32 item rows of all users. start, target: (E,) int64, the history is sequence[start:target],
-    the item to predict sequence[target].
+    the item to predict sequence[target]. times: (events,) float64, see `EventData`; None: nobody reads them.
     """
 
     sequence: np.ndarray
     start: np.ndarray
     target: np.ndarray
+    times: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.target)
@@ -49,10 +50,14 @@ class Examples:
 
     def examples(self, index: np.ndarray) -> Examples:
         """The targets of some rows, one after the other."""
-        return Examples(self.sequence, self.start[index], self.target[index])
+        return Examples(self.sequence, self.start[index], self.target[index], self.times)
 
     def histories(self, index: np.ndarray) -> list[np.ndarray]:
         return [self.sequence[self.start[i] : self.target[i]] for i in index]
+
+    def times_of(self, index: np.ndarray) -> list[np.ndarray] | None:
+        """Of the histories' events."""
+        return None if self.times is None else [self.times[self.start[i] : self.target[i]] for i in index]
 
     def targets(self, index: np.ndarray) -> np.ndarray:
         """Shape: (B,) int64."""
@@ -67,13 +72,14 @@ class Windows:
     start, first, counts: (R,) int64. A row's items are sequence[start : start + first + count]; its targets are those
     from offset `first` on, each with all items before it as history. The windows of a sequence longer than `max_items`
     overlap by half, so that all but the first targets see half of max_items to max_items items; a service that reads
-    the last max_items computes exactly what training did.
+    the last max_items computes exactly what training did. times: as in `Examples`.
     """
 
     sequence: np.ndarray
     start: np.ndarray
     first: np.ndarray
     counts: np.ndarray
+    times: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.start)
@@ -89,7 +95,7 @@ class Windows:
         counts = self.counts[index]
         number = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)  # of the target in its row
         start, first = np.repeat(self.start[index], counts), np.repeat(self.first[index], counts)
-        return Examples(self.sequence, start, start + first + number)
+        return Examples(self.sequence, start, start + first + number, self.times)
 
     def items(self, index: np.ndarray, targets: int) -> tuple[np.ndarray, np.ndarray, int]:
         """Item rows of windows that have one `first`, and which targets are real, padded to so many targets.
@@ -97,26 +103,47 @@ class Windows:
         Shapes: (B, first + targets) int64, padded with item 0, and (B, targets) bool.
         """
         first = int(self.first[index[0]])
-        at = np.arange(first + targets)
-        inside = at < (first + self.counts[index])[:, None]
-        items = np.where(inside, self.sequence[np.where(inside, self.start[index][:, None] + at, 0)], 0)
+        inside, at = self._at(index, first + targets)
+        items = np.where(inside, self.sequence[at], 0)
         return items.astype(np.int64), inside[:, first:], first
+
+    def seconds_back(self, index: np.ndarray, targets: int) -> np.ndarray | None:
+        """How long before the newest item of each target's history its items were; None: nobody reads times.
+
+        Shape: (B, targets, first + targets - 1) float64, NaN for items that are not there.
+        """
+        if self.times is None:
+            return None
+        first = int(self.first[index[0]])
+        inside, at = self._at(index, first + targets - 1)
+        times = np.where(inside, self.times[at], np.nan)
+        seconds: np.ndarray = times[:, first - 1 :, None] - times[:, None, :]
+        return seconds
+
+    def _at(self, index: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """Which of the first `width` items of windows are there, and where in the sequence. Shapes: (B, width)."""
+        at = np.arange(width)
+        inside = at < (self.first[index] + self.counts[index])[:, None]
+        return inside, np.where(inside, self.start[index][:, None] + at, 0)
 
 
 Rows = Examples | Windows
 
 
-def all_prefixes(train: Sequence[np.ndarray], max_items: int) -> Examples:
-    """The usual augmentation [paper]: every event but a user's first is a target, with the `max_items` before it."""
+def all_prefixes(train: Sequence[np.ndarray], max_items: int, times: Sequence[np.ndarray] | None = None) -> Examples:
+    """The usual augmentation [paper]: every event but a user's first is a target, with the `max_items` before it.
+
+    times: of each sequence's events.
+    """
     sequence, lengths, offsets = _flat(train)
     position = np.arange(len(sequence))
     first = np.repeat(offsets, lengths)
     target = position[position > first]
     start = np.maximum(first[target], target - max_items)
-    return Examples(sequence, start, target)
+    return Examples(sequence, start, target, None if times is None else np.concatenate(times))
 
 
-def all_windows(train: Sequence[np.ndarray], max_items: int) -> Windows:
+def all_windows(train: Sequence[np.ndarray], max_items: int, times: Sequence[np.ndarray] | None = None) -> Windows:
     """The same targets, packed. Long sequences are cut from the end, in steps of half of `max_items` targets."""
     sequence, lengths, offsets = _flat(train)
     step = max(1, max_items // 2)
@@ -129,7 +156,7 @@ def all_windows(train: Sequence[np.ndarray], max_items: int) -> Windows:
         if left > 0:
             rows.append((begin, 1, left))
     start, first, counts = np.array(rows, dtype=np.int64).T
-    return Windows(sequence, start, first, counts)
+    return Windows(sequence, start, first, counts, None if times is None else np.concatenate(times))
 
 
 def _flat(train: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -152,20 +152,21 @@ def chronological(data: Dataset, valid_from: float, test_from: float) -> Split:
     )
 
 
-def split_by(data: Dataset, kind: SplitKind) -> Split:
+def split_by(data: Dataset, kind: SplitKind, *, times: bool = False) -> Split:
     """The split of a name; chronological puts the last fifth of all events' times aside, half for each evaluation.
 
-    With what a model reads of events, where they are weighted.
+    With what a model reads of events, where they are weighted or it reads their times.
     """
     split = leave_one_out(data) if kind == "leave-one-out" else chronological(data, *time_quantiles(data, 0.8, 0.9))
-    if data.weights is None:
+    if data.weights is None and not times:
         return split
-    weights = data.weights
+    weights = np.ones(len(data.sequence), np.float32) if data.weights is None else data.weights
+    every = EventData(weights, data.times.astype(np.float64) if times else None)
 
     def events(users: np.ndarray, histories: Sequence[np.ndarray]) -> list[EventData]:
         """A history is the begin of its user's events."""
         first = data.offsets[users]
-        return [EventData(weights[at : at + len(part)]) for at, part in zip(first, histories, strict=True)]
+        return [every.of(slice(at, at + len(part))) for at, part in zip(first, histories, strict=True)]
 
     return replace(
         split,

@@ -49,7 +49,7 @@ def first_residuals(work: Workspace) -> torch.Tensor:
     for first in range(0, len(chosen), BATCH):
         index = chosen[first : first + BATCH]
         target = work.send(work.examples.targets(index))
-        cross = work.encode(work.examples.histories(index))
+        cross = work.encode_rows(work.examples, index)
         item = work.item_tokens[target].unsqueeze(1)
         _, state = decode_directly(network, cross, work.vocabulary.start_tokens[0], item)
         found.append((vectors[target] - state[:, 0]).float().cpu())

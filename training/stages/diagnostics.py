@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from serving.network.t5 import CrossKeysValues
+from serving.types import EventData
 from training.stages.predictions import predict_items
 from training.stages.reasoning import decode_items, greedy, reason
 from training.workspace import Workspace
@@ -16,7 +17,11 @@ from training.workspace import Workspace
 
 @torch.no_grad()
 def reasoning_diagnostics(
-    work: Workspace, histories: Sequence[np.ndarray], target: np.ndarray, steps: int
+    work: Workspace,
+    histories: Sequence[np.ndarray],
+    target: np.ndarray,
+    steps: int,
+    events: Sequence[EventData] | None = None,
 ) -> dict[str, float]:
     """Figures of `steps` steps with the model's own tokens.
 
@@ -25,7 +30,7 @@ def reasoning_diagnostics(
     the state drifts. unparsable: see `unparsable_share`.
     """
     ranker = work.ranker()
-    batch = ranker.encode(histories)
+    batch = ranker.encode(histories, events)
     beams = ranker.search(batch, steps, beam=1)
     lo, hi = work.vocabulary.reasoning_range
     result = {"codes/cosine": pairwise_cosine(work.network.t5.shared.weight[lo:hi])}

@@ -38,11 +38,12 @@ class Experience:
     """Rollouts of one micro-batch and what they are worth; `log_probs` of the rollout are those of the policy that made
     them.
 
-    target_item: (B,) int64 item rows. advantage: (B, G). reference: (B, G, l + M) log-probabilities under the frozen
-    stage-2 network.
+    times: see `Examples`. target_item: (B,) int64 item rows. advantage: (B, G). reference: (B, G, l + M)
+    log-probabilities under the frozen stage-2 network.
     """
 
     histories: list[np.ndarray]
+    times: list[np.ndarray] | None
     target_item: torch.Tensor
     rollout: Rollout
     advantage: torch.Tensor
@@ -96,7 +97,8 @@ class RlStep:
             if shard.part not in self.experience or step % config.updates == 0:
                 self.experience[shard.part] = self.gather(shard.micro_batch(batch), shard)
             experience = self.experience[shard.part]
-            now = policy_log_probs(work, network, work.encode(experience.histories), experience.rollout, config)
+            cross = work.encode(experience.histories, experience.times)
+            now = policy_log_probs(work, network, cross, experience.rollout, config)
         old, reference = experience.rollout.log_probs, experience.reference
         policy = grpo(now, old, reference, experience.advantage, config.clip, config.kl_weight)
         terms = {"policy": policy.detach(), "kl": (now - reference).detach().mean(), **experience.terms}
@@ -120,9 +122,10 @@ class RlStep:
         """Samples and rewards the local rollouts. micro_batch: its examples, on all processes."""
         work, config = self.work, self.config
         all_targets = work.send(work.examples.targets(micro_batch))
-        histories, target_item = work.examples.histories(shard.local(micro_batch)), shard.local(all_targets)
+        local, target_item = shard.local(micro_batch), shard.local(all_targets)
+        histories, times = work.examples.histories(local), work.examples.times_of(local)
         steps = work.draw_steps(shard.draws)
-        cross = work.encode(histories)
+        cross = work.encode(histories, times)
         rollout = sample(work, cross, all_targets, steps, config, shard)
         weighted = [weight * rollout.rewards[name] for name, weight in self.weights.items()]
         if config.standardise == "each":
@@ -131,16 +134,16 @@ class RlStep:
         else:
             advantage = advantages(torch.stack(weighted).sum(0))
         reward = torch.stack(weighted).sum(0)
-        before = work.with_network(self.reference).encode(histories)
+        before = work.with_network(self.reference).encode(histories, times)
         reference = policy_log_probs(work, self.reference, before, rollout, config)
         terms = {"reward": reward.mean(), "reward_spread": reward.std(-1).mean()}
         terms |= {f"reward/{name}": value.mean() for name, value in rollout.rewards.items()}
-        return Experience(histories, target_item, rollout, advantage, reference, terms)
+        return Experience(histories, times, target_item, rollout, advantage, reference, terms)
 
     def anchor(self, experience: Experience) -> torch.Tensor:
         """NLL of the targets, without reasoning and after the network's own greedy reasoning of as many steps."""
         work, network, steps = self.work, self.work.network, experience.rollout.steps
-        cross = work.encode(experience.histories)
+        cross = work.encode(experience.histories, experience.times)
         target, start_tokens = work.item_tokens[experience.target_item].unsqueeze(1), work.vocabulary.start_tokens
         direct, _ = decode_directly(network, cross, start_tokens[0], target)
         trace = reason(network, cross, start_tokens[steps], steps, greedy(network, work.vocabulary.reasoning_range))

@@ -146,6 +146,19 @@ def test_rows_of_one_checkpoint_say_so_and_nothing_gains_over_itself(tmp_path, m
     bars(rows, tmp_path / "bars.svg", "over stage 2")  # draws what there is
 
 
+def test_times_are_read_where_answers_are_measured(tmp_path):
+    ablation, rows = answered("times", tmp_path)
+    assert [row["model"] for row in rows] == [
+        "packed", "packed, with times", "packed, state alone", "packed, with times, state alone"
+    ]  # fmt: skip
+    assert [row.get("against") for row in rows] == [None, "packed", None, "packed, state alone"]
+    work = ablation.work("packed, with times", 0)
+    torch.nn.init.normal_(work.network.heads.time_bias.weight)  # three steps teach it nothing
+    told = measure_ranks(work, Inference("test", 0)).dense
+    untold = measure_ranks(replace(work, split=replace(work.split, test_events=None)), Inference("test", 0)).dense
+    assert (told != untold).any()
+
+
 def test_a_question_from_end_to_end(tmp_path):
     write_shop(tmp_path / "shop", users=40, items=60, seed=0)
     command = ["joined", "--data", str(tmp_path / "shop"), "--work", str(tmp_path / "work")]

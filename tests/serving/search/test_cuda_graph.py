@@ -61,7 +61,7 @@ def pairs(beams: Beams, row: int) -> list[tuple[int, float]]:
 
 @pytest.fixture
 def parts():
-    bundle = tiny_model(40, paths=2, dense_candidates=4, age_bias=True, gate=GATE)
+    bundle = tiny_model(40, paths=2, dense_candidates=4, age_bias=True, time_bias=True, gate=GATE)
     tokens = torch.from_numpy(bundle.catalogue.tokens.astype(np.int64))
     runtime = EagerRuntime(bundle.network, tokens, bundle.settings.attention)
     trie = build_trie(bundle.catalogue.tokens)
@@ -92,10 +92,11 @@ def test_replays_answer_like_the_search(parts, ruled, dense, memory):
         rules += [Rules()] * (padded_batch(batch) - batch)
         if not ruled:
             rules = [Rules()] * len(rules)
+        buckets = torch.randint(0, 32, mask.shape, generator=rng) * mask if dense else None
         with book.blocked(rules) as blocked:
             options = {"steps": 2, "beam_width": 12, "dense_weight": weight, "memory": found_in_memory}
-            found = graphs.search(hidden, mask, paths=2, blocked=blocked, **options)
-        cross = runtime.cross_keys_values(hidden, mask)
+            found = graphs.search(hidden, mask, paths=2, blocked=blocked, buckets=buckets, **options)
+        cross = runtime.cross_keys_values(hidden, mask, buckets)
         with book.blocked(rules[:batch]) as blocked:
             expected = search(runtime, trie, settings, cross, blocked=blocked, **options)
         assert_same_beams(found, expected)

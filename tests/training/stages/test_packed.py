@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from serving.types import EventData
 from tests.training.small import small_config, small_workspace
 from training.config import PretrainConfig, SftConfig
 from training.data.examples import Windows, batch_at
@@ -27,7 +28,9 @@ def packed_workspace(*overrides: str) -> Workspace:
     work = small_workspace(small_config(*PACKED, *overrides))
     rng = np.random.default_rng(3)
     train = [rng.integers(0, 30, rng.integers(2, 13)).astype(np.int32) for _ in range(40)]
-    split = dataclasses.replace(work.split, train=train)
+    times = [np.sort(1e9 + rng.exponential(1e4, len(events)) ** rng.choice([0.5, 1, 1.5])) for events in train]
+    events = [EventData(np.ones(len(own), np.float32), own) for own in times]
+    split = dataclasses.replace(work.split, train=train, train_events=events)
     codes = work.item_tokens_np - np.array(work.vocabulary.level_offsets)
     made = make_workspace(work.config, split, codes, work.vocabulary.codebook_sizes, work.embedding)
     for parameter in made.network.heads.parameters():  # zero at the start would hide mistakes
@@ -35,12 +38,14 @@ def packed_workspace(*overrides: str) -> Workspace:
     return made
 
 
-def prefixes(windows: Windows, index: np.ndarray) -> list[tuple[np.ndarray, int]]:
-    """Histories and next items of all targets."""
+def prefixes(windows: Windows, index: np.ndarray) -> list[tuple[np.ndarray, np.ndarray | None, int]]:
+    """Histories, their times and next items of all targets."""
     found = []
     for row in index:
-        items = windows.sequence[windows.start[row] :][: windows.first[row] + windows.counts[row]]
-        found += [(items[:at], int(items[at])) for at in range(windows.first[row], len(items))]
+        span = slice(windows.start[row], windows.start[row] + windows.first[row] + windows.counts[row])
+        items, times = windows.sequence[span], None if windows.times is None else windows.times[span]
+        ends = range(windows.first[row], len(items))
+        found += [(items[:at], None if times is None else times[:at], int(items[at])) for at in ends]
     return found
 
 
@@ -48,17 +53,18 @@ def one_by_one(work: Workspace, config: PretrainConfig, index: np.ndarray) -> di
     """The losses of the targets, each with an encoder pass of its own, as serving does it."""
     pairs, network = prefixes(work.windows, index), work.network
     plain, of_state = [], []
-    for history, item in pairs:
-        target = work.item_tokens[item][None, None]
-        hidden, state = decode_directly(network, work.encode([history]), work.vocabulary.start_tokens[0], target)
+    for history, times, item in pairs:
+        target, cross = work.item_tokens[item][None, None], work.encode([history], [times])
+        hidden, state = decode_directly(network, cross, work.vocabulary.start_tokens[0], target)
         plain.append(nll(predict_items(work, hidden), target, config.label_smoothing))
         dense = state[0] @ network.item_vectors(work.item_tokens).T / 4  # sqrt(16)
         of_state.append(full_softmax(dense, torch.tensor([item]), config.label_smoothing))
     return {"nll": torch.stack(plain).mean(), "state": torch.stack(of_state).mean()}
 
 
-def test_the_packed_loss_of_a_batch_is_that_of_its_prefixes_one_by_one_and_so_are_the_gradients():
-    work = packed_workspace()
+@pytest.mark.parametrize("timed", ["false", "true"])
+def test_the_packed_loss_of_a_batch_is_that_of_its_prefixes_one_by_one_and_so_are_the_gradients(timed):
+    work = packed_workspace(f"model.time_bias={timed}")
     config = PretrainConfig(batch_size=24, similar_weight=0, state_weight=1, label_smoothing=0.1)
     step = PretrainStep(work, config)
     assert set(work.windows.first.tolist()) == {1, 4}  # whole sequences, and pieces of longer ones
@@ -105,15 +111,15 @@ def test_similar_items_are_drawn_for_every_target():
     assert loss.isfinite()
 
 
-@pytest.mark.parametrize("state_loss", ["contrastive", "full_softmax"])
-def test_stage_2_has_the_loss_and_gradients_of_an_encoder_pass_per_history(state_loss, monkeypatch):
-    work = packed_workspace(f"sft.state_loss={state_loss}", "sft.preference_weight=1")
+@pytest.mark.parametrize(("state_loss", "timed"), [("contrastive", "false"), ("full_softmax", "true")])
+def test_stage_2_has_the_loss_and_gradients_of_an_encoder_pass_per_history(state_loss, timed, monkeypatch):
+    work = packed_workspace(f"sft.state_loss={state_loss}", "sft.preference_weight=1", f"model.time_bias={timed}")
     step = SftStep(work, SftConfig(batch_size=24, state_loss=state_loss, preference_weight=1, preference_after=0))
     for number in range(3):
         batch = batch_at(work.windows, 24, work.config.seed + 1, number)
         assert len(np.unique(work.windows.examples(batch).start)) < work.windows.counts[batch].sum()
         results = []
-        for encode in (Workspace.encode_examples, lambda work, examples, index: work.encode(examples.histories(index))):
+        for encode in (Workspace.encode_examples, Workspace.encode_rows):
             monkeypatch.setattr(Workspace, "encode_examples", encode)
             loss, terms = step(number, BatchShard(draws=torch.Generator().manual_seed(number)))
             gradients = torch.autograd.grad(loss, work.network.parameters(), allow_unused=True)

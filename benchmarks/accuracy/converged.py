@@ -1,7 +1,8 @@
 """What a converged plain network is worth: its beam, its dense score, the two joined, and both mixed with the memory.
 
 Rows with seen items permitted and excluded have a memory and a join of their own, chosen on validation by the rule that
-they are measured by. Gains are of NDCG@10 against the memory alone.
+they are measured by. Gains are of NDCG@10 against the memory alone. What `neighbours.candidates` saves is measured by a
+row with MORE of them.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from training.workspace import Workspace
 
 BEAM = 50
 MEMORY = "memory alone"
+MIXED = "plain, and memory"
+MORE = 50  # candidates
 
 
 def rows(work: Workspace, data: Dataset, cache: Path, minutes: float) -> Iterator[dict[str, Any]]:
@@ -43,11 +46,14 @@ def rows(work: Workspace, data: Dataset, cache: Path, minutes: float) -> Iterato
         weights = {"plain, dense score joined": joined.dense_weight}
         if own.config.neighbours.enabled:
             memory = fit_memory(data.items, own.split, own.config, cache)
-            mixed = choose(own, memory, steps=(0,)).settings
             own.neighbours = memory.whole
             ranks[MEMORY] = _found(own, rank_scores(_shares(memory.whole), own.split.test_history, excluded))
-            ranks["plain, and memory"] = _ranks(own, mixed, excluded)
-            weights["plain, and memory"] = mixed.dense_weight
+            for count, name in ((own.config.neighbours.candidates, MIXED), (MORE, f"{MIXED}, {MORE} candidates")):
+                neighbours = own.config.neighbours.model_copy(update={"candidates": count})
+                asked = replace(own, config=own.config.model_copy(update={"neighbours": neighbours}))
+                mixed = choose(asked, memory, steps=(0,)).settings
+                ranks[name] = _ranks(own, mixed, excluded)
+                weights[name] = mixed.dense_weight
         for name, found in ranks.items():
             row = {"model": name, "excluded": excluded, "users": len(found), "dense_weight": weights.get(name, 0.0)}
             row |= {metric: round(value, 5) for metric, value in mean_metrics(found).items()}

@@ -52,7 +52,8 @@ def test_a_converged_model_is_measured_alone_and_joined_by_each_rule_and_has_its
     write_shop(tmp_path / "shop", users=40, items=60, seed=0)
     more = ("pretrain.steps=4", "sft.steps=0", "rl.steps=0", "pretrain.eval_every=2", "pretrain.state_weight=1")
     result = ask(tmp_path, *more, "neighbours.enabled=true", question="converged")
-    models = ["plain", "state alone", "plain, dense score joined", "memory alone", "plain, and memory"]
+    models = ["plain", "state alone", "plain, dense score joined", "memory alone", "plain, and memory",
+              "plain, and memory, 50 candidates"]  # fmt: skip
     rows = {(row["model"], row["excluded"]): row for row in result["rows"]}
     assert list(rows) == [(model, excluded) for excluded in (False, True) for model in models]
     for (model, excluded), row in rows.items():

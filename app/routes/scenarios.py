@@ -12,6 +12,7 @@ from app.errors import declared
 from app.lifecycle import Service
 from app.scenarios import KIND
 from app.schemas import NamedScenario, Scenario, ScenariosResponse
+from serving.items.filter_parser import parse_filter
 from serving.types import MAX_ID_LENGTH
 
 router = keyed_router(
@@ -38,6 +39,8 @@ async def list_scenarios(service: ServiceDep) -> ScenariosResponse:
 async def put_scenario(name: ScenarioName, body: Scenario, service: ServiceDep) -> NamedScenario:
     """Preset what requests leave out that name this scenario. One of the same name is replaced."""
     service.check_ready()
+    if body.filter is not None:
+        parse_filter(body.filter)  # the operator learns of a mistake, and not whoever requests
     await _change(service, name, body.model_dump(exclude_unset=True))
     return _named(service, name)
 

@@ -65,6 +65,8 @@ def permitted(catalogue: Catalogue, ranked: Ranked, rules: Rules, k: int) -> Ran
 def filled(catalogue: Catalogue, ranked: Ranked, rules: Rules, k: int) -> Ranked:
     """The same, and behind them, as far as k is not reached, what is most popular in the bundle, with a score of 0."""
     first = permitted(catalogue, ranked, rules, k)
+    if len(first.rows) == k:
+        return first  # the bundle's need a pass over the whole catalogue
     others = catalogue.popular(k - len(first.rows), replace(rules, exclude=(*rules.exclude, *first.rows)))
     return Ranked([*first.rows, *others], [*first.scores, *[0.0] * len(others)])
 

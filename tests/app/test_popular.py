@@ -52,6 +52,9 @@ def test_both_keep_rules(client: TestClient) -> None:
             "i5", "i7", "i9",
         }  # fmt: skip
         assert set(ids(client.get(path, params={"catalogue": "small", "allow": ["i2", "i44", "x"]}))) == {"i2"}
+        assert set(ids(client.get(path, params={"filter": 'not categories has "odd"', "k": 4}))) < {
+            "i0", "i2", "i4", "i6", "i8",
+        }  # fmt: skip
         assert client.get(path, params={"allow": ["i2", "x"]}).json()["unknown_items"] == ["x"]
         assert client.get(path, params={"catalogue": "none"}).status_code == 404
         for wrong in ({"k": 0}, {"k": 101}, {"window": "year"}, {"categories": "none"}, {"other": 1}):

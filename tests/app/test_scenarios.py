@@ -54,6 +54,14 @@ def test_what_a_request_says_wins_even_where_it_is_the_default(client: TestClien
     assert batch[0]["field"] == "k" and batch[1]["items"]
 
 
+def test_a_scenario_may_filter(client: TestClient) -> None:
+    put(client, "odd", {"filter": 'categories has "odd"', "k": 6})
+    found = ids(ask(client, history=HISTORY, scenario="odd"))
+    assert len(found) == 6 and all(int(item[1:]) % 2 for item in found)
+    refused = put(client, "wrong", {"filter": "price <"})
+    assert refused.status_code == 422 and refused.json()["field"] == "filter" and refused.json()["position"]
+
+
 def test_pages_go_on_within_a_scenario(client: TestClient) -> None:
     put(client, "home", {"k": 4, "beam_width": 40, "reasoning_steps": 0})
     first = ask(client, history=HISTORY, scenario="home")

@@ -99,8 +99,15 @@ def features(catalogue: Catalogue, steps: int, *, with_neighbours: bool) -> dict
     def known(**what: Any) -> list[Row]:
         return [row | {"body": row["body"] | {"user_id": f"u{i}"}} for i, row in enumerate(recommend(**what))]
 
+    def event(item_id: str) -> Row:
+        return {"item_id": item_id, "type": "view", "value": 9.5, "timestamp": 1.7e9}
+
     found = {
         PLAIN: recommend(),
+        "history of events": [
+            row | {"body": row["body"] | {"history": [event(item) for item in row["body"]["history"]]}}
+            for row in recommend()
+        ],
         "known user, encoded before": known(),
         "the same with rotation": known(rotation=0.5),
         "scenario": [row | {"body": {"history": row["body"]["history"], "scenario": "plain"}} for row in recommend()],

@@ -17,9 +17,12 @@ QUICK = (
 )  # fmt: skip
 
 
-def write_shop(folder: Path) -> Path:
+def write_shop(folder: Path, first: int = 0, pause: int = 1) -> Path:
+    """first: the time of everybody's first event. pause: between two events."""
     folder.mkdir(parents=True)
-    events = [f"u{user},i{item},{at}" for user, walk in enumerate(walks()) for at, item in enumerate(walk)]
+    events = [
+        f"u{user},i{item},{first + pause * at}" for user, walk in enumerate(walks()) for at, item in enumerate(walk)
+    ]
     (folder / "interactions.csv").write_text("\n".join(["user_id,item_id,timestamp", *events]) + "\n")
     return folder
 

@@ -20,8 +20,10 @@ from serving.bundle import Bundle
 from serving.engine import Engine
 from serving.errors import StorageError
 from serving.files import locked_folder
+from serving.online.admission import Plan
+from serving.online.recommender import Query, recommend_batch
 from serving.sample import check_sample
-from serving.types import Request
+from serving.types import Event, Request
 from tests.tools import always_full
 from tests.training.shops import QUICK, command, write_shop
 from tests.waiting import DEADLINE
@@ -92,6 +94,22 @@ def test_the_log_holds_losses_and_diagnostics_of_every_stage(made):
     assert list((made / "bundle.work/tensorboard").iterdir())
     text = "".join(json.dumps(line) for line in lines)
     assert '"u0"' not in text and '"i0"' not in text
+
+
+def test_a_model_that_reads_times_goes_through_all_stages(tmp_path, capsys):
+    data = write_shop(tmp_path / "shop", first=1_700_000_000, pause=3600)
+    assert main(command("run", data, tmp_path / "bundle", "model.time_bias=true")) == 0
+    bundle = Bundle.load(tmp_path / "bundle")
+    assert bundle.settings.time_bias and bundle.network.heads.time_bias.weight.any()
+    assert "`time_bias.weight` (heads.safetensors)" in (tmp_path / "bundle" / "README.md").read_text()
+    capsys.readouterr()
+    assert main(["evaluate", "--bundle", str(tmp_path / "bundle"), "--data", str(data), "--steps", "0"]) == 0
+    measured = json.loads(capsys.readouterr().out)
+    history = [Event(f"i{row}", timestamp=1.7e9 + 3600 * row) for row in range(3)]
+    (told, untold) = recommend_batch(
+        Engine(bundle), [Query(h, k=5) for h in (history, ["i0", "i1", "i2"])], Plan(0, 20)
+    )
+    assert measured["users"] == 60 and told.scores != untold.scores
 
 
 def test_popularity_counts_training_events_only(made):

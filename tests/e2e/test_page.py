@@ -146,6 +146,19 @@ def test_settings_can_be_kept_to_compare_others_with(visit: Visit) -> None:
     expect(page.locator("#columns h3")).to_have_text(["Without thinking", "After 1 step"])
 
 
+def test_a_filter_limits_the_answer_and_a_wrong_one_is_reported(visit: Visit) -> None:
+    page = visit.open()
+    columns(page)
+    page.get_by_text("Rules and settings").click()
+    page.get_by_label("Filter").fill('categories has "odd"')
+    tags = page.locator("#columns article").last.locator(".tags")
+    expect(tags).to_have_text(["odd"] * 8)
+    page.get_by_label("Filter").fill("price <")
+    expect(page.get_by_role("alert")).to_contain_text("Invalid request")
+    page.get_by_label("Filter").fill("")
+    expect(page.get_by_role("alert")).to_be_hidden()
+
+
 def test_similar_items_stand_beside_the_newest_of_the_history(visit: Visit, service: ServiceProcess) -> None:
     page = visit.open()
     columns(page)

@@ -13,7 +13,7 @@ either, and `of=PART` takes the rows of another part of the file.
 `<!-- settings -->` to `<!-- /settings -->`: the service's settings, from app/settings.py.
 
 Columns that are not in the JSON: `data`, the data set; where a row has a gain with an interval,
-`low_percent`, `high_percent` and `detectable`: see `_derived`.
+`low_percent`, `high_percent`, `detectable` and `detectable_gain`: see `_derived`.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def _without_itself(row: Mapping[str, Any]) -> dict[str, Any]:
     """
     if not (row.get("gain") == row.get("low") == row.get("high") == 0):
         return dict(row)
-    gain = ("gain", "low", "high", "percent", "low_percent", "high_percent", "detectable")
+    gain = ("gain", "low", "high", "percent", "low_percent", "high_percent", "detectable", "detectable_gain")
     kept = {name: value for name, value in row.items() if name not in gain}
     return kept | {"against": f"{row['against']} (the same)" if "against" in row else "itself"}
 
@@ -122,12 +122,15 @@ def _derived(row: Mapping[str, Any]) -> dict[str, float]:
 
     detectable: the smallest true difference that a comparison of this precision finds with 80% power, 2.8 standard
     errors, the standard error being the interval's width / 3.92. It covers the draw of users; the noise of training is
-    not in it, for every row is one seed.
+    not in it, for every row is one seed. detectable_gain: the same as a difference of NDCG@10.
     """
-    if row.get("gain") is None or not row["ndcg@10"] - row["gain"]:
+    if row.get("gain") is None:
         return {}
+    detectable = {"detectable_gain": round(2.8 * (row["high"] - row["low"]) / 3.92, 4)}
+    if not row["ndcg@10"] - row["gain"]:
+        return detectable
     percent = 100 / (row["ndcg@10"] - row["gain"])
-    return {
+    return detectable | {
         "low_percent": round(row["low"] * percent, 1),
         "high_percent": round(row["high"] * percent, 1),
         "detectable": round(2.8 * (row["high"] - row["low"]) / 3.92 * percent, 1),

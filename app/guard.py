@@ -137,8 +137,8 @@ class Guard(HttpToolsProtocol):
     # What happens on the socket
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self._socket = transport
-        super().connection_made(_Transport(transport, self))  # type: ignore[arg-type]
+        self._socket, self._written = transport, _Transport(transport, self)
+        super().connection_made(self._written)  # type: ignore[arg-type]
         has_room = self.guarded.has_room()
         self.guarded.all.add(self)
         self._await_head(self.bounds.head_timeout)
@@ -278,6 +278,7 @@ class Guard(HttpToolsProtocol):
     # What uvicorn calls
 
     def on_response_complete(self) -> None:
+        self._written.flush()
         super().on_response_complete()
         if self.state is State.ANSWERING:
             self._await_head(KEEP_ALIVE_S)
@@ -320,6 +321,7 @@ class Guard(HttpToolsProtocol):
         self._waiting = b""
         if self._socket.is_closing():
             return
+        self._written.flush()
         self.deadline = self._in(DRAINING_S if self.guarded.draining else LINGER_S)
         if linger:
             self.guarded.idle[self] = None
@@ -363,12 +365,29 @@ class Guard(HttpToolsProtocol):
 
 
 class _Transport:
-    """The socket as uvicorn sees it: closing it closes the connection in an orderly way."""
+    """The socket as uvicorn sees it: closing it closes the connection in an orderly way. The head of an answer is held
+    until the first bytes of its body are there, since every system call costs as much as routing a request."""
 
     def __init__(self, socket: asyncio.Transport, guard: Guard) -> None:
         self._socket, self._guard = socket, guard
-        self.write, self.get_extra_info = socket.write, socket.get_extra_info
+        self._held: bytes | None = b""  # None: the answer's head is sent
+        self.get_extra_info = socket.get_extra_info
         self.pause_reading, self.resume_reading = socket.pause_reading, socket.resume_reading
+
+    def write(self, data: bytes) -> None:
+        if self._held is None or not self._guard.cycle.response_started:  # a later part of a body, or 100 Continue
+            self._socket.write(data)
+        elif self._held:
+            self._socket.write(self._held + data)
+            self._held = None
+        else:
+            self._held = data
+
+    def flush(self) -> None:
+        """Sends what is held. The next answer begins with its head again."""
+        if self._held:
+            self._socket.write(self._held)
+        self._held = b""
 
     def is_closing(self) -> bool:
         return self._guard.state is State.CLOSING or self._socket.is_closing()

@@ -58,6 +58,7 @@ log = logging.getLogger("streamrec.service")
 CHANGE_LIMIT_S = 1.0  # for Redis to store a change
 ASK_REDIS_EVERY = 5.0  # seconds
 NOT_TAKEN = ("impression", "dislike")  # events that make no item popular
+YOUNG_OBJECTS = 10_000  # before Python looks for garbage among them; its 700 are what few requests at a time make
 
 
 class Service:
@@ -259,6 +260,7 @@ class Service:
             self.metrics.show_models(engine.bundle.version)
             gc.collect()
             gc.freeze()  # what lives as long as the process need not be searched again: no long collection stalls
+            gc.set_threshold(YOUNG_OBJECTS)
         except BaseException as error:
             self._fail_to_start(error)
             raise

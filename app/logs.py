@@ -24,6 +24,8 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, Protocol
 
+from pydantic_core import PydanticSerializationError, to_json
+
 MAX_WAITING_LINES = 10_000
 PAUSE_S = 0.02  # between the rounds of the thread that writes: each costs a switch away from the event loop
 FLUSH_TIMEOUT_S = 2.0  # at the end of the process; a reader that has stopped must not keep it from ending
@@ -40,6 +42,9 @@ class Line(NamedTuple):
 
 def set_up(level: str) -> None:
     """Logs everything at `level` and above to stderr, uvicorn's messages included."""
+    # What no line shows need not be found out for each; the module documents these switches for that.
+    logging.logThreads = logging.logMultiprocessing = logging.logProcesses = False
+    logging._srcfile = None
     handler = NeverBlockingHandler()
     root = logging.getLogger()
     root.handlers[:] = [handler]
@@ -116,17 +121,22 @@ class Writable(Protocol):
 
 
 def write_lines(handler: NeverBlockingHandler, stream: Writable) -> None:
-    """Writes the handler's lines, for ever. One that cannot be written (disk full, reader gone) counts as dropped."""
+    """Writes the handler's lines, for ever, as many at once as wait. Those that cannot be written (disk full, reader
+    gone) count as dropped."""
     while True:
         if handler.lines.empty():
             time.sleep(PAUSE_S)
-        line = handler.lines.get()
+        lines = [handler.lines.get()]
+        while not handler.lines.empty():
+            lines.append(handler.lines.get())
         try:
-            stream.write(line.text + "\n")
+            stream.write("".join(line.text + "\n" for line in lines))
         except (OSError, ValueError):  # ValueError: what stands for stderr was closed
-            handler.drop(line)
+            for line in lines:
+                handler.drop(line)
         finally:
-            handler.lines.task_done()
+            for _ in lines:
+                handler.lines.task_done()
 
 
 class Descriptor:
@@ -154,7 +164,6 @@ def _stderr() -> Writable:
 
 # Of every record; anything else came in `extra={...}`. `color_message` is uvicorn's, the message with terminal codes.
 OWN_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
-encode = json.JSONEncoder(default=repr).encode
 
 
 class JsonFormatter(logging.Formatter):
@@ -178,7 +187,10 @@ class JsonFormatter(logging.Formatter):
             in_request = request is not None or record.name.startswith("uvicorn")
             render = traceback_without_messages if in_request else _whole_traceback
             fields["exception"] = render(record.exc_info[1])
-        return encode(fields)
+        try:
+            return to_json(fields, fallback=repr).decode()
+        except PydanticSerializationError:  # half a surrogate pair, as in names of files that are not UTF-8
+            return json.dumps(fields, default=repr)
 
 
 def _whole_traceback(error: BaseException) -> str:

@@ -183,23 +183,15 @@ class Catalogue:
 
         `permitted` for a few rows, without a pass over the catalogue. Raises KeyError for an unknown subset.
         """
-        denied, allowed = {*rules.exclude, *rules.deny}, None if rules.allow is None else set(rules.allow)
-        seen: set[int] = set()
-
-        def is_permitted(row: int) -> bool:
-            return (
-                0 <= row < len(self)
-                and row not in seen
-                and row not in denied
-                and (allowed is None or row in allowed)
-                and self._is_named(row, rules)
-            )
-
+        allowed = None if rules.allow is None else set(rules.allow)
+        left_out = {*rules.exclude, *rules.deny}  # and what came before
         indices = []
         for index, row in enumerate(items):
-            if is_permitted(row):
+            if row in left_out or not 0 <= row < len(self):
+                continue
+            left_out.add(row)
+            if (allowed is None or row in allowed) and self._is_named(row, rules):
                 indices.append(index)
-            seen.add(row)
         if not rules.filters:
             return indices
         passes = self._passes(rules, Items(self.fields, len(indices), np.array([items[i] for i in indices], np.int64)))

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial, wraps
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import uvicorn
@@ -52,6 +53,11 @@ class Toy:
         await send(
             {"type": "http.response.start", "status": 413 if scope["path"] == "/early" else 200, "headers": headers}
         )
+        if scope["path"] == "/broken":
+            raise RuntimeError("the answer has a head and no body")
+        if scope["path"] == "/pieces":
+            await send({"type": "http.response.body", "body": answer[:9], "more_body": True})
+            answer = answer[9:]
         await send({"type": "http.response.body", "body": answer})
 
 
@@ -154,6 +160,34 @@ async def test_requests_in_any_pieces_are_answered_in_order_on_one_connection() 
             assert [told["body"] for _, _, told in answers] == ["one", "two", "", "four"]
             assert answers[1][2]["path"] == "/two" and "x-trailer" not in answers[1][2]["headers"]
     assert not refused
+
+
+@pytest.mark.parametrize(
+    "request_line, writes",
+    [("GET /here", [(True, True)]), ("GET /pieces", [(True, False), (False, True)]),
+     ("HEAD /here", [(True, False)]), ("GET /broken", [(True, False)])],
+)  # fmt: skip
+@in_loop
+async def test_a_head_is_written_with_the_first_of_its_body_or_alone_if_there_is_none(
+    request_line: str, writes: list[tuple[bool, bool]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """writes: whether each begins with a head, and ends with the end of a body."""
+    written: list[bytes] = []
+
+    class Recorded(guard._Transport):
+        def __init__(self, socket: asyncio.Transport, own: Guard) -> None:
+            def write(data: bytes) -> None:
+                written.append(data)
+                socket.write(data)
+
+            super().__init__(Mock(wraps=socket, write=write), own)
+
+    monkeypatch.setattr(guard, "_Transport", Recorded)
+    async with serving() as (served, _):
+        client = await served.connect(f"{request_line} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        received = await asyncio.wait_for(client.reader.read(), DEADLINE)
+    assert [(data.startswith(b"HTTP/1.1 200"), data.endswith(b"}")) for data in written] == writes
+    assert b"".join(written) == received
 
 
 @pytest.mark.parametrize("offer", [b"h2c", b"websocket", b"WebSocket, h2c"])

@@ -21,6 +21,7 @@ from serving.bundle import Bundle
 from serving.items.catalogue import Catalogue
 from serving.items.events import are_ids
 from serving.online import receipts
+from serving.online import recommender as online
 from serving.online.models import Assigned, Models
 from serving.online.recommender import Query, Recommendation, Steps
 from serving.types import Event, Trace, searches_of
@@ -66,6 +67,7 @@ def to_query(body: RecommendRequest | RankRequest, steps: Steps, client: str, se
         dense_weight=body.dense_weight,
         neighbours_weight=body.neighbours_weight,
         filter=body.filter,
+        boosts=[(boost.filter, boost.factor) for boost in body.boost] if body.boost else (),
         timeout=None if body.timeout_ms is None else body.timeout_ms / 1000,
         explain=body.explain,
         client=client,
@@ -127,7 +129,11 @@ def to_explanation(bundle: Bundle, query: Query, found: Recommendation, trace: T
 
     neighbour_scores: Sequence[float | None] = trace.neighbour_scores or [None] * len(found.items)
     neighbours_weight, gate = query.neighbours_weight, bundle.settings.gate
-    items = zip(found.items, trace.token_log_probs, trace.dense_scores, neighbour_scores, trace.similarity, strict=True)
+    boosts = online.boosts_of(catalogue, query)
+    boosted = catalogue.log_factors(boosts, found.items).tolist() if boosts else [None] * len(found.items)
+    items = zip(
+        found.items, trace.token_log_probs, trace.dense_scores, neighbour_scores, trace.similarity, boosted, strict=True
+    )
     return Explanation(
         steps=[step(number, nearest) for number, nearest in enumerate(trace.nearest_items)],
         items=[
@@ -137,8 +143,9 @@ def to_explanation(bundle: Bundle, query: Query, found: Recommendation, trace: T
                 dense_score=dense,
                 neighbour_score=neighbour_score,
                 similarity=similarity,
+                boost=boost,
             )
-            for row, tokens, dense, neighbour_score, similarity in items
+            for row, tokens, dense, neighbour_score, similarity, boost in items
         ],
         dense_weight=bundle.dense_weight if query.dense_weight is None else query.dense_weight,
         neighbours_weight=bundle.neighbours_weight if neighbours_weight is None else neighbours_weight,

@@ -23,7 +23,7 @@ from serving.ids import is_unicode
 from serving.items.filter_parser import MAX_LENGTH
 from serving.online.counters import Window
 from serving.online.deployment import Arm, Shadow, Traffic
-from serving.types import MAX_ID_LENGTH, MAX_TIMESTAMP, MAX_TYPE_LENGTH, Event
+from serving.types import MAX_BOOSTS, MAX_ID_LENGTH, MAX_TIMESTAMP, MAX_TYPE_LENGTH, Event
 
 MAX_ITEMS = 10_000
 MAX_PATHS = 16
@@ -73,6 +73,13 @@ class HistoryEvent(Body):
 HistoryItem = Annotated[Id | HistoryEvent, Field(union_mode="left_to_right")]
 
 
+class Boost(Body):
+    """Multiplies what the items that pass are worth: their score is that of the model + log(factor)."""
+
+    filter: FilterText
+    factor: float = Field(ge=0.001, le=1000, description="above 1 for more of them, below for fewer")
+
+
 class Answering(Body):
     """How the model answers."""
 
@@ -87,6 +94,9 @@ class Answering(Body):
     )
     filter: FilterText | None = Field(
         None, description='only items that pass, such as price < 50 and brand in ["A", "B"]; docs/FILTERS.md has all'
+    )
+    boost: Annotated[list[Boost], Field(max_length=MAX_BOOSTS)] | None = Field(
+        None, description="what to recommend more of, or less"
     )
     timeout_ms: float | None = Field(None, gt=0, le=600_000, description="time budget")
 
@@ -227,6 +237,9 @@ class ItemExplanation(BaseModel):
     neighbour_score: float | None = Field(
         None,
         description="log of the item's share in the item graph, or its log score; null if it has none",
+    )
+    boost: float | None = Field(
+        None, exclude_if=lambda boost: boost is None, description="log of the factors, added to the score"
     )
     similarity: list[float] = Field(description="cosine similarity of the state and the item, one per step")
 

@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 
 from serving.bundle import Bundle
-from serving.errors import BundleError, EngineError
+from serving.errors import BundleError, EngineError, RequestError
 from serving.items.events import time_buckets
 from serving.items.histories import history_tokens
 from serving.items.live import LiveIndex
 from serving.items.nearest import nearest_items
 from serving.items.neighbours import NO_ITEM
-from serving.items.rules import RuleBook
+from serving.items.rules import RuleBook, SetsInUse
 from serving.items.trie import build_trie
 from serving.network.eager import EagerRuntime
 from serving.search.beam import decode_items, rank_items, reason
@@ -86,7 +86,13 @@ class Engine:
             return self._explore(requests, states)
         started = time.perf_counter()
         found = self._look_up(requests)
-        beams, reasoned_at = self._search(requests, states, found)
+        try:
+            beams, reasoned_at = self._search(requests, states, found)
+        except SetsInUse:
+            if len(requests) == 1:
+                raise RequestError("This catalogue is too large for so many boosts; name fewer.", "boost") from None
+            half = len(requests) // 2
+            return self.search(requests[:half], states[:half]) + self.search(requests[half:], states[half:])
         beams = beams.to("cpu")
         if (beams.scores.isnan() | (beams.scores.isinf() & (beams.items >= 0))).any():
             raise EngineError("The network's scores are not finite numbers; go back to the bundle served before.")
@@ -164,7 +170,8 @@ class Engine:
             times = [None if request.events is None else request.events.times for request in requests]
             buckets = torch.from_numpy(time_buckets(times, self.bundle.max_items, hidden.shape[1])).to(device)
         rules = [request.rules for request in requests]
-        if self.graphs is not None and first.items is None:
+        boosts = self.rules.boosts([request.boosts for request in requests])
+        if self.graphs is not None and first.items is None and boosts is None:
             reasoned_at = time.perf_counter()
             rules += [Rules()] * (padded_batch(len(requests)) - len(requests))
             with self.rules.blocked(rules) as blocked:
@@ -177,11 +184,20 @@ class Engine:
         reasoned_at = time.perf_counter()
         if first.items is not None:
             items = self._padded([request.items or () for request in requests])
-            beams = rank_items(self.runtime, self.trie, settings, cross, reasoned, items, dense_weight, memory)
+            beams = rank_items(self.runtime, self.trie, settings, cross, reasoned, items, dense_weight, memory, boosts)
             return beams, reasoned_at
         with self.rules.blocked(rules) as blocked:
             beams = decode_items(
-                self.runtime, self.trie, settings, cross, reasoned, first.beam_width, blocked, dense_weight, memory
+                self.runtime,
+                self.trie,
+                settings,
+                cross,
+                reasoned,
+                first.beam_width,
+                blocked,
+                dense_weight,
+                memory,
+                boosts,
             )
         return beams, reasoned_at
 

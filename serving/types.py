@@ -33,6 +33,7 @@ StateDtype = Literal["float32", "float16"]
 MAX_ID_LENGTH = 256
 MAX_TYPE_LENGTH = 64  # characters of an event's type
 MAX_TIMESTAMP = 1e11  # seconds since 1970 of an event: year 5138, so that milliseconds are noticed
+MAX_BOOSTS = 4  # of a request
 REDIS_PREFIX = "streamrec"  # of every key and channel, unless the settings name another
 
 
@@ -151,12 +152,23 @@ class Rules:
 
 
 @dataclass(frozen=True, slots=True)
+class Boost:
+    """Adds log_factor to the log scores of the items that the rules permit, or, if it is below 0, of all others.
+
+    rules: filters only. Said so, an item does best to be permitted, whichever way the boost goes.
+    """
+
+    rules: Rules
+    log_factor: float
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """One search. history: catalogue rows, oldest first. paths: reasoning paths. None: the bundle's own value.
 
     items: score these distinct catalogue rows and search for none; beams and rules have no say then. explore: how many
     new items to find besides, by a second search of as many beams. events: of the history; None: nothing is known of
-    them.
+    them. boosts: at most MAX_BOOSTS.
     """
 
     history: tuple[int, ...]
@@ -171,6 +183,7 @@ class Request:
     items: tuple[int, ...] | None = None
     explore: int = 0
     events: EventData | None = None
+    boosts: tuple[Boost, ...] = ()
 
     @property
     def beam_rows(self) -> int:

@@ -27,6 +27,14 @@ class BatchResponse(TypedDict):
     """in the order of the requests"""
 
 
+class Boost(TypedDict):
+    """Multiplies what the items that pass are worth: their score is that of the model + log(factor)."""
+
+    filter: str
+    factor: float
+    """above 1 for more of them, below for fewer"""
+
+
 class CatalogueFilter(TypedDict):
     """A named subset as whatever passes a filter, now and as items and times change."""
 
@@ -178,6 +186,8 @@ class ItemExplanation(TypedDict):
     dense_score: float
     neighbour_score: NotRequired[float | None]
     """log of the item's share in the item graph, or its log score; null if it has none"""
+    boost: NotRequired[float | None]
+    """log of the factors, added to the score"""
     similarity: list[float]
     """cosine similarity of the state and the item, one per step"""
 
@@ -273,6 +283,8 @@ class NamedScenario(TypedDict):
     """weight of the item graph, 0: the network alone; default: the bundle's"""
     filter: NotRequired[str | None]
     """only items that pass, such as price < 50 and brand in ["A", "B"]; docs/FILTERS.md has all"""
+    boost: NotRequired[list[Boost] | None]
+    """what to recommend more of, or less"""
     timeout_ms: NotRequired[float | None]
     """time budget"""
     k: NotRequired[int]
@@ -359,6 +371,8 @@ class RankRequest(TypedDict):
     """weight of the item graph, 0: the network alone; default: the bundle's"""
     filter: NotRequired[str | None]
     """only items that pass, such as price < 50 and brand in ["A", "B"]; docs/FILTERS.md has all"""
+    boost: NotRequired[list[Boost] | None]
+    """what to recommend more of, or less"""
     timeout_ms: NotRequired[float | None]
     """time budget"""
     user_id: NotRequired[str | None]
@@ -399,6 +413,8 @@ class RecommendRequest(TypedDict):
     """weight of the item graph, 0: the network alone; default: the bundle's"""
     filter: NotRequired[str | None]
     """only items that pass, such as price < 50 and brand in ["A", "B"]; docs/FILTERS.md has all"""
+    boost: NotRequired[list[Boost] | None]
+    """what to recommend more of, or less"""
     timeout_ms: NotRequired[float | None]
     """time budget"""
     user_id: NotRequired[str | None]
@@ -477,6 +493,8 @@ class Scenario(TypedDict):
     """weight of the item graph, 0: the network alone; default: the bundle's"""
     filter: NotRequired[str | None]
     """only items that pass, such as price < 50 and brand in ["A", "B"]; docs/FILTERS.md has all"""
+    boost: NotRequired[list[Boost] | None]
+    """what to recommend more of, or less"""
     timeout_ms: NotRequired[float | None]
     """time budget"""
     k: NotRequired[int]

@@ -21,6 +21,13 @@ export interface BatchResponse {
   results: Array<RecommendResponse | Problem>;
 }
 
+/** Multiplies what the items that pass are worth: their score is that of the model + log(factor). */
+export interface Boost {
+  filter: string;
+  /** above 1 for more of them, below for fewer */
+  factor: number;
+}
+
 /** A named subset as whatever passes a filter, now and as items and times change. */
 export interface CatalogueFilter {
   filter: string;
@@ -153,6 +160,8 @@ export interface ItemExplanation {
   dense_score: number;
   /** log of the item's share in the item graph, or its log score; null if it has none */
   neighbour_score?: number | null;
+  /** log of the factors, added to the score */
+  boost?: number | null;
   /** cosine similarity of the state and the item, one per step */
   similarity: Array<number>;
 }
@@ -247,6 +256,8 @@ export interface NamedScenario {
   neighbours_weight?: number | null;
   /** only items that pass, such as price < 50 and brand in ["A", "B"]; docs/FILTERS.md has all */
   filter?: string | null;
+  /** what to recommend more of, or less */
+  boost?: Array<Boost> | null;
   /** time budget */
   timeout_ms?: number | null;
   /** how many items to return */
@@ -328,6 +339,8 @@ export interface RankRequest {
   neighbours_weight?: number | null;
   /** only items that pass, such as price < 50 and brand in ["A", "B"]; docs/FILTERS.md has all */
   filter?: string | null;
+  /** what to recommend more of, or less */
+  boost?: Array<Boost> | null;
   /** time budget */
   timeout_ms?: number | null;
   /** without it nothing is cached and no known history is used */
@@ -365,6 +378,8 @@ export interface RecommendRequest {
   neighbours_weight?: number | null;
   /** only items that pass, such as price < 50 and brand in ["A", "B"]; docs/FILTERS.md has all */
   filter?: string | null;
+  /** what to recommend more of, or less */
+  boost?: Array<Boost> | null;
   /** time budget */
   timeout_ms?: number | null;
   /** without it nothing is cached and no known history is used */
@@ -437,6 +452,8 @@ export interface Scenario {
   neighbours_weight?: number | null;
   /** only items that pass, such as price < 50 and brand in ["A", "B"]; docs/FILTERS.md has all */
   filter?: string | null;
+  /** what to recommend more of, or less */
+  boost?: Array<Boost> | null;
   /** time budget */
   timeout_ms?: number | null;
   /** how many items to return */

@@ -44,10 +44,10 @@ class Blocked:
         mask = self.level_masks[level] if sets else None
         scores, child = trie.expand(log_probs, node, level, mask, first_id=first_id)
         if lists:
-            bits = _read(self.own, self.own_offset, child, trie.tables[level])
+            bits = read_bits(self.own, self.own_offset, child, trie.tables[level])
             scores = scores + minus_inf(bits ^ self.inverted.unsqueeze(-1))
         if sets and mask is None:
-            scores = scores + minus_inf(_read(self.sets, self.set_offset, child, trie.tables[level]))
+            scores = scores + minus_inf(read_bits(self.sets, self.set_offset, child, trie.tables[level]))
         return scores, child
 
     def items(self, trie: Trie, rows: torch.Tensor | None = None) -> torch.Tensor:
@@ -63,7 +63,7 @@ class Blocked:
         return bits.bool() | (leaf < 0)
 
 
-def _read(rows: torch.Tensor, offset: torch.Tensor, child: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+def read_bits(rows: torch.Tensor, offset: torch.Tensor, child: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     """The bits of children, which are runs if there is no table. Shape: (n, N + C), (B, 1), (B, Q, C) -> (B, Q, C)."""
     if not table.numel():
         return F.embedding(child[..., 0] + offset, rows.view(-1).unfold(0, child.shape[-1], 1))

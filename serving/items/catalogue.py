@@ -25,7 +25,7 @@ from serving.items.filter_parser import parse_filter
 from serving.items.filters import Items, matching
 from serving.items.labels import Labels
 from serving.items.titles import TitleIndex, build_title_index
-from serving.types import Rules
+from serving.types import Boost, Rules
 
 COLUMNS = {"item_id", "tokens", "title", "categories", "popularity"}
 NOW_STEP_S = 60.0  # what `now` stands for in a filter moves on so often, and sets of items that depend on it with it
@@ -104,6 +104,20 @@ class Catalogue:
         filters = {parse_filter(text) for text in texts}
         moment = now // NOW_STEP_S * NOW_STEP_S if any(each.is_relative for each in filters) else 0.0
         return replace(rules, filters=tuple(sorted(each.text for each in filters)), catalogue=catalogue, now=moment)
+
+    def boost(self, text: str, factor: float, now: float) -> Boost:
+        """Multiplies what the items that pass a filter are worth. Raises FilterError."""
+        parse_filter(text)
+        rules = self.resolve(Rules(filters=(text if factor >= 1 else f"not ({text})",)), now)
+        return Boost(rules, math.log(factor))
+
+    def log_factors(self, boosts: Sequence[Boost], rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """What boosts add to the log scores of items. Shape: (n,) catalogue rows -> (n,) float64."""
+        items = Items(self.fields, len(rows), np.asarray(rows, np.int64))
+        factors = np.zeros(len(rows))
+        for boost in boosts:
+            factors += np.where(self._passes(boost.rules, items) == (boost.log_factor > 0), boost.log_factor, 0.0)
+        return factors
 
     def check_names(self, rules: Rules) -> None:
         """Raises UnknownCatalogue or RequestError for a named subset or a category that does not exist."""
@@ -197,9 +211,13 @@ class Catalogue:
         passes = self._passes(rules, Items(self.fields, len(indices), np.array([items[i] for i in indices], np.int64)))
         return [index for index, passed in zip(indices, passes.tolist(), strict=True) if passed]
 
-    def popular(self, k: int, rules: Rules) -> list[int]:
-        """The k most popular permitted items, most popular first."""
+    def popular(self, k: int, rules: Rules, boosts: Sequence[Boost] = ()) -> list[int]:
+        """The k most popular permitted items, most popular first, as boosts multiply their popularity."""
         permitted, order = self.permitted(rules), self._by_popularity
+        if boosts:
+            count = len(permitted)
+            worth = self.popularity[:count] * np.exp(self.log_factors(boosts, np.arange(count)))
+            order = np.argsort(-worth, kind="stable")
         if len(order) < len(permitted):  # nobody has seen those that were added
             order = np.concatenate([order, np.arange(len(order), len(permitted))])
         rows: list[int] = order[permitted[order]][:k].tolist()

@@ -16,9 +16,10 @@ import torch
 
 from serving.items.ancestry import Ancestry
 from serving.items.blocked import Blocked
+from serving.items.boosts import Boosts
 from serving.items.prepared_sets import ALL_ITEMS, SET_BYTES, PreparedSets
 from serving.items.trie import Trie
-from serving.types import Rules
+from serving.types import Boost, Rules
 
 NO_RULES = Rules()
 NO_NODES = np.empty(0, np.int32)
@@ -26,6 +27,10 @@ NO_NODES = np.empty(0, np.int32)
 
 def no_sets(rules: Rules) -> np.ndarray:
     raise ValueError(f"There are no named subsets, categories or filters here, so {rules} has no meaning.")
+
+
+class SetsInUse(Exception):
+    """The requests of a batch have more different boosts than sets can be prepared at a time."""
 
 
 class RuleBook:
@@ -45,17 +50,39 @@ class RuleBook:
         set_bytes: int = SET_BYTES,
         host: Trie | None = None,
     ) -> None:
-        self._members, self._levels, self._device = members, trie.levels, trie.token.device
+        self._trie, self._members, self._levels, self._device = trie, members, trie.levels, trie.token.device
         self._row_width = trie.nodes + max(trie.max_children)
         self._ancestry = Ancestry(host or trie)
         self.sets = PreparedSets(trie, self._ancestry, members, set_bytes)
         self._busy = False
+        self._boosting: set[int] = set()  # slots that the boosts of the batch read
         self._allocate(rows)
 
     def prepare(self, rules: Sequence[Rules]) -> None:
         """Prepares the sets that these rules name, as many as fit, so that no request waits for it."""
         for rule in rules[: len(self.sets) - 1]:
             self.sets.slot(rule, set())
+
+    def boosts(self, boosts: Sequence[Sequence[Boost]]) -> Boosts | None:
+        """The boosts of a batch, to be asked for before what its rules block; None if no request has any.
+
+        Raises SetsInUse."""
+        self._boosting = set()
+        most = max(map(len, boosts), default=0)
+        if not most:
+            return None
+        slots = np.full((most, len(boosts), 1), ALL_ITEMS)
+        added = np.zeros((2, most, len(boosts), 1), np.float32)  # where a set is open, and where not
+        for request, own in enumerate(boosts):
+            for number, boost in enumerate(own):
+                slot = self.sets.slot(boost.rules, self._boosting)
+                if slot is None:
+                    raise SetsInUse
+                slots[number, request] = slot
+                added[int(boost.log_factor < 0), number, request] = boost.log_factor
+        offset = torch.from_numpy(slots * self._row_width).to(self._device)
+        where_open, where_shut = torch.from_numpy(added).to(self._device)
+        return Boosts(self._trie, self.sets.device_bits, offset.unbind(), where_open.unbind(), where_shut.unbind())
 
     @contextmanager
     def blocked(self, rules: Sequence[Rules]) -> Iterator[Blocked | None]:
@@ -70,7 +97,7 @@ class RuleBook:
             raise RuntimeError("The rules of another batch are still in use; leave their context first.")
         if len(rules) > len(self._own):
             self._allocate(1 << (len(rules) - 1).bit_length())
-        in_use: set[int] = set()
+        in_use = self._boosting.copy()
         marks = [self._mark(rule, in_use) for rule in rules]
         lists, sets = any(len(nodes) or inverted for nodes, inverted, _ in marks), any(slot for _, _, slot in marks)
         self._busy = True

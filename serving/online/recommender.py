@@ -13,10 +13,11 @@ from collections.abc import Awaitable, Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeVar
 
+import numpy as np
 from redis.exceptions import RedisError
 
 from serving.bundle import Bundle
-from serving.errors import RequestError, StoreUnavailable
+from serving.errors import FilterError, RequestError, StoreUnavailable
 from serving.items.catalogue import Catalogue
 from serving.items.events import read_events
 from serving.items.live import LiveIndex
@@ -29,10 +30,10 @@ from serving.online.diversity import choose
 from serving.online.impressions import Impressions, lowered
 from serving.online.redis_link import RedisDown
 from serving.online.similar import SimilarItems
-from serving.online.trends import Ranked, filled
+from serving.online.trends import Ranked, boosted, filled
 from serving.online.users import UserStore, digest
 from serving.search.scoring import AT_ONCE
-from serving.types import Answer, EncoderState, Event, EventData, Request, Rules, Trace, searches_of
+from serving.types import Answer, Boost, EncoderState, Event, EventData, Request, Rules, Trace, searches_of
 
 log = logging.getLogger("streamrec.recommender")
 
@@ -45,11 +46,12 @@ class Query:
     """What a client asks for, in item ids. None stands for the default of the bundle or of the service.
 
     history: item ids and events, oldest first; empty: what is known of the user. timeout: time budget in seconds.
-    rank_only: score every permitted item of `allow`, and search for none. diversity, max_per_category: choose the k
-    from all that the beams have found, and explore: keep so many of them for new items (`serving/online/diversity.py`).
-    rotation: how far items go down that the user was shown lately and did not take (`serving/online/impressions.py`).
-    shown: marks of what the pages before had (`serving/online/receipts.py`); the k items are those behind them.
-    client: who asks; clients share the engine's time.
+    rank_only: score every permitted item of `allow`, and search for none. boosts: filters, and the factors by which
+    they multiply what the items that pass are worth. diversity, max_per_category: choose the k from all that the beams
+    have found, and explore: keep so many of them for new items (`serving/online/diversity.py`). rotation: how far items
+    go down that the user was shown lately and did not take (`serving/online/impressions.py`). shown: marks of what the
+    pages before had (`serving/online/receipts.py`); the k items are those behind them. client: who asks; clients share
+    the engine's time.
     """
 
     history: Sequence[str | Event] = ()
@@ -64,6 +66,7 @@ class Query:
     categories: Sequence[str] = ()
     catalogue: str | None = None
     filter: str | None = None
+    boosts: Sequence[tuple[str, float]] = ()
     dense_weight: float | None = None
     neighbours_weight: float | None = None
     timeout: float | None = None
@@ -120,6 +123,7 @@ class Resolved:
     unknown_items: list[str]
     items: tuple[int, ...] | None = None
     events: EventData | None = None
+    boosts: tuple[Boost, ...] = ()
 
 
 class EngineLike(Protocol):
@@ -379,7 +383,22 @@ def resolve(bundle: Bundle, query: Query, history: Sequence[str | Event]) -> Res
     if query.rank_only:
         allowed = rules.allow or ()
         items = tuple(allowed[index] for index in catalogue.permitted_indices(allowed, rules))
-    return Resolved(seen[-bundle.max_items :], rules, list(unknown), items, events)
+    boosts = boosts_of(catalogue, query)
+    return Resolved(seen[-bundle.max_items :], rules, list(unknown), items, events, boosts)
+
+
+def boosts_of(catalogue: Catalogue, query: Query) -> tuple[Boost, ...]:
+    """Raises FilterError."""
+    if not query.boosts:
+        return ()
+    now = time.time()
+    found = []
+    for number, (text, factor) in enumerate(query.boosts):
+        try:
+            found.append(catalogue.boost(text, factor, now))
+        except FilterError as error:
+            raise FilterError(error.fault, error.position, f"boost.{number}.filter") from error
+    return tuple(boost for boost in found if boost.log_factor)
 
 
 def to_request(query: Query, resolved: Resolved, plan: Plan) -> Request:
@@ -396,6 +415,7 @@ def to_request(query: Query, resolved: Resolved, plan: Plan) -> Request:
         paths=query.paths,
         items=resolved.items,
         explore=query.explore,
+        boosts=resolved.boosts,
         events=resolved.events,
     )
 
@@ -469,9 +489,12 @@ def popular(
     rotated: items that go down."""
     catalogue, k = bundle.catalogue, query.found(beam_width)
     if ranked is None:
-        items = catalogue.popular(k, resolved.rules)
-        ranked = Ranked(items, [float(catalogue.popularity[item]) for item in items])
+        items = catalogue.popular(k, resolved.rules, resolved.boosts)
+        worth = catalogue.popularity[items] * np.exp(catalogue.log_factors(resolved.boosts, items))
+        ranked = Ranked(items, worth.tolist())
     else:
+        if resolved.boosts:
+            ranked = boosted(catalogue, ranked, resolved.boosts)
         ranked = filled(catalogue, ranked, resolved.rules, k)
     answer = to_list(bundle, query, Answer(*ranked), rotated, are_logs=False)
     plan, seconds = Plan(0, beam_width), {"total": time.monotonic() - started}

@@ -8,7 +8,7 @@ an answer is, is defined here and nowhere else: evaluation and the service both 
     score(item) = merge over the P reasoning paths of [ log share(path) + log P(c_1 | path) ]
                 + sum_{j=2..M} log P(c_j | best path for c_1, c_1 .. c_{j-1})  +  dense_weight * dense(item | s_L)
 
-which the item memory joins as `serving/search/memory.py` says.
+which the item memory joins as `serving/search/memory.py` says; then a request's boosts are added (log of the factors).
 
 log P is a log_softmax(logits / temperature) over the tokens that may stand at the position: the codes of the item's
 level, or the reasoning codes (`normalise: block`); in older bundles over the whole vocabulary. Tokens outside the trie
@@ -30,6 +30,7 @@ from dataclasses import dataclass
 import torch
 
 from serving.items.blocked import Blocked
+from serving.items.boosts import Boosts
 from serving.items.trie import Trie
 from serving.items.vocabulary import Vocabulary
 from serving.network.runtime import Runtime
@@ -76,14 +77,15 @@ def search(
     blocked: Blocked | None = None,
     dense_weight: torch.Tensor | None = None,
     memory: MemoryScores | None = None,
+    boosts: Boosts | None = None,
 ) -> Beams:
     """The best `beam_width` items for each of B histories. If K permitted items exist, K come back; if fewer, all.
 
     cross: what the decoder sees of the histories. blocked: nodes without a permitted item; None if all are permitted.
-    dense_weight: (B,) float32; None computes no dense score at all. memory: None if no request has one.
+    dense_weight: (B,) float32; None computes no dense score at all. memory, boosts: None if no request has any.
     """
     reasoned = reason(runtime, settings, cross, steps)
-    return decode_items(runtime, trie, settings, cross, reasoned, beam_width, blocked, dense_weight, memory)
+    return decode_items(runtime, trie, settings, cross, reasoned, beam_width, blocked, dense_weight, memory, boosts)
 
 
 def reason(runtime: Runtime, settings: SearchSettings, cross: CrossKeysValues, steps: int) -> ReasoningPaths:
@@ -138,11 +140,14 @@ def decode_items(
     blocked: Blocked | None,
     dense_weight: torch.Tensor | None,
     memory: MemoryScores | None = None,
+    boosts: Boosts | None = None,
 ) -> Beams:
     """Decodes items with `beam_width` beams, lets dense and memory scores join, and ranks again. See `search`."""
-    proposed = propose_items(runtime, trie, settings, cross, reasoned, beam_width, blocked, dense_weight, memory)
+    proposed = propose_items(
+        runtime, trie, settings, cross, reasoned, beam_width, blocked, dense_weight, memory, boosts
+    )
     is_ranked = dense_weight is None and memory is None  # by the beam, which no other score joins
-    return _joined(trie, settings, reasoned, proposed, memory, None if is_ranked else beam_width)
+    return _joined(trie, settings, reasoned, proposed, memory, boosts, None if is_ranked else beam_width)
 
 
 def rank_items(
@@ -154,6 +159,7 @@ def rank_items(
     items: torch.Tensor,
     dense_weight: torch.Tensor | None,
     memory: MemoryScores | None = None,
+    boosts: Boosts | None = None,
 ) -> Beams:
     """All of the given items, best first, with the scores that `search` gives them. K is their number.
 
@@ -164,7 +170,7 @@ def rank_items(
     if dense_weight is not None:
         scorer = dense_score(runtime, trie, reasoned.states[:, :, -1], None, 0)
     proposed = _proposed(runtime, trie, settings, reasoned, found, scorer, dense_weight, memory)
-    return _joined(trie, settings, reasoned, proposed, memory, items.shape[1])
+    return _joined(trie, settings, reasoned, proposed, memory, boosts, items.shape[1])
 
 
 def _joined(
@@ -173,9 +179,10 @@ def _joined(
     reasoned: ReasoningPaths,
     proposed: Proposed,
     memory: MemoryScores | None,
+    boosts: Boosts | None,
     keep: int | None,
 ) -> Beams:
-    """Lets the memory join what was proposed, and keeps the best, best first. keep: None leaves list and order."""
+    """Lets memory and boosts join what was proposed, and keeps the best, best first. keep: None leaves the order."""
     found, dense, scores = proposed.found, proposed.dense, proposed.network
     gate = torch.full_like(proposed.confidence, float("inf"))
     if memory is not None:
@@ -185,6 +192,8 @@ def _joined(
         else:
             gate = memory.gate + settings.gate.confidence * proposed.confidence
             scores = mixed(scores, by_memory.log(), gate, settings.gate.network_power, settings.gate.memory_power)
+    if boosts is not None:
+        scores = scores + boosts.of_leaves(found.leaf)
     if keep is not None:
         order = stable_topk(scores, found.leaf, min(keep, scores.shape[1]))
         dense, scores = dense.gather(1, order), scores.gather(1, order)
@@ -214,15 +223,16 @@ def propose_items(
     blocked: Blocked | None,
     dense_weight: torch.Tensor | None,
     memory: MemoryScores | None,
+    boosts: Boosts | None = None,
 ) -> Proposed:
     """The beam's items and the candidates, with what the network alone says of them. See `search`."""
-    found = _decode_tokens(runtime, trie, settings, cross, reasoned, beam_width, blocked)
+    found = _decode_tokens(runtime, trie, settings, cross, reasoned, beam_width, blocked, boosts)
     scorer = None
     if dense_weight is not None:
         best = settings.dense_candidates and settings.dense_candidates + found.leaf.shape[1]  # the beam's may be among
         scorer = dense_score(runtime, trie, reasoned.states[:, :, -1], blocked, best)
     if settings.dense_candidates and not (dense_weight is None and memory is None):
-        favours = favoured(runtime, scorer, dense_weight, memory)
+        favours = favoured(runtime, scorer, dense_weight, memory, boosts)
         found = add_candidates(runtime, trie, settings, cross, reasoned, found, blocked, favours)
     return _proposed(runtime, trie, settings, reasoned, found, scorer, dense_weight, memory)
 
@@ -256,8 +266,11 @@ def _decode_tokens(
     reasoned: ReasoningPaths,
     beam_width: int,
     blocked: Blocked | None,
+    boosts: Boosts | None,
 ) -> DecodedItems:
-    """The beam over item tokens, from the root of the trie to its leaves; best item first."""
+    """The beam over item tokens, from the root of the trie to its leaves; best item first, boosts included.
+
+    Boosts decide with the most that they add below a node which beams go on, and are no part of the scores."""
     cache, hidden = reasoned.cache, reasoned.hidden
     scores = reasoned.scores.log_softmax(-1)  # (B, P): the log shares
     node = torch.zeros(scores.shape, dtype=torch.int64, device=scores.device)
@@ -270,14 +283,17 @@ def _decode_tokens(
         else:
             step, child = blocked.expand(trie, log_probs, node, level, first_id=block[0])
         candidates = scores.unsqueeze(-1) + step
+        bound = None if boosts is None else boosts.of_children(child, level)
         count = min(beam_width, trie.nodes_at(level + 1), child.shape[1] * child.shape[2])
         if level == 0:
             merged, carrier = merge_paths(candidates, settings.merge)
-            column = stable_topk(merged, child[:, 0], min(count, child.shape[2]))
+            ranked = merged if bound is None else merged + bound[:, 0]
+            column = stable_topk(ranked, child[:, 0], min(count, child.shape[2]))
             scores, parent = merged.gather(1, column), carrier.gather(1, column)
             flat = parent * child.shape[2] + column
         else:
-            flat = stable_topk(candidates.flatten(1), child.flatten(1), count)  # (B, K)
+            ranked = candidates if bound is None else candidates + bound
+            flat = stable_topk(ranked.flatten(1), child.flatten(1), count)  # (B, K)
             scores, parent = candidates.flatten(1).gather(1, flat), flat // child.shape[2]
         node = child.flatten(1).gather(1, flat).long()
         path = path.gather(1, parent)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from serving.items.blocked import Blocked
+from serving.items.boosts import Boosts
 from serving.items.neighbours import NO_ITEM
 from serving.items.trie import Trie
 from serving.network.runtime import Runtime
@@ -36,15 +37,24 @@ class Favoured:
 
 
 def favoured(
-    runtime: Runtime, dense: DenseScore | None, dense_weight: torch.Tensor | None, memory: MemoryScores | None
+    runtime: Runtime,
+    dense: DenseScore | None,
+    dense_weight: torch.Tensor | None,
+    memory: MemoryScores | None,
+    boosts: Boosts | None = None,
 ) -> Favoured:
-    """What a memory touches, and the best by dense score. One of the two has to be there. Shape: dense_weight (B,)."""
+    """What a memory touches, and the best by dense score, boosted. One of the two has to be there.
+
+    Shape: dense_weight (B,)."""
     items, bonus = [], []
     last = len(runtime.item_tokens) - 1
     if memory is not None:
         own = memory.scores
         if memory.gate is None and dense is not None and dense_weight is not None:
             own = own + dense_weight[:, None] * dense.of(runtime, memory.items.clamp(max=last))
+        if boosts is not None:
+            boost = boosts.of_items(memory.items.clamp(max=last))
+            own = own + boost if memory.gate is None else own * boost.exp()
         items.append(memory.items.clamp(max=last))
         bonus.append(own.masked_fill(memory.items > last, NEG_INF))  # padding, and what no index has room for yet
     if dense is not None and dense_weight is not None:
@@ -55,6 +65,8 @@ def favoured(
             own, left_out = own + elsewhere, left_out | is_touched
         elif memory is not None and memory.gate is not None:
             left_out = left_out | memory.gate[:, None].isfinite()
+        if boosts is not None:
+            own = own + boosts.of_items(dense.best.clamp(max=last))
         items.append(dense.best.clamp(max=last))
         bonus.append(own.masked_fill(left_out, NEG_INF))
     return Favoured(torch.cat(items, 1), torch.cat(bonus, 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -286,6 +287,38 @@ def test_requests_filter_by_what_items_are_at_the_time(serve: Serve) -> None:
     assert put(client, "i0", fields={"price": 10**400}).status_code == 422
     assert put(client, "i0", fields={f"field {n}": 1 for n in range(50)}).status_code == 200
     assert "streamrec_invalid_items_total 0.0" in client.get("/metrics").text
+
+
+def test_boosts_multiply_what_items_are_worth(serve: Serve) -> None:
+    client = serve()
+    for row in range(4):
+        put(client, f"i{row}", fields={"price": row})
+
+    def scores(**more: Any) -> dict[str, float]:
+        body = {"history": ["i9"], "k": 80, "beam_width": 80, "exclude_seen": False, **more}
+        answer = client.post("/recommend", json=body)
+        assert answer.status_code == 200, answer.text
+        return {item["item_id"]: item["score"] for item in answer.json()["items"]}
+
+    plain, more = scores(), {"boost": [{"filter": "price < 2", "factor": 8}, {"filter": "price >= 1", "factor": 0.5}]}
+    added = {"i0": math.log(8), "i1": math.log(4), "i2": math.log(0.5), "i3": math.log(0.5)}
+    expected = {item: score + added.get(item, 0.0) for item, score in plain.items()}
+    assert scores(**more) == pytest.approx(expected, abs=1e-4) and list(scores(**more)) != list(plain)
+    ranked = client.post("/rank", json={"history": ["i9"], "items": ["i1", "i2", "i7"], "explain": True, **more}).json()
+    boosted = {each["item_id"]: each["boost"] for each in ranked["explanation"]["items"]}
+    assert boosted == pytest.approx({"i1": math.log(4), "i2": math.log(0.5), "i7": 0.0})
+    assert {item["item_id"]: item["score"] for item in ranked["items"]} == pytest.approx(
+        {item: expected[item] for item in boosted}, abs=1e-4
+    )
+    popular = client.post("/recommend", json={"k": 1, "boost": [{"filter": "price == 3", "factor": 1000}]}).json()
+    assert popular["source"] == "popularity" and popular["items"][0]["item_id"] == "i3"
+    for wrong, field in (
+        ([{"filter": "price < 2", "factor": 2}, {"filter": "price", "factor": 2}], "boost.1.filter"),
+        ([{"filter": "price < 2", "factor": 0}], "boost.0.factor"),
+        ([{"filter": "price < 2", "factor": 2}] * 5, "boost"),
+    ):
+        refused = client.post("/recommend", json={"boost": wrong})
+        assert refused.status_code == 422 and refused.json()["field"] == field
 
 
 def test_items_have_no_more_fields_than_there_is_room_for(serve: Serve) -> None:

@@ -8,6 +8,8 @@ import numpy as np
 
 from serving.items.trie import Trie
 
+MANY = 0.05  # of all items
+
 
 class Ancestry:
     """Walks from leaves to the root. Sets of nodes are ascending and distinct, so that a step costs one comparison."""
@@ -23,6 +25,10 @@ class Ancestry:
         Shape: (n,) catalogue rows, repeated or not -> (n',) int32, ascending and distinct.
         """
         known = rows[rows < len(self.leaf)]  # the catalogue may already have rows for which this trie has no room
+        if len(known) > MANY * len(self.leaf):  # a pass over all leaves takes less than sorting so many
+            is_in = np.zeros(len(self.leaf) + 1, bool)
+            is_in[self.leaf.take(known)] = True  # those that are not in the trie, -1, mark the last
+            return np.flatnonzero(is_in[:-1]).astype(np.int32) + np.int32(self.first_leaf)
         nodes = np.sort(self.leaf.take(known))  # np.unique takes five times as long
         distinct: np.ndarray = nodes[run_starts(nodes)[:-1]]
         return distinct[distinct >= 0] + np.int32(self.first_leaf)

@@ -140,19 +140,16 @@ class Catalogue:
         Shape: (n,) int64, ascending. Raises UnknownCatalogue, RequestError.
         """
         self.check_names(rules)
-        if rules.catalogue is not None:
-            rows = self.subsets[rules.catalogue]
-            rows = rows[self.listed[rows]]
-        else:
-            rows = np.flatnonzero(self.listed[: len(self)])
+        rows = None if rules.catalogue is None else self.subsets[rules.catalogue]
         if rules.categories:
             named = np.unique(np.concatenate([self._labels.rows(name) for name in rules.categories]))
-            rows = np.intersect1d(rows, named, assume_unique=True)
-        if rules.new_only:
-            rows = rows[self.is_new(rows)]
+            rows = named if rows is None else np.intersect1d(rows, named, assume_unique=True)
+        count = len(self)  # after these, which name no item that is yet to come
+        is_member = self.listed[:count]
         if rules.filters:
-            rows = rows[self._passes(rules, Items(self.fields, len(self)))[rows]]
-        return rows
+            is_member = is_member & self._passes(rules, Items(self.fields, count))
+        rows = np.flatnonzero(is_member) if rows is None else rows[is_member[rows]]
+        return rows[self.is_new(rows)] if rules.new_only else rows
 
     def _passes(self, rules: Rules, items: Items) -> np.ndarray:
         """Which items pass all filters, of which there is at least one. Shape: (count,) bool."""

@@ -110,6 +110,8 @@ class PreparedSets:
     def _prepare(self, slot: int, nodes: np.ndarray) -> None:
         """Fills a slot with the set of these leaves."""
         self._fill(slot, nodes)
+        if self.device_bits.device.type == "cpu":  # where it is the same memory
+            return
         self.device_bits[slot].copy_(torch.from_numpy(self.bits[slot]))
         for on_device, table in zip(self._device_tables, self._tables, strict=True):
             on_device[slot].copy_(torch.from_numpy(table[slot]))

@@ -121,7 +121,7 @@ def test_another_user_may_read_every_file(tmp_path):
 def test_the_folder_is_what_the_contract_says(good):
     about = manifest(good)
     assert about["format"] == 3 and about["tokens_per_item"] == 3
-    assert about["history"] == {"max_items": 6, "suffix_tokens": [1]}
+    assert about["history"] == {"max_items": 6, "suffix_tokens": [1], "type_weights": {}}
     assert about["reasoning"]["max_steps"] == 4 and len(about["reasoning"]["start_tokens"]) == 5
     assert about["reasoning"]["default_steps"] == 2
     assert about["score"]["temperature"] == 1.0 and about["score"]["dense_weight"] == 0.25

@@ -19,7 +19,14 @@ def measured(shares: dict[tuple[int, float], float]) -> Any:
     """A stand-in for `measure`: that share of users, the first ones, has the target on top; the others nowhere."""
 
     def measure(
-        ranker: Any, histories: list[np.ndarray], target: np.ndarray, steps: int, beam: int, *, exclude_seen: bool
+        ranker: Any,
+        histories: list[np.ndarray],
+        target: np.ndarray,
+        steps: int,
+        beam: int,
+        *,
+        exclude_seen: bool,
+        events: Any = None,
     ) -> tuple[dict[str, Any], np.ndarray]:
         weight = ranker.settings.dense_weight
         ranked = np.full((len(target), 10), -1)

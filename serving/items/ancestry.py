@@ -16,7 +16,7 @@ class Ancestry:
 
     def __init__(self, trie: Trie) -> None:
         self.levels, self.level_start, self.first_token = trie.levels, trie.level_start, trie.first_token
-        self.first_leaf = trie.level_start[trie.levels]
+        self.first_leaf, self.leaves_at_most = trie.level_start[trie.levels], len(trie.item)
         self.parent, self.leaf, self.token = (array.cpu().numpy() for array in (trie.parent, trie.leaf, trie.token))
 
     def leaves(self, rows: np.ndarray) -> np.ndarray:
@@ -25,8 +25,8 @@ class Ancestry:
         Shape: (n,) catalogue rows, repeated or not -> (n',) int32, ascending and distinct.
         """
         known = rows[rows < len(self.leaf)]  # the catalogue may already have rows for which this trie has no room
-        if len(known) > MANY * len(self.leaf):  # a pass over all leaves takes less than sorting so many
-            is_in = np.zeros(len(self.leaf) + 1, bool)
+        if len(known) > MANY * self.leaves_at_most:  # a pass over all leaves takes less than sorting so many
+            is_in = np.zeros(self.leaves_at_most + 1, bool)
             is_in[self.leaf.take(known)] = True  # those that are not in the trie, -1, mark the last
             return np.flatnonzero(is_in[:-1]).astype(np.int32) + np.int32(self.first_leaf)
         nodes = np.sort(self.leaf.take(known))  # np.unique takes five times as long

@@ -148,7 +148,7 @@ def test_the_collection_can_be_sent(service: ServiceProcess) -> None:
     shown = {"recommendation_id": answer["recommendation_id"], "item_id": answer["items"][0]["item_id"]}
     service.http.post("/users/u1/events", json={"items": ["i1"]}).raise_for_status()
     variables = {each["key"]: each["value"] for each in made["variable"]}
-    variables |= {"address": service.address, "version": "nonesuch", "path": "nonesuch", "name": "n"} | shown
+    variables |= {"address": service.address, "version": "nonesuch", "path": "nonesuch", "name": "tiny"} | shown
 
     def filled(text: str) -> str:
         return re.sub(r"{{(\w+)}}", lambda match: variables[match[1]], text)

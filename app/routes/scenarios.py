@@ -39,8 +39,9 @@ async def list_scenarios(service: ServiceDep) -> ScenariosResponse:
 async def put_scenario(name: ScenarioName, body: Scenario, service: ServiceDep) -> NamedScenario:
     """Preset what requests leave out that name this scenario. One of the same name is replaced."""
     service.check_ready()
-    if body.filter is not None:
-        parse_filter(body.filter)  # the operator learns of a mistake, and not whoever requests
+    own = [] if body.filter is None else [body.filter]
+    for text in [*own, *(boost.filter for boost in body.boost or ())]:
+        parse_filter(text)  # the operator learns of a mistake, and not whoever requests
     await _change(service, name, body.model_dump(exclude_unset=True))
     return _named(service, name)
 

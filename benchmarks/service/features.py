@@ -10,6 +10,7 @@ request, each the median over rounds; `times` is the median over rounds of ms co
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -102,6 +103,7 @@ def features(catalogue: Catalogue, steps: int, *, with_neighbours: bool) -> dict
     def event(item_id: str) -> Row:
         return {"item_id": item_id, "type": "view", "value": 9.5, "timestamp": 1.7e9}
 
+    one_category = f"categories has {json.dumps(min(catalogue.category_names))}"
     found = {
         PLAIN: recommend(),
         "history of events": [
@@ -113,6 +115,8 @@ def features(catalogue: Catalogue, steps: int, *, with_neighbours: bool) -> dict
         "scenario": [row | {"body": {"history": row["body"]["history"], "scenario": "plain"}} for row in recommend()],
         f"deny, {DENIED} items": recommend(deny=ids[:DENIED]),
         "categories, one": recommend(categories=sorted(catalogue.category_names)[:1]),
+        "filter, by category": recommend(filter=one_category),
+        "boost, by category": recommend(boost=[{"filter": one_category, "factor": 2.0}]),
         "diversity": recommend(diversity=0.5),
         "max_per_category": recommend(max_per_category=2),
         "explore": recommend(explore=3),

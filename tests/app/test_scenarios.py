@@ -60,6 +60,11 @@ def test_a_scenario_may_filter(client: TestClient) -> None:
     assert len(found) == 6 and all(int(item[1:]) % 2 for item in found)
     refused = put(client, "wrong", {"filter": "price <"})
     assert refused.status_code == 422 and refused.json()["field"] == "filter" and refused.json()["position"]
+    boost = {"filter": 'categories has "odd"', "factor": 1000.0}
+    put(client, "more odd", {"boost": [boost], "k": 4})
+    boosted = client.post("/recommend", json={"history": ["i2"], "scenario": "more odd"}).json()["items"]
+    assert len(boosted) == 4 and all(item["categories"] == ["odd"] for item in boosted)
+    assert put(client, "wrong", {"boost": [{**boost, "filter": "price <"}]}).json()["position"] == 8
 
 
 def test_pages_go_on_within_a_scenario(client: TestClient) -> None:

@@ -43,7 +43,8 @@ from training.preflight import RunError, check_data
 from training.stages.distributed import join_processes
 from training.workspace import Workspace, workspace_of
 
-STAGE = {"steps": 300, "lr": 2e-4, "warmup": 30, "eval_every": 100}  # of the stage that goes on
+# Of the stage that goes on. What it does harm to is not kept: the weights it begins with compete on validation.
+STAGE = {"steps": 300, "lr": 1e-3, "warmup": 30, "eval_every": 100}
 REDIS_LIMIT_S = 10.0
 
 

@@ -96,7 +96,8 @@ def test_answers_are_declared(fuzzed: TestClient, schema: Any, route: str, mode:
         more = [checks.negative_data_rejection] if mode.is_negative and not refused else []
         asks_for_more = path.startswith(("/recommend", "/rank", "/models", "/traffic", "/feedback"))
         asks_for_more |= path.endswith(("/similar", "/popular", "/trending"))
-        asks_for_more |= route in ("PUT /items/{item_id}", "POST /items", "PUT /catalogues/{name}")
+        asks_for_more |= route in ("PUT /items/{item_id}", "POST /items")
+        asks_for_more |= route in ("PUT /catalogues/{name}", "PUT /scenarios/{name}")
         if mode.is_positive and not asks_for_more:
             more = [checks.positive_data_acceptance]
         case.validate_response(response, checks=CHECKS + more)

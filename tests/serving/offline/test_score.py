@@ -613,10 +613,31 @@ def test_an_empty_file_gives_an_empty_result(bundle, tmp_path):
     assert pq.read_table(task.out).equals(SCHEMA.empty_table())
 
 
-def test_ray_actors_score_the_same_and_resume_a_run(bundle, tmp_path):
-    ray = require_module("ray", "scoring with --engine ray is")
-    from serving.offline.ray import run_on_ray
+ON_RAY = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from serving.errors import ScoreError
+from serving.offline.ray import run_on_ray
+from serving.offline.score import score
+from serving.offline.scorer import Task
 
+def blocked(task, _, parts):
+    task.part_file(1).mkdir()  # a file cannot replace a folder
+    return run_on_ray(task, parts, workers=1)
+
+task = Task(*map(Path, sys.argv[1:]), k=3, beam=4, part_users=10)
+print(score(task, lambda task, _, parts: run_on_ray(task, parts, workers=1)))
+try:
+    score(replace(task, out=task.out.with_name("blocked.parquet")), blocked)
+except ScoreError as error:
+    print(error)
+"""
+
+
+def test_ray_actors_score_the_same_and_resume_a_run(bundle, tmp_path):
+    """In a process of its own: Ray ends the one that uses it when it has lost touch with its cluster."""
+    require_module("ray", "scoring with --engine ray is")
     source = write_json(tmp_path / "h.jsonl", some_histories(60))
     with source.open("a") as file:
         file.write("{broken\n")
@@ -630,27 +651,11 @@ def test_ray_actors_score_the_same_and_resume_a_run(bundle, tmp_path):
 
     with pytest.raises(Killed):
         score(task, two_only)
-    before = [task.part_file(number).stat().st_mtime_ns for number in range(2)]
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
-    try:
-        done = []
-
-        def run(task: Task, _: Bundle, parts: Any) -> Iterator[int]:
-            for rows in run_on_ray(task, parts, workers=1):
-                done.append(rows)
-                yield rows
-            assert [task.part_file(number).stat().st_mtime_ns for number in range(2)] == before
-
-        summary = score(task, run)
-        assert sorted(done) == [1, 10, 10, 10, 10] and (summary.users, summary.rejected) == (60, 1)
-        assert_same(rows_of(task.out), rows_of(here.out))
-        assert task.rejects_file.read_text() == here.rejects_file.read_text()
-
-        def blocked(task: Task, _: Bundle, parts: Any) -> Iterator[int]:
-            task.part_file(1).mkdir()  # a file cannot replace a folder
-            return run_on_ray(task, parts, workers=1)
-
-        with pytest.raises(ScoreError, match="part-000001.parquet cannot be written"):  # as the actor reports
-            score(replace(task, out=tmp_path / "blocked.parquet"), blocked)
-    finally:
-        ray.shutdown()
+    arguments = [sys.executable, "-c", ON_RAY, str(bundle), str(source), str(task.out)]
+    ended = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE)
+    assert ended.returncode == 0, ended.stderr
+    assert "20 of 61 users are already scored" in ended.stderr
+    assert "Summary(users=60, popular=" in ended.stdout and "rejected=1)" in ended.stdout
+    assert "part-000001.parquet cannot be written" in ended.stdout  # as the actor reports
+    assert_same(rows_of(task.out), rows_of(here.out))
+    assert task.rejects_file.read_text() == here.rejects_file.read_text()

@@ -20,10 +20,11 @@ from app.schemas import (
 from serving.bundle import Bundle
 from serving.items.catalogue import Catalogue
 from serving.items.events import are_ids
+from serving.online import query as online
 from serving.online import receipts
-from serving.online import recommender as online
+from serving.online.listing import Recommendation
 from serving.online.models import Assigned, Models
-from serving.online.recommender import Query, Recommendation, Steps
+from serving.online.query import Query, Steps
 from serving.types import Event, Trace, searches_of
 
 

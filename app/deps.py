@@ -11,7 +11,7 @@ from starlette.convertors import Convertor, register_url_convertor
 
 from app.lifecycle import Service
 from app.schemas import FilterText, Id
-from serving.online import recommender as online
+from serving.online import query as online
 from serving.types import MAX_ID_LENGTH
 
 T = TypeVar("T")

@@ -44,9 +44,11 @@ from serving.online.feedback import Feedback, FeedbackFiles, LocalFeedback, Redi
 from serving.online.impressions import Impressions, LocalImpressions, RedisImpressions
 from serving.online.live_catalogue import LiveCatalogue
 from serving.online.models import Change, Models
+from serving.online.observer import Observer
 from serving.online.receipts import user_key
-from serving.online.recommender import EngineLike, Limits, Observer, Recommender, Search, encode_and_search, run_batch
+from serving.online.recommender import Limits, Recommender
 from serving.online.redis_link import RedisDown, RedisLink, connect, fault_of, trouble_of
+from serving.online.searching import EngineLike, Search, encode_and_search, run_batch
 from serving.online.tiers import MemoryTier, RedisTier
 from serving.online.users import Bounds, MemoryUsers, NoUsers, RedisUsers, UserStore
 from serving.online.watchdog import LOOK_EVERY, Watchdog

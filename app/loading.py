@@ -12,7 +12,7 @@ from serving.bundle import Bundle
 from serving.engine import Engine
 from serving.errors import RequestError
 from serving.online.admission import narrower_beams
-from serving.online.recommender import EngineLike, Search
+from serving.online.searching import EngineLike, Search
 from serving.types import Request, Rules
 
 CALIBRATION_RUNS = 2

@@ -35,7 +35,7 @@ from app.settings import Settings
 from app.slot import WorkerSlot
 from app.traces import Traces
 from serving import __version__
-from serving.online.recommender import EngineLike
+from serving.online.searching import EngineLike
 from serving.online.watchdog import LOOK_EVERY
 
 

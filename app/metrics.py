@@ -23,7 +23,7 @@ from prometheus_client.samples import Sample
 
 from app.slot import METRICS_FOLDER
 from serving.online.feedback import Added
-from serving.online.recommender import Observer
+from serving.online.observer import Observer
 
 SECONDS = (
     0.001,
@@ -158,7 +158,7 @@ class Metrics(Observer):
         if added.is_first_hit:
             self.hits.labels(*labels).inc()
 
-    # What the recommender reports (serving.online.recommender.Observer)
+    # What the recommender reports (serving.online.observer.Observer)
 
     def batch_ran(self, searches: int, beam_rows: int, seconds: dict[str, float]) -> None:
         self.batch_size.observe(searches)

@@ -12,7 +12,7 @@ from app.errors import UnknownScenario
 from app.schemas import RecommendRequest, Scenario
 from serving.errors import RequestError
 from serving.online.changelog import Entry
-from serving.online.recommender import Steps
+from serving.online.query import Steps
 
 log = logging.getLogger("streamrec.scenarios")
 

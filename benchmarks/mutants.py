@@ -77,6 +77,8 @@ TESTS = {
     "serving/online/cache.py": "tests/serving/online/test_cache.py",
     "serving/online/costs.py": "tests/serving/online/test_costs.py",
     "serving/online/recommender.py": "tests/app/test_recommend.py tests/app/test_users_items.py",
+    "serving/online/query.py": "tests/app/test_recommend.py tests/app/test_users_items.py",
+    "serving/online/listing.py": "tests/app/test_recommend.py tests/app/test_pages.py tests/app/test_rotation.py",
     "serving/online/redis_link.py": "tests/serving/online/test_redis_link.py tests/serving/online/test_cache.py",
     "serving/online/tiers.py": "tests/serving/online/test_tiers.py tests/serving/online/test_cache.py",
     "serving/online/users.py": "tests/serving/online/test_users.py",

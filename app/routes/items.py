@@ -26,7 +26,7 @@ from app.schemas import (
 )
 from serving.errors import RequestError
 from serving.items.catalogue import Catalogue
-from serving.online import recommender as online
+from serving.online import query as online
 from serving.online.similar import By, Similar
 
 router = revalidated_router(

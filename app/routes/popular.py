@@ -12,7 +12,7 @@ from app.deps import RulesDep, ServiceDep
 from app.errors import declared
 from app.lifecycle import Service
 from app.schemas import PopularResponse
-from serving.online import recommender as online
+from serving.online import query as online
 from serving.online import trends
 from serving.online.counters import Window
 

@@ -25,7 +25,7 @@ from app.schemas import ANSWER, BatchRequest, BatchResponse, Problem, RankReques
 from app.security import require_key
 from serving.errors import RequestError, ServingError
 from serving.online.models import Assigned
-from serving.online.recommender import Steps
+from serving.online.query import Steps
 
 log = logging.getLogger("streamrec.recommend")
 

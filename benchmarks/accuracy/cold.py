@@ -32,7 +32,8 @@ from serving.engine import Engine
 from serving.errors import ServingError
 from serving.online.admission import Plan
 from serving.online.live_catalogue import LiveCatalogue
-from serving.online.recommender import Query, recommend_batch
+from serving.online.query import Query
+from serving.online.recommender import recommend_batch
 from training.config import RunConfig, load_config
 from training.data.prepare import leave_one_out, sample_users
 from training.data.read import Dataset, Items, read_data

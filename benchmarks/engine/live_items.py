@@ -39,7 +39,8 @@ from serving.online.batcher import Batcher, Ticket
 from serving.online.changelog import Entry
 from serving.online.costs import CostTable
 from serving.online.live_catalogue import LiveCatalogue
-from serving.online.recommender import Observer, Search, run_batch
+from serving.online.observer import Observer
+from serving.online.searching import Search, run_batch
 from serving.types import Answer, BundleSettings, Request, Rules
 
 SEED = 0

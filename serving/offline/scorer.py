@@ -18,7 +18,9 @@ from serving.engine import Engine
 from serving.files import atomic_write
 from serving.offline.input import Part, Reject, User, open_histories
 from serving.online.admission import Plan
-from serving.online.recommender import Query, Recommendation, recommend_batch
+from serving.online.listing import Recommendation
+from serving.online.query import Query
+from serving.online.recommender import recommend_batch
 from serving.types import RuntimeName
 
 SCHEMA = pa.schema([

@@ -8,7 +8,7 @@ from typing import Any
 from serving.errors import ServingError, StoreError
 from serving.online.changelog import ChangeLog, Entry
 from serving.online.live_catalogue import LiveCatalogue
-from serving.online.recommender import EngineLike
+from serving.online.searching import EngineLike
 
 KIND = "catalogue"  # of the log's entries
 

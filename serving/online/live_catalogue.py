@@ -28,7 +28,7 @@ from serving.items.fields import MAX_FIELDS, Value
 from serving.items.newcomers import LIKE, QuantizedItems
 from serving.items.tokenizer import Tokenizer, item_text, load_tokenizer, rank_text
 from serving.online.changelog import Entry, check_size
-from serving.online.recommender import EngineLike
+from serving.online.searching import EngineLike
 
 log = logging.getLogger("streamrec.catalogue")
 

@@ -15,7 +15,10 @@ from typing import Any, NamedTuple
 
 from serving.errors import ServingError
 from serving.online.deployment import Arm, Conflict, Deployment, Shadow, Traffic
-from serving.online.recommender import Observer, Query, Recommendation, Recommender
+from serving.online.listing import Recommendation
+from serving.online.observer import Observer
+from serving.online.query import Query
+from serving.online.recommender import Recommender
 
 log = logging.getLogger("streamrec.models")
 

@@ -9,99 +9,33 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, Hashable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
-import numpy as np
 from redis.exceptions import RedisError
 
-from serving.bundle import Bundle
-from serving.errors import FilterError, RequestError, StoreUnavailable
+from serving.errors import RequestError, StoreUnavailable
 from serving.items.catalogue import Catalogue
-from serving.items.events import read_events
-from serving.items.live import LiveIndex
 from serving.online import receipts
 from serving.online.admission import Demand, Plan
 from serving.online.batcher import Batcher
-from serving.online.cache import Flight, Lookup, Source, StateCache
-from serving.online.costs import CostTable
-from serving.online.diversity import choose
-from serving.online.impressions import Impressions, lowered
+from serving.online.cache import Lookup, StateCache
+from serving.online.impressions import Impressions
+from serving.online.listing import Recommendation, popular, to_list, without_invalid
+from serving.online.observer import Observer
+from serving.online.query import Query, resolve, to_request
 from serving.online.redis_link import RedisDown
+from serving.online.searching import EngineLike, Search, encode_and_search
 from serving.online.similar import SimilarItems
-from serving.online.trends import Ranked, boosted, filled
+from serving.online.trends import Ranked
 from serving.online.users import UserStore, digest
 from serving.search.scoring import AT_ONCE
-from serving.types import Answer, Boost, EncoderState, Event, EventData, Request, Rules, Trace, searches_of
+from serving.types import Answer, Event, Rules, searches_of
 
 log = logging.getLogger("streamrec.recommender")
 
 T = TypeVar("T")
-Steps = int | Literal["auto"] | None  # None: the bundle's default
-
-
-@dataclass(frozen=True, slots=True)
-class Query:
-    """What a client asks for, in item ids. None stands for the default of the bundle or of the service.
-
-    history: item ids and events, oldest first; empty: what is known of the user. timeout: time budget in seconds.
-    rank_only: score every permitted item of `allow`, and search for none. boosts: filters, and the factors by which
-    they multiply what the items that pass are worth. diversity, max_per_category: choose the k from all that the beams
-    have found, and explore: keep so many of them for new items (`serving/online/diversity.py`). rotation: how far items
-    go down that the user was shown lately and did not take (`serving/online/impressions.py`). shown: marks of what the
-    pages before had (`serving/online/receipts.py`); the k items are those behind them. client: who asks; clients share
-    the engine's time.
-    """
-
-    history: Sequence[str | Event] = ()
-    user_id: str | None = None
-    k: int = 10
-    beam_width: int | None = None
-    steps: Steps = None
-    paths: int | None = None
-    exclude_seen: bool = True
-    allow: Sequence[str] | None = None
-    deny: Sequence[str] = ()
-    categories: Sequence[str] = ()
-    catalogue: str | None = None
-    filter: str | None = None
-    boosts: Sequence[tuple[str, float]] = ()
-    dense_weight: float | None = None
-    neighbours_weight: float | None = None
-    timeout: float | None = None
-    explain: bool = False
-    rank_only: bool = False
-    diversity: float = 0.0
-    max_per_category: int | None = None
-    explore: int = 0
-    rotation: float = 0.0
-    shown: Sequence[int] = ()
-    client: Hashable = None
-
-    @property
-    def length(self) -> int:
-        """Of the list, with the pages before."""
-        return len(self.shown) + self.k
-
-    def found(self, beam_width: int) -> int:
-        """How many items a search of so many beams has to find."""
-        chooses = self.diversity or self.max_per_category is not None or self.rotation
-        return beam_width if chooses else min(self.length, beam_width)
-
-
-@dataclass(frozen=True, slots=True)
-class Recommendation:
-    """Catalogue rows, best first, and how they came about. `seconds`: per stage, `total` included."""
-
-    items: list[int]
-    scores: list[float]
-    source: Literal["model", "popularity"]
-    plan: Plan
-    unknown_items: list[str]
-    cache: Source = "off"
-    seconds: dict[str, float] = field(default_factory=dict)
-    trace: Trace | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,75 +45,6 @@ class Limits:
     max_beam_width: int = 200
     default_beam_width: int = 50
     default_timeout: float = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class Resolved:
-    """A query in catalogue rows: the newest items of the history, the rules, the ids nobody knows, the items to rank,
-    if that is all that is asked for, and what is known of the history's events."""
-
-    history: tuple[int, ...]
-    rules: Rules
-    unknown_items: list[str]
-    items: tuple[int, ...] | None = None
-    events: EventData | None = None
-    boosts: tuple[Boost, ...] = ()
-
-
-class EngineLike(Protocol):
-    """What a request needs of an engine; `serving.engine.Engine` is the one there is."""
-
-    bundle: Bundle
-
-    def encode(self, histories: Sequence[Sequence[int]]) -> list[EncoderState]: ...
-
-    def search(self, requests: Sequence[Request], states: Sequence[EncoderState]) -> list[Answer]: ...
-
-    def warm_up(self) -> None: ...
-
-    @property
-    def room(self) -> float: ...
-
-    def refresh(self, rows: Sequence[int]) -> list[int]: ...
-
-    def with_room(self) -> LiveIndex: ...
-
-    def adopt(self, index: LiveIndex) -> list[int]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Search:
-    """One request for the engine's thread: the engine that answers it, which stays as long as somebody waits, and the
-    encoder state it shares with others of its user and history."""
-
-    engine: EngineLike
-    request: Request
-    flight: Flight = field(default_factory=Flight)
-
-
-class Observer:
-    """What happens to requests, for whoever counts it. Does nothing by itself."""
-
-    def batch_ran(self, searches: int, beam_rows: int, seconds: dict[str, float]) -> None:
-        """seconds: of the stages encode, reason and decode."""
-
-    def searched(self, steps: int, seconds: dict[str, float]) -> None:
-        """A search was answered. seconds: of the stages queue and cache."""
-
-    def answered(self, version: str, source: str, steps: int, seconds: float) -> None:
-        """A query was answered by this version of the model, or by popularity; seconds: in all."""
-
-    def shadowed(self, version: str, overlap: float) -> None:
-        """The shadow found this share of the answer's items."""
-
-    def shadow_failed(self, version: str, reason: str) -> None:
-        """The shadow was not asked, or found nothing."""
-
-    def fell_back(self, reason: str) -> None:
-        """The answer, or the history behind it, did not come from where it should."""
-
-    def dropped_invalid_items(self, count: int) -> None:
-        """The search returned items that do not exist or are not permitted. Stays at zero."""
 
 
 class Recommender:
@@ -348,157 +213,6 @@ class Recommender:
     async def held(self, user_id: str) -> list[str]:
         """The cache tiers that hold something of the user. Raises StoreUnavailable."""
         return await _reached(self._cache.held(digest(user_id, self._user_secret)))
-
-
-def resolve(bundle: Bundle, query: Query, history: Sequence[str | Event]) -> Resolved:
-    """The query in catalogue rows. Ids that the catalogue does not have are ignored and listed; an event of a type that
-    the bundle leaves out is as if it had not happened.
-
-    Raises UnknownCatalogue and RequestError for a named subset or a category that does not exist, and FilterError.
-    """
-    catalogue = bundle.catalogue
-    unknown: dict[str, None] = {}
-
-    def rows(ids: Sequence[str]) -> tuple[int, ...]:
-        found = catalogue.rows(ids)
-        if None in found:
-            unknown.update({item_id: None for item_id, row in zip(ids, found, strict=True) if row is None})
-        return tuple(row for row in found if row is not None)
-
-    ids, events = read_events(history, bundle.settings.type_weights)
-    seen = rows(ids)
-    if events is not None:
-        is_known = [row is not None for row in catalogue.rows(ids)]
-        events = events.of(is_known).of(slice(-bundle.max_items, None))
-    rules = Rules(
-        exclude=tuple(set(seen)) if query.exclude_seen else (),
-        deny=rows(query.deny),
-        allow=None if query.allow is None else rows(query.allow),
-        categories=tuple(query.categories),
-        catalogue=query.catalogue,
-        filters=() if query.filter is None else (query.filter,),
-    )
-    rules = catalogue.resolve(rules, time.time())
-    items = None
-    if query.rank_only:
-        allowed = rules.allow or ()
-        items = tuple(allowed[index] for index in catalogue.permitted_indices(allowed, rules))
-    boosts = boosts_of(catalogue, query)
-    return Resolved(seen[-bundle.max_items :], rules, list(unknown), items, events, boosts)
-
-
-def boosts_of(catalogue: Catalogue, query: Query) -> tuple[Boost, ...]:
-    """Raises FilterError."""
-    if not query.boosts:
-        return ()
-    now = time.time()
-    found = []
-    for number, (text, factor) in enumerate(query.boosts):
-        try:
-            found.append(catalogue.boost(text, factor, now))
-        except FilterError as error:
-            raise FilterError(error.fault, error.position, f"boost.{number}.filter") from error
-    return tuple(boost for boost in found if boost.log_factor)
-
-
-def to_request(query: Query, resolved: Resolved, plan: Plan) -> Request:
-    """The search that answers a resolved query under a plan."""
-    return Request(
-        resolved.history,
-        query.found(plan.beam_width),
-        plan.beam_width,
-        plan.steps,
-        resolved.rules,
-        dense_weight=query.dense_weight,
-        neighbours_weight=query.neighbours_weight,
-        explain=query.explain,
-        paths=query.paths,
-        items=resolved.items,
-        explore=query.explore,
-        boosts=resolved.boosts,
-        events=resolved.events,
-    )
-
-
-def run_batch(searches: Sequence[Search], costs: CostTable, observer: Observer) -> list[Answer]:
-    """On the engine's thread: answers to searches of one plan. What they cost is recorded."""
-    answers, seconds = encode_and_search(searches)
-    first, rows = searches[0], sum(search.request.beam_rows for search in searches)
-    if first.request.paths is None and first.request.items is None:  # the table is of searches, by the bundle's paths
-        costs.observe(first.request.reasoning_steps, rows, seconds, first.engine.bundle.version)
-    observer.batch_ran(len(searches), rows, answers[0].seconds)
-    return answers
-
-
-def encode_and_search(searches: Sequence[Search]) -> tuple[list[Answer], float]:
-    """Answers to searches of one engine and one plan, and the seconds they took together. States are left in the
-    flights."""
-    started, engine = time.perf_counter(), searches[0].engine
-    missing = {id(search.flight): search for search in searches if search.flight.state is None}.values()
-    encoded = engine.encode([search.request.history for search in missing]) if missing else []
-    for search, state in zip(missing, encoded, strict=True):
-        search.flight.state = state
-    encode = time.perf_counter() - started if missing else 0.0
-    states = [search.flight.state for search in searches if search.flight.state is not None]
-    answers = engine.search([search.request for search in searches], states)
-    for answer in answers:
-        answer.seconds = {"encode": encode} | answer.seconds
-    return answers, time.perf_counter() - started
-
-
-def without_invalid(bundle: Bundle, answer: Answer, rules: Rules) -> Answer:
-    """The answer without items that must not be in it. There are none; this is the last look before a client's."""
-    keep = bundle.catalogue.permitted_indices(answer.items, rules)
-    if len(keep) == len(answer.items):
-        return answer
-    return answer.select(keep)
-
-
-def to_list(
-    bundle: Bundle, query: Query, answer: Answer, rotated: Collection[str] = (), *, are_logs: bool = True
-) -> Answer:
-    """The list that a query asks for, of what was found for it. rotated: the items that go down. are_logs: what scores
-    are."""
-    scores = answer.scores
-    if rotated:
-        scores = lowered(_ids(bundle, answer), scores, rotated, query.rotation, are_logs=are_logs)
-    if query.diversity or query.max_per_category is not None or query.explore or query.rotation:
-        chosen = choose(
-            bundle, answer.items, scores, query.length, query.diversity, query.max_per_category, query.explore
-        )
-        answer = answer.select(chosen)
-    if query.shown:
-        answer = answer.select(receipts.unshown(_ids(bundle, answer), query.shown)[: query.k])
-    return answer
-
-
-def _ids(bundle: Bundle, answer: Answer) -> list[str]:
-    return [bundle.catalogue.item_ids[row] for row in answer.items]
-
-
-def popular(
-    bundle: Bundle,
-    query: Query,
-    resolved: Resolved,
-    beam_width: int,
-    started: float,
-    ranked: Ranked | None = None,
-    rotated: Collection[str] = (),
-) -> Recommendation:
-    """For those of whom nothing is known: those of the ranked items that the rules permit, then the most popular.
-    rotated: items that go down."""
-    catalogue, k = bundle.catalogue, query.found(beam_width)
-    if ranked is None:
-        items = catalogue.popular(k, resolved.rules, resolved.boosts)
-        worth = catalogue.popularity[items] * np.exp(catalogue.log_factors(resolved.boosts, items))
-        ranked = Ranked(items, worth.tolist())
-    else:
-        if resolved.boosts:
-            ranked = boosted(catalogue, ranked, resolved.boosts)
-        ranked = filled(catalogue, ranked, resolved.rules, k)
-    answer = to_list(bundle, query, Answer(*ranked), rotated, are_logs=False)
-    plan, seconds = Plan(0, beam_width), {"total": time.monotonic() - started}
-    return Recommendation(answer.items, answer.scores, "popularity", plan, resolved.unknown_items, seconds=seconds)
 
 
 def recommend_batch(engine: EngineLike, queries: Sequence[Query], plan: Plan) -> list[Recommendation]:

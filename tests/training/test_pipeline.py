@@ -21,7 +21,8 @@ from serving.engine import Engine
 from serving.errors import StorageError
 from serving.files import locked_folder
 from serving.online.admission import Plan
-from serving.online.recommender import Query, recommend_batch
+from serving.online.query import Query
+from serving.online.recommender import recommend_batch
 from serving.sample import check_sample
 from serving.types import Event, Request
 from tests.tools import always_full

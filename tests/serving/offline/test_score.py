@@ -27,7 +27,8 @@ from serving.files import locked_folder
 from serving.offline.input import Reject, User, open_histories
 from serving.offline.score import Progress, run_here, score
 from serving.offline.scorer import SCHEMA, Scorer, Task
-from serving.online.recommender import Limits, Query
+from serving.online.query import Query
+from serving.online.recommender import Limits
 from serving.types import Answer, Event, Request, Rules
 from tests.answers import assert_same_answer
 from tests.builders import tiny_bundle

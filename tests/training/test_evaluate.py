@@ -112,10 +112,10 @@ def test_validation_asks_for_the_validation_targets_after_the_validation_histori
     work = small_workspace(small_config())
     measured: list = []
 
-    def spy(ranker, histories, target, steps, beam, *, exclude_seen):
+    def spy(ranker, histories, target, steps, beam, *, exclude_seen, events):
         assert exclude_seen
         measured.append((histories, target, steps, beam))
-        return measure(ranker, histories, target, steps, beam, exclude_seen=exclude_seen)
+        return measure(ranker, histories, target, steps, beam, exclude_seen=exclude_seen, events=events)
 
     monkeypatch.setattr("training.evaluate.measure", spy)
     validate(work)
@@ -144,7 +144,7 @@ def test_a_bundle_is_measured_on_the_split_that_is_named(tmp_path, monkeypatch, 
     bundle.about = {"config": {"split": kind}}
     measured: list = []
 
-    def spy(ranker, histories, target, steps, beam, *, exclude_seen):
+    def spy(ranker, histories, target, steps, beam, *, exclude_seen, events):
         measured.append((ranker, histories, target, exclude_seen))
         return {}, None
 

@@ -77,9 +77,10 @@ class NeverBlockingHandler(logging.Handler):
     def __init__(self, size: int = MAX_WAITING_LINES, count: Callable[[], None] = lambda: None) -> None:
         super().__init__()
         self.setFormatter(JsonFormatter())
-        self.lines: queue.Queue[Line] = queue.Queue(size)
+        self.lines: queue.SimpleQueue[Line] = queue.SimpleQueue()  # the one without locks in Python
+        self.size, self.count = size, count
+        self.queued = self.written = 0  # lines, since the start; those that were lost after all count as written
         self.dropped = 0
-        self.count = count
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -87,13 +88,17 @@ class NeverBlockingHandler(logging.Handler):
         except Exception:
             self.handleError(record)
             return
-        try:
-            if self.dropped:
-                self.lines.put_nowait(self._report(self.dropped))
-                self.dropped = 0
-            self.lines.put_nowait(Line(text))
-        except queue.Full:
+        if self.lines.qsize() >= self.size:
             self.drop(Line(text))
+            return
+        if self.dropped:
+            self._put(self._report(self.dropped))
+            self.dropped = 0
+        self._put(Line(text))
+
+    def _put(self, line: Line) -> None:
+        self.lines.put(line)
+        self.queued += 1  # whoever logs holds the handler's lock
 
     def _report(self, dropped: int) -> Line:
         record = logging.makeLogRecord({"name": __name__, "levelno": logging.WARNING, "levelname": "WARNING"})
@@ -112,8 +117,9 @@ class NeverBlockingHandler(logging.Handler):
 
     def wait_until_written(self) -> None:
         """Returns once every line queued before has been written, or after FLUSH_TIMEOUT_S."""
-        with self.lines.all_tasks_done:
-            self.lines.all_tasks_done.wait_for(lambda: not self.lines.unfinished_tasks, FLUSH_TIMEOUT_S)
+        queued, deadline = self.queued, time.monotonic() + FLUSH_TIMEOUT_S
+        while self.written < queued and time.monotonic() < deadline:
+            time.sleep(PAUSE_S / 4)
 
 
 class Writable(Protocol):
@@ -135,8 +141,7 @@ def write_lines(handler: NeverBlockingHandler, stream: Writable) -> None:
             for line in lines:
                 handler.drop(line)
         finally:
-            for _ in lines:
-                handler.lines.task_done()
+            handler.written += len(lines)
 
 
 class Descriptor:
@@ -172,7 +177,7 @@ class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         fields: dict[str, Any] = {
             "message": record.getMessage(),
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="microseconds")[:-6] + "Z",
+            "time": datetime.fromtimestamp(record.created, UTC),
             "level": record.levelname.lower(),
             "logger": record.name,
         }
@@ -190,7 +195,7 @@ class JsonFormatter(logging.Formatter):
         try:
             return to_json(fields, fallback=repr).decode()
         except PydanticSerializationError:  # half a surrogate pair, as in names of files that are not UTF-8
-            return json.dumps(fields, default=repr)
+            return json.dumps(fields, default=str)
 
 
 def _whole_traceback(error: BaseException) -> str:

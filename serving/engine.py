@@ -252,14 +252,14 @@ class Engine:
 
     def _nearest_items(self, states: torch.Tensor) -> list[list[int]]:
         """The items with the highest dense score, per state. Shape: states (L + 1, D)."""
-        listed = self.bundle.catalogue.listed
+        catalogue = self.bundle.catalogue
         if self.runtime.item_index is None:
-            vectors = self.runtime.item_vectors
-            own = torch.from_numpy(np.flatnonzero(listed[: len(vectors)])).to(vectors.device)
+            vectors, rows = self.runtime.item_vectors, catalogue.listed_rows()
+            own = torch.from_numpy(rows[rows < len(vectors)]).to(vectors.device)
             nearest = nearest_items(states, vectors if len(own) == len(vectors) else vectors[own], NEAREST_ITEMS)
             return own[nearest].tolist()
         return [
-            [row for row in rows if row >= 0 and listed[row]]
+            [row for row in rows if row >= 0 and catalogue.listed[row]]
             for rows in self.runtime.item_index.search(states, NEAREST_ITEMS)[0].tolist()
         ]
 

@@ -134,6 +134,14 @@ class Catalogue:
         new: np.ndarray = self.popularity[np.asarray(rows, np.int64)] == 0
         return new
 
+    def listed_rows(self) -> np.ndarray:
+        """The rows of all items that may be recommended, ascending. Shape: (n,) int64.
+
+        Of a copy: numpy counts them and then writes them down. What another thread changes in between would leave rows
+        at the end that nobody wrote.
+        """
+        return np.flatnonzero(self.listed.copy())
+
     def members(self, rules: Rules) -> np.ndarray:
         """The listed rows that a request's named subset, categories and filters leave, only new ones if it wants those.
 
@@ -145,7 +153,7 @@ class Catalogue:
             named = np.unique(np.concatenate([self._labels.rows(name) for name in rules.categories]))
             rows = named if rows is None else np.intersect1d(rows, named, assume_unique=True)
         count = len(self)  # after these, which name no item that is yet to come
-        is_member = self.listed[:count]
+        is_member = self.listed[:count].copy()
         if rules.filters:
             is_member = is_member & self._passes(rules, Items(self.fields, count))
         rows = np.flatnonzero(is_member) if rows is None else rows[is_member[rows]]

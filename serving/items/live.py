@@ -34,7 +34,8 @@ class LiveIndex:
         set_bytes: int = SET_BYTES,
         table_entries: int = TABLE_ENTRIES,
     ) -> None:
-        tokens, listed = catalogue.tokens, np.flatnonzero(catalogue.listed)
+        listed = catalogue.listed_rows()
+        tokens = catalogue.tokens  # after these: an item that is listed by now has its own
         self.catalogue, self.capacity, self._rows_to_come = catalogue, len(tokens) + room, room
         self.items = LiveTrie(
             tokens[listed], listed, level_ranges, capacity=self.capacity, room=room, device=device,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -47,3 +49,22 @@ def test_titles_match_on_every_word_in_any_case_most_popular_first() -> None:
     assert shop.find_titles("red", 2) == [3, 1]
     assert shop.find_titles("", 10) == [4, 3, 2, 1, 0]
     assert shop.find_titles("green", 10) == []
+
+
+def test_rows_that_change_while_they_are_counted_are_there_or_not() -> None:
+    """An index with more room is built on another thread than the one that takes items off the list."""
+    shop, done = catalogue([None] * 200_000), threading.Event()
+
+    def change() -> None:
+        while not done.is_set():
+            for row in range(0, len(shop), 100):
+                shop.listed[row] = not shop.listed[row]
+
+    changing = threading.Thread(target=change)
+    changing.start()
+    try:
+        found = [ask() for _ in range(200) for ask in (shop.listed_rows, lambda: shop.members(Rules()))]
+    finally:
+        done.set()
+        changing.join()
+    assert all((np.diff(rows) > 0).all() for rows in found)

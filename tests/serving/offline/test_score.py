@@ -623,12 +623,20 @@ from serving.offline.ray import run_on_ray
 from serving.offline.score import score
 from serving.offline.scorer import Task
 
+def on_ray(task, _, parts):
+    before = [task.part_file(number).stat().st_mtime_ns for number in range(2)]
+    done = []
+    for rows in run_on_ray(task, parts, workers=1):
+        done.append(rows)
+        yield rows
+    print("parts", sorted(done), before == [task.part_file(number).stat().st_mtime_ns for number in range(2)])
+
 def blocked(task, _, parts):
     task.part_file(1).mkdir()  # a file cannot replace a folder
     return run_on_ray(task, parts, workers=1)
 
 task = Task(*map(Path, sys.argv[1:]), k=3, beam=4, part_users=10)
-print(score(task, lambda task, _, parts: run_on_ray(task, parts, workers=1)))
+print(score(task, on_ray))
 try:
     score(replace(task, out=task.out.with_name("blocked.parquet")), blocked)
 except ScoreError as error:
@@ -656,6 +664,7 @@ def test_ray_actors_score_the_same_and_resume_a_run(bundle, tmp_path):
     ended = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE)
     assert ended.returncode == 0, ended.stderr
     assert "20 of 61 users are already scored" in ended.stderr
+    assert "parts [1, 10, 10, 10, 10] True" in ended.stdout  # what was there stays as it was
     assert "Summary(users=60, popular=" in ended.stdout and "rejected=1)" in ended.stdout
     assert "part-000001.parquet cannot be written" in ended.stdout  # as the actor reports
     assert_same(rows_of(task.out), rows_of(here.out))

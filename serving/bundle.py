@@ -21,7 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from serving.errors import BundleError
-from serving.items.catalogue import Catalogue, read_catalogue
+from serving.items.catalogue import Catalogue
+from serving.items.catalogue_file import read_catalogue
 from serving.items.neighbours import Neighbours, read_neighbours
 from serving.items.titles import read_titles
 from serving.items.trie import Trie
@@ -182,7 +183,8 @@ def _read_item_index(folder: Path, manifest: dict[str, Any], items: int, width: 
 def _read_weights(folder: Path, name: str) -> dict[str, torch.Tensor]:
     weights = load_file(folder / name)
     for tensor, values in weights.items():
-        if not values.isfinite().all():  # a single one can turn every score into NaN, and no answer would say why
+        extremes = torch.stack(values.aminmax())  # NaN where there is one
+        if not extremes.isfinite().all():  # a single one can turn every score into NaN, and no answer would say why
             raise BundleError(f"The weight {tensor} in {name} is not finite. {GET_ANOTHER}")
     return weights
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from serving.bundle import ITEM_INDEX, NEIGHBOURS, SAMPLE, TITLES, TRIE, Bundle
 from serving.files import replaced_folder
-from serving.items.catalogue import write_catalogue
+from serving.items.catalogue_file import write_catalogue
 from serving.items.item_index import EXACT_ITEMS, build_index, write_index
 from serving.items.neighbours import write_neighbours
 from serving.items.titles import write_titles

@@ -12,22 +12,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from itertools import chain, islice
-from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from serving.errors import BundleError, FilterError, RequestError, UnknownCatalogue
+from serving.errors import BundleError, RequestError, UnknownCatalogue
 from serving.items.fields import NO_FIELDS, Fields, Value
-from serving.items.fields_file import from_columns, to_columns
 from serving.items.filter_parser import parse_filter
 from serving.items.filters import Items, matching
 from serving.items.labels import Labels
 from serving.items.titles import TitleIndex, build_title_index
 from serving.types import Boost, Rules
 
-COLUMNS = {"item_id", "tokens", "title", "categories", "popularity"}
 NOW_STEP_S = 60.0  # what `now` stands for in a filter moves on so often, and sets of items that depend on it with it
 
 
@@ -325,49 +320,3 @@ def _holds(ascending: np.ndarray, row: int) -> bool:
 
 def _folded(title: str | None) -> str:
     return (title or "").casefold()
-
-
-def write_catalogue(path: Path, catalogue: Catalogue) -> None:
-    table = pa.table({
-        "item_id": pa.array(catalogue.item_ids, pa.string()),
-        "tokens": pa.array(list(catalogue.tokens.astype(np.int32)), pa.list_(pa.int32())),
-        "title": pa.array(catalogue.titles, pa.string()),
-        "categories": pa.array(catalogue.categories, pa.list_(pa.string())),
-        "popularity": pa.array(catalogue.popularity, pa.float64()),
-        **to_columns(catalogue.fields, len(catalogue)),
-    })  # fmt: skip
-    pq.write_table(table, path)
-
-
-def read_catalogue(path: Path, tokens_per_item: int, subsets: dict[str, Sequence[str] | str]) -> Catalogue:
-    """Reads catalogue.parquet and resolves named subsets: lists of item ids, or filters. Raises BundleError."""
-    table = pq.read_table(path)
-    missing = COLUMNS - set(table.column_names)
-    if missing:
-        raise BundleError(f"catalogue.parquet has no column {sorted(missing)[0]!r}; export the bundle again.")
-    tokens = table["tokens"].combine_chunks()
-    lengths = tokens.value_lengths().to_numpy(zero_copy_only=False)
-    if (lengths != tokens_per_item).any():
-        raise BundleError(f"Every item needs {tokens_per_item} tokens, as bundle.json says; export the bundle again.")
-    catalogue = Catalogue(
-        item_ids=table["item_id"].to_pylist(),
-        tokens=tokens.flatten().to_numpy().reshape(-1, tokens_per_item),
-        titles=table["title"].to_pylist(),
-        categories=[names or [] for names in table["categories"].to_pylist()],
-        popularity=table["popularity"].to_numpy(),
-        fields=from_columns(table),
-    )
-    for name, ids in subsets.items():
-        if isinstance(ids, str):
-            try:
-                catalogue.filters[name] = parse_filter(ids).text
-            except FilterError as error:
-                raise BundleError(f"Correct the named catalogue {name!r}. {error}") from error
-            continue
-        rows = catalogue.rows(ids)
-        if None in rows:
-            raise BundleError(
-                f"The named catalogue {name!r} lists an item that the catalogue does not have; correct the list."
-            )
-        catalogue.subsets[name] = np.unique(np.asarray(rows, dtype=np.int64))
-    return catalogue

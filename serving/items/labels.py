@@ -6,6 +6,7 @@ import threading
 from collections.abc import Sequence
 
 import numpy as np
+import pyarrow as pa
 
 NO_ROWS = np.empty(0, np.int64)
 
@@ -15,14 +16,10 @@ class Labels:
 
     def __init__(self, by_row: list[list[str]]) -> None:
         self.by_row = by_row
-        members: dict[str, list[int]] = {}
-        for row, names in enumerate(by_row):
-            for name in names:
-                members.setdefault(name, []).append(row)
-        self._rows = {name: np.unique(rows) for name, rows in members.items()}
+        self._rows = _rows_by_name(pa.array(by_row, pa.list_(pa.string())))
         self._changed: dict[str, dict[int, bool]] = {}  # not yet in _rows
         self._lock = threading.Lock()  # guards these two
-        self.names = frozenset(members)
+        self.names = frozenset(self._rows)
 
     def of(self, row: int) -> Sequence[str]:
         return self.by_row[row] if row < len(self.by_row) else ()
@@ -47,3 +44,16 @@ class Labels:
                 self._changed.setdefault(name, {})[row] = name in after
                 self._rows.setdefault(name, NO_ROWS)
             self.names = frozenset(self._rows)
+
+
+def _rows_by_name(by_row: pa.ListArray) -> dict[str, np.ndarray]:
+    """The rows that have each name, ascending. One stable sort by name: rows were in order before."""
+    named = by_row.values.dictionary_encode()
+    name = named.indices.to_numpy()
+    order = np.argsort(name, kind="stable")
+    name, row = name[order], np.repeat(np.arange(len(by_row)), by_row.value_lengths().to_numpy())[order]
+    is_first = np.ones(len(row), bool)  # a row may have a name twice
+    is_first[1:] = (name[1:] != name[:-1]) | (row[1:] != row[:-1])
+    name, row = name[is_first], row[is_first]
+    begin = np.searchsorted(name, np.arange(len(named.dictionary) + 1)).tolist()
+    return {text: row[begin[i] : begin[i + 1]] for i, text in enumerate(named.dictionary.to_pylist())}

@@ -30,9 +30,9 @@ class Heads(nn.Module):
         self.state = _mlp(width)
         self.residual = _mlp(width)
         self.feedback = nn.Linear(width, width, bias=False)
-        self.item_free = nn.Embedding(items, width)
+        # Zeros that take neither memory nor time until they are written to, unlike those of an nn.Embedding of its own.
+        self.item_free = nn.Embedding.from_pretrained(torch.zeros(items, width), freeze=False)  # type: ignore[no-untyped-call]
         nn.init.zeros_(self.feedback.weight)
-        nn.init.zeros_(self.item_free.weight)
         if ages:
             self.age_bias = nn.Embedding(ages, heads)
             with torch.no_grad():

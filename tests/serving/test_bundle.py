@@ -20,7 +20,7 @@ from serving.bundle import Bundle
 from serving.bundle_writer import write_bundle
 from serving.engine import Engine
 from serving.errors import BundleError, StorageError
-from serving.items.catalogue import write_catalogue
+from serving.items.catalogue_file import write_catalogue
 from serving.items.trie import build_trie
 from serving.items.trie_file import write_trie
 from serving.manifest import FORMAT, SEAL, sealed

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.errors import FilterError, UnknownCatalogue
-from serving.items.catalogue import NOW_STEP_S, Catalogue, read_catalogue, write_catalogue
+from serving.items.catalogue import NOW_STEP_S, Catalogue
+from serving.items.catalogue_file import read_catalogue, write_catalogue
 from serving.items.fields import MAX_FIELDS, Fields, to_time
 from serving.items.filter_parser import MAX_COST, MAX_DEPTH, MAX_LENGTH, parse_filter
 from serving.items.filters import Items, matching

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from app.schemas import (
@@ -105,6 +106,11 @@ def to_response(bundle: Bundle, query: Query, found: Recommendation, secret: byt
         timings_ms=Timings(**{stage: round(1000 * seconds, 3) for stage, seconds in found.seconds.items()}),
         explanation=to_explanation(bundle, query, found, found.trace) if found.trace else None,
     )
+
+
+def to_time(seconds: float | None) -> datetime | None:
+    """seconds: since 1970."""
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
 
 
 def to_items(catalogue: Catalogue, rows: Sequence[int], scores: Sequence[float]) -> list[RecommendedItem]:

@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from serving.ids import is_unicode
+from serving.items.changed import Kind
 from serving.items.filter_parser import MAX_LENGTH
 from serving.online.counters import Window
 from serving.online.deployment import Arm, Shadow, Traffic
@@ -467,6 +468,23 @@ class ItemsRequest(Body):
 
 class ItemsPut(BaseModel):
     results: list[Item | Problem] = Field(description="one for each item of the request, in its order")
+
+
+class ChangedItem(BaseModel):
+    """An item that is not as the model's bundle has it, by its last change."""
+
+    item_id: str
+    title: str | None
+    change: Kind = Field(description="added: the bundle has no such item; changed: it has; removed: in no answer")
+    changed_at: datetime | None = Field(description="null where the log of changes has no time")
+    available_from: datetime | None
+    available_until: datetime | None
+
+
+class ChangedItems(BaseModel):
+    position: str = Field(description="of the last change that is in the list, as GET /catalogues has it")
+    items: list[ChangedItem] = Field(description="the one that changed last first, each once")
+    next: int | None = Field(description="what `after` takes to go on behind these; null at the end")
 
 
 class CatalogueItems(Body):

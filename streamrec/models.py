@@ -64,6 +64,28 @@ class CataloguesResponse(TypedDict):
     catalogues: list[NamedCatalogue]
 
 
+class ChangedItem(TypedDict):
+    """An item that is not as the model's bundle has it, by its last change."""
+
+    item_id: str
+    title: str | None
+    change: Literal["added"] | Literal["changed"] | Literal["removed"]
+    """added: the bundle has no such item; changed: it has; removed: in no answer"""
+    changed_at: str | None
+    """null where the log of changes has no time"""
+    available_from: str | None
+    available_until: str | None
+
+
+class ChangedItems(TypedDict):
+    position: str
+    """of the last change that is in the list, as GET /catalogues has it"""
+    items: list[ChangedItem]
+    """the one that changed last first, each once"""
+    next: int | None
+    """what `after` takes to go on behind these; null at the end"""
+
+
 class Cost(TypedDict):
     """Measured time of a batch of one shape on this machine."""
 

@@ -12,6 +12,7 @@ from streamrec.models import (
     CatalogueFilter,
     CatalogueItems,
     CataloguesResponse,
+    ChangedItems,
     EventsRequest,
     EventsResponse,
     FeedbackRequest,
@@ -307,6 +308,21 @@ class Operations(Transport):
         answer: NamedCatalogue = self._call("PUT", f"/catalogues/{segment(name)}", body=body, is_repeatable=True)
         return answer
 
+    def list_changed_items(
+        self,
+        /,
+        *,
+        change: list[Literal["added"] | Literal["changed"] | Literal["removed"]] | None = None,
+        after: int | None = None,
+        limit: int | None = None,
+    ) -> ChangedItems:
+        """The items that changes have added, changed or removed so far, whoever made them, in every process the same.
+        An item that changes again while you turn pages moves ahead of them; no page repeats another."""
+        answer: ChangedItems = self._call(
+            "GET", "/catalogues/changes", query={"change": change, "after": after, "limit": limit}, is_repeatable=True
+        )
+        return answer
+
     def put_scenario(self, name: str, /, **body: Unpack[Scenario]) -> NamedScenario:
         """Preset what requests leave out that name this scenario. One of the same name is replaced."""
         answer: NamedScenario = self._call("PUT", f"/scenarios/{segment(name)}", body=body, is_repeatable=True)
@@ -580,6 +596,21 @@ class AsyncOperations(AsyncTransport):
         """A named subset of the items, which requests may choose: a list, or whatever passes a filter, now and as items
         and times change. One of the same name is replaced."""
         answer: NamedCatalogue = await self._call("PUT", f"/catalogues/{segment(name)}", body=body, is_repeatable=True)
+        return answer
+
+    async def list_changed_items(
+        self,
+        /,
+        *,
+        change: list[Literal["added"] | Literal["changed"] | Literal["removed"]] | None = None,
+        after: int | None = None,
+        limit: int | None = None,
+    ) -> ChangedItems:
+        """The items that changes have added, changed or removed so far, whoever made them, in every process the same.
+        An item that changes again while you turn pages moves ahead of them; no page repeats another."""
+        answer: ChangedItems = await self._call(
+            "GET", "/catalogues/changes", query={"change": change, "after": after, "limit": limit}, is_repeatable=True
+        )
         return answer
 
     async def put_scenario(self, name: str, /, **body: Unpack[Scenario]) -> NamedScenario:

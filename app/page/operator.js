@@ -1,6 +1,7 @@
 // The operator's page: versions and who is answered by them, items, and what people do with the answers. Reading needs
 // no more than any key; changes need an admin key.
 
+import { drawChanges } from "./changes.js";
 import { element } from "./picture.js";
 import { pollFeedback } from "./live.js";
 import { $, call, hideNotice, label, later, plural, send, showError } from "./service.js";
@@ -39,6 +40,7 @@ async function refresh() {
     traffic = await call("traffic");
     drawVersions();
     drawCatalogue(catalogue);
+    await drawChanges(catalogue.position);
   } catch (error) {
     $("model").textContent = "not ready";
     clearTimeout(timer); // a key is missing, or the notice counts down to the next attempt
@@ -135,11 +137,6 @@ function drawCatalogue(catalogue) {
   $("catalogue").replaceChildren(...figures.map(([name, value]) => element("div", "", element("dt", "muted", name), element("dd", "number", `${value}`))));
 }
 
-function note(text) {
-  $("changes").querySelector(".empty")?.remove();
-  $("changes").prepend(element("li", "", element("span", "", text)));
-}
-
 $("put").addEventListener("submit", async (event) => {
   event.preventDefault();
   const [id, title] = [$("item-id").value, $("item-title").value];
@@ -147,7 +144,6 @@ $("put").addEventListener("submit", async (event) => {
   const body = { title, categories, brand: $("item-brand").value || null, description: $("item-description").value || null };
   const done = await change(event.submitter, () => send("PUT", `items/${encodeURIComponent(id)}`, body), () => `“${title}” can be recommended from now on.`);
   if (!done) return;
-  note(`Put: ${title}`);
   event.target.reset();
   find();
 });
@@ -164,7 +160,6 @@ async function find() {
       hide.addEventListener("click", async () => {
         const done = await change(hide, () => send("DELETE", `items/${encodeURIComponent(item.item_id)}`), () => `“${label(item)}” is in no answer from now on.`);
         if (!done) return;
-        note(`Hidden: ${label(item)}`);
         await find();
         $("query").focus();
       });

@@ -1,17 +1,28 @@
-"""The live catalogue: how large it is, which changes it has, and its named subsets."""
+"""The live catalogue: how large it is, which changes it has and what they did to items, and its named subsets."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Annotated
 
-from fastapi import Path
+from fastapi import Path, Query
 
+from app.answers import to_time
 from app.checks import admin_router, keyed_router
 from app.deps import ServiceDep
 from app.errors import declared
 from app.lifecycle import Service
-from app.schemas import CatalogueFilter, CatalogueItems, CataloguesResponse, NamedCatalogue
+from app.schemas import (
+    CatalogueFilter,
+    CatalogueItems,
+    CataloguesResponse,
+    ChangedItem,
+    ChangedItems,
+    NamedCatalogue,
+)
+from serving.items.changed import KINDS, ItemChange, Kind
+from serving.online.live_catalogue import LiveCatalogue
 from serving.types import MAX_ID_LENGTH, Rules
 
 router = keyed_router(
@@ -41,6 +52,26 @@ async def name_catalogue(
     return _named(service, name)
 
 
+# For operators alone: it names what they have taken away, and what is not available yet.
+@changes.get("/changes", response_model=ChangedItems)
+async def list_changed_items(
+    service: ServiceDep,
+    change: Annotated[list[Kind] | None, Query(description="only such changes; given several times")] = None,
+    after: Annotated[int | None, Query(ge=1, description="`next` of the page before")] = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+) -> ChangedItems:
+    """The items that changes have added, changed or removed so far, whoever made them, in every process the same. An
+    item that changes again while you turn pages moves ahead of them; no page repeats another."""
+    items, position = service.items, service.changes.position
+    found = await asyncio.to_thread(items.changed.newest, limit + 1, change or KINDS, after)  # one more: is it the end?
+    page = found[:limit]
+    return ChangedItems(
+        position=position,
+        items=[_changed(items, each) for each in page],
+        next=page[-1].number if len(found) > limit else None,
+    )
+
+
 @router.get("", response_model=CataloguesResponse)
 async def list_catalogues(service: ServiceDep) -> CataloguesResponse:
     service.check_ready()
@@ -52,6 +83,18 @@ async def list_catalogues(service: ServiceDep) -> CataloguesResponse:
         lag_seconds=round(changes.lag, 3),
         durable=changes.log.is_durable,
         catalogues=[_named(service, name) for name in bundle.catalogue.subset_names],
+    )
+
+
+def _changed(items: LiveCatalogue, change: ItemChange) -> ChangedItem:
+    begin, end = items.window(change.row)
+    return ChangedItem(
+        item_id=items.catalogue.item_ids[change.row],
+        title=items.catalogue.titles[change.row],
+        change=change.kind,
+        changed_at=to_time(change.at),
+        available_from=to_time(begin),
+        available_until=to_time(end),
     )
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import Query, Response
 
 from app import errors
+from app.answers import to_time
 from app.checks import admin_router, revalidated_router
 from app.deps import ItemId, RulesDep, ServiceDep
 from app.errors import NotFound, declared
@@ -123,7 +123,7 @@ async def delete_item(item_id: ItemId, service: ServiceDep) -> Response:
 
 def _row(service: Service, item_id: str) -> int:
     row = service.bundle.catalogue.row(item_id)
-    if row is None or service.items.is_deleted(row):
+    if row is None or service.items.changed.is_removed(row):
         raise NotFound("The catalogue has no item with this id.")
     return row
 
@@ -148,9 +148,9 @@ def _item(service: Service, row: int) -> Item:
     if fields:
         more["fields"] = fields
     if begin is not None:
-        more["available_from"] = datetime.fromtimestamp(begin, UTC)
+        more["available_from"] = to_time(begin)
     if end is not None:
-        more["available_until"] = datetime.fromtimestamp(end, UTC)
+        more["available_until"] = to_time(end)
     return Item(
         item_id=catalogue.item_ids[row],
         title=catalogue.titles[row],

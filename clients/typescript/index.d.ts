@@ -54,6 +54,27 @@ export interface CataloguesResponse {
   catalogues: Array<NamedCatalogue>;
 }
 
+/** An item that is not as the model's bundle has it, by its last change. */
+export interface ChangedItem {
+  item_id: string;
+  title: string | null;
+  /** added: the bundle has no such item; changed: it has; removed: in no answer */
+  change: "added" | "changed" | "removed";
+  /** null where the log of changes has no time */
+  changed_at: string | null;
+  available_from: string | null;
+  available_until: string | null;
+}
+
+export interface ChangedItems {
+  /** of the last change that is in the list, as GET /catalogues has it */
+  position: string;
+  /** the one that changed last first, each once */
+  items: Array<ChangedItem>;
+  /** what `after` takes to go on behind these; null at the end */
+  next: number | null;
+}
+
 /** Measured time of a batch of one shape on this machine. */
 export interface Cost {
   reasoning_steps: number;
@@ -626,6 +647,8 @@ export class Client extends Transport {
   retireModel(version: string, options?: Options): Promise<void>;
   /** A named subset of the items, which requests may choose: a list, or whatever passes a filter, now and as items and times change. One of the same name is replaced. */
   nameCatalogue(name: string, body: CatalogueItems | CatalogueFilter, options?: Options): Promise<NamedCatalogue>;
+  /** The items that changes have added, changed or removed so far, whoever made them, in every process the same. An item that changes again while you turn pages moves ahead of them; no page repeats another. */
+  listChangedItems(query?: { change?: Array<"added" | "changed" | "removed"> | null; after?: number | null; limit?: number }, options?: Options): Promise<ChangedItems>;
   /** Preset what requests leave out that name this scenario. One of the same name is replaced. */
   putScenario(name: string, body: Scenario, options?: Options): Promise<NamedScenario>;
   /** From now on requests that name this scenario are refused. */

@@ -132,6 +132,10 @@ export class Client extends Transport {
     return this.call("PUT", `/catalogues/${segment(name)}`, { body, isRepeatable: true, ...options });
   }
 
+  listChangedItems(query, options) {
+    return this.call("GET", "/catalogues/changes", { query, isRepeatable: true, ...options });
+  }
+
   putScenario(name, body, options) {
     return this.call("PUT", `/scenarios/${segment(name)}`, { body, isRepeatable: true, ...options });
   }

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from serving.errors import BundleError, NoSemanticId, RequestError, ServingError
+from serving.items.changed import ChangedItems
 from serving.items.code_space import CodeSpace
 from serving.items.fields import MAX_FIELDS, Value
 from serving.items.newcomers import LIKE, QuantizedItems
@@ -39,7 +40,7 @@ WINDOW_CHECK_S = 60.0  # the longest sleep between two looks at the clock, which
 
 
 class LiveCatalogue:
-    """between_batches: runs something on the engine's thread."""
+    """between_batches: runs something on the engine's thread. changed: what the entries have changed so far."""
 
     def __init__(
         self,
@@ -51,7 +52,7 @@ class LiveCatalogue:
         self.bundle, self.catalogue = engine.bundle, engine.bundle.catalogue
         self._encoder = ThreadPoolExecutor(1, "texts")
         self._windows: dict[int, tuple[float | None, float | None]] = {}  # available from and until, by row
-        self._deleted: set[int] = set()
+        self.changed = ChangedItems(len(self.catalogue))
         self._edges: list[tuple[float, int]] = []  # when a row's window begins or ends: a heap
         self._edges_changed = asyncio.Event()
         self._refreshing = asyncio.Lock()
@@ -181,7 +182,6 @@ class LiveCatalogue:
         if entry["do"] == "delete":
             if row is None:
                 return RequestError("There is no item with this id.", "item_id")
-            self._deleted.add(row)
         else:
             if row is None:
                 codes = encoded.get(entry["item_id"], entry)
@@ -193,8 +193,8 @@ class LiveCatalogue:
                     return error
             else:
                 self.catalogue.describe(row, entry["title"], entry["categories"], fields_of(entry))
-            self._deleted.discard(row)
             self._set_window(row, entry["available_from"], entry["available_until"])
+        self.changed.note(row, entry.get("at"), is_removed=entry["do"] == "delete")
         self.catalogue.list_item(row, self._is_available(row))
         return row
 
@@ -243,9 +243,6 @@ class LiveCatalogue:
         """From and until when an item may be recommended, in seconds since 1970."""
         return self._windows.get(row, (None, None))
 
-    def is_deleted(self, row: int) -> bool:
-        return row in self._deleted
-
     def _set_window(self, row: int, begin: float | None, end: float | None) -> None:
         self._windows.pop(row, None)
         if begin is None and end is None:
@@ -258,7 +255,7 @@ class LiveCatalogue:
 
     def _is_available(self, row: int) -> bool:
         (begin, end), now = self.window(row), self._clock()
-        return row not in self._deleted and (begin is None or begin <= now) and (end is None or now < end)
+        return not self.changed.is_removed(row) and (begin is None or begin <= now) and (end is None or now < end)
 
     async def _keep_windows(self) -> None:
         """Lists and unlists items when their time has come, until it is cancelled."""

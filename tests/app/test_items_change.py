@@ -330,6 +330,46 @@ def test_items_have_no_more_fields_than_there_is_room_for(serve: Serve) -> None:
     assert put(client, "i1", fields={"field 0 1": "x"}).status_code == 200
 
 
+def changed_items(client: TestClient, **query: Any) -> Any:
+    answer = client.get("/catalogues/changes", params=query, headers=ADMIN)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def test_what_changes_have_done_is_listed_newest_first_and_page_by_page(serve: Serve) -> None:
+    client, began = serve(), datetime.now(UTC)
+    assert changed_items(client) == {"position": "", "items": [], "next": None}
+    until = {"available_until": "2031-05-01T00:00:00Z"}
+    put(client, "i4", title="Four")
+    put(client, "lamp", **until)
+    put(client, "vase")
+    delete(client, "i3")
+    delete(client, "vase")
+    put(client, "i4", title="Fourth")
+    assert put(client, "bare", title=None).status_code == 409 and delete(client, "never") == 404  # no change at all
+    found = changed_items(client)
+    assert found["position"] == client.get("/catalogues").json()["position"] and found["next"] is None
+    assert [(each["item_id"], each["title"], each["change"]) for each in found["items"]] == [
+        ("i4", "Fourth", "changed"),
+        ("vase", "The vase", "removed"),
+        ("i3", "Thing number 3", "removed"),
+        ("lamp", "The lamp", "added"),
+    ]
+    times = [datetime.fromisoformat(each["changed_at"]) for each in found["items"]]
+    assert times == sorted(times, reverse=True) and began <= times[-1] and times[0] <= datetime.now(UTC)
+    assert found["items"][3].items() >= {"available_from": None, **until}.items()
+    pages, after = list[str](), {}
+    while after != {"after": None}:
+        page = changed_items(client, limit=2, change=["added", "removed"], **after)
+        pages += [each["item_id"] for each in page["items"]]
+        after = {"after": page["next"]}
+    assert pages == ["vase", "i3", "lamp"]
+    put(client, "vase")
+    assert [each["item_id"] for each in changed_items(client, change="added")["items"]] == ["vase", "lamp"]
+    for query in ("limit=101", "limit=0", "after=0", "change=hidden", "kind=added"):
+        assert client.get(f"/catalogues/changes?{query}", headers=ADMIN).status_code == 422
+
+
 def test_changes_need_an_admin_key(serve: Serve) -> None:
     client = serve(api_keys=digest("user"))
     for key, status in (("user", 403), ("wrong", 403)):
@@ -338,6 +378,8 @@ def test_changes_need_an_admin_key(serve: Serve) -> None:
         assert client.post("/items", content=b"no JSON", headers=sending(key)).status_code == status
     assert client.put("/items/i1", json={}).status_code == 401
     assert client.get("/catalogues").status_code == 401
+    assert client.get("/catalogues/changes").status_code == 401
+    assert client.get("/catalogues/changes", headers=sending("user")).status_code == 403  # it names what was hidden
     assert client.get("/catalogues", headers=sending("user")).status_code == 200
 
 
@@ -423,6 +465,7 @@ def test_a_restart_keeps_changes_where_there_is_a_state_dir(serve: Serve, tmp_pa
     second = serve(state_dir=tmp_path)
     assert second.get("/items/lamp").json() == lamp
     assert everything(second) == everything(first) and "i3" not in everything(second)
+    assert changed_items(second) == changed_items(first) and len(changed_items(second)["items"]) == 3
     theirs, ours = (client.get("/catalogues").json() for client in (second, first))
     assert theirs["position"] == ours["position"] != "" and theirs["items"] == ours["items"] == 80
     assert theirs["durable"] is True and theirs["lag_seconds"] < 60
@@ -441,6 +484,7 @@ def test_replicas_agree_within_a_moment(serve: Serve, redis_server: RedisServer,
     eventually(lambda: len({client.get("/catalogues").json()["position"] for client in replicas}) == 1)
     one, other = ([client.get(f"/items/n{n}").json() for n in range(6)] for client in replicas)
     assert one == other and everything(replicas[0]) == everything(replicas[1])
+    assert changed_items(replicas[0]) == changed_items(replicas[1]) and len(changed_items(replicas[0])["items"]) == 12
     assert time.monotonic() - started < 60
 
 

@@ -22,12 +22,11 @@ import torch
 from scipy import sparse
 from tqdm import tqdm
 
-from serving.items.item_index import EXACT_ITEMS, build_index
-from serving.items.nearest import nearest_items
 from training.config import RunConfig
 from training.data.prepare import Items
 from training.ids.embed import collaborative_embedding, embed_text, item_text
 from training.metrics import ndcg
+from training.similar import similar_items
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -213,23 +212,14 @@ def scaled_pairs(forward: sparse.csr_matrix, counts: np.ndarray, setting: Settin
 def nearest(embedding: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """The `count` most similar other items of every item, where both are known. Shapes: (I, E) -> (P,), (P,) rows.
 
-    Of more than EXACT_ITEMS items an index names them (`serving/items/item_index.py`), which may miss some.
+    An index may miss some, see `similar_items`.
     """
     known = np.flatnonzero(np.linalg.norm(embedding, axis=1) > 0).astype(np.int32)
     if len(known) < 2:  # nothing to resemble
         return known[:0], known[:0]
-    vectors = torch.from_numpy(embedding[known])
-    if len(known) <= EXACT_ITEMS:
-        found = nearest_items(vectors, vectors, count, excluded=torch.arange(len(known))).numpy()
-        return np.repeat(known, found.shape[1]), known[found.ravel()]
-    index, rows, columns = build_index(vectors), [], []
-    for first in tqdm(range(0, len(known), CHUNK), desc="similar items", unit="chunk", mininterval=1.0):
-        named = index.search(vectors[first : first + CHUNK], count + 1)[0].numpy()  # an item is most like itself
-        is_other = (named >= 0) & (named != np.arange(first, first + len(named))[:, None])
-        is_other &= is_other.cumsum(1) <= count
-        rows.append(known[first + np.nonzero(is_other)[0]])
-        columns.append(known[named[is_other]])
-    return np.concatenate(rows), np.concatenate(columns)
+    found = similar_items(torch.from_numpy(embedding[known]), count).numpy()
+    is_item = found >= 0
+    return np.repeat(known, is_item.sum(1)), known[found[is_item]]
 
 
 def history_weights(

@@ -38,13 +38,20 @@ class ItemIndex:
     def width(self) -> int:
         return int(self._faiss.d)
 
-    def search(self, queries: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def search(
+        self, queries: torch.Tensor, count: int, compared: int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """The items with the largest inner products, largest first, as far as the lists that are read hold so many.
 
+        compared: read lists with so many items on average, at least one; None: PROBES lists.
         Shape: (Q, D) -> rows (Q, count) int64, -1 where there are fewer, and products (Q, count) float32, -inf there.
         """
         faiss.omp_set_num_threads(torch.get_num_threads())
-        product, row = self._faiss.search(queries.contiguous().numpy(), count)
+        parameters: Any = None
+        if compared is not None:
+            parameters = faiss.SearchParametersIVF()
+            parameters.nprobe = max(1, round(compared * self._faiss.nlist / self.items))
+        product, row = self._faiss.search(queries.contiguous().numpy(), count, params=parameters)
         rows, products = torch.from_numpy(row), torch.from_numpy(product)
         return rows, products.masked_fill(rows < 0, float("-inf"))
 

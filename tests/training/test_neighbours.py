@@ -12,7 +12,6 @@ from scipy import sparse
 from serving.bundle import Bundle
 from tests.training.shops import command, write_shop
 from tests.training.small import small_config
-from training import neighbours
 from training.__main__ import main
 from training.config import ConfigError
 from training.data.read import Items
@@ -122,21 +121,6 @@ def test_nearest_items_equal_brute_force():
     for row in range(25):
         expected = set() if row in (3, 9) else set(np.argsort(-similar[row])[:5].tolist())
         assert set(cols[rows == row].tolist()) == expected
-
-
-def test_an_index_names_the_nearest_items_of_many(monkeypatch):
-    """It reads all lists of so few items, and so misses none."""
-    rng = np.random.default_rng(3)
-    embedding = rng.standard_normal((900, 8)).astype(np.float32)
-    embedding /= np.linalg.norm(embedding, axis=1, keepdims=True)
-    embedding[[3, 9]] = 0
-    exact = set(zip(*(part.tolist() for part in nearest(embedding, 5)), strict=True))
-    monkeypatch.setattr(neighbours, "EXACT_ITEMS", 100)
-    monkeypatch.setattr(neighbours, "CHUNK", 256)
-    found = list(zip(*(part.tolist() for part in nearest(embedding, 5)), strict=True))
-    assert len(found) == len(set(found)) == len(exact) == 898 * 5
-    assert all(row != column for row, column in found)
-    assert len(exact - set(found)) < 10  # float16 swaps a few that are nearly as near
 
 
 @pytest.mark.parametrize("known", [0, 1])

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from serving.items.nearest import nearest_items
 from serving.items.vocabulary import PAD
 from serving.network.model import dense_logits
 from training.config import PretrainConfig
 from training.data.examples import Rows, batch_at
+from training.similar import similar_items
 from training.stages.distributed import WHOLE_BATCH, BatchShard, Terms
 from training.stages.losses import full_softmax, nll
 from training.stages.predictions import predict_items
@@ -39,9 +39,9 @@ class PretrainStep:
         self.rows: Rows = work.windows or work.examples
         self.nearest: torch.Tensor | None = None  # (I, neighbours) int64
         if config.similar_weight:
-            vectors = F.normalize(torch.from_numpy(work.embedding), dim=1)
-            itself = torch.arange(len(vectors))
-            self.nearest = nearest_items(vectors, vectors, config.neighbours, excluded=itself)
+            found = similar_items(F.normalize(torch.from_numpy(work.embedding), dim=1), config.neighbours).long()
+            itself = torch.arange(len(found))
+            self.nearest = found.where(found >= 0, itself[:, None])  # an index may have found fewer
 
     def __call__(self, step: int, shard: BatchShard = WHOLE_BATCH) -> tuple[torch.Tensor, Terms]:
         work, config = self.work, self.config

@@ -1,15 +1,18 @@
 // The playground: a history is made by clicking, and every change is answered at once, beside another way to answer:
 // without thinking, or with settings that were kept to be compared with.
 
+import { column } from "./column.js";
 import { bars, element, trajectory } from "./picture.js";
 import { pollFeedback, pollMetrics } from "./live.js";
 import { $, call, hideNotice, label, later, plural, send, showError } from "./service.js";
+import { describe, offer, settings } from "./settings.js";
 
 const EXAMPLE = 3; // items in the history at the start
 const SIMILAR = 5; // items of each kind
 const clicked = []; // items {item_id, title}, oldest first
 let running = null; // the current requests; newer ones abort them
 let chosenStep = null; // the step that the picture marks; null: the last
+let shown = []; // the lists side by side, the present one last: see `extended`
 let kept = null; // settings to compare with; null: the present ones without thinking
 
 // What the user did
@@ -69,99 +72,82 @@ function drawHistory() {
 
 // The answers
 
-// Steps, and the fields of a request; what is left empty is left out.
-function settings() {
-  const fields = { k: Number($("k").value) || 8 };
-  fields.beam_width = Math.max(fields.k, Number($("beam").value) || 50);
-  const set = {
-    diversity: Number($("diversity").value), max_per_category: Number($("per-category").value), filter: $("filter").value.trim(),
-    categories: $("category").value && [$("category").value], catalogue: $("catalogue").value, timeout_ms: Math.max(0, Number($("timeout").value)),
-  };
-  for (const [name, value] of Object.entries(set)) if (value) fields[name] = value;
-  if (!$("seen").checked) fields.exclude_seen = false;
-  return { steps: Number($("steps").value), fields };
-}
-
 const body = ({ fields }) => ({ history: clicked.map((item) => item.item_id), ...($("user").value && { user_id: $("user").value }), ...fields });
 
 async function recommend() {
-  running?.abort();
-  const mine = running = new AbortController();
+  const mine = begin();
   const present = settings();
   const other = kept ?? (present.steps ? { ...present, steps: 0 } : null);
-  const ask = (how, explain) => send("POST", `recommend?reasoning_steps=${how.steps}`, { ...body(how), ...(explain && { explain }) }, { signal: mine.signal });
-  $("columns").setAttribute("aria-busy", "true");
   try {
-    const answers = []; // one after the other, so that neither waits in the queue for the other
-    if (other) answers.push(await ask(other, false));
-    answers.push(await ask(present, true));
+    const found = []; // one after the other, so that neither waits in the queue for the other
+    if (other) found.push(begun(other, await ask(other, mine)));
+    found.push(begun(present, await ask(present, mine, { explain: true })));
     if (running !== mine) return;
     hideNotice();
-    draw(answers);
+    shown = found.at(-1).answer.source === "popularity" ? found.slice(-1) : found;
+    draw();
     drawTerminal(present);
-    $("columns").setAttribute("aria-busy", "false");
+    setBusy(false);
     await drawSimilar(present.fields, mine.signal);
   } catch (error) {
     if (running === mine) failed(error, recommend);
   }
 }
 
+async function more() {
+  if ($("columns").ariaBusy === "true") return;
+  const [mine, lists] = [begin(), shown];
+  try {
+    for (const [n, list] of lists.entries()) {
+      if (list.after) lists[n] = extended(list, await ask(list.how, mine, { after: list.after }));
+    }
+    if (running !== mine) return;
+    hideNotice();
+    drawColumns();
+    setBusy(false);
+  } catch (error) {
+    if (running === mine) failed(error, more);
+  }
+}
+
+function begin() {
+  running?.abort();
+  setBusy(true);
+  return running = new AbortController();
+}
+
+const ask = (how, { signal }, besides) => send("POST", `recommend?reasoning_steps=${how.steps}`, { ...body(how), ...besides }, { signal });
+
+// A list by its settings, the answer that it began with, and its items so far. after: the id of its last page, null at its end.
+const begun = (how, answer) => extended({ how, answer, items: [] }, answer);
+
+function extended(list, page) {
+  return { ...list, items: [...list.items, ...page.items], after: page.items.length < list.how.fields.k ? null : page.recommendation_id };
+}
+
+const setBusy = (isBusy) => { $("columns").ariaBusy = `${isBusy}`; };
+
 function failed(error, retry) {
-  $("columns").setAttribute("aria-busy", "false");
+  setBusy(false);
   showError(error, retry);
 }
 
-function draw(answers) {
-  const last = answers.at(-1);
-  const popular = last.source === "popularity";
-  const shown = popular ? [last] : answers;
-  const before = shown.length > 1 ? shown[0].items.map((item) => item.item_id) : null;
-  $("columns").replaceChildren(...shown.map((answer, n) => column(answer, n > 0 ? before : null, kept && n < shown.length - 1)));
-  $("columns").classList.toggle("one", shown.length === 1);
-  const unknown = [...new Set(last.unknown_items)];
+function draw() {
+  const { answer } = shown.at(-1);
+  drawColumns();
+  const unknown = [...new Set(answer.unknown_items)];
   $("aside").textContent = unknown.length ? `Not in the catalogue, so ignored: ${unknown.join(", ")}` : "";
   $("aside").hidden = !unknown.length;
-  drawReasoning(last);
-  $("time").hidden = popular;
-  $("bars").replaceChildren(...bars(shown.map((answer) => [plural(answer.reasoning_steps, "step"), answer.timings_ms])));
+  drawReasoning(answer);
+  $("time").hidden = answer.source === "popularity";
+  $("bars").replaceChildren(...bars(shown.map((each) => [plural(each.answer.reasoning_steps, "step"), each.answer.timings_ms])));
 }
 
-function column(answer, before, isKept) {
-  const popular = answer.source === "popularity";
-  const name = popular ? "Popular now" : isKept ? "Kept settings" : answer.reasoning_steps ? `After ${plural(answer.reasoning_steps, "step")}` : "Without thinking";
-  const facts = popular ? "Nothing is known about this user" : `${answer.timings_ms.total.toFixed(1)} ms · cache ${answer.cache}`;
-  const scores = answer.items.map((item) => item.score);
-  const written = (score) => (popular ? score.toFixed(0) : score.toFixed(2).replace("-", "−"));
-  const [best, worst] = [Math.max(...scores), Math.min(...scores)];
-  const list = element("ol", "results", ...answer.items.map((item, index) => {
-    const fill = element("i");
-    fill.style.width = `${8 + (92 * (item.score - worst)) / (best - worst || 1)}%`;
-    const row = element("button", "",
-      element("span", "rank", `${index + 1}`),
-      element("span", "title", label(item)),
-      before && moved(before.indexOf(item.item_id), index),
-      element("span", "tags muted", item.categories.join(" · ")),
-      element("span", "meter", fill),
-      element("span", "score number muted", written(item.score)));
-    row.type = "button";
-    row.dataset.item = item.item_id;
-    row.title = "Add to the history";
-    row.addEventListener("click", () => add(item));
-    return element("li", "", row);
-  }));
-  if (!answer.items.length) list.append(element("li", "empty", "These rules permit no item. Relax them under “Rules and settings”."));
-  return element("article", answer.reasoning_steps && !isKept ? "column thought" : "column",
-    element("div", "row", element("h3", "", name), element("span", "muted number", facts)), list);
-}
-
-function moved(from, to) {
-  const [text, words, kind] = from < 0 ? ["new", "not in the list on the left", "up"]
-    : from > to ? [`↑${from - to}`, `up by ${from - to}`, "up"]
-    : from < to ? [`↓${to - from}`, `down by ${to - from}`, "down"]
-    : ["", "unchanged", ""];
-  const made = element("span", `moved ${kind}`, element("span", "visually-hidden", words), text);
-  made.title = words;
-  return made;
+function drawColumns() {
+  const before = shown.length > 1 ? shown[0].items.map((item) => item.item_id) : null;
+  $("columns").replaceChildren(...shown.map((each, n) => column(each, n > 0 ? before : null, kept && n < shown.length - 1, add)));
+  $("columns").classList.toggle("one", shown.length === 1);
+  $("more-items").hidden = shown.every((each) => !each.after);
 }
 
 function drawReasoning(answer) {
@@ -223,9 +209,7 @@ async function drawSimilar(fields, signal) {
 
 function keep() {
   kept = kept ? null : settings();
-  const { steps, fields } = kept ?? {};
-  const parts = kept && [plural(steps, "step"), ...Object.entries(fields).map(([name, value]) => `${name.replaceAll("_", " ")} ${value}`)];
-  $("compared").textContent = kept ? `compared with ${parts.join(" · ")}` : "compared with no thinking";
+  $("compared").textContent = `compared with ${kept ? describe(kept) : "no thinking"}`;
   $("keep").textContent = kept ? "Compare with no thinking" : "Keep these settings to compare with";
   recommend();
 }
@@ -241,12 +225,7 @@ async function start() {
     $("steps").value = model.max_steps;
     $("steps").disabled = !model.max_steps;
     $("ticks").replaceChildren(...Array.from({ length: model.max_steps + 1 }, (_, n) => element("span", "", `${n}`)));
-    $("beam").max = model.max_beam_width;
-    $("k").max = model.max_beam_width;
-    for (const [id, names] of [["category", model.categories], ["catalogue", model.catalogues]]) {
-      $(id).replaceChildren(new Option("all", ""), ...names.map((each) => new Option(each, each)));
-      $(id).parentElement.hidden = !names.length;
-    }
+    offer(model, (await call("scenarios")).scenarios);
     drawSteps();
     const popular = await suggest();
     if (!clicked.length) clicked.push(...popular.slice(0, EXAMPLE));
@@ -285,9 +264,10 @@ function onArrowKey(event) {
 
 const soon = later(recommend, 120);
 $("steps").addEventListener("input", () => { chosenStep = null; drawSteps(); soon(); });
-for (const id of ["k", "beam", "timeout", "user", "diversity", "per-category"]) $(id).addEventListener("input", soon);
-for (const id of ["category", "catalogue", "seen"]) $(id).addEventListener("change", soon);
-$("filter").addEventListener("input", later(recommend, 600)); // half a filter is a mistake
+for (const id of ["k", "beam", "timeout", "user", "diversity", "per-category", "explore"]) $(id).addEventListener("input", soon);
+for (const id of ["category", "catalogue", "scenario", "seen"]) $(id).addEventListener("change", soon);
+for (const id of ["filter", "boost", "factor"]) $(id).addEventListener("input", later(recommend, 600)); // half a filter is a mistake
+$("more-items").addEventListener("click", more);
 $("keep").addEventListener("click", keep);
 $("key").addEventListener("change", start);
 $("query").addEventListener("input", later(suggest, 100));

@@ -159,6 +159,86 @@ def test_a_filter_limits_the_answer_and_a_wrong_one_is_reported(visit: Visit) ->
     expect(page.get_by_role("alert")).to_be_hidden()
 
 
+def test_a_list_goes_on_page_by_page_until_its_end_and_repeats_nothing(visit: Visit, service: ServiceProcess) -> None:
+    page = visit.open()
+    columns(page)
+    page.get_by_text("Rules and settings").click()
+    page.locator("#category").select_option("odd")
+    page.locator("#k").fill("12")
+    lists = page.locator("#columns article")
+    expect(lists.last.locator(".title")).to_have_count(12)
+    more = page.get_by_role("button", name="Show more")
+    more.press("Enter")
+    expect(lists.first.locator(".title")).to_have_count(24)
+    expect(lists.last.locator(".title")).to_have_count(24)
+    expect(more).to_be_focused()
+    more.press("Enter")
+    expect(more).to_be_hidden()  # 30 items are odd
+    for side, steps in (("first", 0), ("last", 4)):
+        shown = getattr(lists, side).locator("[data-item]").evaluate_all("(all) => all.map((one) => one.dataset.item)")
+        clicked = [f"i{title.split()[-1]}" for title in history(page)]
+        rules = {"history": clicked, "categories": ["odd"], "k": 50, "beam_width": 50}
+        assert shown == [item["item_id"] for item in service.recommend(steps, **rules)["items"]]
+    page.get_by_role("button", name="Clear").click()
+    expect(page.locator("#columns h3")).to_have_text(["Popular now"])
+    expect(lists.last.locator(".title")).to_have_count(12)
+    more.click()
+    expect(lists.last.locator(".title")).to_have_count(24)  # popular ones go on as well
+
+
+def test_boosts_and_slots_for_new_items_change_the_answer(visit: Visit, service: ServiceProcess) -> None:
+    page = visit.open()
+    columns(page)
+    page.get_by_text("Rules and settings").click()
+    page.get_by_label("Boost what passes").fill('categories has "odd"')
+    page.get_by_label("Times").fill("1000")
+    tags = page.locator("#columns article").last.locator(".tags")
+    expect(tags).to_have_text(["odd"] * 8)
+    page.get_by_label("Times").fill("0.001")
+    expect(tags).to_have_text(["even"] * 8)
+    page.get_by_role("button", name="Keep these settings to compare with").click()
+    expect(page.locator("#compared")).to_contain_text('boost categories has "odd" ×0.001')
+    page.get_by_label("Boost what passes").fill("categories has")
+    expect(page.get_by_role("alert")).to_contain_text("Invalid request")
+    page.get_by_label("Boost what passes").fill("")
+    expect(page.get_by_role("alert")).to_be_hidden()
+    with page.expect_request(lambda request: '"explore":2' in (request.post_data or "")):
+        page.get_by_label("Slots for new items").fill("2")
+    columns(page)
+    shown = page.locator("#columns article").last.locator("[data-item]")
+    new = min(service.http.get("/items?limit=60").json()["items"], key=lambda item: item["popularity"])
+    expect(shown).to_have_count(8)
+    assert new["item_id"] in shown.evaluate_all("(all) => all.map((one) => one.dataset.item)")
+
+
+def test_a_scenario_presets_what_is_not_set_on_the_page(visit: Visit, service: ServiceProcess) -> None:
+    page = visit.open()
+    columns(page)
+    page.get_by_text("Rules and settings").click()
+    expect(page.locator("#scenario")).to_be_hidden()  # there is none so far
+    preset = {"k": 3, "categories": ["even"], "reasoning_steps": 1}
+    service.http.put("/scenarios/cart", json=preset, headers={"X-API-Key": KEY}).raise_for_status()
+    page.reload()
+    columns(page)
+    page.get_by_text("Rules and settings").click()
+    page.locator("#scenario").select_option("cart")
+    expect(page.locator("#presets")).to_have_text("It presets k 3 · categories even. What is set here wins.")
+    expect(page.locator("#k")).to_have_attribute("placeholder", "3")
+    expect(page.locator("#columns h3")).to_have_text(["Without thinking", "After 1 step"])
+    tags = page.locator("#columns article").last.locator(".tags")
+    expect(tags).to_have_text(["even"] * 3)
+    page.get_by_role("button", name="Show more").click()
+    expect(tags).to_have_text(["even"] * 6)
+    page.locator("#category").select_option("odd")
+    page.locator("#k").fill("4")
+    expect(tags).to_have_text(["odd"] * 4)
+    page.locator("#scenario").select_option("none")
+    expect(page.locator("#presets")).to_be_hidden()
+    page.locator("#k").fill("")
+    expect(page.locator("#columns article").last.locator(".title")).to_have_count(8)
+    service.http.delete("/scenarios/cart", headers={"X-API-Key": KEY}).raise_for_status()
+
+
 def test_similar_items_stand_beside_the_newest_of_the_history(visit: Visit, service: ServiceProcess) -> None:
     page = visit.open()
     columns(page)

@@ -1,8 +1,8 @@
 """The bundle: the one thing that training hands to serving. This file opens it; `serving/bundle_writer.py` writes it.
 
-A folder of safetensors, JSON and Parquet with a manifest (`serving/manifest.py`), and an index of FAISS where the dense
-score of many items counts. Nothing in it is executable, and no pickle is ever read. Weights, trie, item graph and index
-are mapped, not copied, so that processes share their pages.
+A folder of safetensors, JSON and Parquet with a manifest (`serving/manifest.py`), an Arrow table of a large catalogue,
+and an index of FAISS where the dense score of many items counts. Nothing in it is executable, and no pickle is ever
+read. All large files are mapped, not copied, so that processes share their pages.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ NEIGHBOURS = "neighbours.safetensors"
 ITEM_INDEX = "items.faiss"
 SAMPLE = "sample.json"
 TITLES = "titles.safetensors"
+MAPPED_CATALOGUE = "catalogue.arrow"
 BOUND_SLACK = np.float32(1.01)  # rounding, to float16 at worst
 
 
@@ -132,7 +133,8 @@ def _open(folder: Path, manifest: dict[str, Any], version: str) -> Bundle:
             f"The model knows {config.vocab_size} tokens and the vocabulary {vocabulary.size}. {GET_ANOTHER}"
         )
     subsets = {path.stem: _read_json(path) for path in sorted((folder / "catalogues").glob("*.json"))}
-    catalogue = read_catalogue(folder / "catalogue.parquet", vocabulary.tokens_per_item, subsets)
+    mapped = folder / MAPPED_CATALOGUE if MAPPED_CATALOGUE in manifest["files"] else None
+    catalogue = read_catalogue(folder / "catalogue.parquet", vocabulary.tokens_per_item, subsets, mapped)
     if TITLES in manifest["files"]:
         catalogue.title_index = read_titles(folder / TITLES, len(catalogue))
     _check_tokens(vocabulary, catalogue.tokens, settings.suffix_tokens)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from serving.bundle import ITEM_INDEX, NEIGHBOURS, SAMPLE, TITLES, TRIE, Bundle
+from serving.bundle import ITEM_INDEX, MAPPED_CATALOGUE, NEIGHBOURS, SAMPLE, TITLES, TRIE, Bundle
 from serving.files import replaced_folder
 from serving.items.catalogue_file import write_catalogue
 from serving.items.item_index import EXACT_ITEMS, build_index, write_index
@@ -48,7 +48,7 @@ def _write_files(folder: Path, bundle: Bundle, model_card: str, write_tokenizer:
     _write_json(folder / "model/config.json", bundle.network.t5.config.to_transformers())
     save_file(_on_cpu(bundle.network.t5.state_dict()), folder / "model/model.safetensors", {"format": "pt"})
     save_file(_on_cpu(bundle.network.heads.state_dict()), folder / "heads.safetensors", {"format": "pt"})
-    write_catalogue(folder / "catalogue.parquet", bundle.catalogue)
+    write_catalogue(folder / "catalogue.parquet", bundle.catalogue, folder / MAPPED_CATALOGUE)
     write_trie(folder / TRIE, build_trie(bundle.catalogue.tokens))
     bundle.catalogue.index_titles()
     assert bundle.catalogue.title_index is not None

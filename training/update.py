@@ -156,15 +156,16 @@ def extend(bundle: Bundle, changes: Sequence[Entry], items: Items | None) -> Ext
     before = len(bundle.catalogue)
     left_out = asyncio.run(_put(bundle, changes, items))
     live = bundle.catalogue
+    item_ids, titles, categories = list(live.item_ids), list(live.titles), list(live.categories)
     catalogue = Catalogue(
-        live.item_ids, live.tokens.copy(), live.titles, live.categories, live.popularity.copy(), dict(live.subsets),
+        item_ids, live.tokens.copy(), titles, categories, live.popularity.copy(), dict(live.subsets),
         fields=live.fields, filters=dict(live.filters),
     )  # fmt: skip
     described = dict(zip(items.item_ids, items.descriptions, strict=True)) if items else {}
-    descriptions = [described.get(item_id) for item_id in live.item_ids]
+    descriptions = [described.get(item_id) for item_id in item_ids]
     fields = {row: live.fields_of(row) for row in range(len(live))}
     brands = [brand if isinstance(brand := known.get("brand"), str) else None for known in fields.values()]
-    every = Items(live.item_ids, live.titles, brands, live.categories, descriptions, fields)
+    every = Items(item_ids, titles, brands, categories, descriptions, fields)
     network = with_items(bundle.network, len(catalogue))
     return Extended(replace(bundle, catalogue=catalogue, network=network), every, len(catalogue) - before, left_out)
 

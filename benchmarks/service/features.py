@@ -73,7 +73,7 @@ def main() -> None:
 
 def prepare(client: httpx.Client, catalogue: Catalogue) -> None:
     """A scenario, and a few impressions for each known user."""
-    key, ids = {"X-API-Key": OPERATOR}, catalogue.item_ids[:SHOWN]
+    key, ids = {"X-API-Key": OPERATOR}, list(catalogue.item_ids)[:SHOWN]
     client.put("/scenarios/plain", json={"beam_width": BEAM}, headers=key).raise_for_status()
     for number in range(USERS):
         recommendation = receipts.issue("", "model", 0, f"u{number}", ids)
@@ -84,7 +84,7 @@ def prepare(client: httpx.Client, catalogue: Catalogue) -> None:
 
 def features(catalogue: Catalogue, steps: int, *, with_neighbours: bool) -> dict[str, list[Row]]:
     """The requests of each feature, the plain ones first."""
-    ids = catalogue.item_ids
+    ids = list(catalogue.item_ids)
     plain = [{"history": [ids[row] for row in rows], "beam_width": BEAM} for rows in histories(len(ids), USERS)]
 
     def recommend(**what: Any) -> list[Row]:

@@ -24,7 +24,7 @@ def bytes_per_user(bundle: Path) -> tuple[float, float]:
 
     opened = Bundle.load(bundle)
     (state,) = Engine(opened).encode([range(opened.max_items)])
-    items = opened.catalogue.item_ids[:KEPT_ITEMS]
+    items = list(opened.catalogue.item_ids)[:KEPT_ITEMS]
 
     async def fill(address: str) -> None:
         client = connect(address)

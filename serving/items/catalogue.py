@@ -16,10 +16,12 @@ from itertools import chain, islice
 import numpy as np
 
 from serving.errors import BundleError, RequestError, UnknownCatalogue
+from serving.items.columns import Column
 from serving.items.fields import NO_FIELDS, Fields, Value
 from serving.items.filter_parser import parse_filter
 from serving.items.filters import Items, matching
 from serving.items.labels import Labels
+from serving.items.row_index import RowIndex
 from serving.items.titles import TitleIndex, build_title_index
 from serving.types import Boost, Rules
 
@@ -37,17 +39,18 @@ class Catalogue:
     Raises BundleError if two items have the same id.
     """
 
-    item_ids: list[str]
+    item_ids: Column[str]
     tokens: np.ndarray
-    titles: list[str | None]
-    categories: list[list[str]]
+    titles: Column[str | None]
+    categories: Column[list[str]]
     popularity: np.ndarray
     subsets: dict[str, np.ndarray] = field(default_factory=dict)
     title_index: TitleIndex | None = None  # of the titles as they were, most popular first; see `index_titles`
     fields: Fields = field(default_factory=Fields)
     filters: dict[str, str] = field(default_factory=dict)
+    row_index: RowIndex | None = None  # of a mapped catalogue; None: ids are looked up in a dict
     listed: np.ndarray = field(init=False)
-    _rows: dict[str, int] = field(init=False)
+    _rows: dict[str, int] | RowIndex = field(init=False)
     _labels: Labels = field(init=False)  # the categories
     _settled_at: dict[int, float] = field(init=False, default_factory=dict)  # of rows that have changed
     _by_popularity: np.ndarray = field(init=False)
@@ -55,11 +58,7 @@ class Catalogue:
     _retitled: dict[int, None] = field(init=False, default_factory=dict)  # rows whose title is not in it, oldest first
 
     def __post_init__(self) -> None:
-        self._rows = {item_id: row for row, item_id in enumerate(self.item_ids)}
-        if len(self._rows) != len(self.item_ids):
-            raise BundleError(
-                "Two items of the catalogue share one id; remove the duplicate and export the bundle again."
-            )
+        self._rows = self.row_index or _rows_by_id(self.item_ids)
         for name, rows in self.subsets.items():
             self.subsets[name] = np.unique(rows)
         self._labels = self.fields.lists["categories"] = Labels(self.categories)
@@ -311,6 +310,13 @@ class Catalogue:
         mask = np.zeros(len(self), dtype=bool)
         mask[rows] = True
         return mask
+
+
+def _rows_by_id(item_ids: Column[str]) -> dict[str, int]:
+    rows = {item_id: row for row, item_id in enumerate(item_ids)}
+    if len(rows) != len(item_ids):
+        raise BundleError("Two items of the catalogue share one id; remove the duplicate and export the bundle again.")
+    return rows
 
 
 def _holds(ascending: np.ndarray, row: int) -> bool:

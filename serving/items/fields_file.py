@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from serving.items.columns import column_of
 from serving.items.fields import Fields, Strings
 from serving.items.labels import Labels
 
@@ -51,7 +52,7 @@ def from_columns(table: pa.Table) -> Fields:
             case "string" | "boolean":
                 _add_strings(fields, name, values)
             case "list":
-                fields.lists[name] = Labels([names or [] for names in values.to_pylist()])
+                fields.lists[name] = Labels(column_of(values))
     return fields
 
 

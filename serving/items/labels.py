@@ -8,15 +8,17 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
+from serving.items.columns import Column, stored_lists
+
 NO_ROWS = np.empty(0, np.int64)
 
 
 class Labels:
     """by_row: the names of each row; rows behind its end have none. names: all that any row has had."""
 
-    def __init__(self, by_row: list[list[str]]) -> None:
+    def __init__(self, by_row: Column[list[str]]) -> None:
         self.by_row = by_row
-        self._rows = _rows_by_name(pa.array(by_row, pa.list_(pa.string())))
+        self._rows = _rows_by_name(stored_lists(by_row))
         self._changed: dict[str, dict[int, bool]] = {}  # not yet in _rows
         self._lock = threading.Lock()  # guards these two
         self.names = frozenset(self._rows)
@@ -36,7 +38,8 @@ class Labels:
 
     def put(self, row: int, names: Sequence[str]) -> None:
         """Gives a row these names, in place of those it had."""
-        self.by_row += [[] for _ in range(1 + row - len(self.by_row))]
+        while len(self.by_row) <= row:
+            self.by_row.append([])
         before, after = set(self.by_row[row]), set(names)
         self.by_row[row] = list(dict.fromkeys(names))
         with self._lock:
@@ -47,8 +50,8 @@ class Labels:
 
 
 def _rows_by_name(by_row: pa.ListArray) -> dict[str, np.ndarray]:
-    """The rows that have each name, ascending. One stable sort by name: rows were in order before."""
-    named = by_row.values.dictionary_encode()
+    """The rows that have each name, ascending. by_row: packed. One stable sort by name: rows were in order before."""
+    named = by_row.values
     name = named.indices.to_numpy()
     order = np.argsort(name, kind="stable")
     name, row = name[order], np.repeat(np.arange(len(by_row)), by_row.value_lengths().to_numpy())[order]

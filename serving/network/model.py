@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -30,8 +31,9 @@ class Heads(nn.Module):
         self.state = _mlp(width)
         self.residual = _mlp(width)
         self.feedback = nn.Linear(width, width, bias=False)
-        # Zeros that take neither memory nor time until they are written to, unlike those of an nn.Embedding of its own.
-        self.item_free = nn.Embedding.from_pretrained(torch.zeros(items, width), freeze=False)  # type: ignore[no-untyped-call]
+        # numpy's zeros take neither memory nor time until they are written to, which a bundle's weights replace before.
+        zeros = torch.from_numpy(np.zeros((items, width), np.float32))
+        self.item_free = nn.Embedding.from_pretrained(zeros, freeze=False)  # type: ignore[no-untyped-call]
         nn.init.zeros_(self.feedback.weight)
         if ages:
             self.age_bias = nn.Embedding(ages, heads)

@@ -291,7 +291,7 @@ def test_an_item_with_a_token_of_another_level_or_of_none_is_refused(copy, level
     assert catalogue.tokens.min(0).tolist() == [7, 13, 18] and catalogue.tokens.max(0).tolist() == [12, 17, 21]
     catalogue.tokens = catalogue.tokens.copy()
     catalogue.tokens[-1, level] = catalogue.tokens[:, level].min() + change
-    write_catalogue(copy / "catalogue.parquet", catalogue)
+    write_catalogue(copy / "catalogue.parquet", catalogue, copy / "catalogue.arrow")
     reseal(copy, "catalogue.parquet")
     assert "outside of its level's codes" in refused(copy)
 

@@ -291,7 +291,7 @@ def test_fields_are_read_back_from_a_bundle(shop: list[Item], tmp_path_factory: 
         [str(row) for row in range(count)], np.arange(count, dtype=np.int32)[:, None], [None] * count,
         [["x"]] * count, np.ones(count), fields=columns(shop),
     )  # fmt: skip
-    write_catalogue(path, made)
+    write_catalogue(path, made, path.with_suffix(".arrow"))
     opened = read_catalogue(path, 1, {})
     assert [opened.fields.of(row) for row in range(count)] == [made.fields.of(row) for row in range(count)]
     rows = opened.add("new", [count], None, [], {"price": 1.0, "brand": "a new one"})

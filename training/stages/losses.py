@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
+from serving.network.model import dense_logits
 from training.stages.predictions import Predictions
+
+LOGITS_AT_ONCE = 1 << 27  # of the softmax over all items: 512 MiB, and as much again for their gradient
 
 
 def nll(predictions: Predictions, tokens: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
@@ -36,14 +40,28 @@ def contrastive(
     return F.cross_entropy(cosine.masked_fill(twin, float("-inf")), local_index)
 
 
-def full_softmax(dense_logits: torch.Tensor, item: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
+def full_softmax(
+    state: torch.Tensor, vectors: torch.Tensor, item: torch.Tensor, smoothing: float = 0.0
+) -> torch.Tensor:
     """L = - log softmax_i(<s, v_i> / sqrt(D))[target], over all items   [open: what gained where in-batch did not].
 
-    smoothing: the share of a label that is spread evenly over the items.
+    smoothing: the share of a label that is spread evenly over the items. Of more than LOGITS_AT_ONCE logits, a part at
+    a time stands in memory; those are computed again for the gradient.
 
-    Shapes: dense_logits (B, I), item (B,) int64 -> scalar.
+    Shapes: state (B, D), vectors (I, D), item (B,) int64 -> scalar.
     """
-    return F.cross_entropy(dense_logits, item, label_smoothing=smoothing)
+    rows = max(1, LOGITS_AT_ONCE // len(vectors))
+    if len(state) <= rows:
+        return F.cross_entropy(dense_logits(state, vectors), item, label_smoothing=smoothing)
+
+    def summed(states: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(dense_logits(states, vectors), items, label_smoothing=smoothing, reduction="sum")
+
+    parts = [
+        checkpoint(summed, state[first : first + rows], item[first : first + rows], use_reentrant=False)
+        for first in range(0, len(state), rows)
+    ]
+    return torch.stack(parts).sum() / len(state)
 
 
 def quantization(residual: torch.Tensor, code: torch.Tensor, commitment: float = 0.25) -> torch.Tensor:

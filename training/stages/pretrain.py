@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 
 from serving.items.vocabulary import PAD
-from serving.network.model import dense_logits
 from training.config import PretrainConfig
 from training.data.examples import Rows, batch_at
 from training.similar import similar_items
@@ -68,8 +67,8 @@ class PretrainStep:
                 plain = mean_nll(hidden, target)
                 loss, terms["nll"] = loss + config.plain_weight * plain, plain.detach()
             if config.state_weight:
-                dense = dense_logits(of_targets(state), work.network.item_vectors(work.item_tokens))
-                of_state = full_softmax(dense, work.send(read.item[read.real]), config.label_smoothing)
+                vectors, item = work.network.item_vectors(work.item_tokens), work.send(read.item[read.real])
+                of_state = full_softmax(of_targets(state), vectors, item, config.label_smoothing)
                 loss, terms["state"] = loss + config.state_weight * of_state, of_state.detach()
         if self.nearest is not None:
             sequence = torch.cat([self.similar(read.item, shard), target], -1)

@@ -13,7 +13,7 @@ import copy
 import numpy as np
 import torch
 
-from serving.network.model import StreamRec, dense_logits
+from serving.network.model import StreamRec
 from serving.network.t5 import CrossKeysValues
 from training.config import SftConfig
 from training.data.examples import Examples, Rows, batch_at
@@ -106,7 +106,7 @@ class SftStep:
         if self.config.state_loss == "contrastive":
             temperature = self.config.contrastive_temperature
             return contrastive(state, vectors[all_targets], all_targets, local_index, temperature)
-        return full_softmax(dense_logits(state, vectors), all_targets[local_index])
+        return full_softmax(state, vectors, all_targets[local_index])
 
     @torch.no_grad()
     def reference_log_probs(

@@ -73,10 +73,28 @@ def test_distillation_by_hand():
 
 def test_full_softmax_by_hand():
     # <(2, 0), (1, 5)> / sqrt(2) = sqrt(2);  <(2, 0), (0, 7)> / sqrt(2) = 0
-    logits = dense_logits(torch.tensor([[2.0, 0.0]]), torch.tensor([[1.0, 5.0], [0.0, 7.0]]))
-    torch.testing.assert_close(logits, torch.tensor([[math.sqrt(2), 0.0]]))
+    state, vectors = torch.tensor([[2.0, 0.0]]), torch.tensor([[1.0, 5.0], [0.0, 7.0]])
+    torch.testing.assert_close(dense_logits(state, vectors), torch.tensor([[math.sqrt(2), 0.0]]))
     # -ln(1 / (1 + e^sqrt2)) for the second item
-    assert float(losses.full_softmax(logits, torch.tensor([1]))) == approx(math.log(1 + math.exp(math.sqrt(2))))
+    found = losses.full_softmax(state, vectors, torch.tensor([1]))
+    assert float(found) == approx(math.log(1 + math.exp(math.sqrt(2))))
+
+
+@pytest.mark.parametrize("at_once", [30, 60, 1], ids=["3 rows", "6 rows", "1 row"])
+def test_full_softmax_in_parts_is_that_of_the_whole_with_its_gradients(monkeypatch, at_once):
+    rng = torch.Generator().manual_seed(0)
+    state, vectors = torch.randn(7, 4, generator=rng), torch.randn(10, 4, generator=rng)
+    item = torch.tensor([0, 9, 3, 3, 5, 1, 2])
+
+    def found() -> tuple[torch.Tensor, ...]:
+        own = state.clone().requires_grad_(), vectors.clone().requires_grad_()
+        loss = losses.full_softmax(*own, item, smoothing=0.1)
+        return loss.detach(), *torch.autograd.grad(loss, own)
+
+    whole = found()
+    monkeypatch.setattr(losses, "LOGITS_AT_ONCE", at_once)
+    for part, expected in zip(found(), whole, strict=True):
+        torch.testing.assert_close(part, expected)
 
 
 def test_quantization_pulls_code_and_residual_with_their_own_weights():

@@ -57,8 +57,8 @@ def one_by_one(work: Workspace, config: PretrainConfig, index: np.ndarray) -> di
         target, cross = work.item_tokens[item][None, None], work.encode([history], [times])
         hidden, state = decode_directly(network, cross, work.vocabulary.start_tokens[0], target)
         plain.append(nll(predict_items(work, hidden), target, config.label_smoothing))
-        dense = state[0] @ network.item_vectors(work.item_tokens).T / 4  # sqrt(16)
-        of_state.append(full_softmax(dense, torch.tensor([item]), config.label_smoothing))
+        vectors = network.item_vectors(work.item_tokens)
+        of_state.append(full_softmax(state[0], vectors, torch.tensor([item]), config.label_smoothing))
     return {"nll": torch.stack(plain).mean(), "state": torch.stack(of_state).mean()}
 
 

@@ -123,8 +123,9 @@ class Log:
         if rows is not None:
             wanted[rows] = True
         pairs = pairs_within(sequences, max(GRID["window"]), None if rows is None else wanted, weights)
-        row = np.concatenate([similar[0], pairs.earlier, pairs.later])
-        col = np.concatenate([similar[1], pairs.later, pairs.earlier])
+        kept = wanted[similar[0]]
+        row = np.concatenate([similar[0][kept], pairs.earlier, pairs.later])
+        col = np.concatenate([similar[1][kept], pairs.later, pairs.earlier])
         row, col = row[wanted[row]], col[wanted[row]]
         known = np.linalg.norm(embedding, axis=1) > 0
         both = np.unique((row.astype(np.int64) * len(embedding) + col)[(row != col) & known[row] & known[col]])
@@ -166,11 +167,12 @@ def pairs_within(
     flat = np.concatenate(list(sequences))
     each = None if weights is None else np.concatenate(list(weights))
     owner = np.repeat(np.arange(len(sequences)), [len(s) for s in sequences])
+    of_wanted = None if wanted is None else wanted[flat]
     earlier, later, steps, weight = [], [], [], []
     for d in range(1, window + 1):
         same = owner[:-d] == owner[d:]
-        if wanted is not None:
-            same &= wanted[flat[:-d]] | wanted[flat[d:]]
+        if of_wanted is not None:
+            same &= of_wanted[:-d] | of_wanted[d:]
         earlier.append(flat[:-d][same])
         later.append(flat[d:][same])
         steps.append(np.full(int(same.sum()), d, np.int16))

@@ -2,17 +2,18 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.engine.fitting
 
-For every size a shop is generated, with about ten events for each item, and trained on with few steps: what a step
-costs is measured, not what is learnt. Every part runs in a process of its own, whose peak memory is the part's, and
-resumes what the part before has left:
+For every size shops are generated, with about `--events` events for each item, and trained on with few steps: what a
+step costs is measured, not what is learnt, and texts are not embedded, which takes each as long as the other. Every
+part runs in a process of its own, whose peak memory is the part's, and resumes what the part before has left:
 
     read    reads and checks the data and splits them; all parts begin with it, and their own time is without it
-    ids     embeddings from behaviour, quantized to semantic IDs
+    ids     embeddings from behaviour, quantized to semantic IDs, and what all stages share
     stages  three stages of `--steps` steps each, with two evaluations
     export  chooses the defaults, measures, and writes the bundle, without a memory
     memory  fits the counted item memory; what is similar follows from behaviour
 
-`log_slope` is the slope of the time against the number of items since the size before, in logarithms: 1 is linear.
+`growth` is the time since the size before, with as many events for each item, divided by how much n log n has grown,
+n items: up to 1 a part grows no faster than linearly times a logarithm.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ SEED = 0
 PARTS = {"read": "prepare", "ids": "tokenize", "stages": "rl", "export": "export"}  # and the stage that ends each
 SETTINGS = ("tokenizer.source=collaborative", "evaluation.valid_users=500", "evaluation.choice_users=2000",
             "evaluation.dense_weights=[0]", "neighbours.parts=counted")  # fmt: skip
-COLUMNS = ["items", "events", "part", "seconds", "log_slope", "peak_gib"]
+COLUMNS = ["items", "events", "part", "seconds", "growth", "peak_gib"]
+MEAN_EVENTS = 10  # of a user of the shop
 
 Row = dict[str, Any]
 
@@ -47,6 +49,7 @@ Row = dict[str, Any]
 def main() -> None:
     parser = argument_parser("benchmarks.engine.fitting", __doc__)
     parser.add_argument("--items", type=sizes, default="1e4,1e5,1e6", help="catalogue sizes (%(default)s)")
+    parser.add_argument("--events", type=sizes, default="10,20", help="for each item (%(default)s)")
     parser.add_argument("--steps", type=int, default=50, help="of each stage (%(default)s)")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of the run")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/fitting.json")
@@ -55,17 +58,20 @@ def main() -> None:
     settings += [f"{stage}.eval_every={options.steps}" for stage in ("pretrain", "sft", "rl")]
     config = load_config(None, [*settings, *options.set])
     result, rows = Run(parser, options), list[Row]()
-    for items in options.items:
-        rows += with_slopes(list(measure(items, config)), rows)
-        print(table([row for row in rows if row["items"] == items], COLUMNS), flush=True)
+    for events in options.events:
+        smaller: list[Row] = []
+        for items in options.items:
+            smaller = with_growth(list(measure(items, events, config)), smaller)
+            print(table(smaller, COLUMNS), flush=True)
+            rows += smaller
     result.record(options.out, [SEED], rows)
 
 
-def measure(items: int, config: RunConfig) -> Iterator[Row]:
+def measure(items: int, events_per_item: int, config: RunConfig) -> Iterator[Row]:
     """A row per part. What is read is read again by every part, and its time taken off."""
     with TemporaryDirectory() as folder:
         data, bundle = Path(folder) / "shop", Path(folder) / "bundle"
-        write_shop(data, items, items, SEED, "parquet")
+        write_shop(data, items * events_per_item // MEAN_EVENTS, items, SEED, "parquet")
         read = 0.0
         for part in (*PARTS, "memory"):
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as child:
@@ -90,13 +96,13 @@ def _part(part: str, data: Path, bundle: Path, config: RunConfig) -> tuple[float
     return took, round(peak, 2), len(read_data(data).sequence)
 
 
-def with_slopes(found: list[Row], before: list[Row]) -> list[Row]:
-    """Adds `log_slope` to the rows of a size, where there is a smaller one."""
-    last = {row["part"]: row for row in before}
+def with_growth(found: list[Row], smaller: list[Row]) -> list[Row]:
+    """Adds `growth` to the rows of a size, where there is a smaller one."""
+    before = {row["part"]: row for row in smaller}
     for row in found:
-        if (smaller := last.get(row["part"])) and min(row["seconds"], smaller["seconds"]) > 0:
-            grown = math.log(row["seconds"] / smaller["seconds"])
-            row["log_slope"] = round(grown / math.log(row["items"] / smaller["items"]), 2)
+        if (last := before.get(row["part"])) and last["seconds"] > 0:
+            allowed = row["items"] / last["items"] * math.log(row["items"], last["items"])
+            row["growth"] = round(row["seconds"] / last["seconds"] / allowed, 2)
     return found
 
 

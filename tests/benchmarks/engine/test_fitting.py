@@ -1,4 +1,4 @@
-"""The benchmark of fitting: its parts are those of a run, each resumes the one before, and slopes are by size."""
+"""The benchmark of fitting: its parts are those of a run, each resumes the one before, and growth is by size."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def test_the_parts_make_a_bundle(tmp_path: Path) -> None:
     assert len(Bundle.load(bundle).catalogue) == 60
 
 
-def test_the_slope_is_one_where_ten_times_the_items_take_ten_times_as_long() -> None:
+def test_growth_is_one_where_the_time_grows_as_n_log_n() -> None:
     def rows(items: int, *seconds: float) -> list[fitting.Row]:
         return [
             {"items": items, "part": part, "seconds": s} for part, s in zip(("ids", "memory"), seconds, strict=True)
         ]
 
-    small = fitting.with_slopes(rows(1000, 2.0, 3.0), [])
-    assert not any("log_slope" in row for row in small)
-    large = fitting.with_slopes(rows(10_000, 20.0, 300.0), small)
-    assert [row["log_slope"] for row in large] == [1.0, 2.0]
+    small = fitting.with_growth(rows(1000, 3.0, 3.0), [])
+    assert not any("growth" in row for row in small)
+    large = fitting.with_growth(rows(10_000, 40.0, 300.0), small)  # n log n: 10,000 * 4 against 1,000 * 3
+    assert [row["growth"] for row in large] == [1.0, 7.5]

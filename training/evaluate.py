@@ -102,7 +102,8 @@ def bundle_ranker(bundle: Bundle) -> Ranker:
 
 def compare(work: Workspace, earlier: Bundle) -> list[dict[str, Any]]:
     """An update and the bundle that it goes on from, in one catalogue and on the same test events: a row per number of
-    steps and model, that of the update with its gain in NDCG@10 and the ends of a 95% interval."""
+    steps and model, that of the update with its gain in NDCG@10 and the ends of a 95% interval. `users` are those that
+    were drawn of all `of`."""
     evaluation = work.config.evaluation
     histories, target = sample_users(work.split.test_history, work.split.test_target, evaluation.choice_users)
     events = sample_events(work.split.test_events, evaluation.choice_users)
@@ -115,7 +116,7 @@ def compare(work: Workspace, earlier: Bundle) -> list[dict[str, Any]]:
                 ranker, histories, target, steps, evaluation.beam, exclude_seen=evaluation.exclude_seen, events=events
             )
             gains.append(ndcg(target_ranks(ranked, target)))
-            rows.append({"model": model, **row, "split": "test"})
+            rows.append({"model": model, **row, "of": len(work.split.test_target), "split": "test"})
         interval = zip(("gain", "gain_low", "gain_high"), paired_bootstrap(gains[1], gains[0], seed=0), strict=True)
         rows[-1] |= {name: round(value, 5) for name, value in interval}
     return rows
@@ -133,7 +134,7 @@ def evaluate_bundle(
 ) -> Iterator[dict[str, Any]]:
     """A row per number of steps for a bundle on a data folder, split as for training. DataError where items differ.
 
-    users 0: all of them. paths None: the bundle's.
+    users 0: all of them; a row says of how many its `users` were drawn (`of`). paths None: the bundle's.
     """
     rows = [bundle.catalogue.row(item_id) for item_id in data.items.item_ids]
     if None in rows:
@@ -148,12 +149,13 @@ def evaluate_bundle(
     held_out = split_by(data, kind, times=bundle.settings.time_bias)
     histories = held_out.test_history if split == "test" else held_out.valid_history
     target = held_out.test_target if split == "test" else held_out.valid_target
-    events = sample_events(held_out.test_events if split == "test" else held_out.valid_events, users or len(target))
-    histories, target = sample_users(histories, target, users or len(target))
+    every = len(target)
+    events = sample_events(held_out.test_events if split == "test" else held_out.valid_events, users or every)
+    histories, target = sample_users(histories, target, users or every)
     histories, target = [to_row[history] for history in histories], to_row[target]
     ranker = bundle_ranker(bundle)
     if paths is not None:
         ranker = replace(ranker, settings=replace(bundle.settings, paths=paths))
     for number in steps:
         row, _ = measure(ranker, histories, target, number, beam, exclude_seen=exclude_seen, events=events)
-        yield row | {"split": split}
+        yield row | {"of": every, "split": split}

@@ -50,7 +50,8 @@ def export(
     choice = choose(work, memory)
     work = work.on("cpu")  # bundles are written from there, and 8-bit weights run there
     work.settings = choice.settings
-    accuracy = [row | {"split": "valid"} for row in choice.table if measured_with(row, choice.settings)]
+    of_users = {"of": len(work.split.valid_target), "split": "valid"}
+    accuracy = [row | of_users for row in choice.table if measured_with(row, choice.settings)]
     bundle = Bundle(work.config.name, "", work.vocabulary, work.settings, work.network, catalogue(work, data, earlier),
                     accuracy)  # fmt: skip
     bundle.neighbours = work.neighbours = memory.whole if memory else None
@@ -292,8 +293,8 @@ is log_softmax over all items of (s_l . v) / sqrt(d_model), with v = the sum of 
 With `step_form` state or both, the decoder's input at step i also gets `feedback.weight` times s_(i-1).
 {causal}{near}
 ## Accuracy on validation
-Full ranking, beam {config.evaluation.beam}, seen items {excluded}, dense weight {work.settings.dense_weight},
-neighbours weight {work.settings.neighbours_weight}.{judged}
+Full ranking for {accuracy[0]["users"]} of {accuracy[0]["of"]} users, beam {config.evaluation.beam}, seen items
+{excluded}, dense weight {work.settings.dense_weight}, neighbours weight {work.settings.neighbours_weight}.{judged}
 
 | steps | recall@10 | ndcg@10 |
 |---|---|---|
@@ -330,8 +331,8 @@ def update_card(compared: list[dict[str, Any]]) -> str:
     )
     return f"""## Update
 This bundle goes on from {compared[0]["model"]}: items kept their tokens, and the weights were trained further with the
-interactions above. Both rank the same items for {compared[0]["users"]} users, whose newest event this update was not
-trained on. The gain in NDCG@10 has its 95% interval over users.
+interactions above. Both rank the same items for {compared[0]["users"]} of {compared[0]["of"]} users, whose newest event
+this update was not trained on. The gain in NDCG@10 has its 95% interval over users.
 
 | model | steps | recall@10 | ndcg@10 | gain |
 |---|---|---|---|---|

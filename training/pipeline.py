@@ -117,6 +117,9 @@ def train(
 ) -> dict[str, Any]:
     """Runs stages one after the other, and returns a summary of each. continues: see `train_stage`."""
     check_room(folder, work.network, stages)
+    drawn, held_out = work.config.evaluation.valid_users, len(work.split.valid_target)
+    if process.is_first and drawn < held_out:
+        print(f"Validation while training is on {drawn:,} of {held_out:,} users, the same every time.")
     with closing(Log(folder, silent=not process.is_first)) as log:
         outcomes = {stage: train_stage(stage, work, folder, log, process, continues) for stage in stages}
     return {

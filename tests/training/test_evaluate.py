@@ -151,7 +151,7 @@ def test_a_bundle_is_measured_on_the_split_that_is_named(tmp_path, monkeypatch, 
     monkeypatch.setattr("training.evaluate.measure", spy)
     data = read_data(tmp_path / "data")
     rows = list(evaluate_bundle(bundle, data, [2], split, 12, 0, True))
-    assert rows == [{"split": split}]
+    assert rows == [{"of": len(measured[0][2]), "split": split}]
     ((ranker, histories, target, exclude_seen),) = measured
     assert exclude_seen and ranker.neighbours is bundle.neighbours and ranker.settings == bundle.settings
 
@@ -188,11 +188,11 @@ def test_the_command_prints_a_line_per_number_of_steps(tmp_path, capsys):
     assert [row["steps"] for row in rows] == [0, 3]
     assert {row["split"] for row in rows} == {"valid"}  # test data only where they are named
     contract = {"steps", "users", "recall@5", "recall@10", "ndcg@5", "ndcg@10", "beam", "seconds"}
-    assert all(contract <= set(row) and (row["users"], row["beam"]) == (6, 12) for row in rows)
+    assert all(contract <= set(row) and (row["users"], row["of"], row["beam"]) == (6, 6, 12) for row in rows)
     assert main([*command, "--users", "2", "--split", "test", "--exclude-seen"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["steps"] for row in rows] == [0, 1, 2, 3, 4]  # all that the bundle knows
-    assert all((row["users"], row["split"], row["excluded"]) == (2, "test", True) for row in rows)
+    assert all((row["users"], row["of"], row["split"]) == (2, 6, "test") and row["excluded"] for row in rows)
 
 
 def test_the_command_finds_items_by_id_and_not_by_row(tmp_path, capsys):

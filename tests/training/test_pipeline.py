@@ -102,8 +102,9 @@ def test_a_model_that_reads_times_goes_through_all_stages(tmp_path, capsys):
     assert main(command("run", data, tmp_path / "bundle", "model.time_bias=true")) == 0
     bundle = Bundle.load(tmp_path / "bundle")
     assert bundle.settings.time_bias and bundle.network.heads.time_bias.weight.any()
-    assert "`time_bias.weight` (heads.safetensors)" in (tmp_path / "bundle" / "README.md").read_text()
-    capsys.readouterr()
+    card = (tmp_path / "bundle" / "README.md").read_text()
+    assert "`time_bias.weight` (heads.safetensors)" in card and "Full ranking for 20 of 60 users" in card
+    assert "Validation while training is on 20 of 60 users" in capsys.readouterr().out
     assert main(["evaluate", "--bundle", str(tmp_path / "bundle"), "--data", str(data), "--steps", "0"]) == 0
     measured = json.loads(capsys.readouterr().out)
     history = [Event(f"i{row}", timestamp=1.7e9 + 3600 * row) for row in range(3)]

@@ -141,7 +141,7 @@ def test_what_is_new_is_learnt_and_stands_beside_the_earlier_version(earlier: Pa
     assert set(rows) == {(model, steps) for model in (version, "update") for steps in (0, 2)}
     for steps in (0, 2):
         old, new = rows[version, steps], rows["update", steps]
-        assert old["users"] == new["users"] == 20 and new["split"] == "test"
+        assert old["users"] == new["users"] == 20 and (new["of"], new["split"]) == (60, "test")
         assert new["gain"] == pytest.approx(new["ndcg@10"] - old["ndcg@10"], abs=2e-5) and "gain" not in old
         assert (
             new["gain_low"] <= new["gain"] <= new["gain_high"] and new["gain"] > 0.1

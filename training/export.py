@@ -43,10 +43,12 @@ def export(
 ) -> str:
     """Writes the bundle and returns its version. Validation NDCG@10 chooses the item memory, how it joins the network,
     and the defaults (`choose`). earlier: the bundle that this one is an update of, with the same items: the new one
-    keeps its popularity and named subsets, and its accuracy stands beside (`compare`), which is also printed."""
+    keeps its popularity and named subsets and blends in its memory, and its accuracy stands beside (`compare`, also
+    printed)."""
     memory = None
     if work.config.neighbours.enabled:
-        memory = fit_memory(data.items, work.split, work.config, work_folder / "cache")
+        kept = earlier.neighbours if earlier else None
+        memory = fit_memory(data.items, work.split, work.config, work_folder / "cache", kept)
     choice = choose(work, memory)
     work = work.on("cpu")  # bundles are written from there, and 8-bit weights run there
     work.settings = choice.settings

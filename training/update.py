@@ -3,8 +3,9 @@
 Items come first, exactly as a service takes them in (`serving/online/live_catalogue.py`): those of its log of changes
 keep the semantic IDs that they were given there, and new ones of the data get the nearest that are free, by the
 bundle's own embedder and codebooks. The network goes on from the bundle's weights, in the last stage that taught it
-from targets; only an item that is new needs a row of its own, which begins at zero, as it has been served. Item memory,
-its join and the defaults are fitted anew, as in any export.
+from targets; only an item that is new needs a row of its own, which begins at zero, as it has been served. The item
+memory is fitted to the new data and blended with the bundle's own, as far as validation prefers that; its join and the
+defaults are chosen anew, as in any export.
 """
 
 from __future__ import annotations

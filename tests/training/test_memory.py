@@ -9,7 +9,7 @@ import pytest
 
 from serving.types import EventData
 from tests.training.small import small_config, small_workspace
-from training import memory
+from training import memory_choice
 from training.data.prepare import Split, sample_users
 from training.data.read import Items
 from training.linear import LINEAR_GRID, LinearSetting
@@ -48,7 +48,9 @@ def test_every_kind_of_memory_finds_the_next_step_of_a_certain_walk(split: Split
     for row, history in enumerate(split.test_history):  # chosen for a ranking without them
         shares[row, history] = -np.inf
     assert (shares.argmax(1) == split.test_target).mean() > 0.9
-    assert found.report["setting"]["linear_share"] in {"counted": (0.0,), "linear": (1.0,)}.get(parts, memory.SHARES)
+    shares_tried = {"counted": (0.0,), "linear": (1.0,)}.get(parts, memory_choice.SHARES)
+    assert found.report["setting"]["linear_share"] in shares_tried
+    assert (found.report["users"], found.report["of"]) == (40, len(split.valid_target))
 
 
 @pytest.mark.parametrize("parts", PARTS)
@@ -81,6 +83,24 @@ def test_a_memory_listens_to_the_events_that_weigh_more(split: Split, parts: str
 
 
 @pytest.mark.parametrize("parts", PARTS)
+def test_an_update_keeps_of_the_earlier_memory_what_validation_prefers(split: Split, parts: str) -> None:
+    """There is an item more by now. Of a log of two users little can be counted; a shop that people used to walk the
+    other way round says nothing of how they walk today."""
+    config = small_config("neighbours.enabled=true", f"neighbours.parts={parts}", "neighbours.keep=30")
+    earlier, items = fit(split, parts).whole, items_without_text(31)
+    few = replace(split, train=split.train[:2])
+    alone, kept = (fit_memory(items, few, config, earlier=memory) for memory in (None, earlier))
+    assert len(kept.whole) == 31
+    assert kept.report["setting"]["earlier_share"] > 0 == alone.report["setting"]["earlier_share"]
+    assert kept.report["valid_ndcg@10_cross_fitted"] > alone.report["valid_ndcg@10_cross_fitted"] + 0.2
+
+    backwards = replace(split, train=[sequence[::-1] for sequence in split.train])
+    misled = fit_memory(items, split, config, earlier=fit(backwards, parts).whole)
+    assert misled.report["setting"]["earlier_share"] < 0.5
+    assert misled.report["valid_ndcg@10"] >= fit_memory(items, split, config).report["valid_ndcg@10"]
+
+
+@pytest.mark.parametrize("parts", PARTS)
 def test_nothing_is_learnt_from_the_test_targets(split: Split, parts: str) -> None:
     other = replace(split, test_history=split.test_history[::-1], test_target=split.test_target[::-1].copy())
     for name in ("offsets", "items", "weights", "recency"):
@@ -106,15 +126,15 @@ def test_a_user_is_judged_with_a_memory_that_others_chose(split: Split, monkeypa
 def test_a_memory_made_in_blocks_is_that_of_the_whole(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its weights have another unit: that of the rows that settings are compared on."""
     whole = fit(split, "counted").whole
-    monkeypatch.setattr(memory, "WHOLE_ITEMS", 20)
-    monkeypatch.setattr(memory, "BLOCK_ITEMS", 7)
+    monkeypatch.setattr(memory_choice, "WHOLE_ITEMS", 20)
+    monkeypatch.setattr(memory_choice, "BLOCK_ITEMS", 7)
     found = fit(split, "counted").whole
     for name in ("offsets", "items", "recency"):
         np.testing.assert_array_equal(getattr(found, name), getattr(whole, name))
     ratio = found.weights / whole.weights
     np.testing.assert_allclose(ratio, ratio[0], rtol=1e-5)
-    choice = memory._Choice(items_without_text(30), split, small_config(), None, needs_counts=True)
-    setting = memory.MemorySetting(JoinedSetting(), LinearSetting(), linear_share=0.4, recency=1.0)
+    choice = memory_choice.MemoryChoice(items_without_text(30), split, small_config(), None, None, needs_counts=True)
+    setting = memory_choice.MemorySetting(JoinedSetting(), LinearSetting(), linear_share=0.4, recency=1.0)
     rows = choice.rows[::3]
     np.testing.assert_allclose(
         choice._weights(setting, rows).toarray(), choice._weights(setting)[rows].toarray(), rtol=1e-6
@@ -125,11 +145,11 @@ def test_the_numbers_of_the_linear_model_are_chosen_on_frequent_items_alone(
     split: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A target that is not frequent is missed, and the final weights cover all items."""
-    monkeypatch.setattr(memory, "TUNED_ITEMS", 10)
+    monkeypatch.setattr(memory_choice, "TUNED_ITEMS", 10)
     shapes = []
-    predict = memory.predict
+    predict = memory_choice.predict
     monkeypatch.setattr(
-        memory, "predict", lambda moments, *rest: shapes.append(moments.gram.shape) or predict(moments, *rest)
+        memory_choice, "predict", lambda moments, *rest: shapes.append(moments.gram.shape) or predict(moments, *rest)
     )
     found = fit(split, "linear")
     assert set(shapes) == {(10, 10)}

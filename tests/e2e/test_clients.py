@@ -61,6 +61,9 @@ def test_the_python_client(service: ServiceProcess, kind: type[Client] | type[Bl
         assert [item["item_id"] for item in client.find_items(query="number 17")["items"]] == ["i17"]
         assert len(client.similar_items("i1", k=3, categories=["odd"])["items"]) == 3
         assert client.read_item("i1")["title"] == "Thing number 1"
+        assert client.put_item("i9", title="Nine")["title"] == "Nine"
+        (changed,) = client.list_changed_items(change=["changed"], limit=1)["items"]
+        assert (changed["item_id"], changed["title"], changed["change"]) == ("i9", "Nine", "changed")
 
         (model,) = client.list_models()["models"]
         split = client.direct_traffic(arms=[{"version": model["version"], "percent": 50, "reasoning_steps": 1}])

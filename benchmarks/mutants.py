@@ -58,6 +58,7 @@ TESTS = {
     "serving/items/nearest.py": "tests/serving/items/test_nearest.py",
     "serving/items/neighbours.py": "tests/serving/items/test_neighbours.py",
     "serving/items/prepared_sets.py": "tests/serving/items/test_rules.py",
+    "serving/items/table_masks.py": "tests/serving/items/test_rules.py",
     "serving/items/rules.py": "tests/serving/items/test_rules.py",
     "serving/items/tokenizer.py": "tests/serving/items/test_tokenizer.py -k 'not importing and not unreachable'",
     "serving/items/trie.py": "tests/serving/items/test_trie.py",

@@ -101,4 +101,4 @@ def _changed(items: LiveCatalogue, change: ItemChange) -> ChangedItem:
 def _named(service: Service, name: str) -> NamedCatalogue:
     catalogue = service.bundle.catalogue
     rules = catalogue.resolve(Rules(catalogue=name), time.time())
-    return NamedCatalogue(name=name, items=len(catalogue.members(rules)), filter=catalogue.filters.get(name))
+    return NamedCatalogue(name=name, items=int(catalogue.members(rules).sum()), filter=catalogue.filters.get(name))

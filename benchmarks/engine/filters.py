@@ -118,7 +118,7 @@ def measure(items: int, rounds: int) -> Iterator[Row]:
             new.append(begin(own, boosted=is_boost))
             seen.append(begin(own, boosted=is_boost))
         yield {
-            "items": items, "filter": name, "share": round(len(passing) / items, 4), "read_ms": median(read),
+            "items": items, "filter": name, "share": round(float(passing.mean()), 4), "read_ms": median(read),
             "fresh_ms": round(fresh[name], 3) if name in fresh else None,
             "new_ms": median(new), "seen_ms": median(seen),
         }  # fmt: skip

@@ -1,10 +1,11 @@
-"""The trie read upwards, on the host: from items to their leaves and to the nodes above them. Arrays of numpy only."""
+"""The trie read upwards, on the host: from items to their leaves and to the nodes above them. Arrays of numpy."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import numpy as np
+import torch
 
 from serving.items.trie import Trie
 
@@ -18,6 +19,7 @@ class Ancestry:
         self.levels, self.level_start, self.first_token = trie.levels, trie.level_start, trie.first_token
         self.first_leaf, self.leaves_at_most = trie.level_start[trie.levels], len(trie.item)
         self.parent, self.leaf, self.token = (array.cpu().numpy() for array in (trie.parent, trie.leaf, trie.token))
+        self._item = trie.item.cpu()
 
     def leaves(self, rows: np.ndarray) -> np.ndarray:
         """The nodes of those items that are in the trie.
@@ -32,6 +34,14 @@ class Ancestry:
         nodes = np.sort(self.leaf.take(known))  # np.unique takes five times as long
         distinct: np.ndarray = nodes[run_starts(nodes)[:-1]]
         return distinct[distinct >= 0] + np.int32(self.first_leaf)
+
+    def by_leaf(self, of_rows: np.ndarray) -> np.ndarray:
+        """What is said of catalogue rows, in the order of leaves; of unused leaves it says anything.
+
+        Shape: (n,) -> (leaves,), n greater than every row in the trie, and than 0.
+        """
+        said: np.ndarray = torch.from_numpy(of_rows).index_select(0, self._item).numpy()  # half the time of np.take
+        return said
 
     def parents(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The parents of distinct nodes of one level, ascending, and how many of them each has.
@@ -64,9 +74,9 @@ class Ancestry:
             nodes = parents.compress(blocked == open_children.take(parents))
             yield nodes
 
-    def table_cells(self, nodes: np.ndarray, level: int) -> tuple[np.ndarray, np.ndarray]:
+    def table_cells(self, nodes: np.ndarray | slice, level: int) -> tuple[np.ndarray, np.ndarray]:
         """Where the trie's table of `level` has these nodes of the next level: row and column. Shape: (n,) each."""
-        return self.parent.take(nodes) - self.level_start[level], self.token.take(nodes) - self.first_token[level]
+        return self.parent[nodes] - self.level_start[level], self.token[nodes] - self.first_token[level]
 
 
 def run_starts(values: np.ndarray) -> np.ndarray:

@@ -137,21 +137,23 @@ class Catalogue:
         return np.flatnonzero(self.listed.copy())
 
     def members(self, rules: Rules) -> np.ndarray:
-        """The listed rows that a request's named subset, categories and filters leave, only new ones if it wants those.
+        """Which items are listed and among a request's named subset, categories and filters, and new if it wants those.
 
-        Shape: (n,) int64, ascending. Raises UnknownCatalogue, RequestError.
+        Shape: (I,) bool. Raises UnknownCatalogue, RequestError.
         """
         self.check_names(rules)
-        rows = None if rules.catalogue is None else self.subsets[rules.catalogue]
+        lists = [] if rules.catalogue is None else [self.subsets[rules.catalogue]]
         if rules.categories:
-            named = np.unique(np.concatenate([self._labels.rows(name) for name in rules.categories]))
-            rows = named if rows is None else np.intersect1d(rows, named, assume_unique=True)
+            lists.append(np.concatenate([self._labels.rows(name) for name in rules.categories]))
         count = len(self)  # after these, which name no item that is yet to come
         is_member = self.listed[:count].copy()
+        for rows in lists:
+            is_member &= _only(rows, count)
+        if rules.new_only:
+            is_member[is_member] = self.is_new(np.flatnonzero(is_member))
         if rules.filters:
-            is_member = is_member & self._passes(rules, Items(self.fields, count))
-        rows = np.flatnonzero(is_member) if rows is None else rows[is_member[rows]]
-        return rows[self.is_new(rows)] if rules.new_only else rows
+            is_member &= self._passes(rules, Items(self.fields, count))
+        return is_member
 
     def _passes(self, rules: Rules, items: Items) -> np.ndarray:
         """Which items pass all filters, of which there is at least one. Shape: (count,) bool."""
@@ -185,9 +187,9 @@ class Catalogue:
         This is the definition, and passes over the whole catalogue; `serving.items.rules` gives the search the same
         answer for the cost of a request's lists.
         """
-        allowed = self._only(self.members(rules))
+        allowed = self.members(rules)
         if rules.allow is not None:
-            allowed &= self._only(np.asarray(rules.allow, dtype=np.int64))
+            allowed &= _only(np.asarray(rules.allow, dtype=np.int64), len(allowed))
         allowed[np.asarray(rules.exclude + rules.deny, dtype=np.int64)] = False
         return allowed
 
@@ -306,10 +308,11 @@ class Catalogue:
         self._settled_at.update(dict.fromkeys(changed, math.inf))
         return changed
 
-    def _only(self, rows: np.ndarray) -> np.ndarray:
-        mask = np.zeros(len(self), dtype=bool)
-        mask[rows] = True
-        return mask
+
+def _only(rows: np.ndarray, count: int) -> np.ndarray:
+    mask = np.zeros(count, dtype=bool)
+    mask[rows] = True
+    return mask
 
 
 def _rows_by_id(item_ids: Column[str]) -> dict[str, int]:

@@ -9,29 +9,29 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import torch
 
-from serving.items.ancestry import Ancestry, run_starts
+from serving.items.ancestry import Ancestry
 from serving.items.live_trie import Move
+from serving.items.table_masks import TableMasks, add_at, empty_mask
 from serving.items.trie import LevelMask, Trie, byte_masks
 from serving.types import Rules
 
 # Memory for all sets: about 300 of them over 50,000 items, 50 over a million, or 10 over ten million.
 SET_BYTES = 256 << 20
-# Bytes per node that a set may use for one table: the first levels' fit as floats, the next as bits; in a small
-# catalogue the last levels' tables are nearly empty and not worth it.
-TABLE_BYTES = 8
 MAX_SETS = 1024
+FEW = 0.03  # of all items: a walk up from so many leaves takes as long as passes over all nodes
 ALL_ITEMS = 0  # the slot of the set that blocks nothing
 
 
 class PreparedSets:
     """Sets in numbered slots of fixed buffers; the least recently used makes room for another.
 
-    members: the catalogue rows that a request's sets leave. bits, open_children: on the host, by
-    slot. device_bits: the bits on the search's device.
+    members: which catalogue rows a request's sets leave. bits, open_children: on the host, by slot. device_bits: the
+    bits on the search's device.
     """
 
     def __init__(
@@ -41,18 +41,21 @@ class PreparedSets:
         self._slots: OrderedDict[Rules, int] = OrderedDict()  # least recently used first
         self._prepared = [Rules()]  # what each slot in use is prepared for
         row_width, inner_nodes = trie.nodes + max(trie.max_children), trie.level_start[trie.levels]
-        counts = np.min_scalar_type(max(trie.max_children))
-        tables = [_empty_table(trie, level) for level in range(trie.levels)]
-        bytes_per_set = row_width + counts.itemsize * inner_nodes + sum(table.nbytes for table in tables)
+        counts = np.min_scalar_type(-1 - max(trie.max_children))  # signed, as torch adds to them
+        empty = [empty_mask(trie, level) for level in range(trie.levels)]
+        bytes_per_set = row_width + counts.itemsize * inner_nodes + sum(mask.nbytes for mask in empty)
         count = min(MAX_SETS, 1 + set_bytes // bytes_per_set)
         # np.zeros takes no memory until it is written to, and most of these rows never are.
         self.bits = np.zeros((count, row_width), dtype=np.int8)
         self.open_children = np.zeros((count, inner_nodes), dtype=counts)
-        self._tables = [np.zeros((count, *table.shape), table.dtype) for table in tables]
-        self._fill(ALL_ITEMS, ancestry.leaves(np.arange(len(trie.leaf))))
+        self._masks = [TableMasks(ancestry, level, mask, count) for level, mask in enumerate(empty)]
+        self._parent = ancestry.parent.astype(np.int64)
+        is_leaf = np.zeros(ancestry.leaves_at_most, bool)
+        is_leaf[ancestry.leaves(np.arange(len(trie.leaf))) - ancestry.first_leaf] = True
+        self._fill_in_passes(ALL_ITEMS, is_leaf)
         device = trie.token.device
         self.device_bits = torch.from_numpy(self.bits).to(device)
-        self._device_tables = [torch.from_numpy(table).to(device) for table in self._tables]
+        self._device_masks = [torch.from_numpy(masks.by_slot).to(device) for masks in self._masks]
         self._byte_masks = byte_masks().to(device)
         self._level_bits, strides, starts = self._layout(trie, row_width)
         self._offsets = (np.arange(count)[:, None] * strides - starts).tolist()
@@ -69,11 +72,11 @@ class PreparedSets:
         key = replace(rule, exclude=(), deny=(), allow=None, categories=categories)
         slot = self._slots.get(key)
         if slot is None:
-            nodes = self._ancestry.leaves(self._members(rule))
+            is_member = self._members(rule)
             slot = self._free_slot(in_use)
             if slot is None:
                 return None
-            self._prepare(slot, nodes)
+            self._prepare(slot, is_member)
             self._slots[key] = slot
             self._prepared[slot : slot + 1] = [key]
         self._slots.move_to_end(key)
@@ -99,51 +102,48 @@ class PreparedSets:
         """
         level_bits: list[torch.Tensor | None] = [None] * trie.levels
         strides, starts = [row_width] * (trie.levels + 1), [0] * (trie.levels + 1)
-        for level, table in enumerate(self._device_tables):
-            if table.numel():
-                level_bits[level] = table.flatten(0, 1)
-                strides[level], starts[level] = table.shape[1], trie.level_start[level]
+        for level, masks in enumerate(self._device_masks):
+            if masks.numel():
+                level_bits[level] = masks.flatten(0, 1)
+                strides[level], starts[level] = masks.shape[1], trie.level_start[level]
             elif not trie.tables[level].numel():
                 level_bits[level] = self.device_bits.view(-1).unfold(0, trie.max_children[level], 1)
         return level_bits, np.array(strides), np.array(starts)
 
-    def _prepare(self, slot: int, nodes: np.ndarray) -> None:
-        """Fills a slot with the set of these leaves."""
-        self._fill(slot, nodes)
+    def _prepare(self, slot: int, is_member: np.ndarray) -> None:
+        """Fills a slot with the set of these catalogue rows. Shape: (n,) bool."""
+        if np.count_nonzero(is_member) <= FEW * len(is_member):
+            self._fill_upwards(slot, self._ancestry.leaves(np.flatnonzero(is_member)))
+        else:
+            is_leaf = self.bits[ALL_ITEMS, self._ancestry.first_leaf :][: self._ancestry.leaves_at_most] == 0
+            self._fill_in_passes(slot, self._ancestry.by_leaf(is_member) & is_leaf)
         if self.device_bits.device.type == "cpu":  # where it is the same memory
             return
         self.device_bits[slot].copy_(torch.from_numpy(self.bits[slot]))
-        for on_device, table in zip(self._device_tables, self._tables, strict=True):
-            on_device[slot].copy_(torch.from_numpy(table[slot]))
+        for on_device, masks in zip(self._device_masks, self._masks, strict=True):
+            on_device[slot].copy_(torch.from_numpy(masks.by_slot[slot]))
 
-    def _fill(self, slot: int, nodes: np.ndarray) -> None:
+    def _fill_upwards(self, slot: int, nodes: np.ndarray) -> None:
+        """From the leaves of a set to the nodes above them: takes time in proportion to their number."""
         bits, open_children = self.bits[slot], self.open_children[slot]
         bits[:], open_children[:] = -1, 0
         bits[nodes] = 0
         for level in reversed(range(self._ancestry.levels)):
-            self._open_in_table(slot, level, nodes)
+            self._masks[level].fill(slot, nodes - self._ancestry.level_start[level + 1], np.True_)
             nodes, children = self._ancestry.parents(nodes)
             bits[nodes], open_children[nodes] = 0, children
 
-    def _open_in_table(self, slot: int, level: int, nodes: np.ndarray) -> None:
-        """Writes a set's mask of one table. nodes: (n,) the set's nodes of the next level, distinct."""
-        table = self._tables[level][slot]
-        if not table.size:
-            return
-        row, column = self._ancestry.table_cells(nodes, level)
-        if table.dtype == np.float32:
-            table[:] = -np.inf
-            table[row, column] = 0
-            return
-        table[:] = 0xFF
-        byte = row * np.int64(table.shape[1]) + (column >> 3)
-        bit = np.left_shift(1, column & 7).astype(np.uint8)
-        if (byte[1:] < byte[:-1]).any():
-            order = byte.argsort()
-            byte, bit = byte[order], bit[order]
-        first = np.flatnonzero(run_starts(byte)[:-1])
-        opened = np.bitwise_or.reduceat(bit, first)
-        table.reshape(-1)[byte[first]] = ~opened
+    def _fill_in_passes(self, slot: int, is_open: np.ndarray) -> None:
+        """From all leaves, level by level: takes the same time for every set. is_open: (leaves,) bool, those in it."""
+        bits, open_children, starts = self.bits[slot], self.open_children[slot], self._ancestry.level_start
+        bits[:], open_children[:] = -1, 0
+        for level in reversed(range(self._ancestry.levels)):
+            nodes = slice(starts[level + 1], starts[level + 2])
+            np.subtract(is_open.view(np.int8), 1, out=bits[nodes])
+            self._masks[level].fill(slot, slice(None), is_open)
+            add_at(open_children, self._parent[nodes], is_open.astype(open_children.dtype))
+            is_open = open_children[starts[level] : starts[level + 1]] > 0
+        bits[:1] = is_open.view(np.int8) - 1
 
     # What follows is for a trie that changes (`serving/items/live_trie.py`): unused nodes are blocked in every set.
 
@@ -174,40 +174,31 @@ class PreparedSets:
             if (bits[node] == 0) == is_open:
                 return
             bits[node] = 0 if is_open else -1
-            self._mark_in_table(slot, level, node, is_open)
+            self._masks[level].mark(slot, node, is_open)
             node = int(ancestry.parent[node])
             open_children[node] = left = int(open_children[node]) + (1 if is_open else -1)
             if left != int(is_open):
                 return  # the node above was open before, or still is
         bits[node] = 0 if is_open else -1
 
-    def _mark_in_table(self, slot: int, level: int, node: int, is_open: bool) -> None:
-        table = self._tables[level][slot]
-        if not table.size:
-            return
-        row = self._ancestry.parent[node] - self._ancestry.level_start[level]
-        column = int(self._ancestry.token[node] - self._ancestry.first_token[level])
-        if table.dtype == np.float32:
-            table[row, column] = 0 if is_open else -np.inf
-        elif is_open:
-            table[row, column >> 3] &= 0xFF ^ (1 << (column & 7))
-        else:
-            table[row, column >> 3] |= 1 << (column & 7)
-
     def flush(self, nodes: np.ndarray) -> None:
-        """Sends what has changed at these nodes to the device, where that is not the CPU. Shape: (n,) int64."""
-        if self.device_bits.device.type == "cpu":
-            return
+        """Learns which nodes are above these by now, and sends what has changed at them to the device, where that is
+        not the CPU. Shape: (n,) int64."""
         used, starts, device = len(self._prepared), self._ancestry.level_start, self.device_bits.device
+        at_level = [nodes[(nodes >= start) & (nodes < end)] for start, end in pairwise(starts)]
+        self._parent[nodes] = self._ancestry.parent[nodes]
+        for masks, children in zip(self._masks, at_level[1:], strict=True):
+            masks.locate(children)
+        if device.type == "cpu":
+            return
 
         def send(on_device: torch.Tensor, on_host: np.ndarray, index: np.ndarray) -> None:
             on_device[:used, torch.from_numpy(index).to(device)] = torch.from_numpy(on_host[:used, index]).to(device)
 
         send(self.device_bits, self.bits, nodes)
-        for level, (on_device, table) in enumerate(zip(self._device_tables, self._tables, strict=True)):
-            if table.shape[2]:
-                at_level = nodes[(nodes >= starts[level]) & (nodes < starts[level + 1])]
-                send(on_device, table, at_level - starts[level])
+        for level, (on_device, masks) in enumerate(zip(self._device_masks, self._masks, strict=True)):
+            if on_device.numel():
+                send(on_device, masks.by_slot, at_level[level] - starts[level])
 
     def _free_slot(self, in_use: set[int]) -> int | None:
         if len(self._slots) + 1 < len(self):
@@ -217,13 +208,3 @@ class PreparedSets:
                 del self._slots[key]
                 return slot
         return None
-
-
-def _empty_table(trie: Trie, level: int) -> np.ndarray:
-    """A set's mask of a level's table: floats if that is small enough, else bits, else nothing."""
-    nodes, tokens = trie.nodes_at(level), trie.tokens[level]
-    if trie.tables[level].numel():
-        for row in (np.zeros(tokens, np.float32), np.zeros(-(-tokens // 8), np.uint8)):
-            if nodes * row.nbytes <= TABLE_BYTES * trie.nodes:
-                return np.broadcast_to(row, (nodes, len(row)))
-    return np.zeros((nodes, 0), np.uint8)

@@ -36,7 +36,7 @@ class SetsInUse(Exception):
 class RuleBook:
     """Turns the rules of a batch into a `Blocked`. One batch at a time: its buffers are reused.
 
-    members: the catalogue rows that a request's sets leave (`Catalogue.members`).
+    members: which catalogue rows a request's sets leave (`Catalogue.members`).
     rows: the widest batch to come. A wider one moves to new buffers, which a captured graph would not follow.
     host: the same trie on the CPU, if it changes there first (`serving/items/live_trie.py`).
     """
@@ -122,7 +122,7 @@ class RuleBook:
         if rule.catalogue is not None or rule.categories or rule.new_only or rule.filters:
             prepared = sets.slot(rule, in_use)
             if prepared is None:  # other requests of this batch use all slots: the set is a list like any other
-                members = ancestry.leaves(self._members(rule))
+                members = ancestry.leaves(np.flatnonzero(self._members(rule)))
                 allowed = members if allowed is None else np.intersect1d(allowed, members, assume_unique=True)
             else:
                 slot = prepared

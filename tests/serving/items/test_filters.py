@@ -225,11 +225,12 @@ def test_a_filter_blocks_what_it_does_not_permit(seed: int, count: int, slots: i
     catalogue = shop(count, seed)
     trie = build_trie(catalogue.tokens)
     book = RuleBook(trie, catalogue.members, set_bytes=slots * 2 * trie.nodes)
-    texts = [("price < 5",), ('categories has "a"', "price != 3"), ("price > 100",)]
+    texts = [("price < 5",), ('categories has "a"', "price != 3"), ("price > 100",), ("price >= 0",)]
     some = [
         Rules(filters=texts[0]),
         Rules(filters=texts[1], catalogue="some", exclude=(1, 2)),
         Rules(filters=texts[2]),
+        Rules(filters=texts[3], exclude=(0, 3)),
         Rules(filters=texts[0], allow=(0, 1, 2, 3)),
         Rules(deny=(3,)),
     ]
@@ -252,8 +253,8 @@ def test_a_named_filter_stands_for_its_items_also_as_they_and_the_time_change() 
     assert catalogue.subset_names == ["cheap", "new", "some"]
 
     def members(name: str, now: float = NOW, **more: Any) -> list[int]:
-        rows: list[int] = catalogue.members(catalogue.resolve(Rules(catalogue=name, **more), now)).tolist()
-        return rows
+        rules = catalogue.resolve(Rules(catalogue=name, **more), now)
+        return np.flatnonzero(catalogue.members(rules)).tolist()
 
     assert members("new") == members("new", NOW + DAY - NOW_STEP_S) == [3]
     assert members("new", NOW + DAY) == [] == members("new", filters=("price < 100",))

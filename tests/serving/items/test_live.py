@@ -101,8 +101,9 @@ def check(index: LiveIndex, rng: np.random.Generator) -> None:
     room=st.integers(1, 12),
     entries=st.sampled_from([0, 20, TABLE_ENTRIES]),
     table_bytes=st.sampled_from([0, 0.8, 8]),
+    few=st.sampled_from([0, 0.3, 1]),
 )
-def test_after_every_change_the_index_is_that_of_the_listed_items(seed, items, levels, room, entries, table_bytes):
+def test_after_every_change_the_index_is_that_of_the_listed_items(seed, items, levels, room, entries, table_bytes, few):
     """With tables, runs and both; with masks of every kind; and with so little room that the index is often full."""
     shop = Shop(min(items, int(np.prod(SIZES[:levels]))), seed, levels)
 
@@ -117,7 +118,8 @@ def test_after_every_change_the_index_is_that_of_the_listed_items(seed, items, l
         )
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("serving.items.prepared_sets.TABLE_BYTES", table_bytes)
+        patch.setattr("serving.items.table_masks.TABLE_BYTES", table_bytes)
+        patch.setattr("serving.items.prepared_sets.FEW", few)
         index = built()
         check(index, shop.rng)
         for _ in range(6):

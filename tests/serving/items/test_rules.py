@@ -88,8 +88,9 @@ def ask(book: RuleBook, trie: Trie, rules: list[Rules]) -> tuple[np.ndarray, np.
     sets=st.integers(0, 3),
     entries=st.sampled_from([0, 20, TABLE_ENTRIES]),
     table_bytes=st.sampled_from([0, 0.8, 8]),
+    few=st.sampled_from([0, 0.3, 1]),
 )
-def test_blocked_nodes_are_those_of_the_definition(seed, items, levels, batches, sets, entries, table_bytes):
+def test_blocked_nodes_are_those_of_the_definition(seed, items, levels, batches, sets, entries, table_bytes, few):
     """With tables and with runs; masks of sets as floats, as bits and not at all; and with room for hardly any prepared
     set, so that sets replace each other or cannot be prepared."""
     sizes = (5, 4, 11)[:levels]
@@ -97,15 +98,28 @@ def test_blocked_nodes_are_those_of_the_definition(seed, items, levels, batches,
     trie = build_trie(catalogue.tokens, table_entries=entries)
     rng = np.random.default_rng(seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("serving.items.prepared_sets.TABLE_BYTES", table_bytes)
+        patch.setattr("serving.items.table_masks.TABLE_BYTES", table_bytes)
+        patch.setattr("serving.items.prepared_sets.FEW", few)
         book = RuleBook(trie, catalogue.members, set_bytes=sets * 2 * trie.nodes)
-    for batch in batches:
-        rules = [random_rules(rng, catalogue) for _ in range(batch)]
-        nodes, by_item = ask(book, trie, rules)
-        for rule, of_nodes, of_items in zip(rules, nodes, by_item, strict=True):
-            permitted = catalogue.permitted(rule)
-            np.testing.assert_array_equal(of_nodes, blocked_nodes(trie, permitted))
-            np.testing.assert_array_equal(of_items, ~permitted)
+        for batch in batches:
+            rules = [random_rules(rng, catalogue) for _ in range(batch)]
+            nodes, by_item = ask(book, trie, rules)
+            for rule, of_nodes, of_items in zip(rules, nodes, by_item, strict=True):
+                permitted = catalogue.permitted(rule)
+                np.testing.assert_array_equal(of_nodes, blocked_nodes(trie, permitted))
+                np.testing.assert_array_equal(of_items, ~permitted)
+
+
+@pytest.mark.parametrize("children", [127, 128, 255, 256])
+def test_all_children_of_a_node_are_counted(children: int) -> None:
+    """However many there are: none is blocked, until the last of them is."""
+    tokens = np.stack([np.zeros(children, np.int32), np.arange(children, dtype=np.int32)], 1)
+    trie, everything = build_trie(tokens), tuple(range(children))
+    book = RuleBook(trie, lambda rules: np.ones(children, bool))
+    nodes, _ = ask(book, trie, [Rules(catalogue="all"), Rules(catalogue="all", deny=everything[1:])])
+    assert not nodes[0].any() and not nodes[1, :3].any() and nodes[1, 3:].all()
+    nodes, _ = ask(book, trie, [Rules(catalogue="all", deny=everything)])
+    assert nodes.all()
 
 
 def test_nothing_is_left_in_the_buffers():

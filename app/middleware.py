@@ -82,7 +82,7 @@ class Envelope:
             level = logging.DEBUG if route in QUIET or status in NOT_LOGGED else logging.INFO
             if log.isEnabledFor(level):
                 fields = {"method": method, "route": route, "status": status, "ms": round(1000 * seconds, 2)}
-                log.log(level, "request", extra=fields)
+                log.handle(logs.Entry(log.name, level, "request", fields))
             if self.traces.provider is not None:
                 caller = {name: sent.get(name.encode(), b"").decode("latin-1") for name in TRACE_CONTEXT}
                 answer = scope.get("state", {}).get("answer")

@@ -6,6 +6,7 @@ import ipaddress
 import os
 import re
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -277,7 +278,7 @@ class Settings(BaseSettings):
             raise ValueError("default_beam_width must not exceed max_beam_width")
         return self
 
-    @property
+    @cached_property
     def user_secret(self) -> bytes:
         return self.user_hash_key.get_secret_value().encode()
 

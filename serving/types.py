@@ -162,7 +162,7 @@ class Boost:
     log_factor: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Request:
     """One search. history: catalogue rows, oldest first. paths: reasoning paths. None: the bundle's own value.
 

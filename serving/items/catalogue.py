@@ -200,9 +200,9 @@ class Catalogue:
         """
         allowed = None if rules.allow is None else set(rules.allow)
         left_out = {*rules.exclude, *rules.deny}  # and what came before
-        indices = []
+        indices, count = [], len(self)
         for index, row in enumerate(items):
-            if row in left_out or not 0 <= row < len(self):
+            if row in left_out or not 0 <= row < count:
                 continue
             left_out.add(row)
             if (allowed is None or row in allowed) and self._is_named(row, rules):

@@ -71,7 +71,7 @@ class Plan(NamedTuple):
         return self.beam_width * self.searches
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Demand:
     """What a request wants: so many steps and beams by `deadline`, a time of the clock.
 

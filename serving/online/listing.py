@@ -20,7 +20,7 @@ from serving.online.trends import Ranked, boosted, filled
 from serving.types import Answer, Rules, Trace
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Recommendation:
     """Catalogue rows, best first, and how they came about. `seconds`: per stage, `total` included."""
 

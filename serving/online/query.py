@@ -17,7 +17,7 @@ from serving.types import Boost, Event, EventData, Request, Rules
 Steps = int | Literal["auto"] | None  # None: the bundle's default
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Query:
     """What a client asks for, in item ids. None stands for the default of the bundle or of the service.
 
@@ -66,7 +66,7 @@ class Query:
         return beam_width if chooses else min(self.length, beam_width)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Resolved:
     """A query in catalogue rows: the newest items of the history, the rules, the ids nobody knows, the items to rank,
     if that is all that is asked for, and what is known of the history's events."""

@@ -16,7 +16,7 @@ import struct
 import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from hmac import compare_digest
@@ -51,7 +51,7 @@ class Receipt:
 
     def position(self, item_id: str) -> int | None:
         """Of an item in the list that the answer begins or continues, 1 for the best; None if the answer has it not."""
-        mark = _mark(item_id)
+        [mark] = _marks([item_id])
         return len(self.earlier) + self.items.index(mark) + 1 if mark in self.items else None
 
 
@@ -76,7 +76,7 @@ def issue(
     head = HEAD.pack(
         CONTINUED if earlier else LAYOUT, int(time.time()), SOURCES.index(source), steps, user, nonce, len(name)
     )
-    marks = struct.pack(f"<{len(item_ids)}H", *map(_mark, item_ids))
+    marks = struct.pack(f"<{len(item_ids)}H", *_marks(item_ids))
     body = head + name + marks
     if earlier:
         body = head + name + struct.pack(f"<{len(earlier)}H", *earlier) + marks + struct.pack("<H", len(earlier))
@@ -106,7 +106,7 @@ def unshown(item_ids: Sequence[str], shown: Sequence[int]) -> list[int]:
     one that happens to have the same mark stays."""
     left = Counter(shown)
     kept = []
-    for index, mark in enumerate(map(_mark, item_ids)):
+    for index, mark in enumerate(_marks(item_ids)):
         if left[mark]:
             left[mark] -= 1
         else:
@@ -114,8 +114,8 @@ def unshown(item_ids: Sequence[str], shown: Sequence[int]) -> list[int]:
     return kept
 
 
-def _mark(item_id: str) -> int:
-    return crc32(item_id.encode("utf-8", "surrogatepass")) & 0xFFFF
+def _marks(item_ids: Iterable[str]) -> list[int]:
+    return [crc32(item_id.encode("utf-8", "surrogatepass")) & 0xFFFF for item_id in item_ids]
 
 
 def _seal(body: bytes, secret: bytes) -> bytes:

@@ -36,7 +36,7 @@ class EngineLike(Protocol):
     def adopt(self, index: LiveIndex) -> list[int]: ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Search:
     """One request for the engine's thread: the engine that answers it, which stays as long as somebody waits, and the
     encoder state it shares with others of its user and history."""

@@ -114,11 +114,7 @@ def variant_rows(variant: str, options: argparse.Namespace, folder: Path, overri
         return kept
     folder.mkdir(parents=True, exist_ok=True)
     code, started = commit(), time.perf_counter()
-    config = load_config(options.config, [*options.set, *SEEN_PERMITTED, *overrides])
-    share_cache(folder)
-    run(options.data, folder / "bundle", config, until="rl", work_folder=folder, device=options.device)
-    data = read_data(options.data)
-    work = tokenize(data, split_by(data, config.split), options.data, folder, config, options.device)
+    work, data = trained(options, folder, overrides)
     rows = []
     found = measured(variant, work, folder, data)
     if options.question == "converged":
@@ -131,6 +127,23 @@ def variant_rows(variant: str, options: argparse.Namespace, folder: Path, overri
     (folder / "arm.json").write_text(json.dumps({"minutes": minutes, **code}))
     file.write_text(json.dumps(rows))
     return rows
+
+
+def trained(options: argparse.Namespace, folder: Path, overrides: list[str]) -> tuple[Workspace, Dataset]:
+    """Trains what is missing of a variant. Its weights are not loaded yet."""
+    config = load_config(options.config, [*options.set, *SEEN_PERMITTED, *overrides])
+    share_cache(folder)
+    run(options.data, folder / "bundle", config, until="rl", work_folder=folder, device=options.device)
+    data = read_data(options.data)
+    return tokenize(data, split_by(data, config.split), options.data, folder, config, options.device), data
+
+
+def converged_network(options: argparse.Namespace) -> tuple[Workspace, Dataset]:
+    """The network of the question `converged`, with its best weights."""
+    ((variant, overrides),) = variants_of("converged", load_config(options.config, options.set)).items()
+    work, data = trained(options, options.work / variant, overrides)
+    load_checkpoint(options.work / variant / "pretrain.best.safetensors", work.network, None)
+    return work, data
 
 
 def measured(variant: str, work: Workspace, folder: Path, data: Dataset) -> Iterator[dict[str, Any]]:

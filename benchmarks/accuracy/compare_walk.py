@@ -1,0 +1,163 @@
+"""Compares the pointer walk with what it must beat: the memory joined once, a fixed second hop, and steps that do not
+read, or read something else."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import sparse
+
+from benchmarks.accuracy.pointer_walk import Begin, Graph
+from benchmarks.accuracy.ranks import gain_over
+from benchmarks.accuracy.train_walk import ARMS, WALK, Read, reads_of, train_arm, validation_ndcg
+from benchmarks.accuracy.views import Lists
+from benchmarks.accuracy.walk_inputs import Inputs, Walkers
+from benchmarks.accuracy.whole_runs import converged_network
+from benchmarks.common import commit, record, table
+from serving.network.model import dense_logits
+from training.join import GATED, LEAST_LOG, Proposals, fit_gate
+
+Rows = list[dict[str, Any]]
+BEAM = 50
+CANDIDATES = 50  # of the network, and as many of the model, are ranked together
+NETWORKS = ("beam", "state")
+ONCE, TWO_HOPS = "memory, l = 0", "memory with a second hop, l = 0"
+HOPS = (0.03, 0.1, 0.3, 1.0)  # weights of the second hop
+COLUMNS = ("model", "form", "network", "excluded", "valid", "recall@10", "ndcg@10", "gain", "low", "high", "percent",
+           "against")  # fmt: skip
+PROTOCOL = (
+    "Leave-one-out, test, full ranking, history of 20 items; every row once with and once without the items of the "
+    "history excluded, each with a memory, walks and gates of its own. The network is converged and stays as it is. "
+    "Every model is mixed with it through the gate of training/join.py, fitted on validation users by features of what "
+    "is mixed. network: P by a beam of 50 and nothing beyond it, or by the dense score of the state. "
+    "valid: NDCG@10 of validation users at a fixed mixture, which chose a walk's epoch and each model's form; rows of "
+    "the walk show all its forms. gain: of test NDCG@10 against the row named in `against`, with a 95% interval by "
+    "paired bootstrap over users."
+)
+
+
+def second_hop(graph: Graph, items: int) -> Read:
+    """All slots bring their neighbours once, at each of several weights."""
+    rows = np.repeat(np.arange(items), graph.items.shape[1])
+    weights = graph.log_weight.exp().flatten().numpy()
+    into = sparse.csr_matrix((weights, (graph.items.flatten().numpy(), rows)), shape=(items, items))
+
+    def read(begin: Begin) -> list[torch.Tensor]:
+        once = begin.slots.dense(items)
+        twice = torch.from_numpy((into @ once.numpy().T).T).masked_fill(begin.barred, 0)
+        return [(once + hop * twice) / (1 + hop) for hop in HOPS]
+
+    return read
+
+
+def propose(inputs: Inputs, users: Walkers, read: Read, lists: Lists | None) -> list[Proposals]:
+    """What network and model propose, for each form of the model. lists: of the beam; None: by the state."""
+    items, parts = len(inputs.vectors), []
+    for index in users.batches():
+        begin = users.begin(index, items)
+        if lists is None:
+            network = dense_logits(begin.state, inputs.vectors).log_softmax(-1)
+        else:
+            found = torch.from_numpy(lists.items[index])
+            network = torch.full((len(index), items + 1), LEAST_LOG)  # what a list lacks goes to the last column
+            network = network.scatter(1, found.where(found >= 0, items), torch.from_numpy(lists.log_p[index]))[:, :-1]
+        network = network.masked_fill(begin.barred, -torch.inf)
+        parts.append([_proposed(network, share, users, index) for share in read(begin)])
+    return [_joined(form) for form in zip(*parts, strict=True)]
+
+
+def _proposed(network: torch.Tensor, share: torch.Tensor, users: Walkers, index: np.ndarray) -> Proposals:
+    """Shapes: network, log P, and share (B, I)."""
+    count = min(CANDIDATES, network.shape[1])
+    item = torch.cat([network.topk(count).indices, share.topk(count).indices], 1).sort(1).values
+    log_p, log_share = network.gather(1, item), share.gather(1, item).log()
+    nothing = (log_p <= LEAST_LOG) & (log_share == -torch.inf)
+    nothing[:, 1:] |= item[:, 1:] == item[:, :-1]
+    entropy = -(share * share.clamp(min=1e-30).log()).sum(1)
+    support, known = users.support[index], np.isfinite(users.support[index])
+    columns = [np.where(known, support, 0), share.amax(1), entropy, users.log_length[index], network.amax(1)]
+    return Proposals(
+        log_p.masked_fill(nothing, -torch.inf).numpy(),
+        log_share.masked_fill(nothing, -torch.inf).numpy(),
+        ((item == users.target[index, None]) & ~nothing).numpy(),
+        np.stack([np.asarray(column, np.float64) for column in columns], 1),
+        known,
+    )
+
+
+def _joined(parts: Sequence[Proposals]) -> Proposals:
+    names = ("network", "log_share", "hit", "features", "known")
+    return Proposals(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+
+def rows_of(inputs: Inputs, reads: dict[str, tuple[Read, list[str]]], parts: dict[str, Walkers], network: str) -> Rows:
+    """The test's rows by one rule and network. reads: of each model, with the names of its forms."""
+    lists = {part: inputs.lists(part, BEAM) if network == "beam" else None for part in parts}
+    found: dict[str, np.ndarray] = {}
+    rows: Rows = []
+    for name, (read, forms) in reads.items():
+        scores = validation_ndcg(read, parts["valid"], inputs.vectors)
+        chosen = int(np.argmax(scores))
+        shown = range(len(forms)) if name == WALK else [chosen]
+        some = _some(read, shown)
+        to_fit, to_judge = (propose(inputs, users, some, lists[part]) for part, users in parts.items())
+        for form, fitted, judged in zip(shown, to_fit, to_judge, strict=True):
+            own = judged.ndcg(fit_gate(fitted, GATED))
+            if form == chosen:
+                found[name] = own
+            row = {"model": name, "form": forms[form], "chosen": form == chosen, "network": network,
+                   "excluded": inputs.excluded, "users": len(own), "valid": round(float(scores[form]), 5),
+                   "recall@10": round(float((own > 0).mean()), 5), "ndcg@10": round(float(own.mean()), 5)}  # fmt: skip
+            against = {ONCE: None, TWO_HOPS: ONCE}.get(name, TWO_HOPS)
+            rows.append(row if against is None else row | {"against": against} | gain_over(own, found[against]))
+    if WALK in found:
+        head = next(row for row in rows if row["model"] == WALK and row["chosen"])
+        for other in found.keys() - {TWO_HOPS, WALK}:
+            rows.append(head | {"against": other} | gain_over(found[WALK], found[other]))
+    return rows
+
+
+def _some(read: Read, forms: Sequence[int]) -> Read:
+    def some(begin: Begin) -> list[torch.Tensor]:
+        found = read(begin)
+        return [found[form] for form in forms]
+
+    return some
+
+
+def compared(inputs: Inputs, seed: int) -> tuple[Rows, Rows]:
+    """Rows by one rule, and the checks of the arms: one that does not act has no rows."""
+    items, parts = len(inputs.vectors), {part: inputs.users(part) for part in ("valid", "test")}
+    examples = {"held out": inputs.held_out(), "prefixes": inputs.prefixes()}
+    reads: dict[str, tuple[Read, list[str]]] = {
+        ONCE: (lambda begin: [begin.slots.dense(items)], ["share"]),
+        TWO_HOPS: (second_hop(Graph.of(inputs.memory.whole), items), [f"weight {hop:g}" for hop in HOPS]),
+    }
+    checks = []
+    for name, arm in ARMS.items():
+        walk, check = train_arm(name, inputs, examples[arm.learns], parts["valid"], seed)
+        checks.append(check)
+        if check["acts"]:
+            reads[name] = reads_of(walk, arm.steps), [f"l = {step}" for step in range(1, arm.steps + 1)]
+    return [row for network in NETWORKS for row in rows_of(inputs, reads, parts, network)], checks
+
+
+def answer(options: argparse.Namespace, command: str) -> int:
+    """Trains what is missing, writes the result, prints the table."""
+    code, began = commit(), time.perf_counter()
+    work, data = converged_network(options)
+    rows: Rows = []
+    checks: Rows = []
+    for excluded in (False, True):
+        more, acts = compared(Inputs(work, data, options.work / "walk", excluded), work.config.seed)
+        rows, checks = rows + more, checks + acts
+    minutes = round((time.perf_counter() - began) / 60, 1)
+    record(options.out, command, [work.config.seed], rows, minutes=minutes, data=options.data.resolve().name,
+           protocol=PROTOCOL, checks=checks, **code)  # fmt: skip
+    print(table(rows, COLUMNS))
+    return 0

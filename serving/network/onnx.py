@@ -1,8 +1,8 @@
 """The network on ONNX Runtime, for serving on a CPU: the answers of eager torch in about half the time.
 
-The encoder and the decoder step are ONNX graphs; the rest (embeddings, position bias, keys and values of the
-cross-attention, the output layer, of which a position needs one block only, the method's heads) is eager torch. There
-is no CUDA here: on a GPU the search, eager step included, is captured as one graph, which leaves nothing for another
+The encoder, the keys and values of the cross-attention and the decoder step are ONNX graphs; the rest (embeddings,
+position bias, the output layer, of which a position needs one block only, the method's heads) is eager torch. There is
+no CUDA here: on a GPU the search, eager step included, is captured as one graph, which leaves nothing for another
 runtime to save.
 """
 
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 # it. Older and newer releases have different names for the switch.
 os.environ |= {"ORT_DISABLE_TELEMETRY": "1", "ORT_TELEMETRY_DISABLED": "1"}
 
+import numpy as np
 import onnxruntime
 import torch
 
@@ -51,16 +52,14 @@ class OnnxRuntime(EagerRuntime):
         int8: bool = False,
     ) -> None:
         super().__init__(network, item_tokens, attention, item_index)
-        t5, self._heads = network.t5, network.t5.config.num_heads
+        t5, heads = network.t5, network.t5.config.num_heads
+        self._no_past = (heads, 0, t5.config.d_kv)
         self._encoder = _session(onnx_graph.encoder(t5), threads)
+        self._cross = _session(onnx_graph.cross_keys_values(t5), threads)
         self._step = _session(
-            onnx_graph.step(t5, int8, cross_heads=self._heads if network.ages or network.times else 1), threads
+            onnx_graph.step(t5, int8, cross_heads=heads if network.ages or network.times else 1), threads
         )
         self._inputs = [value.name for value in self._step.get_inputs()]
-        attentions = [block.cross_attention.part for block in t5.decoder.blocks]
-        self._cross = [
-            project.weight.detach().T.contiguous() for attention in attentions for project in (attention.k, attention.v)
-        ]
 
     def encode(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         bias = self.network.t5.encoder_bias(mask, self.attention, self.item_tokens.shape[1])
@@ -70,17 +69,16 @@ class OnnxRuntime(EagerRuntime):
     def cross_keys_values(
         self, hidden: torch.Tensor, mask: torch.Tensor, buckets: torch.Tensor | None = None
     ) -> CrossKeysValues:
-        """Its arrays are views of what `step` needs, (B, S, H * d_kv)."""
-        layers: Any = [(hidden @ w).unflatten(-1, (self._heads, -1)).transpose(1, 2).numpy() for w in self._cross]
+        """Its arrays are as `step` needs them, (B, S, H * d_kv)."""
+        layers: Any = _run(self._cross, {"hidden": hidden.numpy()})
         return CrossKeysValues(layers, self.network.history_bias(mask, self.item_tokens.shape[1], buckets))
 
     def step(
         self, x: torch.Tensor, bias: torch.Tensor, cross: CrossKeysValues, past: KeysValues | None
     ) -> tuple[torch.Tensor, KeysValues]:
         layers: Any = cross.layers
-        past = past or [keys_or_values[:, :, :0] for keys_or_values in layers]
-        joined = [view.swapaxes(1, 2).reshape(len(view), view.shape[2], -1) for view in layers]  # a view too
-        values = (x.numpy(), bias.numpy(), cross.bias.numpy(), *joined, *past)
+        no_past: Any = [np.empty((len(x), *self._no_past), np.float32)] * len(layers)
+        values = (x.numpy(), bias.numpy(), cross.bias.numpy(), *layers, *(past or no_past))
         *present, hidden = _run(self._step, dict(zip(self._inputs, values, strict=True)))
         return torch.from_numpy(hidden), present
 

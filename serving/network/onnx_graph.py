@@ -110,7 +110,7 @@ class Graph:
         return self.linear(attended, part.o.weight)
 
     def cross_attention(self, x: str, part: Attention, keys: str, values: str, bias: str) -> str:
-        """Attention over keys and values (B, S, H * d_kv), as `OnnxRuntime.cross_keys_values` lays them out."""
+        """Attention over keys and values (B, S, H * d_kv), the outputs of `cross_keys_values`."""
         query = self.linear(x, part.q.weight)
         attended = self.op(
             "Attention", query, keys, values, bias, scale=1.0, q_num_heads=part.heads, kv_num_heads=part.heads
@@ -129,6 +129,19 @@ def encoder(t5: T5) -> bytes:
         x = graph.op("Add", x, graph.self_attention(graph.norm(x, attention.layer_norm), attention.part, bias))
         x = graph.op("Add", x, graph.feed_forward(graph.norm(x, feed_forward.layer_norm), feed_forward.part))
     graph.name(graph.norm(x, t5.encoder.final_layer_norm), graph.output("hidden", "B", "S", config.d_model))
+    return graph.model()
+
+
+def cross_keys_values(t5: T5) -> bytes:
+    """hidden (B, S, D) -> per layer cross_keys_i, cross_values_i (B, S, H * d_kv)."""
+    config = t5.config
+    graph = Graph(config)
+    hidden = graph.input("hidden", "B", "S", config.d_model)
+    outputs = graph.caches(graph.output, "cross_", "B", "S", config.num_heads * config.d_kv)
+    for block, names in zip(t5.decoder.blocks, outputs, strict=True):
+        attention = block.cross_attention.part
+        for projection, name in zip((attention.k, attention.v), names, strict=True):
+            graph.name(graph.linear(hidden, projection.weight), name)
     return graph.model()
 
 

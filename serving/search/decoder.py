@@ -74,7 +74,7 @@ def decode_step(
         attention_mask = torch.cat([cache.attention_mask, attention_mask], -1)
         distance = torch.cat([cache.distance + 1, distance])
     # Adding the mask to the relative bias takes a fraction of the time that choosing between them does.
-    bias = runtime.relative_bias[:, distance].unsqueeze(1) + attention_mask.unsqueeze(1)  # (B, H, Q, W)
+    bias = runtime.relative_bias.index_select(1, distance).unsqueeze(1) + attention_mask.unsqueeze(1)  # (B, H, Q, W)
     hidden, past = runtime.step(x, bias, cross, cache.past if cache is not None else None)
     return hidden, DecoderCache(past, attention_mask, distance)
 
@@ -99,7 +99,7 @@ def _log_softmax(logits: torch.Tensor, temperature: float) -> torch.Tensor:
 def select_rows(tensor: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """Picks rows per request. Shapes: (B, Q, ...), (B, Q') -> (B, Q', ...)."""
     if tensor.shape[1] == 1:  # nothing to choose
-        return tensor.expand(-1, index.shape[1], *[-1] * (tensor.dim() - 2))
+        return tensor if index.shape[1] == 1 else tensor.expand(-1, index.shape[1], *[-1] * (tensor.dim() - 2))
     return tensor.gather(1, index.reshape(*index.shape, *([1] * (tensor.dim() - 2))).expand(-1, -1, *tensor.shape[2:]))
 
 
@@ -109,8 +109,10 @@ def stable_topk(scores: torch.Tensor, tie_break: torch.Tensor | None, count: int
     tie_break: (B, n) integers below 2^31, or None for the index itself. torch.topk leaves open which of two equal
     scores comes first, and whether both come at all; so it is given one integer per candidate that holds both.
     """
+    if tie_break is None:
+        if count == 1:  # a single path of reasoning: argmax names the first of equal ones, in one operation
+            return scores.argmax(1, keepdim=True)
+        tie_break = torch.arange(scores.shape[1], device=scores.device)
     bits = scores.view(torch.int32)
     ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # the order of floats, as integers
-    if tie_break is None:
-        tie_break = torch.arange(scores.shape[1], device=scores.device)
     return ((ordered.long() << 32) - tie_break).topk(count, dim=1).indices

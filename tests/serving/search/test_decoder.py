@@ -16,6 +16,7 @@ def test_the_highest_come_first_and_equal_ones_by_their_tie_break():
     tie_break = torch.tensor([[0, largest, 5, 6, 0, largest - 1, 7, largest]])
     assert stable_topk(scores, tie_break, 8).tolist() == [[7, 5, 1, 0, 6, 3, 4, 2]]
     assert stable_topk(scores, None, 8).tolist() == [[7, 1, 5, 0, 6, 3, 4, 2]]
+    assert stable_topk(scores[:, :7], None, 1).tolist() == [[1]]
 
 
 def test_the_order_is_that_of_a_sort():

@@ -134,20 +134,18 @@ def _largest_by_size(rows: np.ndarray, keep: int) -> sparse.csr_matrix:
 def _restricted(moments: Moments, ridge: float) -> sparse.csr_matrix:
     """Column j is the ridge regression of item j on the PREDECESSORS items with the largest X'Y; elsewhere it is 0."""
     gram, cross = moments.gram, moments.cross.tocsc()
-    row, column, value = [], [], []
+    rows, values = [np.empty(0, np.int32)], [np.empty(0, np.float32)]
     for item in tqdm(range(cross.shape[1]), desc="memory, linear model", unit="item", mininterval=1.0):
         before, weight = (part[cross.indptr[item] : cross.indptr[item + 1]] for part in (cross.indices, cross.data))
         if len(before) > PREDECESSORS:
             most = np.argpartition(-weight, PREDECESSORS)[:PREDECESSORS]
             before, weight = before[most], weight[most]
         if len(before):
-            ridged = _ridged(gram[before][:, before], ridge)
-            row.append(before)
-            column.append(np.full(len(before), item))
-            value.append(linalg.solve(ridged, weight, assume_a="pos", check_finite=False))
-    nothing = np.empty(0, np.int64)
-    at = (np.concatenate([*row, nothing]), np.concatenate([*column, nothing]))
-    return sparse.csr_matrix((np.concatenate([*value, np.empty(0, np.float32)]), at), shape=cross.shape)
+            weight = linalg.solve(_ridged(gram[before][:, before], ridge), weight, assume_a="pos", check_finite=False)
+        rows.append(before)
+        values.append(weight)
+    ends = np.cumsum([len(each) for each in rows])
+    return sparse.csc_matrix((np.concatenate(values), np.concatenate(rows), ends), shape=cross.shape).tocsr()
 
 
 def largest(weights: sparse.csr_matrix, keep: int) -> sparse.csr_matrix:

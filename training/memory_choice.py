@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from scipy import sparse
+from tqdm import tqdm
 
 from serving.items.neighbours import Neighbours
 from serving.types import EventData
@@ -122,7 +123,8 @@ class MemoryChoice:
         if setting not in self._memories:
             every = np.arange(len(self.counts))
             blocks = [None] if self.rows is None else np.array_split(every, -(-len(every) // BLOCK_ITEMS))
-            kept = sparse.vstack([largest(self._weights(setting, rows), self.keep) for rows in blocks], format="csr")
+            with tqdm(blocks, desc="memory, graph", unit="block", mininterval=1.0, disable=len(blocks) == 1) as bar:
+                kept = sparse.vstack([largest(self._weights(setting, rows), self.keep) for rows in bar], format="csr")
             self._memories[setting] = Neighbours(
                 kept.indptr.astype(np.int64), kept.indices.astype(np.int32), kept.data.astype(np.float32),
                 setting.recency,

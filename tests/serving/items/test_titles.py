@@ -31,10 +31,18 @@ def test_every_title_that_contains_all_words_is_a_candidate(titles: list[str], q
     assert len(query) > 1 or found.tolist() == expected  # one word: nothing is left to check
 
 
+def test_words_are_read_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = ["red shoe", "a shoe", "blue shoehorn", "horn"]
+    monkeypatch.setattr(module, "WORDS_AT_ONCE", 2)
+    found = build_title_index(made).candidates(["sho"])
+    assert found is not None and found.tolist() == [0, 1, 2]
+
+
 def test_what_most_titles_contain_is_not_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     index = build_title_index(["red shoe", "red hat", "red", "blue hat"])
     monkeypatch.setattr(module, "MOST_RANKS", 2)
-    assert index.candidates(["red"]) is None
+    monkeypatch.setattr(module, "MOST_ALONE", 1)
+    assert index.candidates(["hat"]) is index.candidates(["red", "red"]) is None
     found = index.candidates(["red", "hat"])
     assert found is not None and found.tolist() == [1, 3]  # the caller still reads them
 

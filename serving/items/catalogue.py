@@ -63,7 +63,7 @@ class Catalogue:
             self.subsets[name] = np.unique(rows)
         self._labels = self.fields.lists["categories"] = Labels(self.categories)
         self.fields.reserve(len(self.item_ids))
-        self._by_popularity = np.argsort(-self.popularity, kind="stable")
+        self._by_popularity = np.argsort(-self.popularity, kind="stable").astype(np.int32)
         self.listed = np.ones(len(self.item_ids), dtype=bool)
         self._room = (self.tokens, self.popularity, self.listed)
 

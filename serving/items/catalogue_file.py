@@ -50,7 +50,7 @@ def read_catalogue(
 ) -> Catalogue:
     """Reads catalogue.parquet, or maps catalogue.arrow in its place, and resolves named subsets: lists of item ids, or
     filters. Raises BundleError."""
-    table = _read(path) if mapped is None else _map(mapped, path)
+    table = pq.read_table(path) if mapped is None else _map(mapped, path)
     missing = COLUMNS - set(table.column_names)
     if missing:
         raise BundleError(f"catalogue.parquet has no column {sorted(missing)[0]!r}; export the bundle again.")
@@ -76,17 +76,12 @@ def read_catalogue(
     return catalogue
 
 
-def _read(path: Path, columns: list[str] | None = None) -> pa.Table:
-    with pq.ParquetFile(path) as file:  # where pandas is installed, `pq.read_table` takes most of a second to import it
-        return file.read(columns)
-
-
 def _map(mapped: Path, path: Path) -> pa.Table:
     """catalogue.arrow, if it is of the items in catalogue.parquet: it would name the wrong ones."""
     try:
         table = pa.ipc.open_file(pa.memory_map(str(mapped))).read_all()
         table.validate(full=True)  # or an offset could lead out of the file
-        known = _read(path, ["item_id"])["item_id"]
+        known = pq.read_table(path, columns=["item_id"])["item_id"]
         fits = table["item_id"].equals(known.cast(pa.large_string()))
     except (pa.ArrowException, KeyError) as error:
         raise BundleError(f"{mapped.name} is not a catalogue ({error}); export the bundle again.") from error

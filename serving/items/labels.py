@@ -27,7 +27,7 @@ class Labels:
         return self.by_row[row] if row < len(self.by_row) else ()
 
     def rows(self, name: str) -> np.ndarray:
-        """The rows that have a name. Shape: (n,) int64, ascending."""
+        """The rows that have a name. Shape: (n,) int32 or int64, ascending."""
         with self._lock:
             changed = self._changed.pop(name, None)
             if changed:
@@ -54,7 +54,7 @@ def _rows_by_name(by_row: pa.ListArray) -> dict[str, np.ndarray]:
     named = by_row.values
     name = named.indices.to_numpy()
     order = np.argsort(name, kind="stable")
-    name, row = name[order], np.repeat(np.arange(len(by_row)), by_row.value_lengths().to_numpy())[order]
+    name, row = name[order], np.repeat(np.arange(len(by_row), dtype=np.int32), by_row.value_lengths().to_numpy())[order]
     is_first = np.ones(len(row), bool)  # a row may have a name twice
     is_first[1:] = (name[1:] != name[:-1]) | (row[1:] != row[:-1])
     name, row = name[is_first], row[is_first]

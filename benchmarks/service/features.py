@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from hashlib import sha256
+from itertools import cycle
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,6 +27,8 @@ from benchmarks.service.processes import Server, running_service, split_cores
 from benchmarks.service.sender import latency, send
 from serving.bundle import Bundle
 from serving.items.catalogue import Catalogue
+from serving.items.filter_parser import KNOWN
+from serving.items.prepared_sets import MAX_SETS
 from serving.online import receipts
 
 COLUMNS = ["feature", "steps", "ms", "times", "cpu_ms", "requests"]
@@ -35,6 +38,7 @@ BEAM, DENIED, RANKED = 50, 100, (10, 100, 1000)
 OPERATOR = "operator"  # the key
 OPTIONS = ("--rotation-window-s", "86400", "--admin-keys", sha256(OPERATOR.encode()).hexdigest())
 USERS, SHOWN = 64, 3
+NEW = 1 + max(KNOWN, MAX_SETS)  # different filters, one after another, of which the service knows none by then
 
 Row = dict[str, Any]
 Turn = tuple[float, float, int]  # median seconds, CPU seconds per request, requests
@@ -60,11 +64,10 @@ def main() -> None:
         with httpx.Client(base_url=server.address) as client:
             prepare(client, bundle.catalogue)
         for steps in options.steps:
-            requests = features(bundle.catalogue, steps, with_neighbours=bundle.neighbours is not None)
-            rounds = [
-                {name: turn(server, sent, rest, options.seconds) for name, sent in requests.items()}
-                for _ in range(options.rounds)
-            ]
+            rounds = list[dict[str, Turn]]()
+            for seed in range(options.rounds):
+                requests = features(bundle, steps, seed).items()
+                rounds.append({name: turn(server, sent, rest, options.seconds) for name, sent in requests})
             rows += [{"steps": steps} | row for row in summarise(rounds)]
     print(table(rows, COLUMNS))
     if not options.smoke:
@@ -82,9 +85,9 @@ def prepare(client: httpx.Client, catalogue: Catalogue) -> None:
             client.post("/feedback", json=event).raise_for_status()
 
 
-def features(catalogue: Catalogue, steps: int, *, with_neighbours: bool) -> dict[str, list[Row]]:
-    """The requests of each feature, the plain ones first."""
-    ids = list(catalogue.item_ids)
+def features(bundle: Bundle, steps: int, seed: int) -> dict[str, list[Row]]:
+    """The requests of each feature, the plain ones first. seed: another one makes new filters new again."""
+    catalogue, ids = bundle.catalogue, list(bundle.catalogue.item_ids)
     plain = [{"history": [ids[row] for row in rows], "beam_width": BEAM} for rows in histories(len(ids), USERS)]
 
     def recommend(**what: Any) -> list[Row]:
@@ -115,16 +118,21 @@ def features(catalogue: Catalogue, steps: int, *, with_neighbours: bool) -> dict
         "scenario": [row | {"body": {"history": row["body"]["history"], "scenario": "plain"}} for row in recommend()],
         f"deny, {DENIED} items": recommend(deny=ids[:DENIED]),
         "categories, one": recommend(categories=sorted(catalogue.category_names)[:1]),
-        "filter, by category": recommend(filter=one_category),
-        "boost, by category": recommend(boost=[{"filter": one_category, "factor": 2.0}]),
+        "filter, seen before": recommend(filter=one_category),
+        "filter, a new one each time": [
+            row | {"body": row["body"] | {"filter": f"{one_category} or price == {number}.{steps:02}{seed:03}"}}
+            for number, row in zip(range(NEW), cycle(recommend()))
+        ],
+        "boost, seen before": recommend(boost=[{"filter": one_category, "factor": 2.0}]),
         "diversity": recommend(diversity=0.5),
         "max_per_category": recommend(max_per_category=2),
         "explore": recommend(explore=3),
         "explain": recommend(explain=True),
         "after, page 3": recommend(after=receipts.issue("", "model", steps, None, ids[:10], earlier=range(10))),
+        "unknown user, popular items": recommend(history=[]),
     }
     found |= {f"/rank, {count} items": rank(count) for count in RANKED if count <= len(ids)}
-    if with_neighbours:
+    if bundle.neighbours is not None:
         found["/items/{id}/similar, together"] = similar("together")
     found["/items/{id}/similar, content"] = similar("content")
     found["/users/{id}/events"] = [

@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 from app.main import create_app
 from benchmarks.service import features
 from serving.engine import Engine
+from serving.items.filter_parser import parse_filter
 from tests.app.conftest import ready, settings
 from tests.builders import tiny_bundle, tiny_model
 
@@ -24,9 +25,9 @@ def client() -> Iterator[TestClient]:
 
 
 def test_every_feature_is_answered_by_its_route(client: TestClient) -> None:
-    catalogue = client.app.state.service.bundle.catalogue  # type: ignore[attr-defined]
-    features.prepare(client, catalogue)
-    found = features.features(catalogue, 1, with_neighbours=True)
+    bundle = client.app.state.service.bundle  # type: ignore[attr-defined]
+    features.prepare(client, bundle.catalogue)
+    found = features.features(bundle, 1, 0)
     assert next(iter(found)) == features.PLAIN
     assert {"/rank, 10 items", "/rank, 100 items", "diversity", "/items/{id}/similar, together"} <= found.keys()
     assert "/rank, 1000 items" not in found  # there are not as many
@@ -35,7 +36,15 @@ def test_every_feature_is_answered_by_its_route(client: TestClient) -> None:
             answer = client.request(request.get("method", "POST"), request["path"], json=request.get("body"))
             assert answer.status_code == 200, (name, answer.text)
     assert len(client.get("/users/u3").json()["shown"]) == features.SHOWN
-    assert "/items/{id}/similar, together" not in features.features(catalogue, 1, with_neighbours=False)
+    assert "/items/{id}/similar, together" not in features.features(tiny_model(120), 1, 0)
+
+
+def test_a_new_filter_is_new_whatever_came_before() -> None:
+    """In a turn, in the next one and with other steps."""
+    bundle, name = tiny_model(120), "filter, a new one each time"
+    turns = [features.features(bundle, steps, seed)[name] for steps in (0, 4) for seed in (0, 1, 10)]
+    texts = {parse_filter(row["body"]["filter"]).text for turn in turns for row in turn}
+    assert len(texts) == len(turns) * features.NEW
 
 
 def test_a_feature_is_compared_with_the_plain_requests_of_its_round() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import pytest
+import uvloop
 
 from benchmarks.service.sender import Pool, Sent, closed_loop, encoded, latency, open_loop, send
 
@@ -19,7 +20,11 @@ REFUSAL = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 3\r\ncontent-length
 Handler = Callable[[int, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
-def against(handler: Handler, work: Callable[[Pool], Coroutine[Any, Any, list[Sent]]]) -> list[Sent]:
+def against(
+    handler: Handler,
+    work: Callable[[Pool], Coroutine[Any, Any, list[Sent]]],
+    run: Callable[[Coroutine[Any, Any, list[Sent]]], list[Sent]] = asyncio.run,
+) -> list[Sent]:
     """Runs the sender's work against a server that handles its n-th request with `handler`."""
     requests = 0
 
@@ -39,7 +44,7 @@ def against(handler: Handler, work: Callable[[Pool], Coroutine[Any, Any, list[Se
         async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
             return await work(Pool(*server.sockets[0].getsockname()[:2]))
 
-    return asyncio.run(scenario())
+    return run(scenario())
 
 
 REQUESTS = [encoded("here", {"path": "/recommend", "body": {"k": 1}, "headers": {"X-API-Key": "k"}})]
@@ -105,6 +110,17 @@ def test_a_closed_loop_waits_for_its_answers() -> None:
     sent = against(count, lambda pool: closed_loop(pool, REQUESTS, clients=3, seconds=0.3))
     assert most == 3 and 3 <= len(sent) <= 3 * 31
     assert {row.status for row in sent} == {200}
+
+
+def test_times_are_finer_than_those_of_the_loop_that_the_sender_runs_on() -> None:
+    async def at_once(number: int, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(ANSWER)
+
+    def in_whole_milliseconds(sent: list[Sent]) -> list[Sent]:
+        return [row for row in sent if abs(1000 * row.seconds - round(1000 * row.seconds)) < 1e-4]
+
+    sent = against(at_once, lambda pool: closed_loop(pool, REQUESTS, clients=1, seconds=0.1), run=uvloop.run)
+    assert len(in_whole_milliseconds(sent)) < len(sent) / 2
 
 
 def test_a_missing_service_is_reported() -> None:

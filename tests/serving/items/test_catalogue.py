@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.items.catalogue import Catalogue
@@ -35,6 +35,7 @@ def catalogue(titles: list[str | None] | None = None) -> Catalogue:
     )
 
 
+@settings(deadline=None)
 @given(items=st.lists(st.integers(-2, ITEMS + 1), max_size=30), rules=rules)
 def test_permitted_indices_agree_with_the_definition(items: list[int], rules: Rules) -> None:
     shop = catalogue()

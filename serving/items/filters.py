@@ -11,7 +11,7 @@ import operator
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import reduce
+from itertools import chain
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -19,13 +19,14 @@ import numpy as np
 from serving.items.fields import Fields, from_time
 
 Word = Literal["and", "or"]
-JOIN: dict[Word, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {"and": np.logical_and, "or": np.logical_or}
+JOIN: dict[Word, np.ufunc] = {"and": np.logical_and, "or": np.logical_or}
 COMPARE: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
     "<": operator.lt,
     "<=": operator.le,
     ">": operator.gt,
     ">=": operator.ge,
 }
+MANY_CODES = 12  # comparisons with as many codes take as long as a look into a table for every item
 KEYWORDS = frozenset({"and", "or", "not", "in", "has", "now", "true", "false"})
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -181,7 +182,7 @@ def matching(expression: Expression, items: Items, now: float) -> np.ndarray:
     """Of which items an expression is true. now: seconds since 1970. Shape: (count,) bool."""
     match expression:
         case Joined(word, parts):
-            return reduce(JOIN[word], (matching(part, items, now) for part in parts))
+            return _joined(JOIN[word], (matching(part, items, now) for part in parts))
         case Not(part):
             return ~matching(part, items, now)
         case Has(field, texts):
@@ -193,9 +194,16 @@ def matching(expression: Expression, items: Items, now: float) -> np.ndarray:
         case Equals(field, values):
             coded = [value for value in values if isinstance(value, str | bool)]
             others = [value for value in values if not isinstance(value, str | bool)]
-            found = [_coded(items, field, coded)] if coded else []
-            found += [_compared(items, field, value, now, operator.eq) for value in others]
-            return reduce(np.logical_or, found)
+            masks = (_compared(items, field, value, now, operator.eq) for value in others)
+            return _joined(np.logical_or, chain([_coded(items, field, coded)] if coded else [], masks))
+
+
+def _joined(join: np.ufunc, masks: Iterator[np.ndarray]) -> np.ndarray:
+    """All masks in one, the first of them: of many, only two take memory at a time."""
+    found = next(masks)
+    for mask in masks:
+        join(found, mask, out=found)
+    return found
 
 
 def _compared(
@@ -217,12 +225,12 @@ def _coded(items: Items, field: str, values: list[str | bool]) -> np.ndarray:
     codes = [] if strings is None else [strings.numbers[value] for value in values if value in strings.numbers]
     if strings is None or not codes:
         return np.zeros(items.count, bool)
-    if len(codes) == 1:
-        found: np.ndarray = items.of(strings.codes) == codes[0]
-        return found
+    column = items.of(strings.codes)
+    if len(codes) <= MANY_CODES:
+        return _joined(np.logical_or, (column == code for code in codes))
     is_one = np.zeros(len(strings.values) + 1, bool)
     is_one[codes] = True
-    return is_one.take(items.of(strings.codes), mode="wrap")  # -1 is the last, which is none of them
+    return is_one.take(column, mode="wrap")  # -1 is the last, which is none of them
 
 
 def _differing(items: Items, field: str, value: Value, now: float) -> np.ndarray:

@@ -111,15 +111,20 @@ def columns(shop: list[Item]) -> Fields:
 
 
 @settings(max_examples=120, deadline=None)
-@given(shop=st.lists(items, min_size=1, max_size=8), asked=filters)
-def test_a_filter_is_true_of_the_items_of_which_python_says_so(shop: list[Item], asked: tuple[str, Predicate]) -> None:
+@given(shop=st.lists(items, min_size=1, max_size=8), asked=filters, many_codes=st.sampled_from([0, 12]))
+def test_a_filter_is_true_of_the_items_of_which_python_says_so(
+    shop: list[Item], asked: tuple[str, Predicate], many_codes: int
+) -> None:
+    """Strings compared one by one, and looked up in a table."""
     text, predicate = asked
     read = parse_filter(text)
     assert parse_filter(read.text) == read  # one spelling, which means the same
     fields, expected = columns(shop), [predicate(item) for item in shop]
-    assert matching(read.expression, Items(fields, len(shop)), NOW).tolist() == expected
     rows = np.arange(len(shop))[::-1]
-    assert matching(read.expression, Items(fields, len(shop), rows), NOW).tolist() == expected[::-1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("serving.items.filters.MANY_CODES", many_codes)
+        assert matching(read.expression, Items(fields, len(shop)), NOW).tolist() == expected
+        assert matching(read.expression, Items(fields, len(shop), rows), NOW).tolist() == expected[::-1]
 
 
 @pytest.mark.parametrize("text, precedence", [

@@ -22,7 +22,7 @@ from serving.network.model import StreamRec
 from serving.network.runtime import Runtime
 from serving.network.t5 import ModelConfig, float_mask
 from serving.search.beam import search, search_settings
-from serving.types import BundleSettings
+from serving.types import BundleSettings, Normalise
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,12 @@ def make_case(model: Model, steps: int, batch: int, beams: int, seed: int) -> Ca
 # Ours
 
 
-def ours(model: Model, runtime: Runtime, paths: int = 1) -> Contender:
-    """Our search over one runtime, from encoder states: every search computes its cross-attention keys and values."""
-    settings = search_settings(model.vocabulary, BundleSettings(paths=paths))  # normalised as `generate` does
+def ours(model: Model, runtime: Runtime, paths: int = 1, normalise: Normalise = "vocabulary") -> Contender:
+    """Our search over one runtime, from encoder states: every search computes its cross-attention keys and values.
+
+    normalise: `generate` does over the whole vocabulary, bundles over a block.
+    """
+    settings = search_settings(model.vocabulary, BundleSettings(paths=paths, normalise=normalise))
 
     def answer(case: Case) -> Any:
         cross = runtime.cross_keys_values(case.hidden, torch.ones(case.tokens.shape, dtype=torch.bool))

@@ -6,7 +6,7 @@ calls. Every layer has its own weights, as in the network, so that weights beyon
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,7 +39,7 @@ class Product:
 class Pass:
     """The products of one call of the network."""
 
-    kind: Literal["cross_keys_values", "step", "state"]
+    kind: Literal["cross_keys_values", "step", "output", "state"]
     products: tuple[Product, ...]
 
     @property
@@ -56,11 +56,20 @@ def rows_per_position(levels: int, steps: int, paths: int, beams: int) -> list[i
 
 
 def products_of_search(
-    config: ModelConfig, history: int, levels: int, *, batch: int, steps: int, paths: int, beams: int
+    config: ModelConfig,
+    history: int,
+    levels: int,
+    *,
+    batch: int,
+    steps: int,
+    paths: int,
+    beams: int,
+    blocks: Sequence[int] | None = None,
 ) -> list[Pass]:
     """The passes of one search from encoder states of `history` positions each.
 
     As in the search, a row's query meets the keys of all W rows written so far; a mask selects those of its own prefix.
+    blocks: how many ids the output layer scores, by position; None: the whole vocabulary.
     """
     width, inner, layers = config.d_model, config.num_heads * config.d_kv, config.num_decoder_layers
     keys_values = Product("cross keys and values", 2 * layers, batch * history, width, inner)
@@ -82,10 +91,11 @@ def products_of_search(
                     Product("cross o", layers, rows, inner, width),
                     Product("feed forward in", layers, rows, width, config.d_ff),
                     Product("feed forward out", layers, rows, config.d_ff, width),
-                    Product("output layer", 1, rows, width, config.vocab_size),
                 ),
             )
         )
+        ids = config.vocab_size if blocks is None else blocks[position]
+        passes.append(Pass("output", (Product(f"output layer, {ids} ids", 1, rows, width, ids),)))
         if position <= steps:  # s_i is made of every reasoning position
             passes.append(Pass("state", (Product("state", 2, rows, width, width),)))
     return passes
@@ -132,17 +142,19 @@ def in_order(runs: list[Run]) -> Run:
 
 
 def in_onnx(passes: list[Pass], seed: int = 0) -> list[Run]:
-    """One function per pass: ONNX Runtime's MatMul in one session per kind of pass, which packs the weights."""
+    """One function per pass: ONNX Runtime's MatMul in one session per set of weights, which packs them."""
     rng = np.random.default_rng(seed)
-    sessions: dict[str, onnxruntime.InferenceSession] = {}
+    sessions: dict[tuple[str, ...], onnxruntime.InferenceSession] = {}
 
     def draw(*shape: int) -> np.ndarray:
         return rng.standard_normal(shape, dtype=np.float32)
 
     def prepare(one: Pass) -> Run:
-        if one.kind not in sessions:
-            sessions[one.kind] = _session(one.products, draw)
-        binding = sessions[one.kind].io_binding()
+        names = tuple(product.name for product in one.products)
+        if names not in sessions:
+            sessions[names] = _session(one.products, draw)
+        session = sessions[names]
+        binding = session.io_binding()
         for product in one.products:
             pairs = (product.batch,) if product.batch else ()
             binding.bind_ortvalue_input(product.name, _value(draw(*pairs, product.m, product.k)))
@@ -151,7 +163,6 @@ def in_onnx(passes: list[Pass], seed: int = 0) -> list[Run]:
             for i in range(product.count):
                 out = np.empty((*pairs, product.m, product.n), np.float32)
                 binding.bind_ortvalue_output(f"{product.name} {i}", _value(out))
-        session = sessions[one.kind]
         return lambda: session.run_with_iobinding(binding)
 
     return [prepare(one) for one in passes]

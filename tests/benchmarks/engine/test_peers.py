@@ -133,22 +133,29 @@ def test_the_floor_counts_what_a_hand_counts():
     assert Product("weights", 3, 5, 7, 11).flops == 3 * 2 * 5 * 7 * 11
     assert Product("pairs", 3, 5, 7, 11, batch=2).flops == 2 * 3 * 2 * 5 * 7 * 11
     config = ModelConfig(vocab_size=10, d_model=4, d_kv=3, d_ff=8, num_layers=1, num_decoder_layers=1, num_heads=2)
-    memory, start, state, beams = products_of_search(config, 5, 2, batch=1, steps=0, paths=1, beams=3)
+    memory, start, every_id, state, beams, block = products_of_search(
+        config, 5, 2, batch=1, steps=0, paths=1, beams=3, blocks=(10, 6)
+    )
     assert memory.flops == 2 * (2 * 5 * 4 * 6)
     assert state.flops == 2 * (2 * 1 * 4 * 4)
-    # a row's own products: q, k, v, o and cross q, o; feed forward; output layer
-    row = 6 * 2 * 4 * 6 + 2 * 2 * 4 * 8 + 2 * 4 * 10
+    assert (every_id.flops, block.flops) == (1 * 2 * 4 * 10, 3 * 2 * 4 * 6)
+    # a row's own products: q, k, v, o and cross q, o; feed forward
+    row = 6 * 2 * 4 * 6 + 2 * 2 * 4 * 8
     # 2 heads, scores and mix, over the rows written so far and over the history
     assert start.flops == 1 * (row + 2 * 2 * 2 * 3 * (1 + 5))
     assert beams.flops == 3 * (row + 2 * 2 * 2 * 3 * (1 + 3 + 5))
 
 
-@pytest.mark.parametrize(("steps", "paths"), [(0, 1), (2, 1), (2, 3)])
-def test_the_floor_is_what_the_search_multiplies(model, steps, paths):
+@pytest.mark.parametrize(
+    ("steps", "paths", "blocks"), [(0, 1, None), (2, 1, None), (2, 3, None), (2, 1, (7, 7, 12, 12, 12))]
+)
+def test_the_floor_is_what_the_search_multiplies(model, steps, paths, blocks):
     case = make_case(model, steps, 2, BEAMS, seed=7)
-    passes = products_of_search(CONFIG, case.tokens.shape[1], 3, batch=2, steps=steps, paths=paths, beams=BEAMS)
+    passes = products_of_search(
+        CONFIG, case.tokens.shape[1], 3, batch=2, steps=steps, paths=paths, beams=BEAMS, blocks=blocks
+    )
     expected = sum(one.flops for one in passes)
-    contender = ours(model, eager(model), paths)
+    contender = ours(model, eager(model), paths, "vocabulary" if blocks is None else "block")
     with torch.no_grad(), FlopCounterMode(display=False) as searched:
         contender.answer(dataclasses.replace(case, hidden=case.hidden.clone()))
     assert searched.get_total_flops() == expected

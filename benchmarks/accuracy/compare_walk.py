@@ -19,22 +19,19 @@ from benchmarks.accuracy.views import Lists
 from benchmarks.accuracy.walk_inputs import Inputs, Walkers
 from benchmarks.accuracy.whole_runs import converged_network
 from benchmarks.common import commit, record, table
-from serving.network.model import dense_logits
 from training.join import GATED, LEAST_LOG, Proposals, fit_gate
 
 Rows = list[dict[str, Any]]
-BEAM = 50
-CANDIDATES = 50  # of the network, and as many of the model, are ranked together
-NETWORKS = ("beam", "state")
+BEAM = 50  # what the network finds, and as many of the model's best, are ranked together
 ONCE, TWO_HOPS = "memory, l = 0", "memory with a second hop, l = 0"
 HOPS = (0.03, 0.1, 0.3, 1.0)  # weights of the second hop
-COLUMNS = ("model", "form", "network", "excluded", "valid", "recall@10", "ndcg@10", "gain", "low", "high", "percent",
+COLUMNS = ("model", "form", "excluded", "valid", "recall@10", "ndcg@10", "gain", "low", "high", "percent",
            "against")  # fmt: skip
 PROTOCOL = (
     "Leave-one-out, test, full ranking, history of 20 items; every row once with and once without the items of the "
     "history excluded, each with a memory, walks and gates of its own. The network is converged and stays as it is. "
     "Every model is mixed with it through the gate of training/join.py, fitted on validation users by features of what "
-    "is mixed. network: P by a beam of 50 and nothing beyond it, or by the dense score of the state. "
+    "is mixed. P of the network is that of a beam of 50, and nothing beyond it. "
     "valid: NDCG@10 of validation users at a fixed mixture, which chose a walk's epoch and each model's form; rows of "
     "the walk show all its forms. gain: of test NDCG@10 against the row named in `against`, with a 95% interval by "
     "paired bootstrap over users."
@@ -55,26 +52,24 @@ def second_hop(graph: Graph, items: int) -> Read:
     return read
 
 
-def propose(inputs: Inputs, users: Walkers, read: Read, lists: Lists | None) -> list[Proposals]:
-    """What network and model propose, for each form of the model. lists: of the beam; None: by the state."""
-    items, parts = len(inputs.vectors), []
+def propose(users: Walkers, read: Read, lists: Lists, items: int) -> list[Proposals]:
+    """What network and model propose, for each form of the model. lists: of the network. items: of the catalogue."""
+    parts = []
     for index in users.batches():
-        begin = users.begin(index, items)
-        if lists is None:
-            network = dense_logits(begin.state, inputs.vectors).log_softmax(-1)
-        else:
-            found = torch.from_numpy(lists.items[index])
-            network = torch.full((len(index), items + 1), LEAST_LOG)  # what a list lacks goes to the last column
-            network = network.scatter(1, found.where(found >= 0, items), torch.from_numpy(lists.log_p[index]))[:, :-1]
+        begin, found = users.begin(index, items), torch.from_numpy(lists.items[index])
+        network = torch.full((len(index), items + 1), LEAST_LOG)  # what a list lacks goes to the last column
+        network = network.scatter(1, found.where(found >= 0, items), torch.from_numpy(lists.log_p[index]))[:, :-1]
         network = network.masked_fill(begin.barred, -torch.inf)
-        parts.append([_proposed(network, share, users, index) for share in read(begin)])
+        best = network.topk(min(BEAM, items)).indices
+        parts.append([_proposed(network, best, share, users, index) for share in read(begin)])
     return [_joined(form) for form in zip(*parts, strict=True)]
 
 
-def _proposed(network: torch.Tensor, share: torch.Tensor, users: Walkers, index: np.ndarray) -> Proposals:
-    """Shapes: network, log P, and share (B, I)."""
-    count = min(CANDIDATES, network.shape[1])
-    item = torch.cat([network.topk(count).indices, share.topk(count).indices], 1).sort(1).values
+def _proposed(
+    network: torch.Tensor, best: torch.Tensor, share: torch.Tensor, users: Walkers, index: np.ndarray
+) -> Proposals:
+    """best: the network's items. Shapes: network, log P, and share (B, I), best (B, N)."""
+    item = torch.cat([best, share.topk(best.shape[1]).indices], 1).sort(1).values
     log_p, log_share = network.gather(1, item), share.gather(1, item).log()
     nothing = (log_p <= LEAST_LOG) & (log_share == -torch.inf)
     nothing[:, 1:] |= item[:, 1:] == item[:, :-1]
@@ -95,9 +90,9 @@ def _joined(parts: Sequence[Proposals]) -> Proposals:
     return Proposals(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
-def rows_of(inputs: Inputs, reads: dict[str, tuple[Read, list[str]]], parts: dict[str, Walkers], network: str) -> Rows:
-    """The test's rows by one rule and network. reads: of each model, with the names of its forms."""
-    lists = {part: inputs.lists(part, BEAM) if network == "beam" else None for part in parts}
+def rows_of(inputs: Inputs, reads: dict[str, tuple[Read, list[str]]], parts: dict[str, Walkers]) -> Rows:
+    """The test's rows by one rule. reads: of each model, with the names of its forms."""
+    lists, items = {part: inputs.lists(part, BEAM) for part in parts}, len(inputs.vectors)
     found: dict[str, np.ndarray] = {}
     rows: Rows = []
     for name, (read, forms) in reads.items():
@@ -105,19 +100,19 @@ def rows_of(inputs: Inputs, reads: dict[str, tuple[Read, list[str]]], parts: dic
         chosen = int(np.argmax(scores))
         shown = range(len(forms)) if name == WALK else [chosen]
         some = _some(read, shown)
-        to_fit, to_judge = (propose(inputs, users, some, lists[part]) for part, users in parts.items())
+        to_fit, to_judge = (propose(users, some, lists[part], items) for part, users in parts.items())
         for form, fitted, judged in zip(shown, to_fit, to_judge, strict=True):
             own = judged.ndcg(fit_gate(fitted, GATED))
             if form == chosen:
                 found[name] = own
-            row = {"model": name, "form": forms[form], "chosen": form == chosen, "network": network,
-                   "excluded": inputs.excluded, "users": len(own), "valid": round(float(scores[form]), 5),
+            row = {"model": name, "form": forms[form], "chosen": form == chosen, "excluded": inputs.excluded,
+                   "users": len(own), "valid": round(float(scores[form]), 5),
                    "recall@10": round(float((own > 0).mean()), 5), "ndcg@10": round(float(own.mean()), 5)}  # fmt: skip
             against = {ONCE: None, TWO_HOPS: ONCE}.get(name, TWO_HOPS)
             rows.append(row if against is None else row | {"against": against} | gain_over(own, found[against]))
     if WALK in found:
         head = next(row for row in rows if row["model"] == WALK and row["chosen"])
-        for other in found.keys() - {TWO_HOPS, WALK}:
+        for other in [name for name in found if name not in (TWO_HOPS, WALK)]:
             rows.append(head | {"against": other} | gain_over(found[WALK], found[other]))
     return rows
 
@@ -133,28 +128,27 @@ def _some(read: Read, forms: Sequence[int]) -> Read:
 def compared(inputs: Inputs, seed: int) -> tuple[Rows, Rows]:
     """Rows by one rule, and the checks of the arms: one that does not act has no rows."""
     items, parts = len(inputs.vectors), {part: inputs.users(part) for part in ("valid", "test")}
-    examples = {"held out": inputs.held_out(), "prefixes": inputs.prefixes()}
     reads: dict[str, tuple[Read, list[str]]] = {
         ONCE: (lambda begin: [begin.slots.dense(items)], ["share"]),
         TWO_HOPS: (second_hop(Graph.of(inputs.memory.whole), items), [f"weight {hop:g}" for hop in HOPS]),
     }
     checks = []
     for name, arm in ARMS.items():
-        walk, check = train_arm(name, inputs, examples[arm.learns], parts["valid"], seed)
+        walk, check = train_arm(name, inputs, parts["valid"], seed)
         checks.append(check)
         if check["acts"]:
             reads[name] = reads_of(walk, arm.steps), [f"l = {step}" for step in range(1, arm.steps + 1)]
-    return [row for network in NETWORKS for row in rows_of(inputs, reads, parts, network)], checks
+    return rows_of(inputs, reads, parts), checks
 
 
 def answer(options: argparse.Namespace, command: str) -> int:
     """Trains what is missing, writes the result, prints the table."""
     code, began = commit(), time.perf_counter()
-    work, data = converged_network(options)
+    work, data, folder = converged_network(options)
     rows: Rows = []
     checks: Rows = []
     for excluded in (False, True):
-        more, acts = compared(Inputs(work, data, options.work / "walk", excluded), work.config.seed)
+        more, acts = compared(Inputs(work, data, folder / "cache", options.work / "walk", excluded), work.config.seed)
         rows, checks = rows + more, checks + acts
     minutes = round((time.perf_counter() - began) / 60, 1)
     record(options.out, command, [work.config.seed], rows, minutes=minutes, data=options.data.resolve().name,

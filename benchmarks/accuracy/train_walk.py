@@ -60,13 +60,14 @@ ARMS = {
 }
 
 
-def train_arm(name: str, inputs: Inputs, examples: Walkers, valid: Walkers, seed: int) -> tuple[Walk, dict[str, Any]]:
+def train_arm(name: str, inputs: Inputs, valid: Walkers, seed: int) -> tuple[Walk, dict[str, Any]]:
     """The walk at its best epoch by validation NDCG@10, and what its check says; kept under the inputs' folder."""
     arm, graph = ARMS[name], Graph.of(inputs.memory.whole)
     torch.manual_seed(seed)
     walk = Walk(inputs.vectors, graph.shuffled(seed) if arm.shuffled else graph, arm.kind)
     file = inputs.folder / f"{name}-seed-{seed}-excluded-{inputs.excluded}.safetensors"
     if not file.exists():
+        examples = inputs.held_out if arm.learns == "held out" else inputs.prefixes
         check = _train(walk, arm, examples, valid, seed)
         with atomic_write(file) as partial:
             save_file(walk.state_dict(), partial, {"check": json.dumps(check)})

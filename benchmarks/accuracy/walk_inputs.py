@@ -70,10 +70,12 @@ class Walkers:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Of one rule. work: with the trained network. data: what it was trained on. folder: keeps what takes a while."""
+    """Of one rule. work: with the trained network. data: what it was trained on. cache: of the items' embedded texts.
+    folder: keeps what takes a while."""
 
     work: Workspace
     data: Dataset
+    cache: Path
     folder: Path
     excluded: bool
 
@@ -83,7 +85,7 @@ class Inputs:
         config = self.work.config
         by_rule = config.evaluation.model_copy(update={"exclude_seen": self.excluded})
         config = config.model_copy(update={"evaluation": by_rule})
-        return fit_memories(self.data.items, self.work.split, config, self._cache, ("counted",))["counted"]
+        return fit_memories(self.data.items, self.work.split, config, self.cache, ("counted",))["counted"]
 
     @property
     def vectors(self) -> torch.Tensor:
@@ -95,6 +97,7 @@ class Inputs:
         folds = self.memory.folds if part == "valid" else ((np.arange(len(target)), self.memory.whole),)
         return self._walkers(part, histories, target, folds)
 
+    @cached_property
     def held_out(self) -> Walkers:
         """The validation users that choose nothing: no network and no memory has learnt from their targets."""
         split = self.work.split
@@ -104,11 +107,12 @@ class Inputs:
         folds = ((np.arange(len(users)), self.memory.whole),)
         return self._walkers("held-out", histories, split.valid_target[users], folds)
 
+    @cached_property
     def prefixes(self) -> Walkers:
         """Every training prefix, its user's own sequence left out of the memory. What that sequence holds is not
         followed: the graph has learnt from it."""
         work, split, config = self.work, self.work.split, self.work.config
-        embedding = similarity_embedding(self.data.items, split.train, config, self._cache)
+        embedding = similarity_embedding(self.data.items, split.train, config, self.cache)
         log = Log.of(split.train, embedding, nearest(embedding, config.neighbours.keep))
         setting = JoinedSetting(**self.memory.report["setting"]["counted"])
         left_out = LeftOut.of(log, setting, HISTORY_ITEMS)
@@ -138,10 +142,6 @@ class Inputs:
             return {"items": found.items, "log_p": found.log_p}
 
         return Lists(**self._kept(name, search))
-
-    @property
-    def _cache(self) -> Path:
-        return self.folder.parent / "cache"
 
     def _walkers(self, part: str, histories: Sequence[np.ndarray], target: np.ndarray, folds: Folds) -> Walkers:
         width = min(SLOTS, len(self.work.item_tokens))

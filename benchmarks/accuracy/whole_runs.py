@@ -138,12 +138,13 @@ def trained(options: argparse.Namespace, folder: Path, overrides: list[str]) -> 
     return tokenize(data, split_by(data, config.split), options.data, folder, config, options.device), data
 
 
-def converged_network(options: argparse.Namespace) -> tuple[Workspace, Dataset]:
-    """The network of the question `converged`, with its best weights."""
+def converged_network(options: argparse.Namespace) -> tuple[Workspace, Dataset, Path]:
+    """The network of the question `converged`, with its best weights, its data, and its folder."""
     ((variant, overrides),) = variants_of("converged", load_config(options.config, options.set)).items()
-    work, data = trained(options, options.work / variant, overrides)
-    load_checkpoint(options.work / variant / "pretrain.best.safetensors", work.network, None)
-    return work, data
+    folder = options.work / variant
+    work, data = trained(options, folder, overrides)
+    load_checkpoint(folder / "pretrain.best.safetensors", work.network, None)
+    return work, data, folder
 
 
 def measured(variant: str, work: Workspace, folder: Path, data: Dataset) -> Iterator[dict[str, Any]]:

@@ -142,16 +142,17 @@ def compared(inputs: Inputs, seed: int) -> tuple[Rows, Rows]:
 
 
 def answer(options: argparse.Namespace, command: str) -> int:
-    """Trains what is missing, writes the result, prints the table."""
+    """Trains what is missing, writes the result after every rule, prints the table."""
     code, began = commit(), time.perf_counter()
     work, data, folder = converged_network(options)
     rows: Rows = []
     checks: Rows = []
     for excluded in (False, True):
-        more, acts = compared(Inputs(work, data, folder / "cache", options.work / "walk", excluded), work.config.seed)
+        inputs = Inputs(work, data, folder / "cache", options.work / "walk", excluded)
+        more, acts = compared(inputs, work.config.seed)
         rows, checks = rows + more, checks + acts
-    minutes = round((time.perf_counter() - began) / 60, 1)
-    record(options.out, command, [work.config.seed], rows, minutes=minutes, data=options.data.resolve().name,
-           protocol=PROTOCOL, checks=checks, **code)  # fmt: skip
-    print(table(rows, COLUMNS))
+        minutes = round((time.perf_counter() - began) / 60, 1)
+        record(options.out, command, [work.config.seed], rows, minutes=minutes, data=options.data.resolve().name,
+               protocol=PROTOCOL, checks=checks, **code)  # fmt: skip
+        print(table(rows, COLUMNS), flush=True)
     return 0

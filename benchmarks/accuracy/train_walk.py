@@ -38,11 +38,9 @@ LEAST_EFFECT = 1e-3  # of another user's state on a read (total variation), for 
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """learns: from users whom nothing has learnt from, or from training prefixes, whose targets the network knows.
-    loss: -log P(target), or 1 - P(target). shuffled: the graph. steps: the most it is trained for."""
+    """loss: -log P(target), or 1 - P(target). shuffled: the graph. steps: the most it is trained for."""
 
     kind: Kind = Kind()
-    learns: Literal["held out", "prefixes"] = "held out"
     loss: Literal["hits", "likelihood"] = "hits"
     shuffled: bool = False
     steps: int = STEPS
@@ -52,7 +50,6 @@ WALK = "walk"
 ARMS = {
     WALK: Arm(),
     "walk, by likelihood": Arm(loss="likelihood"),
-    "walk, learnt from training prefixes": Arm(learns="prefixes"),
     "one step, trained alone": Arm(steps=1),
     "reads frozen": Arm(Kind(queries=False)),
     "pauses, then a read": Arm(Kind(moves=False)),
@@ -67,8 +64,7 @@ def train_arm(name: str, inputs: Inputs, valid: Walkers, seed: int) -> tuple[Wal
     walk = Walk(inputs.vectors, graph.shuffled(seed) if arm.shuffled else graph, arm.kind)
     file = inputs.folder / f"{name}-seed-{seed}-excluded-{inputs.excluded}.safetensors"
     if not file.exists():
-        examples = inputs.held_out if arm.learns == "held out" else inputs.prefixes
-        check = _train(walk, arm, examples, valid, seed)
+        check = _train(walk, arm, inputs.held_out, valid, seed)
         with atomic_write(file) as partial:
             save_file(walk.state_dict(), partial, {"check": json.dumps(check)})
     walk.load_state_dict(load_file(file))

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from benchmarks.accuracy.full_ranking import HISTORY_ITEMS
-from benchmarks.accuracy.left_out import LeftOut
 from benchmarks.accuracy.pointer_walk import SLOTS, Begin, Slots, best_slots
 from benchmarks.accuracy.ranks import evaluation_users
 from benchmarks.accuracy.views import Lists, find_lists
@@ -20,7 +19,6 @@ from serving.items.neighbours import Neighbours
 from serving.search.beam import reason, search_settings
 from training.data.read import Dataset
 from training.memory import FittedMemory, fit_memories
-from training.neighbours import JoinedSetting, Log, nearest, similarity_embedding
 from training.workspace import Workspace
 
 BATCH = 256
@@ -30,17 +28,13 @@ Folds = Sequence[tuple[np.ndarray, Neighbours]]  # positions of users, and the m
 
 @dataclass(frozen=True, slots=True)
 class Walkers:
-    """U users or training prefixes. state: (U, D) float32. slots: (U, R). target: (U,) int64.
-
-    rested: of each, the rows that are not followed. histories: of each; barred where `excluded`. support: (U,) float64,
-    log of what the memory knows of a history, -inf for nothing.
-    """
+    """U users. state: (U, D) float32. slots: (U, R). target: (U,) int64. histories: of each, barred where `excluded`.
+    support: (U,) float64, log of what the memory knows of a history, -inf for nothing."""
 
     state: torch.Tensor
     slots: Slots
     target: torch.Tensor
     histories: Sequence[np.ndarray]
-    rested: Sequence[np.ndarray]
     excluded: bool
     support: np.ndarray
 
@@ -52,14 +46,12 @@ class Walkers:
     def every(self, count: int) -> Walkers:
         """The first of every so many."""
         slots = Slots(self.slots.items[::count], self.slots.log_weight[::count])
-        return Walkers(self.state[::count], slots, self.target[::count], self.histories[::count], self.rested[::count],
+        return Walkers(self.state[::count], slots, self.target[::count], self.histories[::count],
                        self.excluded, self.support[::count])  # fmt: skip
 
     def begin(self, index: np.ndarray, items: int) -> Begin:
-        rested = _marked([self.rested[i] for i in index], items)
-        barred = torch.zeros_like(rested)
-        if self.excluded:
-            barred = _marked([self.histories[i] for i in index], items)
+        rested = _marked([self.histories[i] for i in index], items)
+        barred = rested if self.excluded else torch.zeros_like(rested)
         slots = Slots(self.slots.items[index], self.slots.log_weight[index])
         return Begin(self.state[index], slots, rested, barred)
 
@@ -99,38 +91,16 @@ class Inputs:
 
     @cached_property
     def held_out(self) -> Walkers:
-        """The validation users that choose nothing: no network and no memory has learnt from their targets."""
+        """The validation users that choose nothing, to train on: neither network nor memory has learnt their targets.
+
+        Of a training prefix both have: the state there knows what comes next.
+        """
         split = self.work.split
         order = np.random.default_rng(0).permutation(len(split.valid_target))  # as in `sample_users`
         users = order[self.work.config.evaluation.choice_users :]
         histories = [split.valid_history[user] for user in users]
         folds = ((np.arange(len(users)), self.memory.whole),)
         return self._walkers("held-out", histories, split.valid_target[users], folds)
-
-    @cached_property
-    def prefixes(self) -> Walkers:
-        """Every training prefix, its user's own sequence left out of the memory. What that sequence holds is not
-        followed: the graph has learnt from it."""
-        work, split, config = self.work, self.work.split, self.work.config
-        embedding = similarity_embedding(self.data.items, split.train, config, self.cache)
-        log = Log.of(split.train, embedding, nearest(embedding, config.neighbours.keep))
-        setting = JoinedSetting(**self.memory.report["setting"]["counted"])
-        left_out = LeftOut.of(log, setting, HISTORY_ITEMS)
-        every = np.arange(len(work.examples))
-        histories, target = work.examples.histories(every), work.examples.targets(every)
-        slots, own, support, first = [], [], [], 0
-        for sequence in split.train:
-            if len(sequence) > 1:
-                shares = left_out.shares(sequence)
-                slots.append(self._slots(shares.astype(np.float32), histories[first : first + len(shares)]))
-                support.append(shares.sum(1))
-                own += [sequence] * len(shares)
-                first += len(shares)
-        joined = Slots(*(torch.cat(parts) for parts in zip(*slots, strict=True)))
-        with np.errstate(divide="ignore"):
-            log_support = np.log(np.concatenate(support))
-        return Walkers(self._states("prefixes", histories), joined, torch.from_numpy(target), histories, own,
-                       self.excluded, log_support)  # fmt: skip
 
     def lists(self, part: str, beam: int) -> Lists:
         """What the network alone answers by its beam."""
@@ -155,7 +125,7 @@ class Inputs:
                 items[rows], log_weight[rows], support[rows] = *slots, features["support"]
         slots = Slots(torch.from_numpy(items), torch.from_numpy(log_weight))
         wanted = torch.from_numpy(target.astype(np.int64))
-        return Walkers(self._states(part, histories), slots, wanted, histories, histories, self.excluded, support)
+        return Walkers(self._states(part, histories), slots, wanted, histories, self.excluded, support)
 
     def _slots(self, shares: np.ndarray, histories: Sequence[np.ndarray]) -> Slots:
         permitted = torch.from_numpy(shares)

@@ -1,4 +1,4 @@
-"""The pointer walk: the memory that it learns from, its steps, what is trained of it, and the table."""
+"""The pointer walk: its steps, what is trained of it, and the table."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ import torch
 from benchmarks.accuracy import train_walk
 from benchmarks.accuracy.__main__ import main
 from benchmarks.accuracy.compare_walk import ONCE, TWO_HOPS, second_hop
-from benchmarks.accuracy.left_out import LeftOut
 from benchmarks.accuracy.pointer_walk import START_POWER, Begin, Graph, Kind, Slots, Walk, best_slots
 from benchmarks.accuracy.train_walk import ARMS, WALK, Arm, loss
 from serving.items.neighbours import Neighbours
 from training.data.shop import write_shop
 from training.join import LEAST_LOG
-from training.neighbours import JoinedSetting, Log, history_weights, nearest
 
 ITEMS, WIDTH = 6, 4
 SMALL = """
@@ -26,20 +24,6 @@ SMALL = """
     pretrain.steps=6 pretrain.eval_every=2 pretrain.warmup=0 pretrain.lr=1e-2 sft.steps=0 rl.steps=0
     evaluation.valid_users=20 evaluation.choice_users=20 evaluation.steps=[0]
 """.split()
-
-
-def test_a_user_who_is_left_out_was_never_counted():
-    random = np.random.default_rng(0)
-    sequences = [random.integers(0, 12, length).astype(np.int32) for length in (5, 9, 3, 7, 6)]  # items come again
-    embedding = random.standard_normal((12, 4)).astype(np.float32)
-    embedding /= np.linalg.norm(embedding, axis=1, keepdims=True)
-    similar = nearest(embedding, 11)  # all, so that no pair of the user's alone adds one
-    setting = JoinedSetting(window=4, distance=0.7, backward=0.3, recency=1.2, source=0.5, target=0.25)
-    found = LeftOut.of(Log.of(sequences, embedding, similar), setting, max_items=6).shares(sequences[1])
-    others = Log.of([sequence for n, sequence in enumerate(sequences) if n != 1], embedding, similar)
-    prefixes = [sequences[1][max(0, end - 6) : end] for end in range(1, 9)]
-    expected = history_weights(prefixes, 12, setting.recency) @ others.weights(setting)
-    np.testing.assert_allclose(found, expected.toarray().clip(min=0), atol=1e-9)
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from benchmarks.engine.constraint import sizes
 from benchmarks.engine.constraint_contenders import clustered_codes
 from serving.items.catalogue import Catalogue
 from serving.items.fields import Fields, Strings
-from serving.items.filter_parser import parse_filter
+from serving.items.filter_parser import MAX_COST, parse_filter
 from serving.items.labels import Labels
 from serving.items.rules import RuleBook
 from serving.items.trie import build_trie
@@ -39,7 +39,8 @@ FILTERS = {  # by the name of a row; {n} makes each round's another one
     "four fifths, by price": "price < 80.{n}",
     "three fields": 'price < 50.{n} and brand in ["b1", "b2", "b3", "b4"] and not sizes has "s1"',
     "the last week": "added > now - 7.{n}d",
-    "32 comparisons": " or ".join(f"price == {each}.{{n}}" for each in range(32)),
+    f"{MAX_COST} prices": " or ".join(f"price == {each}.{{n}}" for each in range(MAX_COST)),
+    f"{MAX_COST} ranges": " and ".join(f"price > {each}.{{n}}" for each in range(MAX_COST)),
 }
 
 Row = dict[str, Any]

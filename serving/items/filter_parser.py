@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -126,7 +127,7 @@ class _Reader:
         match tree.data:
             case "any" | "all":
                 parts = tuple(self.expression(child, depth - 1) for child in _trees(tree))
-                return Joined("or" if tree.data == "any" else "and", parts)
+                return _any(parts) if tree.data == "any" else Joined("and", parts)
             case "negated":
                 part = self.expression(_trees(tree)[0], depth - 1)
                 if len(tree.children) % 2:  # `not` an even number of times, and the part
@@ -138,6 +139,19 @@ class _Reader:
                 if self._cost > MAX_COST:
                     raise FilterError(f"compare at most {MAX_COST} times", _position(tree))
                 return condition
+
+
+def _any(parts: Sequence[Expression]) -> Expression:
+    """Values that a field may have are one list, for items are compared with a list at once."""
+    values: dict[str, list[Value]] = {}
+    others = list[Expression]()
+    for part in parts:
+        if isinstance(part, Equals):
+            values.setdefault(part.field, []).extend(part.values)
+        else:
+            others.append(part)
+    lists = [Equals(field, distinct(each)) for field, each in values.items()]
+    return Joined("or", (*lists, *others)) if len(lists) + len(others) > 1 else lists[0]
 
 
 def _condition(tree: Tree[Token]) -> Condition:

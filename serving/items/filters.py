@@ -11,7 +11,6 @@ import operator
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -26,7 +25,7 @@ COMPARE: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
     ">": operator.gt,
     ">=": operator.ge,
 }
-MANY_CODES = 12  # comparisons with as many codes take as long as a look into a table for every item
+MANY = 12  # comparisons for equality: as many take as long as to look every item up in a table
 KEYWORDS = frozenset({"and", "or", "not", "in", "has", "now", "true", "false"})
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -193,9 +192,12 @@ def matching(expression: Expression, items: Items, now: float) -> np.ndarray:
             return _differing(items, field, value, now)
         case Equals(field, values):
             coded = [value for value in values if isinstance(value, str | bool)]
-            others = [value for value in values if not isinstance(value, str | bool)]
-            masks = (_compared(items, field, value, now, operator.eq) for value in others)
-            return _joined(np.logical_or, chain([_coded(items, field, coded)] if coded else [], masks))
+            numbers = [value for value in values if isinstance(value, float)]
+            times = [value.at(now) for value in values if isinstance(value, Moment)]
+            masks = [_coded(items, field, coded)] if coded else []
+            masks += [_among(items, items.fields.numbers.get(field), numbers)] if numbers else []
+            masks += [_among(items, items.fields.times.get(field), times)] if times else []
+            return _joined(np.logical_or, iter(masks))
 
 
 def _joined(join: np.ufunc, masks: Iterator[np.ndarray]) -> np.ndarray:
@@ -220,13 +222,34 @@ def _compared(
     return compare(items.of(column), value.at(now) if isinstance(value, Moment) else value)
 
 
+def _among(items: Items, column: np.ndarray | None, values: list[float]) -> np.ndarray:
+    if column is None:
+        return np.zeros(items.count, bool)
+    column = items.of(column)
+    if len(values) <= MANY:
+        return _joined(np.logical_or, (column == value for value in values))
+    may_be = np.zeros(1 << 16, bool)
+    may_be[_hashes(np.array(values))] = True
+    found = may_be.take(_hashes(column))
+    found[found] = np.isin(column[found], values)
+    return found
+
+
+def _hashes(values: np.ndarray) -> np.ndarray:
+    """Shape: (n,) float64 -> (n,) int64, 16 bits each, the same for equal values."""
+    bits = (values + 0.0).view(np.uint64)  # -0.0 is 0.0
+    bits *= np.uint64(0x9E3779B97F4A7C15)
+    bits >>= np.uint64(48)
+    return bits.view(np.int64)
+
+
 def _coded(items: Items, field: str, values: list[str | bool]) -> np.ndarray:
     strings = items.fields.strings.get(field)
     codes = [] if strings is None else [strings.numbers[value] for value in values if value in strings.numbers]
     if strings is None or not codes:
         return np.zeros(items.count, bool)
     column = items.of(strings.codes)
-    if len(codes) <= MANY_CODES:
+    if len(codes) <= MANY:
         return _joined(np.logical_or, (column == code for code in codes))
     is_one = np.zeros(len(strings.values) + 1, bool)
     is_one[codes] = True

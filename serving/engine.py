@@ -55,13 +55,14 @@ class Engine:
     ) -> None:
         torch.set_num_threads(threads)
         self.bundle, self.state_dtype = bundle, state_dtype
+        self._settings = bundle.search_settings  # made anew each time, which takes 2% of a small search
         self.runtime = _runtime(runtime, bundle, threads)
         trie = build_trie(bundle.catalogue.tokens) if bundle.trie is None else bundle.trie
         self.trie = trie.to(self.runtime.device)
         self._on_gpu = self.runtime.device.type == "cuda"
         self._rule_rows = GRAPH_RULE_ROWS if self._on_gpu else 1
         self.rules = RuleBook(self.trie, bundle.catalogue.members, rows=self._rule_rows)
-        self.graphs = GraphSearch(self.runtime, self.trie, bundle.search_settings) if self._on_gpu else None
+        self.graphs = GraphSearch(self.runtime, self.trie, self._settings) if self._on_gpu else None
         self._index: LiveIndex | None = None  # once the catalogue has changed
         self._changed: list[int] = []  # since `with_room` was called
 
@@ -150,7 +151,7 @@ class Engine:
         self._index, self.trie, self.rules = index, index.trie, index.rules
         self.runtime.item_tokens = index.item_tokens
         if self.graphs is not None:  # the graphs there are read the buffers of before
-            self.graphs = GraphSearch(self.runtime, self.trie, self.bundle.search_settings)
+            self.graphs = GraphSearch(self.runtime, self.trie, self._settings)
         return index.refresh(self._changed)
 
     def _search(
@@ -158,7 +159,7 @@ class Engine:
     ) -> tuple[Beams, float]:
         """The beams, and when reasoning was done; a graph is a single launch, and all of it counts as decoding."""
         first, device = requests[0], self.runtime.device
-        settings = self.bundle.search_settings
+        settings = self._settings
         if first.paths is not None:
             settings = replace(settings, paths=first.paths)
         dense_weight = self._dense_weight(requests)
@@ -228,9 +229,9 @@ class Engine:
         return look_up(neighbours, self.bundle.settings, histories, events if any(events) else None)
 
     def _answer(self, beams: Beams, i: int, request: Request, found: LookedUp | None) -> Answer:
-        is_item = beams.items[i] >= 0
-        items = beams.items[i][is_item][: request.k].tolist()
-        scores = beams.scores[i][is_item][: request.k].tolist()
+        rows = beams.items[i, : request.k].tolist()
+        items = rows[: rows.index(-1)] if -1 in rows else rows  # beams that are no item come last
+        scores = beams.scores[i, : len(items)].tolist()
         return Answer(items, scores, trace=self._trace(beams, i, items, found) if request.explain else None)
 
     def _trace(self, beams: Beams, i: int, items: list[int], found: LookedUp | None) -> Trace:

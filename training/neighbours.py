@@ -128,15 +128,16 @@ class Log:
         col = np.concatenate([similar[1][kept], pairs.later, pairs.earlier])
         row, col = row[wanted[row]], col[wanted[row]]
         known = np.linalg.norm(embedding, axis=1) > 0
-        both = np.unique((row.astype(np.int64) * len(embedding) + col)[(row != col) & known[row] & known[col]])
-        row, col = np.divmod(both, len(embedding))
+        kept = (row != col) & known[row] & known[col]
+        shape = (len(embedding), len(embedding))
+        both = sparse.csr_matrix((np.ones(kept.sum(), bool), (row[kept], col[kept])), shape=shape)  # each pair once
+        row, col = np.repeat(np.arange(len(embedding)), np.diff(both.indptr)), both.indices
         values = np.concatenate([
             np.einsum("pe,pe->p", embedding[row[at : at + CHUNK * 64]], embedding[col[at : at + CHUNK * 64]])
             for at in range(0, len(row), CHUNK * 64)
         ] or [np.empty(0, np.float32)])  # fmt: skip
-        shape = (len(embedding), len(embedding))
         counts = event_counts(sequences, len(embedding), weights)
-        return Log(pairs, counts, sparse.csr_matrix((values, (row, col)), shape=shape))
+        return Log(pairs, counts, sparse.csr_matrix((values, col, both.indptr), shape=shape))
 
     def weights(self, setting: JoinedSetting) -> sparse.csr_matrix:
         """w, before rows are truncated. Shape: (I, I) float64."""

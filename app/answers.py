@@ -6,18 +6,17 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from app.schemas import (
+from app.schemas.answers import (
     Explanation,
-    HistoryEvent,
     ItemExplanation,
     NamedItem,
-    RankRequest,
     ReasoningStep,
     RecommendedItem,
-    RecommendRequest,
     RecommendResponse,
     Timings,
 )
+from app.schemas.common import HistoryEvent
+from app.schemas.recommend import RankRequest, RecommendRequest
 from serving.bundle import Bundle
 from serving.items.catalogue import Catalogue
 from serving.items.events import are_ids

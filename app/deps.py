@@ -10,7 +10,7 @@ from fastapi import Depends, Path, Query, Request
 from starlette.convertors import Convertor, register_url_convertor
 
 from app.lifecycle import Service
-from app.schemas import FilterText, Id
+from app.schemas.common import FilterText, Id
 from serving.online import query as online
 from serving.types import MAX_ID_LENGTH
 

@@ -13,7 +13,7 @@ from fastapi.responses import Response
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
-from app.schemas import HistoryEvent, Problem
+from app.schemas.common import HistoryEvent, Problem
 from serving.errors import (
     BundleError,
     DeadlineExceeded,

@@ -9,7 +9,8 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
 from app.errors import UnknownScenario
-from app.schemas import RecommendRequest, Scenario
+from app.schemas.recommend import RecommendRequest
+from app.schemas.scenarios import Scenario
 from serving.errors import RequestError
 from serving.online.changelog import Entry
 from serving.online.query import Steps

@@ -23,7 +23,7 @@ except ImportError:
     INSTALLED = False
 
 if TYPE_CHECKING:
-    from app.schemas import RecommendResponse
+    from app.schemas.answers import RecommendResponse
 
 log = logging.getLogger("streamrec.traces")
 

@@ -1,6 +1,6 @@
 """What an id of a user or an item is, in JSON and in columns of Arrow: the same for training and offline scoring.
 
-HTTP takes the same ids (`app/schemas.py`), so what was trained can be sent. An id is text of 1 to MAX_ID_LENGTH
+HTTP takes the same ids (`app/schemas/common.py`), so what was trained can be sent. An id is text of 1 to MAX_ID_LENGTH
 characters; whole numbers are ids too and become text.
 """
 

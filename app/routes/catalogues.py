@@ -13,7 +13,7 @@ from app.checks import admin_router, keyed_router
 from app.deps import ServiceDep
 from app.errors import declared
 from app.lifecycle import Service
-from app.schemas import (
+from app.schemas.catalogues import (
     CatalogueFilter,
     CatalogueItems,
     CataloguesResponse,

@@ -11,7 +11,7 @@ from app.checks import keyed_router
 from app.deps import ServiceDep
 from app.errors import declared
 from app.metrics import Metrics
-from app.schemas import FeedbackRequest, FeedbackResponse, FeedbackSummaries, FeedbackSummary, Rate
+from app.schemas.feedback import FeedbackRequest, FeedbackResponse, FeedbackSummaries, FeedbackSummary, Rate
 from serving.errors import RequestError
 from serving.online import receipts
 

@@ -15,7 +15,8 @@ from app.deps import ServiceDep
 from app.errors import NotFound, declared
 from app.lifecycle import Service
 from app.routes.health import is_alive, state_of
-from app.schemas import MAX_VERSION_LENGTH, ModelMetadata, ModelReady, ServerMetadata, Tensor
+from app.schemas.inference_protocol import ModelMetadata, ModelReady, ServerMetadata, Tensor
+from app.schemas.models import MAX_VERSION_LENGTH
 from serving import __version__
 
 Name = Annotated[str, Path(min_length=1, max_length=MAX_VERSION_LENGTH, description="of a bundle")]

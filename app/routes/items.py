@@ -13,13 +13,13 @@ from app.checks import admin_router, revalidated_router
 from app.deps import ItemId, RulesDep, ServiceDep
 from app.errors import NotFound, declared
 from app.lifecycle import Service
-from app.schemas import (
+from app.schemas.common import Problem
+from app.schemas.items import (
     Item,
     ItemFields,
     ItemsPut,
     ItemsRequest,
     ItemsResponse,
-    Problem,
     PutItem,
     SimilarItem,
     SimilarResponse,

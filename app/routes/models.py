@@ -10,7 +10,15 @@ from app.checks import admin_router, keyed_router
 from app.deps import ServiceDep
 from app.errors import declared
 from app.lifecycle import Service
-from app.schemas import MAX_VERSION_LENGTH, Cost, Model, ModelRequest, ModelsResponse, TrafficBody, TrafficResponse
+from app.schemas.models import (
+    MAX_VERSION_LENGTH,
+    Cost,
+    Model,
+    ModelRequest,
+    ModelsResponse,
+    TrafficBody,
+    TrafficResponse,
+)
 from serving.errors import RequestError
 from serving.online.recommender import Recommender
 

@@ -11,7 +11,7 @@ from app.checks import revalidated_router
 from app.deps import RulesDep, ServiceDep
 from app.errors import declared
 from app.lifecycle import Service
-from app.schemas import PopularResponse
+from app.schemas.popular import PopularResponse
 from serving.online import query as online
 from serving.online import trends
 from serving.online.counters import Window

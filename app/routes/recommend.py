@@ -21,7 +21,9 @@ from app import answers, errors
 from app.checks import check_body, check_query, keyed_router
 from app.deps import ServiceDep, while_connected
 from app.lifecycle import Service
-from app.schemas import ANSWER, BatchRequest, BatchResponse, Problem, RankRequest, RecommendRequest, RecommendResponse
+from app.schemas.answers import ANSWER, BatchResponse, RecommendResponse
+from app.schemas.common import Problem
+from app.schemas.recommend import BatchRequest, RankRequest, RecommendRequest
 from app.security import require_key
 from serving.errors import RequestError, ServingError
 from serving.online.models import Assigned

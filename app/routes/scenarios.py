@@ -11,7 +11,7 @@ from app.deps import ServiceDep
 from app.errors import declared
 from app.lifecycle import Service
 from app.scenarios import KIND
-from app.schemas import NamedScenario, Scenario, ScenariosResponse
+from app.schemas.scenarios import NamedScenario, Scenario, ScenariosResponse
 from serving.items.filter_parser import parse_filter
 from serving.types import MAX_ID_LENGTH
 

@@ -10,7 +10,8 @@ from app.answers import to_history
 from app.checks import keyed_router
 from app.deps import ServiceDep, UserId
 from app.errors import NotFound, declared
-from app.schemas import EventsRequest, EventsResponse, HistoryEvent, UserResponse
+from app.schemas.common import HistoryEvent
+from app.schemas.users import EventsRequest, EventsResponse, UserResponse
 from serving.items.events import read_events
 
 router = keyed_router(

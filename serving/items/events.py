@@ -65,7 +65,7 @@ def gap_buckets(seconds: np.ndarray) -> np.ndarray:
 def to_event(data: Mapping[str, Any]) -> Event:
     """An event from plain values. Raises ValueError with what is wrong, to be put after its name: "has no item_id".
 
-    The same is checked of events over HTTP (`app/schemas.py`).
+    The same is checked of events over HTTP (`app/schemas/common.py`).
     """
     if unknown := data.keys() - NAMES:
         raise ValueError(f"has the unknown field {min(unknown)[:MAX_TYPE_LENGTH]!r}")

@@ -190,7 +190,7 @@ def test_sessions_grow_and_a_version_is_one_history() -> None:
 
 
 def test_every_request_is_one_the_service_takes() -> None:
-    from app.schemas import RecommendRequest
+    from app.schemas.recommend import RecommendRequest
 
     traffic, kinds = Traffic(20, len(ITEMS), seed=2), set()
     for _ in range(300):

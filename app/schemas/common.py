@@ -1,0 +1,63 @@
+"""What bodies of several routes are made of: ids, text, filters, events, problems."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+
+from serving.ids import is_unicode
+from serving.items.filter_parser import MAX_LENGTH
+from serving.types import MAX_ID_LENGTH, MAX_TIMESTAMP, MAX_TYPE_LENGTH, Event
+
+MAX_ITEMS = 10_000
+MAX_RECEIPT_LENGTH = 32_768  # of the id of a recommendation with 10,000 items
+
+Id = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_LENGTH)]
+Items = Annotated[list[Id], Field(max_length=MAX_ITEMS)]
+RecommendationId = Annotated[str, StringConstraints(min_length=1, max_length=MAX_RECEIPT_LENGTH)]
+
+
+def _whole(text: str) -> str:
+    if not is_unicode(text):
+        raise ValueError("has half a character in it (a surrogate without its other half)")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_whole)]
+FilterText = Annotated[str, Field(min_length=1, max_length=MAX_LENGTH)]
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)  # "10" is not a number
+
+
+class HistoryEvent(Body):
+    """What somebody did with an item; its id alone stands for an event of which nothing else is known."""
+
+    item_id: Id
+    type: Annotated[Text, StringConstraints(min_length=1, max_length=MAX_TYPE_LENGTH)] | None = Field(
+        None, description="such as view or purchase; a model may give types weights, and leave some out"
+    )
+    value: float | None = Field(None, description="such as a price or a rating; kept with the event")
+    timestamp: float | None = Field(None, ge=0, le=MAX_TIMESTAMP, description="seconds since 1970")
+
+    def to_event(self) -> Event:
+        return Event(self.item_id, self.type, self.value, self.timestamp)
+
+
+# Ids come first: a history without events pays nothing for there being some.
+HistoryItem = Annotated[Id | HistoryEvent, Field(union_mode="left_to_right")]
+
+
+class Problem(BaseModel):
+    """RFC 9457 problem details."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    field: str | None = None
+    position: int | None = Field(None, description="of the character at which a filter is wrong, the first being 1")
+    errors: list[dict[str, str]] | None = Field(None, description="all invalid fields, if there are several")
+    retry_after: int | None = Field(None, description="seconds")

@@ -1,0 +1,53 @@
+"""What users did with recommendations, event by event and summed up."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from app.schemas.common import Body, Id, RecommendationId
+
+FeedbackEvent = Literal["impression", "click", "like", "dislike", "cart", "purchase", "play", "share"]
+
+
+class FeedbackRequest(Body):
+    """What somebody did with an item of a recommendation."""
+
+    recommendation_id: RecommendationId
+    item_id: Id
+    event: FeedbackEvent
+    value: float | None = Field(None, description="such as a price or seconds played; kept as it is")
+    time: float | None = Field(
+        None, ge=0, le=1e11, description="seconds since the epoch; default: when the request came"
+    )
+
+
+class FeedbackResponse(BaseModel):
+    counted: bool = Field(description="false: this event on this item of this recommendation had been counted before")
+    position: int = Field(description="of the item in the list, 1 for the best; pages count on")
+    kept: bool = Field(description="whether it can be trained on later; false: it is only counted")
+
+
+class Rate(BaseModel):
+    """A share, with the 95% interval that its number of cases leaves (Wilson)."""
+
+    share: float
+    low: float
+    high: float
+
+
+class FeedbackSummary(BaseModel):
+    """Of one model, source and number of steps, since the start of this service."""
+
+    version: str
+    source: str
+    reasoning_steps: int
+    recommendations: int
+    events: dict[str, int]
+    hit_rate: Rate | None = Field(description="recommendations with any event but impressions; null without any")
+    click_through_rate: Rate | None = Field(description="clicks per impression; null without impressions")
+
+
+class FeedbackSummaries(BaseModel):
+    summaries: list[FeedbackSummary]

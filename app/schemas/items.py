@@ -1,0 +1,89 @@
+"""Items as they are, as they are put, and what is similar to them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AwareDatetime, BaseModel, Field, StringConstraints, model_validator
+
+from app.schemas.common import Body, Id, Problem, Text
+
+Name = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+Words = Annotated[Text, Field(max_length=1000)]
+FieldValue = Words | float | bool | Annotated[list[Words], Field(max_length=100)]
+
+
+class Item(BaseModel):
+    item_id: str
+    title: str | None
+    categories: list[str]
+    brand: str | None = None
+    fields: dict[str, FieldValue] = {}
+    available_from: datetime | None = None
+    available_until: datetime | None = None
+    popularity: float
+    tokens: list[int] = Field(description="the semantic ID as vocabulary ids")
+
+
+class ItemsResponse(BaseModel):
+    items: list[Item]
+
+
+class SimilarItem(BaseModel):
+    item_id: str
+    title: str | None
+    categories: list[str]
+    by: Literal["together", "content"]
+    score: float = Field(
+        description="together: this item's share of what follows or resembles the other; content: cosine similarity"
+    )
+
+
+class SimilarResponse(BaseModel):
+    item_id: str
+    model_version: str
+    items: list[SimilarItem] = Field(description="best first; where both kinds are there, those taken together first")
+    unknown_items: list[str] = Field(description="ids in allow or deny that are not in the catalogue")
+
+
+class ItemFields(Body):
+    """All that is known of an item. Its text (title, brand, categories, description) gives a new item its place."""
+
+    title: Annotated[Text, Field(max_length=1000)] | None = None
+    brand: Annotated[Text, Field(max_length=1000)] | None = None
+    categories: Annotated[list[Id], Field(max_length=100)] = []
+    description: Annotated[Text, Field(max_length=10_000)] | None = None
+    fields: Annotated[dict[Name, FieldValue], Field(max_length=50)] = Field(
+        {},
+        description="what else is known, for filters: numbers, strings, booleans, lists; ISO 8601 strings are times",
+    )
+    available_from: AwareDatetime | None = Field(None, strict=False, description="before, it is never recommended")
+    available_until: AwareDatetime | None = Field(None, strict=False, description="from then on, neither")
+
+    @model_validator(mode="after")
+    def _window_is_open(self) -> Self:
+        if self.available_from and self.available_until and self.available_from >= self.available_until:
+            raise ValueError("available_until must be later than available_from")
+        return self
+
+    def to_entry(self, item_id: str) -> dict[str, Any]:
+        """As the log of changes has it: times in seconds since 1970."""
+        begin, end = self.available_from, self.available_until
+        times = {
+            "available_from": None if begin is None else begin.timestamp(),
+            "available_until": None if end is None else end.timestamp(),
+        }
+        return self.model_dump(exclude={"item_id"}) | {"item_id": item_id} | times
+
+
+class PutItem(ItemFields):
+    item_id: Id
+
+
+class ItemsRequest(Body):
+    items: Annotated[list[PutItem], Field(min_length=1, max_length=1000)]
+
+
+class ItemsPut(BaseModel):
+    results: list[Item | Problem] = Field(description="one for each item of the request, in its order")

@@ -1,0 +1,104 @@
+"""Models, what they cost, and how traffic is dealt out among them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, StringConstraints, model_validator
+
+from app.schemas.common import Body
+from serving.online.deployment import Arm, Shadow, Traffic
+
+MAX_VERSION_LENGTH = 256
+MAX_PATH_LENGTH = 240  # of a name in any file system
+
+
+class Cost(BaseModel):
+    """Measured time of a batch of one shape on this machine."""
+
+    reasoning_steps: int
+    beam_rows: int = Field(description="the beam widths of the batch's searches, added up")
+    median_ms: float
+    p95_ms: float
+    runs: int = Field(description="how many recent runs this is measured from")
+
+
+class Model(BaseModel):
+    version: str
+    name: str
+    active: bool
+    items: int
+    max_steps: int
+    default_steps: int
+    max_history_items: int
+    max_beam_width: int
+    dense_weight: float
+    neighbours_weight: float
+    categories: list[str]
+    catalogues: list[str]
+    accuracy: list[dict[str, Any]] = Field(description="measured at export, per number of reasoning steps")
+    cost: list[Cost] = Field(description="measured on this machine, since the start")
+
+
+class ModelsResponse(BaseModel):
+    models: list[Model]
+
+
+class ModelRequest(Body):
+    path: Annotated[str, StringConstraints(min_length=1, max_length=MAX_PATH_LENGTH)] = Field(
+        description="folder of the bundle, relative to STREAMREC_MODELS_DIR"
+    )
+
+
+Version = Annotated[str, StringConstraints(min_length=1, max_length=MAX_VERSION_LENGTH)]
+
+
+class ArmBody(Body):
+    """A share of the users, and what answers them."""
+
+    version: Version
+    percent: float = Field(gt=0, le=100)
+    reasoning_steps: int | None = Field(
+        None, ge=0, description="of requests that name none; default: the model's default"
+    )
+
+
+class ShadowBody(Body):
+    """A model that searches for requests as well, and whose answers nobody gets."""
+
+    version: Version
+    percent: float = Field(100, gt=0, le=100, description="of the requests, drawn by chance")
+
+
+class TrafficBody(Body):
+    name: Annotated[str, StringConstraints(max_length=64)] = Field(
+        "", description="of the experiment; another name deals the users out anew"
+    )
+    arms: Annotated[list[ArmBody], Field(max_length=16)] = Field(
+        default_factory=list, description="at most 100% together; the rest of the users gets the active model"
+    )
+    shadow: ShadowBody | None = None
+
+    @model_validator(mode="after")
+    def _at_most_everybody(self) -> TrafficBody:
+        if sum(arm.percent for arm in self.arms) > 100 + 1e-9:
+            raise ValueError("the arms together must not exceed 100%")
+        return self
+
+    def to_traffic(self) -> Traffic:
+        arms = tuple(Arm(arm.version, arm.percent, arm.reasoning_steps) for arm in self.arms)
+        shadow = None if self.shadow is None else Shadow(self.shadow.version, self.shadow.percent)
+        return Traffic(self.name, arms, shadow)
+
+    @staticmethod
+    def of(traffic: Traffic) -> TrafficBody:
+        return TrafficBody(
+            name=traffic.name,
+            arms=[ArmBody(**asdict(arm)) for arm in traffic.arms],
+            shadow=None if traffic.shadow is None else ShadowBody(**asdict(traffic.shadow)),
+        )
+
+
+class TrafficResponse(TrafficBody):
+    active: str

@@ -1,0 +1,131 @@
+"""Requests for recommendations and for the ranks of given items.
+
+Bounds that depend on settings or the bundle are checked by the recommender.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Self
+
+from pydantic import ConfigDict, Field, JsonValue, WithJsonSchema, model_validator
+
+from app.schemas.common import MAX_ITEMS, Body, FilterText, HistoryItem, Id, Items, RecommendationId
+from serving.types import MAX_BOOSTS
+
+MAX_PATHS = 16
+MAX_RANKED = 1000
+EXAMPLE: dict[str, JsonValue] = {"history": [], "k": 5}  # works as it is, whatever the catalogue
+
+
+class Boost(Body):
+    """Multiplies what the items that pass are worth: their score is that of the model + log(factor)."""
+
+    filter: FilterText
+    factor: float = Field(ge=0.001, le=1000, description="above 1 for more of them, below for fewer")
+
+
+class Answering(Body):
+    """How the model answers."""
+
+    reasoning_paths: int | None = Field(
+        None, ge=1, le=MAX_PATHS, description="reasoning paths searched in parallel; default: the bundle's"
+    )
+    dense_weight: float | None = Field(
+        None, ge=0, le=1000, description="weight of the dense score; default: the bundle's"
+    )
+    neighbours_weight: float | None = Field(
+        None, ge=0, le=1000, description="weight of the item graph, 0: the network alone; default: the bundle's"
+    )
+    filter: FilterText | None = Field(
+        None, description='only items that pass, such as price < 50 and brand in ["A", "B"]; docs/FILTERS.md has all'
+    )
+    boost: Annotated[list[Boost], Field(max_length=MAX_BOOSTS)] | None = Field(
+        None, description="what to recommend more of, or less"
+    )
+    timeout_ms: float | None = Field(None, gt=0, le=600_000, description="time budget")
+
+
+class UserRequest(Answering):
+    """The user, their history, and how the model answers."""
+
+    user_id: Id | None = Field(None, description="without it nothing is cached and no known history is used")
+    history: Annotated[list[HistoryItem], Field(max_length=MAX_ITEMS)] | None = Field(
+        None, description="item ids and events, oldest first, as given; omitted or empty: the known history"
+    )
+    explain: bool = False
+
+
+class Listing(Answering):
+    """What may be recommended, how much of it, and how it is listed."""
+
+    k: int = Field(10, ge=1, description="how many items to return")
+    beam_width: int | None = Field(
+        None, ge=1, description="at least k; default: the larger of k and the service's default"
+    )
+    exclude_seen: bool = Field(True, description="never recommend items of the history")
+    allow: Items | None = Field(None, description="recommend only these")
+    deny: Items = Field(default_factory=list, description="never recommend these")
+    categories: Annotated[list[Id], Field(max_length=100)] = Field(
+        default_factory=list, description="recommend only items in at least one of these; empty: no restriction"
+    )
+    catalogue: Id | None = Field(None, description="recommend only items of this named subset")
+    diversity: float = Field(
+        0, ge=0, le=1, description="how much a list avoids items like each other, chosen from all that the beams find"
+    )
+    max_per_category: int | None = Field(
+        None, ge=1, description="most items of any one category; the list is shorter where the beams find no others"
+    )
+    rotation: float = Field(
+        0,
+        ge=0,
+        le=1,
+        description="how far items go down that the user was shown lately and did not take, as POST /feedback says: "
+        "at 0.5 as if half as probable, at 1 behind all others",
+    )
+    explore: int = Field(
+        0,
+        ge=0,
+        description="slots kept for new items, which nobody had when the model was trained, the model's best first; "
+        "where there are fewer, others fill the list",
+    )
+
+    @model_validator(mode="after")
+    def _k_fits_the_beam(self) -> Self:
+        if self.beam_width is not None and self.k > self.beam_width:
+            raise ValueError("k must not exceed beam_width")
+        if self.explore > self.k:
+            raise ValueError("explore must not exceed k")
+        return self
+
+
+class RecommendRequest(Listing, UserRequest):
+    """The user, their history, and what may be recommended to them."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
+
+    scenario: Id | None = Field(None, description="name of a preset of all that this request leaves out")
+    after: RecommendationId | None = Field(
+        None,
+        description="recommendation_id of the page before: this answer goes on behind it. Send all else as for that "
+        "page; all pages together have at most as many items as the widest beam permitted",
+    )
+
+
+class RankRequest(UserRequest):
+    """The user, their history, and the items to put in order for them."""
+
+    items: Annotated[list[Id], Field(min_length=1, max_length=MAX_RANKED)] = Field(
+        description="item ids; each is scored, seen ones too, and comes back once"
+    )
+
+
+class BatchRequest(Body):
+    """Each request is validated on its own, so that an invalid one does not affect the others."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"requests": [EXAMPLE]}]})
+
+    requests: Annotated[
+        list[Any],
+        Field(min_length=1),
+        WithJsonSchema({"type": "array", "minItems": 1, "items": {"$ref": "#/components/schemas/RecommendRequest"}}),
+    ]

@@ -225,7 +225,13 @@ def in_inductor(model: Model) -> Decoder:
     if shutil.which(os.environ.get("CXX", "g++")) is None:
         raise Missing("there is no C++ compiler")
     compiled = torch.compile(model.network.t5.decode, dynamic=True, options={"freezing": True})
-    return lambda call: lambda: compiled(call.x, call.bias, call.cross, call.past)[0]
+    torch._dynamo.config.recompile_limit = 64  # one row, one request and an empty past are compiled apart
+
+    def prepare(call: Call) -> Callable[[], torch.Tensor]:
+        past = call.past and [(keys.contiguous(), values.contiguous()) for keys, values in call.past]
+        return lambda: compiled(call.x, call.bias, call.cross, past)[0]
+
+    return prepare
 
 
 DECODERS: dict[str, Callable[[Model], Decoder]] = {

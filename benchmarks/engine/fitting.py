@@ -51,12 +51,12 @@ def main() -> None:
     parser.add_argument("--items", type=sizes, default="1e4,1e5,1e6", help="catalogue sizes (%(default)s)")
     parser.add_argument("--events", type=sizes, default="10,20", help="for each item (%(default)s)")
     parser.add_argument("--steps", type=int, default=50, help="of each stage (%(default)s)")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of the run")
+    parser.add_argument("--set", nargs="*", metavar="KEY=VALUE", help="settings of the run")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/fitting.json")
     options = parser.parse_args()
     settings = [*SETTINGS, *(f"{stage}.steps={options.steps}" for stage in ("pretrain", "sft", "rl"))]
     settings += [f"{stage}.eval_every={options.steps}" for stage in ("pretrain", "sft", "rl")]
-    config = load_config(None, [*settings, *options.set])
+    config = load_config(None, [*settings, *(options.set or [])])
     result, rows = Run(parser, options), list[Row]()
     for events in options.events:
         smaller: list[Row] = []

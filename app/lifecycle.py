@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 
-from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from app import logs, scenarios
 from app.loading import calibration, folder_of, open_engine
 from app.metrics import Metrics
 from app.settings import Settings
+from app.stores import open_stores
 from serving.bundle import Bundle
 from serving.errors import BundleError, EngineError, ServingError, StoreError, StoreUnavailable
 from serving.items.filter_parser import parse_filter
@@ -24,40 +24,24 @@ from serving.manifest import read_manifest
 from serving.online import trends
 from serving.online.admission import Admission, State
 from serving.online.batcher import Batcher, EngineHung, Ticket
-from serving.online.cache import StateCache
 from serving.online.catalogues import KIND, Catalogues
-from serving.online.changelog import (
-    CHANGES_FILE,
-    ChangeLog,
-    Entry,
-    FileLog,
-    MemoryLog,
-    NoLog,
-    RedisLog,
-    stream_key,
-)
+from serving.online.changelog import Entry
 from serving.online.changes import Changes
 from serving.online.costs import CostTable
-from serving.online.counters import Counters, LocalCounters, RedisCounters
 from serving.online.deployment import Conflict
-from serving.online.feedback import Feedback, FeedbackFiles, LocalFeedback, RedisFeedback
-from serving.online.impressions import Impressions, LocalImpressions, RedisImpressions
 from serving.online.live_catalogue import LiveCatalogue
 from serving.online.models import Change, Models
 from serving.online.observer import Observer
 from serving.online.receipts import user_key
 from serving.online.recommender import Limits, Recommender
-from serving.online.redis_link import RedisDown, RedisLink, connect, fault_of, trouble_of
+from serving.online.redis_link import RedisDown, RedisLink, fault_of, trouble_of
 from serving.online.searching import EngineLike, Search, encode_and_search, run_batch
-from serving.online.tiers import MemoryTier, RedisTier
-from serving.online.users import Bounds, MemoryUsers, NoUsers, RedisUsers, UserStore
 from serving.online.watchdog import LOOK_EVERY, Watchdog
 from serving.sample import check_sample
 from serving.types import Answer, Request, Rules
 
 log = logging.getLogger("streamrec.service")
 
-CHANGE_LIMIT_S = 1.0  # for Redis to store a change
 ASK_REDIS_EVERY = 5.0  # seconds
 NOT_TAKEN = ("impression", "dislike")  # events that make no item popular
 YOUNG_OBJECTS = 10_000  # before Python looks for garbage among them; its 700 are what few requests at a time make
@@ -105,71 +89,17 @@ class Service:
             on_depth=self.metrics.queue_depth.set,
             on_death=self._died,
         )
-        self._connect()
-
-    def _connect(self) -> None:
-        settings = self.settings
-        in_process = redis = None
-        self._redis: Redis | None = None
+        stores = open_stores(settings, lambda tier, result: self.metrics.cache.labels(tier, result).inc())
+        self._redis = stores.redis
         self._redis_fault: str | None = None
-        bounds = Bounds(settings.max_known_items, settings.max_known_user_bytes, settings.known_ttl_s)
-        self.users: UserStore = MemoryUsers(settings.max_known_users, settings.max_known_bytes, bounds)
-        if settings.memory_cache_users:
-            in_process = MemoryTier(settings.memory_cache_users, settings.memory_cache_bytes, settings.cache_ttl_s)
-        if settings.workers * settings.replicas > 1 and settings.redis_url is None:
-            # What one process knew of a user, the others would neither use nor erase.
-            log.warning("several processes without Redis keep nothing about users; set STREAMREC_REDIS_URL")
-            self.users, in_process = NoUsers(), None
-        if settings.redis_url is not None:
-            self._redis = connect(settings.redis_url.get_secret_value())
-            link = RedisLink(self._redis, settings.redis_timeout_ms / 1000)
-            store = RedisLink(self._redis, settings.redis_store_timeout_ms / 1000)
-            redis = RedisTier(
-                link, store, settings.cache_ttl_s, settings.redis_max_value_bytes, settings.state_dtype,
-                prefix=settings.redis_prefix, secret=settings.user_secret,
-            )  # fmt: skip
-            self.users = RedisUsers(store, bounds, settings.user_secret, settings.redis_prefix)
-        self.cache = StateCache(in_process, redis, lambda tier, result: self.metrics.cache.labels(tier, result).inc())
-        change_log = self._change_log()
-        self.catalogues = Catalogues(change_log, self.batcher.between_batches)
+        self.users, self.cache, self.feedback = stores.users, stores.cache, stores.feedback
+        self.impressions, self.counters = stores.impressions, stores.counters
+        self.catalogues = Catalogues(stores.change_log, self.batcher.between_batches)
         self.scenarios = scenarios.Scenarios()
         self.changes = Changes(
-            change_log,
+            stores.change_log,
             {"model": self._apply_to_models, KIND: self._apply_to_catalogues, scenarios.KIND: self.scenarios.apply},
         )
-        self.feedback = self._feedback()
-        self.impressions = self._impressions()
-        self.counters: Counters = LocalCounters()
-        if self._redis is not None:
-            self.counters = RedisCounters(RedisLink(self._redis, CHANGE_LIMIT_S), settings.redis_prefix)
-
-    def _impressions(self) -> Impressions | None:
-        """None: what users are shown is not kept."""
-        settings = self.settings
-        if settings.rotation_window_s and self._redis is not None:
-            link = RedisLink(self._redis, settings.redis_store_timeout_ms / 1000)
-            return RedisImpressions(link, settings.redis_prefix, settings.rotation_window_s)
-        is_alone = settings.workers * settings.replicas == 1
-        return LocalImpressions(settings.rotation_window_s) if settings.rotation_window_s and is_alone else None
-
-    def _feedback(self) -> Feedback:
-        settings = self.settings
-        if self._redis is not None:
-            return RedisFeedback(
-                RedisLink(self._redis, CHANGE_LIMIT_S), settings.redis_prefix, settings.feedback_window_s,
-                settings.feedback_retention_days, settings.max_feedback_records,
-            )  # fmt: skip
-        if settings.state_dir is not None and settings.replicas == 1:
-            return LocalFeedback(FeedbackFiles(settings.state_dir / "feedback", settings.feedback_retention_days))
-        return LocalFeedback(None)
-
-    def _change_log(self) -> ChangeLog:
-        settings = self.settings
-        if self._redis is not None:
-            return RedisLog(RedisLink(self._redis, CHANGE_LIMIT_S), stream_key(settings.redis_prefix))
-        if settings.state_dir is not None and settings.replicas == 1:
-            return FileLog(settings.state_dir / CHANGES_FILE)
-        return MemoryLog() if settings.workers * settings.replicas == 1 else NoLog()
 
     @property
     def models(self) -> Models:

@@ -70,18 +70,19 @@ def count_dropped(count: Callable[[], None]) -> None:
             handler.count = count
 
 
+NOWHERE = vars(logging.makeLogRecord({}))  # what a record has that knows nothing; formatters of others read it
+
+
 class Entry(logging.LogRecord):
     """A line of a message and fields, without who logged it and where: to find that out costs more than the rest of the
     line, and there is one for every request."""
 
-    args = exc_info = exc_text = stack_info = None
-    pathname = filename = module = funcName = ""
-    lineno = 0
-
     def __init__(self, logger: str, level: int, message: str, fields: Mapping[str, object]) -> None:
-        self.__dict__.update(fields)
+        self.__dict__ |= NOWHERE
+        self.__dict__ |= fields
         self.name, self.levelno, self.levelname = logger, level, logging.getLevelName(level)
         self.msg, self.created = message, time.time()
+        self.msecs = self.created % 1 * 1000
 
 
 class NeverBlockingHandler(logging.Handler):

@@ -22,7 +22,7 @@ from benchmarks.accuracy.recipes import CHOICES, RL_CHOICES
 from benchmarks.accuracy.variants import VARIANTS, Setup, inherit, shares, train_variant
 from benchmarks.common import ROOT
 from tests.training.small import small_config, small_workspace
-from training import memory
+from training import memory_choice
 from training.data.shop import write_shop
 from training.join import MEMORY_ALONE, WAYS
 from training.linear import LINEAR_GRID
@@ -191,7 +191,7 @@ def test_a_question_from_end_to_end(tmp_path):
 @pytest.fixture
 def few_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a memory, and no texts: the choice among many takes seconds, and so does a text model."""
-    monkeypatch.setattr(memory, "similarity_embedding", lambda items, *_: np.zeros((len(items), 2), np.float32))
+    monkeypatch.setattr(memory_choice, "similarity_embedding", lambda items, *_: np.zeros((len(items), 2), np.float32))
     for grid in (JOINED_GRID, LINEAR_GRID):
         for name, values in grid.items():
             monkeypatch.setitem(grid, name, values[1:2])

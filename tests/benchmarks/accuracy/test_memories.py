@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks.accuracy import memories
-from training import memory
+from training import memory_choice
 from training.linear import LINEAR_GRID
 from training.neighbours import GRID, JOINED_GRID
 
@@ -34,7 +34,7 @@ def test_every_kind_has_its_rows(tmp_path: Path, capsys: pytest.CaptureFixture[s
     for grid in (GRID, JOINED_GRID, LINEAR_GRID):
         for name, values in grid.items():
             monkeypatch.setitem(grid, name, values[1:3])
-    monkeypatch.setattr(memory, "SHARES", (0.0, 0.5, 1.0))
+    monkeypatch.setattr(memory_choice, "SHARES", (0.0, 0.5, 1.0))
     out = tmp_path / "memory.json"
     memories.main(["--data", str(write_walks(tmp_path / "walks")), "--out", str(out)])
     result = json.loads(out.read_text())

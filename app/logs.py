@@ -70,7 +70,8 @@ def count_dropped(count: Callable[[], None]) -> None:
             handler.count = count
 
 
-NOWHERE = vars(logging.makeLogRecord({}))  # what a record has that knows nothing; formatters of others read it
+# What a record has that knows nothing of where it comes from; formatters of others read it.
+NOWHERE = vars(logging.makeLogRecord(dict.fromkeys(("process", "processName", "thread", "threadName"))))
 
 
 class Entry(logging.LogRecord):
@@ -183,7 +184,7 @@ def _stderr() -> Writable:
 
 
 # Of every record; anything else came in `extra={...}`. `color_message` is uvicorn's, the message with terminal codes.
-OWN_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
+OWN_FIELDS = frozenset(NOWHERE) | {"message", "asctime", "taskName", "color_message"}
 
 
 class JsonFormatter(logging.Formatter):

@@ -6,7 +6,7 @@ import itertools
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -85,7 +85,7 @@ def compare(model: Model, case: Case, contenders: Mapping[str, Contender], secon
     """One search by every contender, and the floor of that search."""
     answers = {name: c.read(c.answer(case), case) for name, c in contenders.items()}
     checks = {name: check(model, case, name, found, answers[EAGER]) for name, found in answers.items()}
-    floors = {name: in_order(make(_products(model, case))) for name, make in FLOORS.items()}
+    floors = {name: in_order(make(products_of_case(model, case))) for name, make in FLOORS.items()}
     runs = {name: partial(contender.answer, case) for name, contender in contenders.items()} | floors
     cpu, wall = in_turns(runs, seconds)
     best = min(statistics.median(cpu[name]) for name in (EAGER, ONNX))
@@ -166,7 +166,7 @@ def parts_of_time(model: Model, runtime: Runtime, case: Case, library: str, roun
     """Milliseconds by part. `step_products`: the step's matrix products alone, by the runtime's library."""
     settings = search_settings(model.vocabulary, BundleSettings())
     parts = breakdown(runtime, model.trie, settings, case.tokens, steps=case.steps, beams=case.beams, rounds=rounds)
-    passes = [one for one in _products(model, case) if one.kind != "cross_keys_values"]
+    passes = [one for one in products_of_case(model, case) if one.kind != "cross_keys_values"]
     cpu, _ = in_turns({library: in_order(FLOORS[library](passes))}, seconds=0, least=rounds)
     products = statistics.median(cpu[library]) * 1000
     step = parts.pop("step")
@@ -174,7 +174,8 @@ def parts_of_time(model: Model, runtime: Runtime, case: Case, library: str, roun
     return {"table": "breakdown", "steps": case.steps} | {part: round(ms, 2) for part, ms in parts.items()}
 
 
-def _products(model: Model, case: Case) -> list[Pass]:
+def products_of_case(model: Model, case: Case, blocks: Sequence[int] | None = None) -> list[Pass]:
+    """blocks: see `products_of_search`."""
     return products_of_search(
         model.network.t5.config,
         case.tokens.shape[1],
@@ -183,4 +184,5 @@ def _products(model: Model, case: Case) -> list[Pass]:
         steps=case.steps,
         paths=1,
         beams=case.beams,
+        blocks=blocks,
     )

@@ -32,8 +32,8 @@ import torch
 
 from benchmarks.common import ROOT, Run, argument_parser, result_file, table
 from benchmarks.engine.contenders import Case, Model, make_case, make_model, ours
-from benchmarks.engine.floor import Pass, in_onnx, in_order, in_torch, products_of_search
-from benchmarks.engine.peers_measure import RUNTIMES, SEED, Row, in_turns
+from benchmarks.engine.floor import Pass, in_onnx, in_order, in_torch
+from benchmarks.engine.peers_measure import RUNTIMES, SEED, Row, in_turns, products_of_case
 from benchmarks.engine.sizes import ITEMS, SIZES, VOCABULARY, clustered_codes
 from serving.items.vocabulary import Vocabulary
 from serving.network import onnx_graph
@@ -137,16 +137,8 @@ def _all(runs: Sequence[Callable[[], Any]]) -> None:
 
 def products_of_block_search(model: Model, case: Case) -> list[Pass]:
     lo, hi = model.vocabulary.reasoning_range
-    return products_of_search(
-        model.network.t5.config,
-        case.tokens.shape[1],
-        model.vocabulary.tokens_per_item,
-        batch=case.batch,
-        steps=case.steps,
-        paths=1,
-        beams=case.beams,
-        blocks=[hi - lo] * case.steps + [end - first for first, end in model.vocabulary.level_ranges],
-    )
+    levels = [end - first for first, end in model.vocabulary.level_ranges]
+    return products_of_case(model, case, [hi - lo] * case.steps + levels)
 
 
 def record(model: Model, case: Case) -> tuple[list[Call], list[torch.Tensor]]:

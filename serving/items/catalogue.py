@@ -58,7 +58,7 @@ class Catalogue:
     _retitled: dict[int, None] = field(init=False, default_factory=dict)  # rows whose title is not in it, oldest first
 
     def __post_init__(self) -> None:
-        self._rows = self.row_index or _rows_by_id(self.item_ids)
+        self._rows = _rows_by_id(self.item_ids, self.row_index)
         for name, rows in self.subsets.items():
             self.subsets[name] = np.unique(rows)
         self._labels = self.fields.lists["categories"] = Labels(self.categories)
@@ -315,9 +315,9 @@ def _only(rows: np.ndarray, count: int) -> np.ndarray:
     return mask
 
 
-def _rows_by_id(item_ids: Column[str]) -> dict[str, int]:
-    rows = {item_id: row for row, item_id in enumerate(item_ids)}
-    if len(rows) != len(item_ids):
+def _rows_by_id(item_ids: Column[str], index: RowIndex | None) -> dict[str, int] | RowIndex:
+    rows = index or {item_id: row for row, item_id in enumerate(item_ids)}
+    if rows.has_doubles() if isinstance(rows, RowIndex) else len(rows) < len(item_ids):
         raise BundleError("Two items of the catalogue share one id; remove the duplicate and export the bundle again.")
     return rows
 

@@ -220,4 +220,4 @@ def _unexpected(text: str, error: UnexpectedInput) -> FilterError:
     until_there.exhaust_lexer()
     accepted = until_there.accepts()  # type: ignore[no-untyped-call]
     *others, last = sorted({NAMES.get(name, name.lower()) for name in accepted} - {""})
-    return FilterError(f"expected is {', '.join(others)}{' or ' if others else ''}{last}", 1 + index)
+    return FilterError(f"expected {', '.join(others)}{' or ' if others else ''}{last}", 1 + index)

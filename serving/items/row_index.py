@@ -32,6 +32,13 @@ class RowIndex:
     def __setitem__(self, item_id: str, row: int) -> None:
         self._added[item_id] = row
 
+    def has_doubles(self) -> bool:
+        """Whether two items have one id. Reads those whose hash is not theirs alone, hardly any."""
+        hashes, rows = np.asarray(self._hashes), np.asarray(self._rows)
+        again = np.flatnonzero(hashes[1:] == hashes[:-1])
+        shared = [self._item_ids[row] for row in rows[np.union1d(again, again + 1)].tolist()]
+        return len(set(shared)) < len(shared)
+
 
 def hash_ids(item_ids: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
     """What a `RowIndex` reads."""

@@ -280,7 +280,7 @@ def test_requests_filter_by_what_items_are_at_the_time(serve: Serve) -> None:
     first, second = client.post("/recommend/batch", json=both).json()["results"]
     assert [item["item_id"] for item in first["items"]] == ["i0"]
     assert (second["status"], second["field"], second["position"]) == (422, "filter", 8)
-    assert second["detail"].startswith("At character 8 of the filter: expected is `now`, a number")
+    assert second["detail"].startswith("At character 8 of the filter: expected `now`, a number")
     wrong = client.get("/items/i1/similar?filter=price")
     assert wrong.status_code == 422 and wrong.json()["position"] == 6
     assert client.post("/recommend", json={"filter": "a" * 2001}).status_code == 422

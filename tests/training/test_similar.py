@@ -52,7 +52,7 @@ def test_an_index_compares_a_share_and_misses_few(
         assert rows.shape == (ITEMS, 10) and not (rows == torch.arange(ITEMS)[:, None]).any()
         found[compared] = recall(rows, exact)
     assert found[ITEMS // 50] < found[ITEMS // 10] <= found[ITEMS]
-    assert found[ITEMS // 10] > 0.95 and found[ITEMS] > 0.995  # float16 swaps a few that are nearly as near
+    assert found[ITEMS // 10] > 0.99 and found[ITEMS] > 0.998  # float16 swaps a few that are nearly as near
 
 
 def test_what_an_index_does_not_find_has_no_row(

@@ -14,6 +14,7 @@ from serving.items.catalogue import Catalogue
 from serving.items.catalogue_file import HASHED_ROWS, HASHES, read_catalogue, write_catalogue
 from serving.items.columns import MappedColumn
 from serving.items.fields import Fields
+from serving.items.row_index import RowIndex, hash_ids
 from serving.types import Rules
 from tests.builders import on_disk, tiny_model
 
@@ -105,6 +106,18 @@ def test_a_file_that_does_not_fit_is_refused(
     spoiled(arrow, **columns)
     with pytest.raises(BundleError, match=message):
         read_catalogue(path, 2, {}, arrow)
+
+
+def test_ids_of_one_hash_are_told_apart_and_one_id_twice_is_refused() -> None:
+    def mapped(*item_ids: str) -> Catalogue:
+        ids, count = [*item_ids], len(item_ids)
+        tokens, nothing = np.arange(count, dtype=np.int32)[:, None], np.zeros(count)
+        return Catalogue(ids, tokens, [None] * count, [[]] * count, nothing, row_index=RowIndex(ids, *hash_ids(ids)))
+
+    assert hash_ids(["plumless"])[0] == hash_ids(["buckeroo"])[0]
+    assert mapped("a", "plumless", "buckeroo").rows(["buckeroo", "plumless", "b"]) == [2, 1, None]
+    with pytest.raises(BundleError, match="share one id"):
+        mapped("plumless", "buckeroo", "plumless")
 
 
 @pytest.mark.parametrize("content", [b"", b"ARROW1", b"\x80\x04K\x01."])

@@ -68,7 +68,7 @@ VARIANTS: dict[str, Variant] = {
     "packed": Variant("pretrain", PACKED),
     "packed, with times": Variant("pretrain", (*PACKED, "model.time_bias=true")),
     # stage 2: the method for one number of steps, and for all of them
-    "every l": Variant("sft", ("evaluation.steps=[0,4,12]",)),
+    "every l": Variant("sft", (f"evaluation.steps=[0,{DEPTH}]",)),
     **{f"l = {steps}": trained_for(steps) for steps in OWN},
     # stage 2 without reasoning
     "plain, as costly": Variant("sft", (*NO_REASONING, "sft.state_weight=0"), as_costly_as=SLOW),

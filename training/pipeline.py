@@ -155,19 +155,19 @@ def tokenize(
         if tokenizer.kind == "given":
             codes, shared = load_given_ids(data_folder / "semantic_ids" / f"{config.given_ids}.json.gz", data.items)
             given = GivenIds(codes, shared if tokenizer.shared_codebook is None else tokenizer.shared_codebook)
+        embedding = item_embedding(data.items, split.train, tokenizer, config.seed, folder / "cache", progress=True)
         with tqdm(desc="tokenize", unit="step", mininterval=1.0) as bar:
 
             def progress(done: int, total: int) -> None:
                 bar.total, bar.n = total, done
                 bar.update(0)
 
-            ids = build_semantic_ids(data.items, split.train, tokenizer, config.seed, given, folder / "cache", progress)
-        embedding = item_embedding(data.items, split.train, tokenizer, config.seed, folder / "cache").matrix
+            ids = build_semantic_ids(embedding, tokenizer, config.seed, given, progress)
         save_tokenizer(folder / "tokenizer", ids.codec, tokenizer.embedder, ids.report)
         print("Semantic IDs:", json.dumps(ids.report))
         tensors = {
             "codes": torch.from_numpy(ids.codes),
-            "embedding": torch.from_numpy(np.ascontiguousarray(embedding, np.float32)),
+            "embedding": torch.from_numpy(np.ascontiguousarray(embedding.matrix, np.float32)),
         }
         with atomic_write(file) as partial:
             sizes = {"codebook_sizes": json.dumps(ids.codebook_sizes), "shared_levels": str(ids.shared_levels)}
@@ -176,9 +176,8 @@ def tokenize(
         about = stored.metadata() or {}
         codebook_sizes = tuple(json.loads(about["codebook_sizes"]))
         shared_levels = int(about.get("shared_levels", 0))  # runs of earlier versions have none
-        codes, embedding = stored.get_tensor("codes").numpy(), stored.get_tensor("embedding").numpy()
-    work = make_workspace(config, split, codes, codebook_sizes, embedding, device, shared_levels)
-    return work
+        codes, matrix = stored.get_tensor("codes").numpy(), stored.get_tensor("embedding").numpy()
+    return make_workspace(config, split, codes, codebook_sizes, matrix, device, shared_levels)
 
 
 def train_stage(

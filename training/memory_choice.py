@@ -34,7 +34,7 @@ from training.neighbours import (
 
 TUNED_ITEMS = 6000  # the linear model's numbers are chosen on so many of the most frequent items, at most
 # Beyond so many items, settings are compared on the rows of the sampled users' items, and the graph is made in blocks.
-WHOLE_ITEMS = 100_000
+WHOLE_ITEMS = 50_000
 BLOCK_ITEMS = 100_000
 LINEAR_FITS = 3  # remembered: one for each half of the users, and one for all
 SHARES = (0.0, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 1.0)
@@ -124,11 +124,11 @@ class MemoryChoice:
             every = np.arange(len(self.counts))
             blocks = [None] if self.rows is None else np.array_split(every, -(-len(every) // BLOCK_ITEMS))
             with tqdm(blocks, desc="memory, graph", unit="block", mininterval=1.0, disable=len(blocks) == 1) as bar:
-                kept = sparse.vstack([largest(self._weights(setting, rows), self.keep) for rows in bar], format="csr")
+                parts = [largest(self._weights(setting, rows), self.keep).astype(np.float32) for rows in bar]
+            kept = sparse.vstack(parts, format="csr")
             self._memories[setting] = Neighbours(
-                kept.indptr.astype(np.int64), kept.indices.astype(np.int32), kept.data.astype(np.float32),
-                setting.recency,
-            )  # fmt: skip
+                kept.indptr.astype(np.int64), kept.indices.astype(np.int32), kept.data, setting.recency
+            )
         return self._memories[setting]
 
     def counted_ndcg(self, setting: JoinedSetting) -> np.ndarray:

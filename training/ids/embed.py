@@ -107,11 +107,7 @@ def collaborative_embedding(
     a history; n_j is smoothed by a power of 0.75 against the pull of rare items (Levy, Goldberg & Dagan 2015).
     Rows have unit length. An item that occurs with no other gets a small seeded random vector.
     """
-    counts = _cooccurrence(train_sequences, n_items, window)
-    row_sum = np.asarray(counts.sum(axis=1)).ravel()
-    smooth = row_sum**0.75
-    expected = row_sum[counts.row] * smooth[counts.col] / max(smooth.sum(), 1e-12)
-    ppmi = sparse.csr_matrix((np.maximum(0.0, np.log(counts.data / expected)), (counts.row, counts.col)), counts.shape)
+    ppmi = _ppmi(_cooccurrence(train_sequences, n_items, window))
     rng = np.random.default_rng(seed)
     vectors = np.zeros((n_items, dim))
     rank = min(dim, n_items - 1)
@@ -121,6 +117,15 @@ def collaborative_embedding(
     isolated = np.linalg.norm(vectors, axis=1) < 1e-6
     vectors[isolated] = 0.01 * rng.standard_normal((int(isolated.sum()), dim))
     return vectors.astype(np.float32)
+
+
+def _ppmi(counts: sparse.coo_matrix) -> sparse.csr_matrix:
+    row_sum = np.asarray(counts.sum(axis=1)).ravel()
+    smooth = row_sum**0.75
+    expected = row_sum[counts.row] * smooth[counts.col] / max(smooth.sum(), 1e-12)
+    ppmi = sparse.csr_matrix((np.maximum(0.0, np.log(counts.data / expected)), (counts.row, counts.col)), counts.shape)
+    ppmi.eliminate_zeros()
+    return ppmi
 
 
 def _cooccurrence(train_sequences: Sequence[np.ndarray], n_items: int, window: int) -> sparse.coo_matrix:

@@ -24,7 +24,8 @@ from serving.online import query as online
 from serving.online import receipts
 from serving.online.listing import Recommendation
 from serving.online.models import Assigned, Models
-from serving.online.query import Query, Steps
+from serving.online.query import Query
+from serving.steps import Steps
 from serving.types import Event, Trace, searches_of
 
 
@@ -35,10 +36,8 @@ async def recommend(models: Models, assigned: Assigned, secret: bytes) -> Recomm
 
 def work_of(assigned: Assigned) -> int:
     """The most work a request may make: beam rows times (reasoning steps + 1)."""
-    bundle, query = assigned.recommender.bundle, assigned.query
-    most = query.steps if isinstance(query.steps, int) else None
-    if most is None:
-        most = bundle.max_steps if query.steps == "auto" else bundle.default_steps
+    query = assigned.query
+    most = assigned.recommender.bundle.most_steps(query.steps)
     return assigned.recommender.beam_width(query) * searches_of(query.explore) * (most + 1)
 
 

@@ -13,7 +13,7 @@ from app.schemas.recommend import RecommendRequest
 from app.schemas.scenarios import Scenario
 from serving.errors import RequestError
 from serving.online.changelog import Entry
-from serving.online.query import Steps
+from serving.steps import Steps
 
 log = logging.getLogger("streamrec.scenarios")
 

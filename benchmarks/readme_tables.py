@@ -28,6 +28,7 @@ from typing import Any
 
 from app.settings import Settings, variable
 from benchmarks.common import ROOT, table
+from training.metrics import detectable
 
 PAGES = ROOT / "docs" / "results"
 DOCUMENTS = (
@@ -120,20 +121,20 @@ def _without_itself(row: Mapping[str, Any]) -> dict[str, Any]:
 def _derived(row: Mapping[str, Any]) -> dict[str, float]:
     """Of a gain with a 95% interval, in per cent of the row it is compared with: the interval, and `detectable`.
 
-    detectable: the smallest true difference that a comparison of this precision finds with 80% power, 2.8 standard
-    errors, the standard error being the interval's width / 3.92. It covers the draw of users; the noise of training is
-    not in it, for every row is one seed. detectable_gain: the same as a difference of NDCG@10.
+    detectable: see `training.metrics.detectable`; detectable_gain: the same as a difference of NDCG@10. The noise of
+    training is not in them, for every row is one seed.
     """
     if row.get("gain") is None:
         return {}
-    detectable = {"detectable_gain": round(2.8 * (row["high"] - row["low"]) / 3.92, 4)}
+    smallest = detectable(row["low"], row["high"])
+    gain = {"detectable_gain": round(smallest, 4)}
     if not row["ndcg@10"] - row["gain"]:
-        return detectable
+        return gain
     percent = 100 / (row["ndcg@10"] - row["gain"])
-    return detectable | {
+    return gain | {
         "low_percent": round(row["low"] * percent, 1),
         "high_percent": round(row["high"] * percent, 1),
-        "detectable": round(2.8 * (row["high"] - row["low"]) / 3.92 * percent, 1),
+        "detectable": round(smallest * percent, 1),
     }
 
 

@@ -32,6 +32,7 @@ from serving.manifest import GET_ANOTHER, check_files, read_manifest, settings_f
 from serving.network.model import StreamRec
 from serving.network.t5 import ModelConfig
 from serving.search.beam import search_settings
+from serving.steps import Steps, worthwhile_steps
 from serving.types import BundleSettings, EncoderState, SampleAnswer, SearchSettings
 
 if TYPE_CHECKING:
@@ -64,9 +65,11 @@ class Bundle:
     neighbours: Neighbours | None = None  # mapped too; None: training made none
     item_index: ItemIndex | None = None  # mapped too; None: the dense score compares with all items
     sample: list[SampleAnswer] = field(default_factory=list)  # answers at export; []: an older bundle, which has none
+    worthwhile_steps: tuple[int, ...] = field(init=False)  # fewest first, see `serving/steps.py`
     _state_bound: np.ndarray = field(init=False, repr=False)  # (D,)
 
     def __post_init__(self) -> None:
+        self.worthwhile_steps = worthwhile_steps(self.accuracy, self.max_steps)
         # The encoder ends in an RMS norm: x / rms(x) is at most sqrt(D) in size, and is then scaled per dimension.
         scale = self.network.t5.encoder.final_layer_norm.weight.detach().abs().float().cpu().numpy()
         self._state_bound = np.sqrt(np.float32(len(scale))) * scale * BOUND_SLACK
@@ -78,6 +81,12 @@ class Bundle:
     @property
     def default_steps(self) -> int:
         return self.settings.default_steps
+
+    def most_steps(self, requested: Steps) -> int:
+        """The most steps that a request gets which names this number, leaves it open (`auto`), or names none."""
+        if requested == "auto":
+            return self.worthwhile_steps[-1]
+        return self.default_steps if requested is None else requested
 
     @property
     def max_items(self) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,6 +55,7 @@ def tiny_model(
     width: int = 16,
     int8: dict[str, object] | None = None,
     neighbours: bool = False,
+    accuracy: Sequence[dict[str, Any]] = (),
     **settings: object,
 ) -> Bundle:
     """A bundle in memory: random weights, random distinct semantic IDs, two categories and a named subset `small`."""
@@ -75,7 +78,19 @@ def tiny_model(
         subsets={"small": np.arange(min(5, items))},
     )
     graph = random_neighbours(items, seed, mixed=made.gate is not None) if neighbours else None
-    return Bundle("tiny", f"tiny-{seed}", vocabulary, made, network.eval(), catalogue, int8=int8, neighbours=graph)
+    return Bundle(
+        "tiny", f"tiny-{seed}", vocabulary, made, network.eval(), catalogue, [*accuracy], int8=int8, neighbours=graph
+    )
+
+
+def measured_gains(gains: Sequence[tuple[float, float, float]], ndcg: float = 0.4) -> list[dict[str, Any]]:
+    """What export writes of a model's accuracy. gains: of 1, 2, … steps over none, with the ends of their intervals."""
+    users = {"recall@10": 0.6, "users": 2000, "of": 20000, "split": "valid"}
+    rows: list[dict[str, Any]] = [{"steps": 0, "ndcg@10": ndcg} | users]
+    for steps, (gain, low, high) in enumerate(gains, start=1):
+        interval = {"gain": gain, "gain_low": low, "gain_high": high, "detectable": 0.0071}
+        rows.append({"steps": steps, "ndcg@10": round(ndcg + gain, 5)} | users | interval)
+    return rows
 
 
 def tiny_bundle(folder: Path, items: int = 60, **options: object) -> Path:

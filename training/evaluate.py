@@ -15,7 +15,7 @@ from serving.network.eager import EagerRuntime
 from serving.search.ranker import Ranker
 from serving.types import BundleSettings, EventData
 from training.data.prepare import DataError, Dataset, sample_events, sample_users, split_by, weigh
-from training.metrics import ndcg, paired_bootstrap, recall_ndcg, target_ranks
+from training.metrics import ndcg, paired_gain, recall_ndcg, target_ranks
 from training.stages.diagnostics import reasoning_diagnostics
 from training.workspace import Workspace
 
@@ -117,8 +117,7 @@ def compare(work: Workspace, earlier: Bundle) -> list[dict[str, Any]]:
             )
             gains.append(ndcg(target_ranks(ranked, target)))
             rows.append({"model": model, **row, "of": len(work.split.test_target), "split": "test"})
-        interval = zip(("gain", "gain_low", "gain_high"), paired_bootstrap(gains[1], gains[0], seed=0), strict=True)
-        rows[-1] |= {name: round(value, 5) for name, value in interval}
+        rows[-1] |= paired_gain(gains[1], gains[0])
     return rows
 
 

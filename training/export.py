@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from serving.errors import BundleError
 from serving.items.catalogue import Catalogue
 from serving.items.fields import Fields
 from serving.items.histories import history_tokens
+from serving.steps import worthwhile_steps
 from serving.types import BundleSettings
 from training.data.prepare import sample_events, sample_users
 from training.data.read import Dataset
@@ -28,7 +29,7 @@ from training.evaluate import Ranks, compare, measure
 from training.int8_gate import int8_gate
 from training.join import CrossFittedRanker, fit_join
 from training.memory import FittedMemory, fit_memory
-from training.metrics import ndcg, paired_bootstrap, target_ranks
+from training.metrics import ndcg, paired_gain, target_ranks
 from training.model_card import model_card
 from training.workspace import Workspace
 
@@ -53,7 +54,7 @@ def export(
     work = work.on("cpu")  # bundles are written from there, and 8-bit weights run there
     work.settings = choice.settings
     of_users = {"of": len(work.split.valid_target), "split": "valid"}
-    accuracy = [row | of_users for row in choice.table if measured_with(row, choice.settings)]
+    accuracy = [row | of_users for row in choice.accuracy]
     bundle = Bundle(work.config.name, "", work.vocabulary, work.settings, work.network, catalogue(work, data, earlier),
                     accuracy)  # fmt: skip
     bundle.neighbours = work.neighbours = memory.whole if memory else None
@@ -118,11 +119,13 @@ def verify(bundle_folder: Path) -> None:
 class Choice:
     """The settings with the best validation NDCG@10, and `table`: a row per combination tried.
 
-    join: how the memory's join was chosen; None without a memory.
+    accuracy: the row of every number of steps under these settings, with its gain over 0 steps (`paired_gain`). join:
+    how the memory's join was chosen; None without a memory.
     """
 
     settings: BundleSettings
     table: list[dict[str, Any]]
+    accuracy: list[dict[str, Any]]
     join: dict[str, Any] | None = None
 
 
@@ -131,9 +134,9 @@ def choose(work: Workspace, memory: FittedMemory | None = None, steps: Sequence[
 
     First, without steps and dense score: how the item memory joins (`training/join.py`); where it does, everything that
     follows is measured with a memory and a gate that the measured users did not choose. Then, for every number of
-    steps, the dense weight, and without a memory how many of the dense score's best items join the beam's. Reasoning
-    costs time at every request, so steps above 0 are chosen only if they gain over 0 steps, each with its best weight,
-    by more than chance (95% paired bootstrap over users).
+    steps, the dense weight, and without a memory how many of the dense score's best items join the beam's. The weight
+    kept is that of the most steps worth their time (`serving/steps.py`), when each number of steps has its best one;
+    the default number is the same of what is measured under the weight that was kept, for that is what is served.
     """
     evaluation = work.config.evaluation
     histories, target = sample_users(work.split.valid_history, work.split.valid_target, evaluation.choice_users)
@@ -176,21 +179,16 @@ def choose(work: Workspace, memory: FittedMemory | None = None, steps: Sequence[
             for count in (counts if weight else counts[:1])  # without a weight there is nothing to be a candidate by
         ]
 
-    best = [best_of(candidates(steps), f"choose, {steps} steps") for steps in lengths]
-    chosen, (_, without) = best[0], seen[best[0]]
-    for settings in best[1:]:
-        row, gains = seen[settings]
-        gain, low, high = paired_bootstrap(gains, without, seed=0)
-        row |= {"gain": round(gain, 5), "gain_low": round(low, 5), "gain_high": round(high, 5)}
-        if low > 0 and row["ndcg@10"] > mean_ndcg(chosen):
-            chosen = settings
-    return Choice(chosen, table, join.report if join else None)
+    def with_gains(compared: Iterable[BundleSettings]) -> list[dict[str, Any]]:
+        """Their rows, all but the first with the gain over the first."""
+        (first, without), *others = (seen[settings] for settings in compared)
+        return [first, *(row | paired_gain(own, without) for row, own in others)]
 
-
-def measured_with(row: dict[str, Any], settings: BundleSettings) -> bool:
-    """Whether a row of the table was measured with these settings, apart from the number of steps."""
-    names = ("dense_weight", "neighbours_weight", "dense_candidates")
-    return all(row[name] == getattr(settings, name) for name in names)
+    best = {steps: best_of(candidates(steps), f"choose, {steps} steps") for steps in lengths}
+    chosen = best[worthwhile_steps(with_gains(best.values()), max(lengths))[-1]]
+    accuracy = with_gains(replace(chosen, default_steps=steps) for steps in lengths)
+    settings = replace(chosen, default_steps=worthwhile_steps(accuracy, max(lengths))[-1])
+    return Choice(settings, table, accuracy, join.report if join else None)
 
 
 def catalogue(work: Workspace, data: Dataset, earlier: Bundle | None = None) -> Catalogue:

@@ -68,3 +68,22 @@ def paired_bootstrap(a: np.ndarray, b: np.ndarray, seed: int, resamples: int = 2
         (difference,), np.mean, n_resamples=resamples, batch=50, method="percentile", rng=np.random.default_rng(seed)
     ).confidence_interval
     return float(difference.mean()), float(interval.low), float(interval.high)
+
+
+def detectable(low: float, high: float) -> float:
+    """The smallest true difference that a comparison with this 95% interval would find with 80% power.
+
+    That is 2.8 standard errors, the standard error being the interval's width / 3.92. As the interval, it covers the
+    draw of users and not the noise of training.
+    """
+    return 2.8 * (high - low) / 3.92
+
+
+def paired_gain(own: np.ndarray, base: np.ndarray) -> dict[str, float]:
+    """Columns for a table: `gain`, the ends of its interval `gain_low` and `gain_high`, and what was `detectable`.
+
+    own, base: as a and b of `paired_bootstrap`.
+    """
+    gain, low, high = paired_bootstrap(own, base, seed=0)
+    row = {"gain": gain, "gain_low": low, "gain_high": high, "detectable": detectable(low, high)}
+    return {name: round(value, 5) for name, value in row.items()}

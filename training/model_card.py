@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from serving.items.neighbours import Neighbours
+from serving.steps import worthwhile_steps
 from serving.types import BundleSettings, Gate
 from training.data.read import Dataset
 from training.workspace import Workspace
@@ -20,7 +21,13 @@ def model_card(
 ) -> str:
     """README.md of the bundle: data, method, metrics, limits, licence. compared: as by `compare`; []: no update."""
     config, model = work.config, work.config.model
-    rows = "\n".join(f"| {row['steps']} | {row['recall@10']:.4f} | {row['ndcg@10']:.4f} |" for row in accuracy)
+    rows = "\n".join(
+        f"| {row['steps']} | {row['recall@10']:.4f} | {row['ndcg@10']:.4f} | {_gain(row)} | "
+        + (f"{row['detectable']:.4f}" if "detectable" in row else "")
+        + f" | {1000 * row['seconds'] / row['users']:.2f} |"
+        for row in accuracy
+    )
+    worthwhile = ", ".join(map(str, worthwhile_steps(accuracy, model.max_steps)))
     rounded = "\n".join(
         f"| {row['steps']} | {row['overlap@10']:.4f} | {row['ndcg@10']['fp32']:.4f} | {row['ndcg@10']['int8']:.4f} |"
         for row in int8["measured"]
@@ -93,12 +100,16 @@ With `step_form` state or both, the decoder's input at step i also gets `feedbac
 Full ranking for {accuracy[0]["users"]} of {accuracy[0]["of"]} users, beam {config.evaluation.beam}, seen items
 {excluded}, dense weight {work.settings.dense_weight}, neighbours weight {work.settings.neighbours_weight}.{judged}
 
-| steps | recall@10 | ndcg@10 |
-|---|---|---|
+| steps | recall@10 | NDCG@10 | gain in NDCG@10, 95% interval | detectable | ms per user |
+|---|---|---|---|---|---|
 {rows}
 
-Default: {work.settings.default_steps} steps. More than 0 are the default only where their gain on validation is more
-than chance.
+The gain is over 0 steps, on the same users; `detectable` is the smallest true gain that so many of them show with 80%
+power; the noise of training is in neither. The time is that of this ranking, in batches, on the machine that made the
+bundle: a service measures its own (`GET /models`).
+
+Default: {work.settings.default_steps} steps. `reasoning_steps=auto` chooses from: {worthwhile}. A number above 0 is
+among them only where the lower end of its gain's interval is above what fewer steps gain.
 
 {update_card(compared) if compared else ""}## 8-bit weights
 The runtime `onnx-int8` {may} serve this bundle. It may if it keeps {least["overlap@10"]:.0%} of float32's top 10 and
@@ -122,8 +133,7 @@ that has, and was not evaluated on users who behave differently.
 def update_card(compared: list[dict[str, Any]]) -> str:
     """The section of the model card that compares an update with the bundle it goes on from."""
     rows = "\n".join(
-        f"| {row['model']} | {row['steps']} | {row['recall@10']:.4f} | {row['ndcg@10']:.4f} | "
-        + (f"{row['gain']:+.4f} ({row['gain_low']:+.4f} to {row['gain_high']:+.4f}) |" if "gain" in row else "|")
+        f"| {row['model']} | {row['steps']} | {row['recall@10']:.4f} | {row['ndcg@10']:.4f} | {_gain(row)} |"
         for row in compared
     )
     return f"""## Update
@@ -136,6 +146,11 @@ this update was not trained on. The gain in NDCG@10 has its 95% interval over us
 {rows}
 
 """
+
+
+def _gain(row: dict[str, Any]) -> str:
+    """A row's gain with its interval; empty where it is what others are compared with."""
+    return f"{row['gain']:+.4f} ({row['gain_low']:+.4f} to {row['gain_high']:+.4f})" if "gain" in row else ""
 
 
 def memory_card(neighbours: Neighbours, settings: BundleSettings, gate: Gate) -> str:

@@ -27,7 +27,7 @@ from app.schemas.recommend import BatchRequest, RankRequest, RecommendRequest
 from app.security import require_key
 from serving.errors import RequestError, ServingError
 from serving.online.models import Assigned
-from serving.online.query import Steps
+from serving.steps import Steps
 
 log = logging.getLogger("streamrec.recommend")
 

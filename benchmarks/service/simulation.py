@@ -198,7 +198,14 @@ class Replica:
     def _demand(self, request: Request, now: float) -> Demand:
         if isinstance(request.steps, int):
             return Demand(request.steps, self.setting.beam_width, now + DEFAULT_BUDGET)
-        return Demand(MAX_STEPS, self.setting.beam_width, now + BUDGET_MS / 1000, flexible=True, min_beam_width=K)
+        return Demand(
+            MAX_STEPS,
+            self.setting.beam_width,
+            now + BUDGET_MS / 1000,
+            flexible=True,
+            fewer=range(MAX_STEPS - 1, -1, -1),
+            min_beam_width=K,
+        )
 
     def _look_up(self, request: Request) -> str:
         if self.in_process.get(request.user) == request.version:

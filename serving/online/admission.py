@@ -31,7 +31,7 @@ import itertools
 import math
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, NamedTuple, Protocol, TypeVar, get_args
 
@@ -75,14 +75,15 @@ class Plan(NamedTuple):
 class Demand:
     """What a request wants: so many steps and beams by `deadline`, a time of the clock.
 
-    A flexible demand accepts fewer steps, and beams down to `min_beam_width`, where the deadline or the queue asks
-    for it. `client`: whose share of the engine it takes.
+    A flexible demand accepts the numbers of steps in `fewer`, most first, and beams down to `min_beam_width`, where the
+    deadline or the queue asks for it. `client`: whose share of the engine it takes.
     """
 
     steps: int
     beam_width: int
     deadline: float = math.inf
     flexible: bool = False
+    fewer: Sequence[int] = ()
     min_beam_width: int = 1
     variant: Hashable = None
     model: str = ""
@@ -92,12 +93,9 @@ class Demand:
     def plans(self) -> Iterator[Plan]:
         """The plans it accepts, largest first. Steps give way before beams do: a narrow beam can miss good items, and
         fewer steps cost little accuracy."""
-        widths, fewest = [self.beam_width], self.steps
-        if self.flexible:
-            widths = narrower_beams(self.beam_width, self.min_beam_width)
-            fewest = 0
+        widths = narrower_beams(self.beam_width, self.min_beam_width) if self.flexible else [self.beam_width]
         for width in widths:
-            for steps in range(self.steps, fewest - 1, -1):
+            for steps in (self.steps, *self.fewer):
                 yield Plan(steps, width, self.variant, self.model, self.searches)
 
 

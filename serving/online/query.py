@@ -5,16 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from serving.bundle import Bundle
 from serving.errors import FilterError
 from serving.items.catalogue import Catalogue
 from serving.items.events import read_events
 from serving.online.admission import Plan
+from serving.steps import Steps
 from serving.types import Boost, Event, EventData, Request, Rules
-
-Steps = int | Literal["auto"] | None  # None: the bundle's default
 
 
 @dataclass(slots=True)

@@ -137,8 +137,8 @@ class Recommender:
         return max(width, min(query.length, self._limits.max_beam_width)) if query.shown else width
 
     def _demand(self, query: Query, now: float) -> Demand:
-        """A requested number of steps is kept. `auto` takes as many as fit the time budget; so does, up to the
-        bundle's default, a query with a time budget and no steps."""
+        """A requested number of steps is kept. `auto` takes as many as fit the time budget, of those that are worth
+        their time; so does, up to the bundle's default, a query with a time budget and no steps."""
         bundle, limits = self.bundle, self._limits
         width = self.beam_width(query)
         if width > limits.max_beam_width and not query.rank_only:
@@ -148,12 +148,14 @@ class Recommender:
             raise RequestError(f"This model takes 0 to {bundle.max_steps} reasoning steps, or auto.", "reasoning_steps")
         if query.neighbours_weight and bundle.neighbours is None:
             raise RequestError("This model has no neighbours; leave neighbours_weight out.", "neighbours_weight")
-        most = bundle.max_steps if query.steps == "auto" else bundle.default_steps
+        most = bundle.most_steps(query.steps)
+        flexible = query.steps == "auto" or (query.steps is None and query.timeout is not None)
         return Demand(
-            steps=query.steps if isinstance(query.steps, int) else most,
+            steps=most,
             beam_width=width,
             deadline=now + (limits.default_timeout if query.timeout is None else query.timeout),
-            flexible=query.steps == "auto" or (query.steps is None and query.timeout is not None),
+            flexible=flexible,
+            fewer=[steps for steps in reversed(bundle.worthwhile_steps) if steps < most] if flexible else (),
             min_beam_width=width if query.rank_only else min(query.length, width),
             variant=(query.paths, query.explain, query.rank_only),
             model=bundle.version,

@@ -8,6 +8,7 @@ import re
 import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,9 @@ from serving.online.batcher import FAILURES
 from serving.online.changelog import FileLog, Logged
 from serving.online.costs import WINDOW, CostTable
 from serving.types import Answer
-from tests.app.conftest import Gate, ShapedEngine, Start, settings
+from tests.app.conftest import Gate, ShapedEngine, Start, ready, settings
 from tests.app.test_recommend import HISTORY, ask
+from tests.builders import measured_gains, tiny_model
 from tests.waiting import DEADLINE, eventually, eventually_async
 
 
@@ -268,7 +270,7 @@ def slow(costs: CostTable, seconds: float, steps: Iterable[int] = range(5), rows
                 costs.observe(each, measured, seconds, VERSION)
 
 
-def test_auto_takes_the_most_steps_that_fit(client: TestClient) -> None:
+def test_auto_takes_the_most_steps_that_fit_where_no_gain_was_measured(client: TestClient) -> None:
     costs = client.app.state.service.costs  # type: ignore[attr-defined]
     slow(costs, 0.001)
     slow(costs, 100, steps=(3, 4))
@@ -280,6 +282,27 @@ def test_auto_takes_the_most_steps_that_fit(client: TestClient) -> None:
         ask(client, history=HISTORY, timeout_ms=500_000).json()["reasoning_steps"] == 2
     )  # the bundle's default at most
     assert ask(client, history=HISTORY).json()["reasoning_steps"] == 2
+
+
+@pytest.mark.parametrize(
+    ("gains", "auto"),
+    [
+        ([(0.003, -0.001, 0.007), (0.004, 0.0, 0.008), (0.0, -0.004, 0.004), (-0.005, -0.009, -0.001)], 0),
+        ([(0.003, -0.001, 0.007), (0.02, 0.015, 0.025), (0.021, 0.016, 0.026), (0.022, 0.017, 0.027)], 2),
+    ],
+)
+def test_auto_takes_no_steps_that_gain_nothing(gains: list[tuple[float, float, float]], auto: int) -> None:
+    engine = ShapedEngine(Engine(tiny_model(accuracy=measured_gains(gains), default_steps=auto)))
+    with TestClient(create_app(settings(), engine)) as client:
+        ready(client)
+        costs = client.app.state.service.costs  # type: ignore[attr-defined]
+        slow(costs, 0.001)
+        for requested, timeout in product(("auto", None), (None, 50_000)):
+            assert ask(client, requested, history=HISTORY, timeout_ms=timeout).json()["reasoning_steps"] == auto
+        slow(costs, 100, steps=(2, 3, 4))
+        # one step would be in time, and gains nothing
+        assert ask(client, "auto", history=HISTORY, timeout_ms=50_000).json()["reasoning_steps"] == 0
+        assert ask(client, 1, history=HISTORY, timeout_ms=50_000).json()["reasoning_steps"] == 1
 
 
 def test_a_budget_without_a_number_of_steps_takes_fewer_and_a_number_is_kept(client: TestClient) -> None:

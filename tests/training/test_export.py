@@ -46,9 +46,10 @@ def measured(shares: dict[tuple[int, float], float]) -> Any:
         # one user more of forty is chance, ten are not
         ({(0, 0): 0.5, (0, 1): 0.4, (1, 0): 0.525, (1, 1): 0.1, (2, 0): 0.1, (2, 1): 0.525}, 0, 0),
         ({(0, 0): 0.5, (0, 1): 0.4, (1, 0): 0.1, (1, 1): 0.75, (2, 0): 0.525, (2, 1): 0.1}, 1, 1),
-        # fewer steps, unless more gain again
+        # fewer steps, unless more gain again, and by more than chance
         ({(0, 0): 0.5, (0, 1): 0.4, (1, 0): 0.75, (1, 1): 0.1, (2, 0): 0.75, (2, 1): 0.1}, 1, 0),
-        ({(0, 0): 0.5, (0, 1): 0.4, (1, 0): 0.75, (1, 1): 0.1, (2, 0): 0.9, (2, 1): 0.1}, 2, 0),
+        ({(0, 0): 0.5, (0, 1): 0.4, (1, 0): 0.75, (1, 1): 0.1, (2, 0): 0.8, (2, 1): 0.1}, 1, 0),
+        ({(0, 0): 0.5, (0, 1): 0.4, (1, 0): 0.75, (1, 1): 0.1, (2, 0): 1.0, (2, 1): 0.1}, 2, 0),
         # a loss beyond chance is no reason
         ({(0, 0): 0.9, (0, 1): 0.4, (1, 0): 0.1, (1, 1): 0.1, (2, 0): 0.1, (2, 1): 0.1}, 0, 0),
     ],
@@ -61,9 +62,11 @@ def test_steps_become_the_default_only_where_their_gain_is_more_than_chance(
     choice = choose(work)
     assert (choice.settings.default_steps, choice.settings.dense_weight) == (steps, weight)
     assert {(row["steps"], row["dense_weight"]) for row in choice.table} == shares.keys()
-    for row in choice.table:
-        if "gain" in row:  # of the best weight of its number of steps, over the best without steps
-            without = max(shares[0, 0], shares[0, 1])
-            assert row["gain"] == pytest.approx(row["ndcg@10"] - without, abs=1e-4)
+    assert [row["steps"] for row in choice.accuracy] == [0, 1, 2]
+    for row in choice.accuracy:  # of what is served: every number of steps under the weight that was chosen
+        assert row["ndcg@10"] == shares[row["steps"], weight] and row["dense_weight"] == weight
+        if row["steps"]:
+            assert row["gain"] == pytest.approx(row["ndcg@10"] - shares[0, weight], abs=1e-4)
             assert row["gain_low"] <= row["gain"] <= row["gain_high"]
-    assert sorted(row["steps"] for row in choice.table if "gain" in row) == [1, 2]
+            assert row["detectable"] == pytest.approx(2.8 * (row["gain_high"] - row["gain_low"]) / 3.92, abs=1e-4)
+    assert "gain" not in choice.accuracy[0]

@@ -72,7 +72,16 @@ def test_the_bundle_answers_and_transformers_opens_it(made):
 def test_the_bundle_records_what_was_measured_and_how_settings_were_chosen(made):
     manifest = json.loads((made / "bundle/bundle.json").read_text())
     assert [row["steps"] for row in manifest["accuracy"]] == [0, 1, 2]
-    assert all(row["split"] == "valid" for row in manifest["accuracy"])
+    assert all((row["split"], row["of"]) == ("valid", 60) for row in manifest["accuracy"])
+    without, *others = manifest["accuracy"]
+    for row in others:
+        assert row["gain"] == pytest.approx(row["ndcg@10"] - without["ndcg@10"], abs=2e-5)
+        assert row["gain_low"] <= row["gain"] <= row["gain_high"] and row["detectable"] >= 0
+    card = (made / "bundle/README.md").read_text()
+    last = others[-1]
+    gain = f"{last['gain']:+.4f} ({last['gain_low']:+.4f} to {last['gain_high']:+.4f})"
+    assert f"| 2 | {last['recall@10']:.4f} | {last['ndcg@10']:.4f} | {gain} | {last['detectable']:.4f} | " in card
+    assert f"| 0 | {without['recall@10']:.4f} | {without['ndcg@10']:.4f} |  |  | " in card
     choices = manifest["about"]["choices"]
     assert {(row["steps"], row["dense_weight"]) for row in choices} == {(s, w) for s in range(3) for w in (0.0, 1.0)}
     accuracy = {(row["steps"], row["dense_weight"]): row["ndcg@10"] for row in choices}

@@ -573,7 +573,8 @@ def measured(clock: Clock) -> CostTable:
 
 
 def flexible(clock: Clock, seconds: float, steps: int = 4, beams: int = 50, least: int = 20) -> Demand:
-    return Demand(steps, beams, clock.now + seconds, flexible=True, min_beam_width=least)
+    fewer = range(steps - 1, -1, -1)
+    return Demand(steps, beams, clock.now + seconds, flexible=True, fewer=fewer, min_beam_width=least)
 
 
 @pytest.mark.parametrize(
@@ -593,6 +594,16 @@ def test_no_more_steps_than_wanted_and_no_beams_below_the_least() -> None:
         admission.decide(flexible(clock, 0.006, least=50))
     plans = [plan[:2] for plan in flexible(clock, 1.0, steps=1).plans()]
     assert plans == [(1, 50), (0, 50), (1, 25), (0, 25), (1, 20), (0, 20)]
+
+
+def test_only_the_numbers_of_steps_that_a_demand_accepts_are_tried() -> None:
+    clock = Clock()
+    admission = make(clock, measured(clock))
+
+    def decide(seconds: float) -> Plan | None:
+        return admission.decide(Demand(3, 50, clock.now + seconds, flexible=True, fewer=(1, 0), min_beam_width=50))
+
+    assert [decide(seconds) for seconds in (0.041, 0.039, 0.019)] == [Plan(3, 50), Plan(1, 50), Plan(0, 50)]
 
 
 def test_what_names_no_least_width_is_never_searched_with_none() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -72,10 +71,9 @@ def main(arguments: list[str]) -> int:
     measuring = time.perf_counter()
     rows = question.rows(ablation)
     minutes = round(ablation.minutes(wanted) + (time.perf_counter() - measuring) / 60, 1)
-    command = shlex.join(["python", "-m", "benchmarks.accuracy", *arguments])
     record(
         options.out,
-        command,
+        whole_runs.command_of(options),
         seeds,
         rows,
         minutes=minutes,

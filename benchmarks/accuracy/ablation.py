@@ -5,11 +5,9 @@ Rows are of the test part. What has to be chosen (steps, the dense score's weigh
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import sys
-import time
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import product
@@ -17,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.accuracy.costs import search_flops, training_flops
 from benchmarks.accuracy.item_graph import data_of, memory_of, ranks_of
 from benchmarks.accuracy.ranks import (
     Inference,
@@ -31,12 +28,10 @@ from benchmarks.accuracy.ranks import (
     save_ranks,
 )
 from benchmarks.accuracy.variants import STAGES, VARIANTS, Setup, train_variant, training_minutes
-from serving.network.onnx import OnnxRuntime
-from serving.search.ranker import BATCH_SIZE
 from training.config import RunConfig, read_stored_config
 from training.join import Join, fit_join
 from training.metrics import mean_metrics, ndcg
-from training.pipeline import TRAINED, tokenize
+from training.pipeline import tokenize
 from training.stages.loop import load_checkpoint, read_meta
 from training.workspace import Workspace
 
@@ -258,43 +253,3 @@ def _join(setup: Setup, variant: str, seed: int, folder: Any) -> Join:
     histories, target = evaluation_users(work, "valid")
     beam, candidates = work.config.evaluation.beam, work.config.neighbours.candidates
     return fit_join(work.ranker(), memory_of(setup), histories, target, beam, candidates, exclude_seen=False)
-
-
-def training_flops(work: Workspace, stage: str, config: RunConfig, steps: int = 12) -> float:
-    """FLOPs of a training step, forward and backward, a mean over some. Matrix products only, as torch counts them, on
-    the meta device, where shapes flow and nothing is computed: a batch made for a GPU would not fit everywhere.
-    """
-    torch.manual_seed(0)  # draws the lengths
-    work = replace(work, config=config, network=copy.deepcopy(work.network)).on("meta")
-    step = TRAINED[stage](work, getattr(config, stage))
-    with FlopCounterMode(display=False) as counter:
-        for number in range(steps):
-            torch.autograd.backward(step(number)[0])
-    return float(counter.get_total_flops()) / steps
-
-
-@torch.no_grad()
-def search_flops(work: Workspace, inference: Inference, count: int = 256) -> float:
-    """FLOPs of one user's answer, encoding included. Matrix products only, as torch counts them."""
-    histories, _ = evaluation_users(work, inference.split)
-    longest, ranker, beam = work.settings.max_items, work.ranker(), work.config.evaluation.beam
-    total, histories = 0.0, sorted(histories[:count], key=lambda history: min(len(history), longest))
-    for first in range(0, len(histories), BATCH_SIZE["cpu"]):
-        with FlopCounterMode(display=False) as counter:
-            ranker.search(ranker.encode(histories[first : first + BATCH_SIZE["cpu"]]), inference.steps, beam)
-        total += counter.get_total_flops()
-    return total / len(histories)
-
-
-@torch.no_grad()
-def answer_ms(work: Workspace, inference: Inference, count: int = 100) -> float:
-    """Median ms of one user's answer by ONNX Runtime, encoding included; the first tenth warms up."""
-    histories, _ = evaluation_users(work, inference.split)
-    network, attention = work.network.eval(), work.settings.attention
-    runtime = OnnxRuntime(network, work.item_tokens, attention, threads=torch.get_num_threads(), int8=inference.int8)
-    ranker, spent = work.ranker(runtime), []
-    for history in histories[:count]:
-        start = time.perf_counter()
-        ranker.search(ranker.encode([history]), inference.steps, work.config.evaluation.beam)
-        spent.append(time.perf_counter() - start)
-    return 1000 * float(np.median(spent[count // 10 :]))

@@ -105,7 +105,7 @@ def pareto(rows: Rows, path: Path) -> None:
                 panel.annotate(row["model"], (row["answer_ms"], row["ndcg@10"]), fontsize=8,
                                xytext=(5, 4), textcoords="offset points")  # fmt: skip
         panel.margins(x=0.3, y=0.2)
-        panel.set_xlabel("ms of one answer, one user, ONNX Runtime, one thread")
+        panel.set_xlabel("ms of processor time, one user's answer, ONNX Runtime")
         panel.set_ylabel("test NDCG@10")
         _save(figure, panel, path)
 

@@ -1,6 +1,6 @@
 """The questions: which variants each needs, and which rows answer it. Every gain in a row is against the row it names.
 
-The rows are made in `reasoning.py` and `recipes.py`.
+The rows are made in `reasoning.py`, `recipes.py` and `curve.py`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.accuracy import plots, reasoning, recipes
+from benchmarks.accuracy import curve, plots, reasoning, recipes
 from benchmarks.accuracy.ablation import Ablation, Rows
 from benchmarks.accuracy.variants import OWN, REWARDS, SLOW
 
@@ -42,6 +42,26 @@ QUESTIONS = {
         reasoning.steps,
         ("model", "dense_weight", *METRICS, *GAIN, "minutes"),
         plots.steps,
+    ),
+    "curve": Question(
+        "one network at every number of steps, and who needs any",
+        ("plain", SLOW, curve.AFTER_RL, curve.PLAIN),
+        curve.curve,
+        (
+            "model",
+            "split",
+            "share",
+            "recall@10",
+            "ndcg@10",
+            *GAIN,
+            "against",
+            "cosine",
+            "settled",
+            "overlap@10",
+            "answer_mflops",
+            "cpu_ratio",
+        ),
+        _bars("against no steps, or what is named after the bar"),
     ),
     "tokens": Question(
         "what reasoning steps are made of",

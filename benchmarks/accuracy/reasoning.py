@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.accuracy.ablation import Ablation, Cell, Rows, answer_ms, at, search_flops, training_flops
+from benchmarks.accuracy.ablation import Ablation, Cell, Rows, at
+from benchmarks.accuracy.costs import answer_ms, search_flops, training_flops
 from benchmarks.accuracy.item_graph import PARTS, TUNED
 from benchmarks.accuracy.ranks import Inference, evaluation_users, gain_over
 from benchmarks.accuracy.variants import DEPTH, LENGTHS, OWN, SLOW
@@ -271,10 +272,10 @@ def compression(ablation: Ablation) -> Rows:
         for variant, int8 in ((SLOW, False), (SLOW, True), ("distilled", False))
         for used in (0, DEPTH)
     ]
-    rows = ablation.rows(cells)
-    for row, cell in zip(rows, cells, strict=True):
-        work = ablation.work(cell.variant, ablation.seeds[0])
+    rows, works = ablation.rows(cells), [ablation.work(cell.variant, ablation.seeds[0]) for cell in cells]
+    spent = answer_ms([(work, cell.inference) for work, cell in zip(works, cells, strict=True)])
+    for row, cell, work, ms in zip(rows, cells, works, spent, strict=True):
         row["weights"] = "int8" if cell.inference.int8 else "float32"
         row["answer_mflops"] = round(search_flops(work, cell.inference) / 1e6, 1)
-        row["answer_ms"] = round(answer_ms(work, cell.inference), 2)
+        row["answer_ms"] = round(ms, 2)
     return rows

@@ -102,6 +102,7 @@ def command_of(options: argparse.Namespace) -> str:
     """The command without what changes no figure: its folders."""
     command = f"python -m benchmarks.accuracy {options.question} --data {options.data}"
     command += f" --config {options.config}" if options.config else ""
+    command += f" --seeds {options.seeds}" if options.seeds != "0" else ""
     command += "".join(f" --set {entry}" for entry in options.set)
     return command + (f" --device {options.device}" if options.device != "cpu" else "")
 

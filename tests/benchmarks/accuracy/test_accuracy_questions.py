@@ -12,8 +12,10 @@ import torch
 from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.accuracy import curve
 from benchmarks.accuracy.__main__ import main
-from benchmarks.accuracy.ablation import Ablation, at, best_file, training_flops
+from benchmarks.accuracy.ablation import Ablation, at, best_file
+from benchmarks.accuracy.costs import training_flops
 from benchmarks.accuracy.item_graph import MEMORY, memory_of, ranks_of
 from benchmarks.accuracy.plots import bars
 from benchmarks.accuracy.questions import QUESTIONS
@@ -238,6 +240,52 @@ def test_whether_reasoning_pays_is_answered_with_every_control(tmp_path, few_set
     for row in rows:
         if row.get("against") == costly["model"]:
             assert row["gain"] == pytest.approx(row["ndcg@10"] - costly["ndcg@10"], abs=2e-5)
+
+
+def test_every_number_of_steps_is_measured_and_steps_are_given_to_those_a_rule_names(tmp_path, monkeypatch):
+    monkeypatch.setattr(curve, "LENGTHS", (0, 1, 4))
+    monkeypatch.setattr(curve, "SHARES", (0.0, 0.5, 1.0))
+    write_shop(tmp_path / "shop", users=40, items=60, seed=0)
+    here = setup(tmp_path)
+    ablation = Ablation(replace(here, overrides=(*here.overrides, "model.max_steps=4")), (0,))
+    for variant in QUESTIONS["curve"].variants:
+        ablation.train(variant)
+    rows = QUESTIONS["curve"].rows(ablation)
+    QUESTIONS["curve"].draw(rows, tmp_path / "curve.svg")
+
+    means = {(row["model"], row["split"]): row["ndcg@10"] for row in rows if "part" not in row}
+    for split in ("valid", "test"):
+        for variant, asked in (("l = 4", [1, 4]), ("rl", [4])):
+            of_split = [row for row in rows if row["split"] == split and row.get("weights") != "int8"]
+            assert [row["steps"] for row in of_split if row.get("against") == variant] == asked
+    for row in rows:
+        if "part" not in row:
+            assert row["cpu_ratio"] > 0 and row["answer_mflops"] > 0
+            if "gain" in row:
+                other = means[row["against"], row["split"]]
+                assert row["gain"] == pytest.approx(row["ndcg@10"] - other, abs=2e-5)
+    flops = {row["steps"]: row["answer_mflops"] for row in rows if "part" not in row}
+    assert flops[0] < flops[1] < flops[4]
+
+    selective = [row for row in rows if row.get("part") == "selective"]
+    for row in selective:
+        if row["share"] in (0, 1):  # nobody, or everybody
+            assert row["mean_steps"] == 4 * row["share"]
+            assert row["ndcg@10"] == means[f"{row['arm']}, 4 steps" if row["share"] else row["arm"], "test"]
+    unsure = [row for row in selective if (row["rule"], row["arm"]) == ("unsure", "rl")]
+    assert {row["valid"] for row in unsure if row["chosen"]} == {max(row["valid"] for row in unsure)}
+
+
+def test_how_unsure_the_beam_begins_is_the_entropy_of_its_first_level(tmp_path):
+    work = small_workspace(small_config())
+    found = curve.first_level_entropy(work, "test")
+    ranker = work.ranker()
+    for user in (0, len(found) - 1):
+        beams = ranker.search(ranker.encode([work.split.test_history[user]]), 0, 30)  # every item
+        first = dict(zip(work.item_tokens[beams.items[0], 0].tolist(), beams.token_log_probs[0, :, 0], strict=True))
+        log_p = torch.stack(list(first.values()))
+        assert log_p.exp().sum().item() == pytest.approx(1, abs=1e-5)
+        assert found[user] == pytest.approx(-(log_p.exp() * log_p).sum().item(), abs=1e-5)
 
 
 def test_open_choices_are_compared_with_the_default_and_shared_codes_with_their_own_plain_model(tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from serving.items.ancestry import Ancestry
-from serving.items.trie import Trie
+from serving.items.trie import NEG_INF_BITS, Trie
 
 # Bytes per node that a set may use for one table: the first levels' fit as floats, the next as bits; in a small
 # catalogue the last levels' tables are nearly empty and not worth it.
@@ -46,10 +46,25 @@ class TableMasks:
             return
         bits = mask if mask.dtype == np.uint8 else np.empty((len(mask), self._bytes_per_row), np.uint8)
         bits[:] = 0
-        add_at(bits.reshape(-1), self._byte[nodes], self._bit[nodes] * is_open)
+        add_at(bits.reshape(-1), self._byte[nodes], self._bit[nodes] * is_open.view(np.uint8))
         np.invert(bits, out=bits)
         if mask.dtype != np.uint8:
-            mask[:] = np.where(np.unpackbits(bits, 1, mask.shape[1], "little"), np.float32(-np.inf), np.float32(0))
+            hidden = np.unpackbits(bits, 1, mask.shape[1], "little")
+            np.multiply(hidden, np.int32(NEG_INF_BITS), out=mask.view(np.int32))  # np.where takes ten times as long
+
+    def open_children(self, slot: int) -> np.ndarray | None:
+        """How many children a set's mask leaves each node of the level. Shape: (n,) int; None if it has no mask."""
+        mask = self.by_slot[slot]
+        if not mask.size:
+            return None
+        left: np.ndarray
+        if mask.dtype != np.uint8:
+            left = np.count_nonzero(mask == 0, axis=1)
+            return left
+        words = mask.view(np.uint64) if mask.shape[1] % 8 == 0 else mask
+        hidden = torch.from_numpy(np.bitwise_count(words)).sum(1, dtype=torch.int32)  # with what fills the last byte
+        left = 8 * mask.shape[1] - hidden.numpy()
+        return left
 
     def mark(self, slot: int, node: int, is_open: bool) -> None:
         """Opens or hides a node of the next level."""

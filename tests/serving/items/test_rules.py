@@ -110,9 +110,11 @@ def test_blocked_nodes_are_those_of_the_definition(seed, items, levels, batches,
                 np.testing.assert_array_equal(of_items, ~permitted)
 
 
+@pytest.mark.parametrize("table_bytes", [0.8, 8], ids=["bits", "floats"])
 @pytest.mark.parametrize("children", [127, 128, 255, 256])
-def test_all_children_of_a_node_are_counted(children: int) -> None:
+def test_all_children_of_a_node_are_counted(children: int, table_bytes: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many there are: none is blocked, until the last of them is."""
+    monkeypatch.setattr("serving.items.table_masks.TABLE_BYTES", table_bytes)
     tokens = np.stack([np.zeros(children, np.int32), np.arange(children, dtype=np.int32)], 1)
     trie, everything = build_trie(tokens), tuple(range(children))
     book = RuleBook(trie, lambda rules: np.ones(children, bool))

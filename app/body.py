@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fastapi import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive
 
 
@@ -26,6 +27,18 @@ class Body:
         if self._left < 0:
             raise too_large(self._limit)
         return message
+
+
+async def read_body(receive: Receive) -> bytes:
+    """The whole body; `Request.body` takes twice the time. Raises ClientDisconnect, and what `receive` does."""
+    parts: list[bytes] = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        parts.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def too_large(limit: int) -> HTTPException:

@@ -4,7 +4,7 @@ User ids, item ids, bodies, keys and query strings are never logged. The message
 sent, so within a request only its type and traceback are logged.
 
 There is a line for every request, so what it costs counts: `JsonFormatter` copies no record, as structlog's does twice,
-and the thread that writes wakes at most once in PAUSE_S.
+and the thread that writes wakes at most once in PAUSE_S and renders the lines of requests, many at a time.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ current_request: ContextVar[str | None] = ContextVar("current_request", default=
 
 
 class Line(NamedTuple):
-    """reports: how many dropped lines it tells of, 0 for an ordinary line."""
+    """what: its text, or what is rendered when it is written. reports: how many dropped lines it tells of, 0 for an
+    ordinary line."""
 
-    text: str
+    what: str | Entry
     reports: int = 0
 
 
@@ -75,12 +76,13 @@ NOWHERE = vars(logging.makeLogRecord(dict.fromkeys(("process", "processName", "t
 
 
 class Entry(logging.LogRecord):
-    """A line of a message and fields, without who logged it and where: to find that out costs more than the rest of the
-    line, and there is one for every request."""
+    """A line of a message and fields that do not change, without who logged it and where: to find that out costs more
+    than the rest of the line, and there is one for every request."""
 
     def __init__(self, logger: str, level: int, message: str, fields: Mapping[str, object]) -> None:
         self.__dict__ |= NOWHERE
         self.__dict__ |= fields
+        self.fields, self.request = fields, current_request.get()
         self.name, self.levelno, self.levelname = logger, level, logging.getLevelName(level)
         self.msg, self.created = message, time.time()
         self.msecs = self.created % 1 * 1000
@@ -100,17 +102,18 @@ class NeverBlockingHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            text = self.format(record)  # by the thread that logs: only it knows the request's id
+            # By the thread that logs: only it knows the request's id, and what the message names may change.
+            what = record if isinstance(record, Entry) else self.format(record)
         except Exception:
             self.handleError(record)
             return
         if self.lines.qsize() >= self.size:
-            self.drop(Line(text))
+            self.drop(Line(what))
             return
         if self.dropped:
             self._put(self._report(self.dropped))
             self.dropped = 0
-        self._put(Line(text))
+        self._put(Line(what))
 
     def _put(self, line: Line) -> None:
         self.lines.put(line)
@@ -120,6 +123,9 @@ class NeverBlockingHandler(logging.Handler):
         record = logging.makeLogRecord({"name": __name__, "levelno": logging.WARNING, "levelname": "WARNING"})
         record.msg, record.args = "%d log lines were dropped because stderr took no more", (dropped,)
         return Line(self.format(record), dropped)
+
+    def text(self, line: Line) -> str:
+        return line.what if isinstance(line.what, str) else self.format(line.what)
 
     def drop(self, line: Line) -> None:
         """A line is lost."""
@@ -152,7 +158,7 @@ def write_lines(handler: NeverBlockingHandler, stream: Writable) -> None:
         while not handler.lines.empty():
             lines.append(handler.lines.get())
         try:
-            stream.write("".join(line.text + "\n" for line in lines))
+            stream.write("".join(handler.text(line) + "\n" for line in lines))
         except (OSError, ValueError):  # ValueError: what stands for stderr was closed
             for line in lines:
                 handler.drop(line)
@@ -197,12 +203,14 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
         }
-        request = current_request.get()
+        entry = record if isinstance(record, Entry) else None
+        request = entry.request if entry else current_request.get()
         if request is not None:
             fields["request_id"] = request
-        for name, value in vars(record).items():
-            if name not in OWN_FIELDS:
-                fields[name] = value
+        if entry:
+            fields |= entry.fields
+        else:
+            fields |= {name: value for name, value in vars(record).items() if name not in OWN_FIELDS}
         if record.exc_info and record.exc_info[1] is not None:
             # uvicorn logs what a request raised when the request's id is no longer known.
             in_request = request is not None or record.name.startswith("uvicorn")

@@ -168,8 +168,8 @@ class Metrics(Observer):
 
     def searched(self, steps: int, seconds: dict[str, float]) -> None:
         self.reasoning_steps.observe(steps)
-        for stage in ("cache", "queue"):
-            self.stages[stage].observe(seconds[stage])
+        for stage, each in seconds.items():
+            self.stages[stage].observe(each)
 
     def answered(self, version: str, source: str, steps: int, seconds: float) -> None:
         self._answered_by(version, source, str(steps)).inc()

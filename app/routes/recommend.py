@@ -18,6 +18,7 @@ from starlette.routing import Match, Route
 from starlette.types import Scope
 
 from app import answers, errors
+from app.body import read_body
 from app.checks import check_body, check_query, keyed_router
 from app.deps import ServiceDep, while_connected
 from app.lifecycle import Service
@@ -119,7 +120,7 @@ def _direct(path: str, schema: type[Parsed]) -> Route:
         check_body(request.scope["headers"], service.settings.max_body_bytes)
         # Before reading: under a flood, refusals are most of the work.
         service.admission.decide(client=request.state.client)
-        return await _answered(request, _parsed(schema, await request.body()), steps, service)
+        return await _answered(request, _parsed(schema, await read_body(request.receive)), steps, service)
 
     return _NamedRoute(path, answer, methods=["POST"], include_in_schema=False)
 

@@ -212,12 +212,12 @@ class Admission(Generic[T]):
         left = demand.deadline - now
         if left <= 0:
             raise DeadlineExceeded("The time budget was used up before the search began; allow more time.")
-        before = self._before(demand.client)
-        work, in_time = self._seconds_of(before), False
+        before, pace = self._before(demand.client), self._pace()
+        work, in_time = self._seconds_of(before, pace), False
         wait = max(work, self._seconds_to_turn(demand.client))
         for plan in demand.plans():
-            if self._meets_deadline(plan, before.get(plan, 0), wait, left, demand.flexible):
-                if self._has_room(plan, before.get(plan, 0), work):
+            if self._meets_deadline(plan, before.get(plan, 0), wait, pace, left, demand.flexible):
+                if self._has_room(plan, before.get(plan, 0), work, pace):
                     return plan
                 in_time = True
         if not in_time and all(self._batch_seconds(plan, 1, _share(demand)) > left for plan in demand.plans()):
@@ -238,27 +238,27 @@ class Admission(Generic[T]):
             self._refused.clear()
         self._refused[client if client in self._shares else NEWCOMER] = until, wait
 
-    def _meets_deadline(self, plan: Plan, alike: int, wait: float, left: float, flexible: bool) -> bool:
+    def _meets_deadline(self, plan: Plan, alike: int, wait: float, pace: float, left: float, flexible: bool) -> bool:
         """alike: jobs of the plan that run before."""
         if left == math.inf:
             return True
-        ahead, batch_mates = self._ahead(plan, alike, wait)
+        ahead, batch_mates = self._ahead(plan, alike, wait, pace)
         # A fixed plan on an idle engine is tried if it usually fits: refusing it would help nobody.
         share = LIKELY if flexible or ahead else TYPICAL
         seconds = self._batch_seconds(plan, batch_mates + 1, share)
         return WAIT_SAFETY_FACTOR * ahead + seconds <= left
 
-    def _has_room(self, plan: Plan, alike: int, work: float) -> bool:
+    def _has_room(self, plan: Plan, alike: int, work: float, pace: float) -> bool:
         if not self._depth:
             return True  # work larger than the whole bound is still done, once the engine is free
         more = self._group_seconds(plan, alike + 1) - self._group_seconds(plan, alike)
-        return work + self._pace() * more <= self._max_wait
+        return work + pace * more <= self._max_wait
 
-    def _ahead(self, plan: Plan, alike: int, wait: float) -> tuple[float, int]:
+    def _ahead(self, plan: Plan, alike: int, wait: float, pace: float) -> tuple[float, int]:
         """For a job that enters now: seconds until its batch begins, at worst, and how many others that batch has."""
         mates = alike % self._jobs_per_batch(plan)
         own_batch = self._group_seconds(plan, alike) - self._group_seconds(plan, alike - mates)
-        return max(0.0, wait - self._pace() * own_batch), mates
+        return max(0.0, wait - pace * own_batch), mates
 
     def _before(self, client: Hashable) -> dict[Plan, int]:
         """How many jobs of each plan run before a job of the client that enters now."""
@@ -418,12 +418,12 @@ class Admission(Generic[T]):
     @property
     def expected_wait(self) -> float:
         """Seconds until everything that waits and runs is done."""
-        return self._seconds_of({plan: len(group) for plan, group in self._waiting.items()})
+        return self._seconds_of({plan: len(group) for plan, group in self._waiting.items()}, self._pace())
 
-    def _seconds_of(self, jobs: dict[Plan, int]) -> float:
+    def _seconds_of(self, jobs: dict[Plan, int], pace: float) -> float:
         """Seconds until so many jobs of each plan are done, and what runs before them."""
         work = sum(self._group_seconds(plan, count) for plan, count in jobs.items())
-        return self._left_to_run() + self._pace() * work
+        return self._left_to_run() + pace * work
 
     def _left_to_run(self) -> float:
         """Seconds until the running batch is done."""

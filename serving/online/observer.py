@@ -10,7 +10,7 @@ class Observer:
         """seconds: of the stages encode, reason and decode."""
 
     def searched(self, steps: int, seconds: dict[str, float]) -> None:
-        """A search was answered. seconds: of the stages queue and cache."""
+        """A search was answered. seconds: of the stages queue and, if it was asked, cache."""
 
     def answered(self, version: str, source: str, steps: int, seconds: float) -> None:
         """A query was answered by this version of the model, or by popularity; seconds: in all."""

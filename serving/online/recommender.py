@@ -90,16 +90,18 @@ class Recommender:
             self._observer.fell_back("unknown_items" if resolved.unknown_items else "cold_user")
             ranked = None if self._cold_list is None else await self._cold_list(self.bundle.catalogue)
             return self._observed(popular(self.bundle, query, resolved, demand.beam_width, started, ranked, rotated))
-        looked_up = time.monotonic()
-        lookup = await self._look_up(query.user_id, resolved.history, erasures)
-        cached = time.monotonic()
+        lookup, seconds = Lookup("off"), dict[str, float]()
+        if query.user_id is not None:
+            asked = time.monotonic()
+            lookup = await self._look_up(query.user_id, resolved.history, erasures)
+            seconds["cache"] = time.monotonic() - asked
 
         def search(plan: Plan) -> Search:
             return Search(self.engine, to_request(query, resolved, plan), lookup.flight)
 
         outcome = await self._batcher.submit(demand, search)
         self._cache.put(lookup)
-        seconds = {"queue": outcome.waited, "cache": cached - looked_up}
+        seconds["queue"] = outcome.waited
         self._observer.searched(outcome.plan.steps, seconds)
         answer = to_list(self.bundle, query, self._checked(outcome.result, resolved.rules, started), rotated)
         found = Recommendation(
@@ -188,9 +190,7 @@ class Recommender:
             self._observer.fell_back("store_unavailable")
             return ()
 
-    async def _look_up(self, user_id: str | None, history: tuple[int, ...], erasures: int) -> Lookup:
-        if user_id is None:
-            return Lookup("off")
+    async def _look_up(self, user_id: str, history: tuple[int, ...], erasures: int) -> Lookup:
         user, items = digest(user_id, self._user_secret), len(history)
         return await self._cache.get(
             user, self._state_version, history, erasures, lambda state: self.bundle.fits(state, items)

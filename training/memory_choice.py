@@ -124,11 +124,10 @@ class MemoryChoice:
             every = np.arange(len(self.counts))
             blocks = [None] if self.rows is None else np.array_split(every, -(-len(every) // BLOCK_ITEMS))
             with tqdm(blocks, desc="memory, graph", unit="block", mininterval=1.0, disable=len(blocks) == 1) as bar:
-                parts = [largest(self._weights(setting, rows), self.keep).astype(np.float32) for rows in bar]
-            kept = sparse.vstack(parts, format="csr")
-            self._memories[setting] = Neighbours(
-                kept.indptr.astype(np.int64), kept.indices.astype(np.int32), kept.data, setting.recency
-            )
+                cut = (largest(self._weights(setting, rows), self.keep).astype(np.float32) for rows in bar)
+                kept = sparse.vstack(list(cut), format="csr")
+            offsets, items = kept.indptr.astype(np.int64), kept.indices.astype(np.int32, copy=False)
+            self._memories[setting] = Neighbours(offsets, items, kept.data, setting.recency)
         return self._memories[setting]
 
     def counted_ndcg(self, setting: JoinedSetting) -> np.ndarray:

@@ -3,9 +3,9 @@
     OMP_NUM_THREADS=1 python -m benchmarks.engine.fitting
 
 For every size data are generated (`write_data`), with about `--events` events for each item, and trained on with few
-steps: what a step costs is measured, not what is learnt, and texts are not embedded, which takes each as long as the
-other. Every part runs in a process of its own, whose peak memory is the part's, and resumes what the part before has
-left:
+steps: what a step costs is measured, not what is learnt. Texts are not embedded, which takes each as long as the other,
+and evaluations are of a few hundred users, for whom they take as long in any catalogue. Every part runs in a process of
+its own, whose peak memory is the part's, and resumes what the part before has left:
 
     read    reads and checks the data and splits them; all parts begin with it, and their time is without it
     ids     embeddings from behaviour, quantized to semantic IDs, and what all stages share
@@ -42,7 +42,7 @@ from training.pipeline import run
 
 SEED = 0
 PARTS = {"read": "prepare", "ids": "tokenize", "stages": "rl", "export": "export"}  # and the stage that ends each
-SETTINGS = ("tokenizer.source=collaborative", "evaluation.valid_users=500", "evaluation.choice_users=2000",
+SETTINGS = ("tokenizer.source=collaborative", "evaluation.valid_users=100", "evaluation.choice_users=500",
             "evaluation.dense_weights=[0]", "neighbours.parts=counted")  # fmt: skip
 COLUMNS = ["items", "events", "part", "seconds", "growth", "peak_gib"]
 MIN_EVENTS, MEAN_EVENTS = 5, 10  # of a user
@@ -56,7 +56,7 @@ def main() -> None:
     parser = argument_parser("benchmarks.engine.fitting", __doc__)
     parser.add_argument("--items", type=sizes, default="1e4,1e5,1e6", help="catalogue sizes (%(default)s)")
     parser.add_argument("--events", type=sizes, default="10,20", help="for each item (%(default)s)")
-    parser.add_argument("--steps", type=int, default=10, help="of each stage (%(default)s)")
+    parser.add_argument("--steps", type=int, default=5, help="of each stage (%(default)s)")
     parser.add_argument("--set", nargs="*", metavar="KEY=VALUE", help="settings of the run")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/fitting.json")
     options = parser.parse_args()

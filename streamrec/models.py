@@ -259,6 +259,8 @@ class Model(TypedDict):
     """measured at export, per number of reasoning steps"""
     cost: list[Cost]
     """measured on this machine, since the start"""
+    by_steps: list[StepsFigures]
+    """both for every number of reasoning steps, 0 first"""
 
 
 class ModelMetadata(TypedDict):
@@ -581,6 +583,31 @@ class SimilarResponse(TypedDict):
     """best first; where both kinds are there, those taken together first"""
     unknown_items: list[str]
     """ids in allow or deny that are not in the catalogue"""
+
+
+class StepsFigures(TypedDict):
+    """What a number of reasoning steps gives, as measured at export, and what it takes on this machine. null: not
+    measured."""
+
+    reasoning_steps: int
+    auto: bool
+    """whether `reasoning_steps=auto` may take so many"""
+    users: int | None
+    """validation users that accuracy was measured on"""
+    of: int | None
+    """all validation users, of whom these were drawn"""
+    recall_at_10: float | None
+    ndcg_at_10: float | None
+    gain: float | None
+    """in NDCG@10 over 0 steps, on the same users"""
+    gain_low: float | None
+    """lower end of the gain's 95% interval over users"""
+    gain_high: float | None
+    """upper end of it"""
+    detectable: float | None
+    """smallest true gain that so many users show with 80% power"""
+    median_ms: float | None
+    """of recent searches alone in their batch, with the default beam width"""
 
 
 class Tensor(TypedDict):

@@ -232,7 +232,7 @@ class Operations(Transport):
         return answer
 
     def list_models(self, /) -> ModelsResponse:
-        """The models that are loaded: version, accuracy per number of reasoning steps, measured cost."""
+        """The models that are loaded: version, what each number of reasoning steps gains and costs, as measured."""
         answer: ModelsResponse = self._call("GET", "/models", is_repeatable=True)
         return answer
 
@@ -522,7 +522,7 @@ class AsyncOperations(AsyncTransport):
         return answer
 
     async def list_models(self, /) -> ModelsResponse:
-        """The models that are loaded: version, accuracy per number of reasoning steps, measured cost."""
+        """The models that are loaded: version, what each number of reasoning steps gains and costs, as measured."""
         answer: ModelsResponse = await self._call("GET", "/models", is_repeatable=True)
         return answer
 

@@ -2,6 +2,7 @@
 // without thinking, or with settings that were kept to be compared with.
 
 import { column } from "./column.js";
+import { offerSteps, worth } from "./dial.js";
 import { bars, element, trajectory } from "./picture.js";
 import { pollFeedback, pollMetrics } from "./live.js";
 import { $, call, hideNotice, label, later, plural, send, showError } from "./service.js";
@@ -225,6 +226,7 @@ async function start() {
     $("steps").value = model.max_steps;
     $("steps").disabled = !model.max_steps;
     $("ticks").replaceChildren(...Array.from({ length: model.max_steps + 1 }, (_, n) => element("span", "", `${n}`)));
+    offerSteps(model);
     offer(model, (await call("scenarios")).scenarios);
     drawSteps();
     const popular = await suggest();
@@ -240,6 +242,7 @@ async function start() {
 function drawSteps() {
   $("steps-value").textContent = plural(Number($("steps").value), "step");
   $("steps").setAttribute("aria-valuetext", $("steps-value").textContent);
+  $("worth").textContent = worth(Number($("steps").value));
 }
 
 // Pointing at an item highlights it wherever it is shown.

@@ -16,9 +16,11 @@ from app.schemas.models import (
     Model,
     ModelRequest,
     ModelsResponse,
+    StepsFigures,
     TrafficBody,
     TrafficResponse,
 )
+from serving.bundle import Bundle
 from serving.errors import RequestError
 from serving.online.recommender import Recommender
 
@@ -30,7 +32,7 @@ changes = admin_router(tags=["models"], responses=declared(409, 413, 415, 422))
 
 @router.get("/models", response_model=ModelsResponse)
 async def list_models(service: ServiceDep) -> ModelsResponse:
-    """The models that are loaded: version, accuracy per number of reasoning steps, measured cost."""
+    """The models that are loaded: version, what each number of reasoning steps gains and costs, as measured."""
     service.check_ready()
     return ModelsResponse(models=[_model(service, each) for each in service.models.loaded.values()])
 
@@ -86,6 +88,7 @@ async def direct_traffic(body: TrafficBody, service: ServiceDep) -> TrafficRespo
 
 def _model(service: Service, model: Recommender) -> Model:
     bundle = model.bundle
+    cost = [Cost(**row) for row in service.costs.table(bundle.version)]
     return Model(
         version=bundle.version,
         name=bundle.name,
@@ -100,8 +103,32 @@ def _model(service: Service, model: Recommender) -> Model:
         categories=sorted(bundle.catalogue.category_names),
         catalogues=bundle.catalogue.subset_names,
         accuracy=bundle.accuracy,
-        cost=[Cost(**row) for row in service.costs.table(bundle.version)],
+        cost=cost,
+        by_steps=_by_steps(bundle, cost, service.settings.default_beam_width),
     )
+
+
+def _by_steps(bundle: Bundle, cost: list[Cost], beam_width: int) -> list[StepsFigures]:
+    accuracy = {row.get("steps"): row for row in bundle.accuracy}
+    median_ms = {row.reasoning_steps: row.median_ms for row in cost if row.beam_rows == beam_width}
+
+    def figures(steps: int) -> StepsFigures:
+        row = accuracy.get(steps, {})
+        return StepsFigures(
+            reasoning_steps=steps,
+            auto=steps in bundle.worthwhile_steps,
+            users=row.get("users"),
+            of=row.get("of"),
+            recall_at_10=row.get("recall@10"),
+            ndcg_at_10=row.get("ndcg@10"),
+            gain=row.get("gain"),
+            gain_low=row.get("gain_low"),
+            gain_high=row.get("gain_high"),
+            detectable=row.get("detectable"),
+            median_ms=median_ms.get(steps),
+        )
+
+    return [figures(steps) for steps in range(bundle.max_steps + 1)]
 
 
 def _traffic(service: Service) -> TrafficResponse:

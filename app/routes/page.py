@@ -17,8 +17,8 @@ router = open_router(include_in_schema=False)
 OWN = Path(__file__).parent.parent / "page"
 SWAGGER = Path(fastapi_offline.__file__).parent / "static"  # only its copy of Swagger UI is used
 NAMES = (
-    "style.css", "script.js", "settings.js", "column.js", "service.js", "live.js", "picture.js", "metrics.js",
-    "operator.js", "changes.js", "docs.css", "docs.js",
+    "style.css", "script.js", "settings.js", "dial.js", "column.js", "service.js", "live.js", "picture.js",
+    "metrics.js", "operator.js", "changes.js", "docs.css", "docs.js",
 )  # fmt: skip
 FILES = {name: OWN / name for name in NAMES}
 FILES |= {name: SWAGGER / name for name in ("swagger-ui.css", "swagger-ui-bundle.js")}

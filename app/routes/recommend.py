@@ -47,7 +47,9 @@ async def reasoning_steps(
         str | None,
         WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 0}, {"const": "auto"}]}),
         Query(
-            description="0 to the model's maximum, or auto; default: the model's default", max_length=MAX_STEPS_LENGTH
+            description="0 to the model's maximum; auto: the most that gain something and fit the time budget; "
+            "default: the model's default",
+            max_length=MAX_STEPS_LENGTH,
         ),
     ] = None,
 ) -> Steps:

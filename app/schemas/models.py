@@ -24,6 +24,23 @@ class Cost(BaseModel):
     runs: int = Field(description="how many recent runs this is measured from")
 
 
+class StepsFigures(BaseModel):
+    """What a number of reasoning steps gives, as measured at export, and what it takes on this machine. null: not
+    measured."""
+
+    reasoning_steps: int
+    auto: bool = Field(description="whether `reasoning_steps=auto` may take so many")
+    users: int | None = Field(description="validation users that accuracy was measured on")
+    of: int | None = Field(description="all validation users, of whom these were drawn")
+    recall_at_10: float | None
+    ndcg_at_10: float | None
+    gain: float | None = Field(description="in NDCG@10 over 0 steps, on the same users")
+    gain_low: float | None = Field(description="lower end of the gain's 95% interval over users")
+    gain_high: float | None = Field(description="upper end of it")
+    detectable: float | None = Field(description="smallest true gain that so many users show with 80% power")
+    median_ms: float | None = Field(description="of recent searches alone in their batch, with the default beam width")
+
+
 class Model(BaseModel):
     version: str
     name: str
@@ -39,6 +56,7 @@ class Model(BaseModel):
     catalogues: list[str]
     accuracy: list[dict[str, Any]] = Field(description="measured at export, per number of reasoning steps")
     cost: list[Cost] = Field(description="measured on this machine, since the start")
+    by_steps: list[StepsFigures] = Field(description="both for every number of reasoning steps, 0 first")
 
 
 class ModelsResponse(BaseModel):

@@ -231,6 +231,8 @@ export interface Model {
   accuracy: Array<Record<string, unknown>>;
   /** measured on this machine, since the start */
   cost: Array<Cost>;
+  /** both for every number of reasoning steps, 0 first */
+  by_steps: Array<StepsFigures>;
 }
 
 export interface ModelMetadata {
@@ -538,6 +540,29 @@ export interface SimilarResponse {
   unknown_items: Array<string>;
 }
 
+/** What a number of reasoning steps gives, as measured at export, and what it takes on this machine. null: not measured. */
+export interface StepsFigures {
+  reasoning_steps: number;
+  /** whether `reasoning_steps=auto` may take so many */
+  auto: boolean;
+  /** validation users that accuracy was measured on */
+  users: number | null;
+  /** all validation users, of whom these were drawn */
+  of: number | null;
+  recall_at_10: number | null;
+  ndcg_at_10: number | null;
+  /** in NDCG@10 over 0 steps, on the same users */
+  gain: number | null;
+  /** lower end of the gain's 95% interval over users */
+  gain_low: number | null;
+  /** upper end of it */
+  gain_high: number | null;
+  /** smallest true gain that so many users show with 80% power */
+  detectable: number | null;
+  /** of recent searches alone in their batch, with the default beam width */
+  median_ms: number | null;
+}
+
 export interface Tensor {
   name: string;
   datatype: string;
@@ -619,7 +644,7 @@ export class Client extends Transport {
   trending(query?: { k?: number; window?: "hour" | "day" | "week"; allow?: Array<string> | null; deny?: Array<string> | null; categories?: Array<string> | null; catalogue?: string | null; filter?: string | null }, options?: Options): Promise<PopularResponse>;
   /** List Catalogues */
   listCatalogues(options?: Options): Promise<CataloguesResponse>;
-  /** The models that are loaded: version, accuracy per number of reasoning steps, measured cost. */
+  /** The models that are loaded: version, what each number of reasoning steps gains and costs, as measured. */
   listModels(options?: Options): Promise<ModelsResponse>;
   /** Load a bundle beside the others: its hashes are checked, its answers compared with those of its export, its cost is measured. It answers nobody before it is activated or given traffic. Takes seconds to minutes. */
   addModel(body: ModelRequest, options?: Options): Promise<Model>;

@@ -8,9 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from fastapi.testclient import TestClient
 
+from app.main import create_app
+from serving.engine import Engine
+from serving.online.costs import WINDOW
 from tests.answers import assert_same_answer
-from tests.app.conftest import ShapedEngine, Start
+from tests.app.conftest import ShapedEngine, Start, ready, settings
 from tests.app.test_recommend import ask, ids
+from tests.builders import measured_gains, tiny_model
 from tests.conftest import RedisServer
 from tests.waiting import DEADLINE, eventually
 
@@ -166,6 +170,40 @@ def test_the_model_tells_its_bounds_and_its_cost(client: TestClient, engine: Sha
     assert (model["max_steps"], model["default_steps"], model["categories"]) == (4, 2, ["even", "odd"])
     assert {row["reasoning_steps"] for row in model["cost"]} == {0, 1, 2, 3, 4}
     assert all(row["p95_ms"] >= row["median_ms"] > 0 for row in model["cost"])
+
+
+def test_what_each_number_of_steps_gains_and_costs() -> None:
+    gains = [(0.003, -0.001, 0.007), (0.02, 0.015, 0.025), (0.021, 0.016, 0.026), (-0.005, -0.009, -0.001)]
+    engine = ShapedEngine(Engine(tiny_model(accuracy=measured_gains(gains))))
+    with TestClient(create_app(settings(), engine)) as client:
+        ready(client)
+        costs = client.app.state.service.costs  # type: ignore[attr-defined]
+        for _ in range(WINDOW):
+            costs.observe(2, 50, 0.0125, "tiny-0")
+        costs.observe(2, 100, 1.0, "tiny-0")  # two searches in a batch, or a wider one
+        (model,) = client.get("/models").json()["models"]
+    assert [(row["reasoning_steps"], row["auto"]) for row in model["by_steps"]] == [
+        (0, True), (1, False), (2, True), (3, False), (4, False),
+    ]  # fmt: skip
+    assert model["by_steps"][2] == {
+        "reasoning_steps": 2, "auto": True, "users": 2000, "of": 20000, "recall_at_10": 0.6, "ndcg_at_10": 0.42,
+        "gain": 0.02, "gain_low": 0.015, "gain_high": 0.025, "detectable": 0.0071, "median_ms": 12.5,
+    }  # fmt: skip
+    without = model["by_steps"][0]
+    assert without["gain"] is without["gain_low"] is without["detectable"] is None and without["ndcg_at_10"] == 0.4
+    assert model["accuracy"] == measured_gains(gains)
+
+
+def test_what_was_not_measured_is_null(client: TestClient) -> None:
+    """Neither the accuracy of this old bundle, nor, as soon as nothing is remembered of it, its cost."""
+    costs = client.app.state.service.costs  # type: ignore[attr-defined]
+    assert all(row["median_ms"] > 0 for row in client.get("/models").json()["models"][0]["by_steps"])
+    costs.forget("tiny-0")
+    (model,) = client.get("/models").json()["models"]
+    known = {"reasoning_steps", "auto"}
+    for steps, row in enumerate(model["by_steps"]):
+        assert row == {"reasoning_steps": steps, "auto": True} | dict.fromkeys(row.keys() - known)
+    assert (model["accuracy"], model["cost"], len(model["by_steps"])) == ([], [], 5)
 
 
 def test_more_events_than_are_kept_are_refused_in_a_sentence(start: Start) -> None:

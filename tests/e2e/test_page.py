@@ -6,11 +6,12 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
-from tests.builders import tiny_bundle
+from tests.builders import measured_gains, tiny_bundle
 from tests.e2e.conftest import ServiceProcess, StartService
 from tests.tools import require_program
 from tests.waiting import DEADLINE
@@ -126,6 +127,53 @@ def test_the_slider_changes_what_is_compared(visit: Visit, service: ServiceProce
     assert "cache memory" in page.locator("#columns article").nth(1).inner_text()
     set_steps(page, 0)
     expect(page.locator("#columns h3")).to_have_text(["Without thinking"])
+
+
+def test_what_steps_gain_and_cost_stands_beside_the_slider(
+    browser: Browser, start_service: StartService, tmp_path: Path
+) -> None:
+    gains = [(0.003, -0.001, 0.007), (0.02, 0.015, 0.025), (0.021, 0.016, 0.026), (-0.005, -0.009, -0.001)]
+    service = start_service(of=tiny_bundle(tmp_path / "measured", accuracy=measured_gains(gains)))
+    visit = Visit(browser, service.address, viewport={"width": 360, "height": 740})
+    page = visit.open()
+    columns(page)
+    medians = [f"{row['median_ms']:.1f}" for row in service.http.get("/models").json()["models"][0]["by_steps"]]
+    table, worth = page.locator("#by-steps-rows"), page.locator("#worth")
+    expect(table).to_be_hidden()
+    page.locator("#by-steps summary").press("Enter")
+    expect(page.get_by_text("worth their time only where the table shows a gain")).to_be_visible()
+    expect(table.locator("tr").nth(0)).to_have_text(re.compile(r"^00\.4000–\d+\.\d$"))
+    expect(table.locator("tr").nth(2).locator("td")).to_have_text(
+        ["2", "0.4200", "+0.0200 (+0.0150 to +0.0250)", re.compile(r"^\d+\.\d$")]
+    )
+    assert table.locator("td:last-child").count() == len(medians) == 5
+    expect(page.locator("#by-steps-source")).to_have_text(
+        "Accuracy is that of 2,000 of 20,000 validation users at export, who would show a gain of 0.0071 or more. "
+        "reasoning_steps=auto takes 2 or none, as the time budget permits."
+    )
+    assert page.locator("#by-steps .scrolling").evaluate("(box) => box.scrollWidth <= box.clientWidth")
+    said = {
+        4: "Less accurate than without thinking: NDCG@10 −0.0050, 95% interval −0.0090 to −0.0010. A search takes ",
+        2: "More accurate than without thinking: NDCG@10 +0.0200, 95% interval +0.0150 to +0.0250. A search takes ",
+        1: "No gain that can be told from chance: NDCG@10 +0.0030, 95% interval −0.0010 to +0.0070. A search takes ",
+        0: "The model names items at once. A search takes ",
+    }
+    for steps, words in said.items():
+        set_steps(page, steps)
+        expect(worth).to_contain_text(words)
+    visit.close()
+
+
+def test_a_model_of_which_nothing_was_measured_says_so(visit: Visit) -> None:
+    page = visit.open()
+    columns(page)
+    expect(page.locator("#worth")).to_contain_text("What steps gain was not measured for this model. A search takes ")
+    page.locator("#by-steps summary").click()
+    expect(page.locator("#by-steps-rows tr").last.locator("td")).to_have_text(["4", "–", "–", re.compile(r"\d\.\d")])
+    expect(page.locator("#by-steps-source")).to_have_text(
+        "Accuracy was not measured for this model. Gains were not measured, so reasoning_steps=auto takes as many "
+        "steps as the time budget permits."
+    )
 
 
 def test_settings_can_be_kept_to_compare_others_with(visit: Visit) -> None:

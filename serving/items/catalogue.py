@@ -19,8 +19,8 @@ from serving.errors import BundleError, RequestError, UnknownCatalogue
 from serving.items.columns import Column
 from serving.items.fields import NO_FIELDS, Fields, Value
 from serving.items.filter_parser import parse_filter
-from serving.items.filters import Items, matching
 from serving.items.labels import Labels
+from serving.items.matching import Items, matching
 from serving.items.row_index import RowIndex
 from serving.items.titles import TitleIndex, build_title_index
 from serving.types import Boost, Rules

@@ -19,7 +19,7 @@ from serving.items.catalogue import NOW_STEP_S, Catalogue
 from serving.items.catalogue_file import read_catalogue, write_catalogue
 from serving.items.fields import MAX_FIELDS, Fields, to_time
 from serving.items.filter_parser import MAX_COST, MAX_DEPTH, MAX_LENGTH, parse_filter
-from serving.items.filters import Items, matching
+from serving.items.matching import Items, matching
 from serving.items.rules import RuleBook
 from serving.items.trie import build_trie
 from serving.types import Rules
@@ -111,20 +111,34 @@ def columns(shop: list[Item]) -> Fields:
 
 
 @settings(max_examples=120, deadline=None)
-@given(shop=st.lists(items, min_size=1, max_size=8), asked=filters, many=st.sampled_from([0, 12]))
+@given(
+    shop=st.lists(items, min_size=1, max_size=8),
+    later=st.dictionaries(st.integers(0, 9), items, max_size=4),
+    asked=filters,
+    parts=st.sampled_from([1, 2, 64]),
+    many_changed=st.sampled_from([0, 64]),
+)
 def test_a_filter_is_true_of_the_items_of_which_python_says_so(
-    shop: list[Item], asked: tuple[str, Predicate], many: int
+    shop: list[Item], later: dict[int, Item], asked: tuple[str, Predicate], parts: int, many_changed: int
 ) -> None:
-    """Values compared one by one, and looked up in a table."""
+    """All of them and some; also as they change and others come, with the index of before and with a new one."""
     text, predicate = asked
     read = parse_filter(text)
     assert parse_filter(read.text) == read  # one spelling, which means the same
-    fields, expected = columns(shop), [predicate(item) for item in shop]
-    rows = np.arange(len(shop))[::-1]
+    fields = columns(shop)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("serving.items.filters.MANY", many)
-        assert matching(read.expression, Items(fields, len(shop)), NOW).tolist() == expected
-        assert matching(read.expression, Items(fields, len(shop), rows), NOW).tolist() == expected[::-1]
+        patch.setattr("serving.items.value_index.PARTS", parts)
+        patch.setattr("serving.items.fields.MANY_CHANGED", many_changed)
+        for row, item in [(0, shop[0]), *later.items()]:
+            for new in range(len(shop), row + 1):
+                shop.append({})
+                fields.reserve(new + 1)
+                fields.put(new, {})
+            shop[row] = item
+            fields.put(row, item)
+            expected, rows = [predicate(each) for each in shop], np.arange(len(shop))[::-1]
+            assert matching(read.expression, Items(fields, len(shop)), NOW).tolist() == expected
+            assert matching(read.expression, Items(fields, len(shop), rows), NOW).tolist() == expected[::-1]
 
 
 @pytest.mark.parametrize("text, precedence", [

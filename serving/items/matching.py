@@ -1,0 +1,152 @@
+"""Which items an expression is true of: all items by the index of their fields, some by the fields themselves.
+
+A condition on a field that an item does not have, or has with a value of another type, is false.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+import numpy as np
+
+from serving.items.field_index import FieldIndex
+from serving.items.fields import Fields, Kind
+from serving.items.filters import Compare, Differs, Equals, Expression, Has, Joined, Moment, Not, Value, Word
+from serving.items.value_index import ValueIndex
+
+JOIN: dict[Word, np.ufunc] = {"and": np.bitwise_and, "or": np.bitwise_or}
+COMPARE: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Items:
+    """Some rows: the first `count` if there is no `index`, which is (count,) int64."""
+
+    fields: Fields
+    count: int
+    index: np.ndarray | None = None
+
+
+def matching(expression: Expression, items: Items, now: float) -> np.ndarray:
+    """Of which items an expression is true. now: seconds since 1970. Shape: (count,) bool."""
+    if items.index is not None:
+        return _matching(expression, _Some(items.fields, items.index), now)
+    index = items.fields.index(items.count)
+    outdated = index.outdated(items.count)
+    mask = _matching(expression, _All(items.fields, index), now)
+    found: np.ndarray = np.unpackbits(mask, count=items.count, bitorder="little").view(np.bool)
+    if len(outdated):
+        found[outdated] = _matching(expression, _Some(items.fields, outdated), now)
+    return found
+
+
+def _matching(expression: Expression, items: _All | _Some, now: float) -> np.ndarray:
+    """In the form of `items`; not to be written to."""
+    match expression:
+        case Joined(word, parts):
+            return reduce(JOIN[word], (_matching(part, items, now) for part in parts))
+        case Not(part):
+            inverted: np.ndarray = ~_matching(part, items, now)
+            return inverted
+        case Has(field, texts):
+            return items.having(field, texts)
+        case Compare(field, order, value):
+            column = items.column(field, _kind(value))
+            return items.none() if column is None else column.compared(order, _number(value, now))
+        case Differs(field, bool(value)):
+            return _among(items, field, [not value], now)
+        case Differs(field, value):
+            column = items.column(field, _kind(value))
+            others: list[Value] = [value]
+            if isinstance(value, str):
+                others += [True, False]  # which are no strings
+            return items.none() if column is None else column.every() & ~_among(items, field, others, now)
+        case Equals(field, values):
+            kinds: dict[Kind, list[Value]] = {}
+            for value in values:
+                kinds.setdefault(_kind(value), []).append(value)
+            return reduce(np.bitwise_or, (_among(items, field, some, now) for some in kinds.values()))
+
+
+def _among(items: _All | _Some, field: str, values: Sequence[Value], now: float) -> np.ndarray:
+    """Where a field is one of these values, which are of one kind."""
+    column, strings = items.column(field, _kind(values[0])), items.fields.strings.get(field)
+    if column is None:
+        return items.none()
+    if strings is None or not isinstance(values[0], str | bool):
+        return column.among(np.array([_number(each, now) for each in values]))
+    codes = (strings.numbers.get(each) for each in values if isinstance(each, str | bool))
+    return column.among(np.array([code for code in codes if code is not None], np.int32))
+
+
+def _kind(value: Value) -> Kind:
+    return "string" if isinstance(value, str | bool) else "time" if isinstance(value, Moment) else "number"
+
+
+def _number(value: Value, now: float) -> float:
+    """A number, or the time of a moment."""
+    return value.at(now) if isinstance(value, Moment) else float(value)
+
+
+@dataclass(frozen=True, slots=True)
+class _All:
+    """The items that an index knows, eight a byte: (index.bytes,) uint8."""
+
+    fields: Fields
+    known: FieldIndex
+
+    def none(self) -> np.ndarray:
+        return np.zeros(self.known.bytes, np.uint8)
+
+    def column(self, field: str, kind: Kind) -> ValueIndex | None:
+        column = self.fields.column(field, kind)
+        return None if column is None else self.known.column(field, kind, column)
+
+    def having(self, field: str, names: Sequence[str]) -> np.ndarray:
+        labels = self.fields.lists.get(field)
+        return self.none() if labels is None else self.known.having(field, names, labels)
+
+
+@dataclass(frozen=True, slots=True)
+class _Some:
+    """Items by their rows, (n,) int64, as (n,) bool."""
+
+    fields: Fields
+    rows: np.ndarray
+
+    def none(self) -> np.ndarray:
+        return np.zeros(len(self.rows), bool)
+
+    def column(self, field: str, kind: Kind) -> _Values | None:
+        column = self.fields.column(field, kind)
+        return None if column is None else _Values(column[self.rows])
+
+    def having(self, field: str, names: Iterable[str]) -> np.ndarray:
+        labels, wanted = self.fields.lists.get(field), set(names)
+        if labels is None:
+            return self.none()
+        return np.array([not wanted.isdisjoint(labels.of(row)) for row in self.rows.tolist()], bool)
+
+
+@dataclass(frozen=True, slots=True)
+class _Values:
+    """What `ValueIndex` says of a column, by the values themselves."""
+
+    values: np.ndarray
+
+    def every(self) -> np.ndarray:
+        return self.values >= 0 if self.values.dtype == np.int32 else ~np.isnan(self.values)
+
+    def compared(self, order: str, value: float) -> np.ndarray:
+        return COMPARE[order](self.values, value)
+
+    def among(self, values: np.ndarray) -> np.ndarray:
+        return np.isin(self.values, values)

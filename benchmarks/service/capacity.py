@@ -25,6 +25,7 @@ from benchmarks.service.load import send
 from benchmarks.service.processes import running_service
 from benchmarks.service.redis_memory import bytes_per_user, users_seen
 from benchmarks.service.simulation import Outcome, ServiceTimes, Setting, simulate
+from serving.bundle import Bundle
 
 RESULT = ROOT / "benchmarks/results/capacity.json"
 MAX_ERROR = 0.2  # relative; a prediction that is further off does not hold
@@ -82,7 +83,7 @@ def measure(
         one | {"at": one["at"] // (seconds * len(every)) * seconds + one["at"] % (seconds * len(every))}
         for one in found["answers"][str(at)]
     ]
-    costs = fit(measured)
+    costs = replace(fit(measured), auto_steps=Bundle.load(bundle).worthwhile_steps)
     sent = {row["offered_per_s"]: row for row in found["rows"]}
     return costs, [check(costs, sent[rate], found["answers"][str(rate)], seconds * rounds) for rate in rates]
 
@@ -209,6 +210,7 @@ def to_json(costs: ServiceTimes) -> dict[str, Any]:
     return {
         "search": {str(steps): list(pair) for steps, pair in costs.search.items()},
         "encode": list(costs.encode),
+        "auto_steps": list(costs.auto_steps),
         "noise": [[round(at, 2), round(value, 3)] for at, value in costs.noise],
         "overhead": [[round(at, 2), round(value, 5)] for at, value in costs.overhead],
     }
@@ -217,7 +219,8 @@ def to_json(costs: ServiceTimes) -> dict[str, Any]:
 def from_json(text: dict[str, Any]) -> ServiceTimes:
     search = {int(steps): (pair[0], pair[1]) for steps, pair in text["search"].items()}
     noise, overhead = ([(at, value) for at, value in text[name]] for name in ("noise", "overhead"))
-    return ServiceTimes(search, (text["encode"][0], text["encode"][1]), noise, overhead)
+    auto_steps = tuple(text.get("auto_steps", ServiceTimes.auto_steps))  # an older measurement took any number
+    return ServiceTimes(search, (text["encode"][0], text["encode"][1]), noise, overhead, auto_steps)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ class ServiceTimes:
     encode: tuple[float, float]  # (base, per history) of a batch in which something had to be encoded
     noise: Series  # measured / typical time of single batches
     overhead: Series  # seconds of a request outside queue and engine
+    auto_steps: tuple[int, ...] = tuple(range(MAX_STEPS + 1))  # those that `auto` may take, fewest first
 
     def typical(self, steps: int, rows: int) -> float:
         base, slope = self.search[min(self.search, key=lambda known: abs(known - steps))]
@@ -198,14 +199,9 @@ class Replica:
     def _demand(self, request: Request, now: float) -> Demand:
         if isinstance(request.steps, int):
             return Demand(request.steps, self.setting.beam_width, now + DEFAULT_BUDGET)
-        return Demand(
-            MAX_STEPS,
-            self.setting.beam_width,
-            now + BUDGET_MS / 1000,
-            flexible=True,
-            fewer=range(MAX_STEPS - 1, -1, -1),
-            min_beam_width=K,
-        )
+        most, *fewer = reversed(self.costs.auto_steps)
+        deadline = now + BUDGET_MS / 1000
+        return Demand(most, self.setting.beam_width, deadline, flexible=True, fewer=fewer, min_beam_width=K)
 
     def _look_up(self, request: Request) -> str:
         if self.in_process.get(request.user) == request.version:

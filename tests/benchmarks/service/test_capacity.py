@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from statistics import fmean
 
 import numpy as np
 import pytest
@@ -87,9 +88,18 @@ def test_costs_are_found_again_in_the_answers_they_made() -> None:
     assert found.encode == pytest.approx((0.001, 0.002), rel=0.02)
     assert all(value == pytest.approx(1, abs=0.01) for _, value in found.noise)
     assert all(value == pytest.approx(0.007, abs=1e-4) for _, value in found.overhead)
-    again = from_json(to_json(found))
-    assert again.search == found.search and again.encode == found.encode
+    again = from_json(to_json(replace(found, auto_steps=(0, 2))))
+    assert again.search == found.search and again.encode == found.encode and again.auto_steps == (0, 2)
     assert len(again.noise) == 400
+
+
+def test_auto_takes_no_steps_that_the_model_does_not_gain_by() -> None:
+    """A step takes 20 ms here, and a tenth of the traffic leaves their number open."""
+    slow = ServiceTimes({steps: (0.02 * steps, 0.0) for steps in range(5)}, (0.0, 0.0), FLAT, [(0.0, 0.0), (1.0, 0.0)])
+    every, none = (
+        simulate(replace(slow, auto_steps=auto), Setting(rate=2, seconds=300)) for auto in (tuple(range(5)), (0,))
+    )
+    assert fmean(every.seconds) - fmean(none.seconds) == pytest.approx(0.008, abs=0.004)
 
 
 def test_price_falls_with_what_a_replica_answers() -> None:

@@ -23,14 +23,17 @@ from benchmarks.engine.constraint import sizes
 from benchmarks.engine.constraint_contenders import clustered_codes
 from serving.items.catalogue import Catalogue
 from serving.items.fields import Fields, Strings
-from serving.items.filter_parser import MAX_COST, parse_filter
+from serving.items.filter_parser import MAX_COST, known, parse_filter
 from serving.items.labels import Labels
 from serving.items.rules import RuleBook
 from serving.items.trie import build_trie
+from serving.items.value_index import PARTS
 from serving.types import Boost, Rules
 
 SEED = 0
-BRANDS, SIZES, HISTORY = 1000, 20, 20
+BRANDS, SIZES, SHADES, HISTORY = 1000, 20, PARTS + 2, 20
+LONGEST = 2 * MAX_COST  # list
+SOME_SHADES = ", ".join(f'"{2 * each}"' for each in range(LONGEST - 1))
 DAY, NOW = 86400.0, 1.8e9
 COLUMNS = ["items", "filter", "share", "read_ms", "fresh_ms", "new_ms", "seen_ms"]
 FILTERS = {  # by the name of a row; {n} makes each round's another one
@@ -39,8 +42,13 @@ FILTERS = {  # by the name of a row; {n} makes each round's another one
     "four fifths, by price": "price < 80.{n}",
     "three fields": 'price < 50.{n} and brand in ["b1", "b2", "b3", "b4"] and not sizes has "s1"',
     "the last week": "added > now - 7.{n}d",
-    f"{MAX_COST} prices": " or ".join(f"price == {each}.{{n}}" for each in range(MAX_COST)),
-    f"{MAX_COST} ranges": " and ".join(f"price > {each}.{{n}}" for each in range(MAX_COST)),
+    f"{LONGEST} prices": f"price in [{', '.join(f'{each}.{{n}}' for each in range(LONGEST))}]",
+    f"{LONGEST} shades": f'shade in [{SOME_SHADES}, "new {{n}}"]',
+    f"{LONGEST} tags": f'tags has [{SOME_SHADES}, "new {{n}}"]',
+    f"{MAX_COST} times": " and ".join(
+        f"not (not time{each} > now - {290 + each}.{{n}}d and not time{each + 1} > now - {291 + each}.{{n}}d)"
+        for each in range(0, MAX_COST, 2)
+    ),
 }
 
 Row = dict[str, Any]
@@ -63,7 +71,7 @@ def main() -> None:
 
 
 def catalogue_of(items: int) -> Catalogue:
-    """Prices of 0 to 100, brands, an age of up to a year, one to three sizes."""
+    """Prices of 0 to 100, brands, ages of up to a year, one or two sizes, and a shade that is a tag as well."""
     rng = np.random.default_rng(SEED)
     fields = Fields()
     fields.reserve(items)
@@ -75,6 +83,11 @@ def catalogue_of(items: int) -> Catalogue:
     fields.lists["sizes"] = Labels(
         [[f"s{each}" for each in some] for some in rng.integers(0, SIZES, (items, 2)).tolist()]
     )
+    shades = rng.integers(0, SHADES, items)
+    fields.strings["shade"] = Strings(shades.astype(np.int32), [str(number) for number in range(SHADES)])
+    fields.lists["tags"] = Labels([[str(shade)] for shade in shades.tolist()])
+    for number in range(MAX_COST):
+        fields.times[f"time{number}"] = NOW - rng.random(items) * 365 * DAY
     return Catalogue(
         [str(row) for row in range(items)], clustered_codes(items, SEED), [None] * items, [[]] * items, np.ones(items),
         fields=fields,
@@ -111,11 +124,11 @@ def measure(items: int, rounds: int) -> Iterator[Row]:
         read, new, seen = [], [], []
         for own in texts:
             passing = catalogue.members(Rules(filters=(own,), now=NOW))
-            parse_filter.cache_clear()
+            known.clear()
             began = time.process_time()
             parse_filter(own)
             read.append((time.process_time() - began) * 1000)
-            parse_filter.cache_clear()
+            known.clear()
             new.append(begin(own, boosted=is_boost))
             seen.append(begin(own, boosted=is_boost))
         yield {

@@ -101,7 +101,7 @@ class Catalogue:
 
     def boost(self, text: str, factor: float, now: float) -> Boost:
         """Multiplies what the items that pass a filter are worth. Raises FilterError."""
-        parse_filter(text)
+        text = parse_filter(text).text
         rules = self.resolve(Rules(filters=(text if factor >= 1 else f"not ({text})",)), now)
         return Boost(rules, math.log(factor))
 

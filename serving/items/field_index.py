@@ -49,5 +49,5 @@ class FieldIndex:
 
     def outdated(self, count: int) -> np.ndarray:
         """Which of the first `count` rows it does not know as they are. Shape: (n,) int64."""
-        changed = np.array(list(self.changed), np.int64)
+        changed = np.sort(np.array(list(self.changed), np.int64))
         return np.concatenate([changed[changed < min(count, self.rows)], np.arange(self.rows, count)])

@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 from lark import Lark, Token, Tree
 from lark.exceptions import UnexpectedInput, UnexpectedToken
@@ -33,9 +32,10 @@ from serving.items.filters import (
 
 MAX_LENGTH = 2000  # characters
 MAX_DEPTH = 12  # groups of `and`, `or` and `not` in each other
-MAX_COST = 32  # comparisons with all items: one for each number and time, and for each condition with strings
+MAX_COST = 12  # comparisons: one for each condition, and of lists one for two values
+MAX_WORDS = 120  # and signs; more than the one spelling of any filter within the other bounds has
 MAX_SPAN = 100 * 365 * 86400.0  # seconds
-KNOWN = 1024  # filters that need not be read again
+KNOWN = 2048  # spellings of filters that need not be read again
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 GRAMMAR = r"""
@@ -103,16 +103,33 @@ class Filter:
     is_relative: bool
 
 
-@lru_cache(KNOWN)
+known: dict[str, Filter] = {}  # by every spelling: the one that stands for all is read as often as any
+
+
 def parse_filter(text: str) -> Filter:
     """Raises FilterError."""
+    found = known.get(text)
+    if found is None:
+        expression = _Reader().expression(_tree(text))
+        values = (value for condition in conditions(expression) for value in values_of(condition))
+        is_relative = any(isinstance(value, Moment) and value.from_now for value in values)
+        found = Filter(to_text(expression), expression, is_relative)
+        if len(known) >= KNOWN:
+            known.clear()
+        known[text] = known[found.text] = found
+    return found
+
+
+def _tree(text: str) -> Tree[Token]:
+    parser = PARSER.parse_interactive(text)
     try:
-        expression = _Reader().expression(PARSER.parse(text))
+        for count, token in enumerate(parser.iter_parse()):
+            if count == MAX_WORDS:
+                raise FilterError(f"use at most {MAX_WORDS} words and signs", 1 + (token.start_pos or 0))
+        tree: Tree[Token] = parser.feed_eof()  # type: ignore[no-untyped-call]
     except UnexpectedInput as error:
         raise _unexpected(text, error) from None
-    values = (value for condition in conditions(expression) for value in values_of(condition))
-    is_relative = any(isinstance(value, Moment) and value.from_now for value in values)
-    return Filter(to_text(expression), expression, is_relative)
+    return tree
 
 
 class _Reader:
@@ -137,7 +154,9 @@ class _Reader:
                 condition = _condition(tree)
                 self._cost += _cost(condition)
                 if self._cost > MAX_COST:
-                    raise FilterError(f"compare at most {MAX_COST} times", _position(tree))
+                    raise FilterError(
+                        f"compare at most {MAX_COST} times; two values of a list count as one", _position(tree)
+                    )
                 return condition
 
 
@@ -197,9 +216,8 @@ def _value(tree: Tree[Token]) -> Value:
 
 
 def _cost(condition: Condition) -> int:
-    """How many comparisons with all items it takes; strings are compared at once."""
-    numbers = [value for value in values_of(condition) if not isinstance(value, str | bool)]
-    return len(numbers) or 1
+    """How many comparisons it takes as long as."""
+    return -(-len(values_of(condition)) // 2)
 
 
 def _trees(tree: Tree[Token]) -> list[Tree[Token]]:

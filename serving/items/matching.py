@@ -24,6 +24,7 @@ COMPARE: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
     ">": operator.gt,
     ">=": operator.ge,
 }
+FEW = 32  # items whose lists are read one by one
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +134,16 @@ class _Some:
         labels, wanted = self.fields.lists.get(field), set(names)
         if labels is None:
             return self.none()
+        if len(self.rows) > FEW:
+            return reduce(np.bitwise_or, (_are_in(labels.rows(name), self.rows) for name in names))
         return np.array([not wanted.isdisjoint(labels.of(row)) for row in self.rows.tolist()], bool)
+
+
+def _are_in(ascending: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    if not len(ascending):
+        return np.zeros(len(rows), bool)
+    found: np.ndarray = ascending.take(np.searchsorted(ascending, rows), mode="clip") == rows
+    return found
 
 
 @dataclass(frozen=True, slots=True)

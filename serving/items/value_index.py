@@ -1,6 +1,6 @@
 """Which rows of a column have a value within bounds, without a pass over it: a binned bitmap index.
 
-Masks are uint8, eight rows a byte, the lowest bit first. The rows lie in the order of their values, and for every 64th
+Masks are uint8, eight rows a byte, the lowest bit first. The rows lie in the order of their values, and for every 128th
 of them a mask says which come before; between two of these, only the rows in between are looked at.
 """
 
@@ -10,11 +10,11 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-PARTS = 64
+PARTS = 128
 
 
 class ValueIndex:
-    """Takes 20 bytes for each row that has a value, 16 where values are int32. has_value: (rows,) bool."""
+    """Takes 28 bytes for each row that has a value, 24 where values are int32. has_value: (rows,) bool."""
 
     def __init__(self, column: np.ndarray, has_value: np.ndarray) -> None:
         rows = np.flatnonzero(has_value)

@@ -18,7 +18,7 @@ from serving.errors import FilterError, UnknownCatalogue
 from serving.items.catalogue import NOW_STEP_S, Catalogue
 from serving.items.catalogue_file import read_catalogue, write_catalogue
 from serving.items.fields import MAX_FIELDS, Fields, to_time
-from serving.items.filter_parser import MAX_COST, MAX_DEPTH, MAX_LENGTH, parse_filter
+from serving.items.filter_parser import MAX_COST, MAX_DEPTH, MAX_LENGTH, MAX_WORDS, PARSER, known, parse_filter
 from serving.items.matching import Items, matching
 from serving.items.rules import RuleBook
 from serving.items.trie import build_trie
@@ -117,9 +117,10 @@ def columns(shop: list[Item]) -> Fields:
     asked=filters,
     parts=st.sampled_from([1, 2, 64]),
     many_changed=st.sampled_from([0, 64]),
+    few=st.sampled_from([0, 32]),
 )
 def test_a_filter_is_true_of_the_items_of_which_python_says_so(
-    shop: list[Item], later: dict[int, Item], asked: tuple[str, Predicate], parts: int, many_changed: int
+    shop: list[Item], later: dict[int, Item], asked: tuple[str, Predicate], parts: int, many_changed: int, few: int
 ) -> None:
     """All of them and some; also as they change and others come, with the index of before and with a new one."""
     text, predicate = asked
@@ -129,6 +130,7 @@ def test_a_filter_is_true_of_the_items_of_which_python_says_so(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("serving.items.value_index.PARTS", parts)
         patch.setattr("serving.items.fields.MANY_CHANGED", many_changed)
+        patch.setattr("serving.items.matching.FEW", few)
         for row, item in [(0, shop[0]), *later.items()]:
             for new in range(len(shop), row + 1):
                 shop.append({})
@@ -181,14 +183,29 @@ def test_spellings_of_one_filter_are_one(spellings: list[str]) -> None:
     ("price < 1e999", 9, "too large"),
     ('a == "\\ud800"', 6, "half a character"),
     (" or ".join(["a < 1"] * (MAX_COST + 1)), 9 * MAX_COST + 1, f"at most {MAX_COST} times"),
-    (f"a in {list(range(MAX_COST + 1))}", 1, f"at most {MAX_COST} times"),
-    ("not (" * 300 + "a < 1" + ")" * 300, 61, "put at most 12 groups into each other"),
+    (f"a in {list(range(2 * MAX_COST + 1))}", 1, f"at most {MAX_COST} times"),
+    ("not " * MAX_WORDS + "a < 1", 4 * MAX_WORDS + 1, f"at most {MAX_WORDS} words"),
+    ("(" * 1000 + "a < 1" + ")" * 1000, MAX_WORDS + 1, f"at most {MAX_WORDS} words"),
+    ("not (" * 20 + "a < 1" + ")" * 20, 61, "put at most 12 groups into each other"),
 ], ids=lambda value: str(value)[:20])  # fmt: skip
 def test_an_error_points_at_the_character(text: str, position: int, fault: str) -> None:
     with pytest.raises(FilterError) as error:
         parse_filter(text)
     assert error.value.position == position and fault in error.value.fault
     assert str(error.value).startswith(f"At character {position} of the filter: ") and error.value.field == "filter"
+
+
+def test_the_one_spelling_of_a_filter_may_be_read_and_boosted_too() -> None:
+    """It has parentheses that nobody wrote, and is all that is kept of a filter."""
+    third = "not a > now - 7d and not b < now + 1h and not c == now - 1s"
+    triples = " or ".join([third] * (MAX_COST // 3))
+    assert parse_filter(triples).text.count("(") == MAX_COST // 3
+    pairs = [f"not (not a{each} > now - 7d and not b < now + 1h)" for each in range(MAX_COST // 2)]
+    for text in (triples, " and ".join(pairs)):
+        read = parse_filter(text)
+        known.clear()
+        assert parse_filter(read.text) == read
+        assert len(list(PARSER.lex(f"not ({read.text})"))) <= MAX_WORDS and parse_filter(f"not ({read.text})")
 
 
 WORDS = [
@@ -299,7 +316,8 @@ def test_all_examples_of_the_page_about_filters_can_be_read() -> None:
     [block] = re.findall(r"```filter\n(.*?)```", page, re.DOTALL)
     examples = [*block.splitlines(), *re.findall(r"\| `([^`]+)` \|$", page, re.MULTILINE)]
     assert len(examples) > 15 and all(parse_filter(example) for example in examples)
-    assert f"at most {MAX_LENGTH:,} characters, {MAX_DEPTH} groups in each other and {MAX_COST} comparisons" in page
+    bounds = f"{MAX_LENGTH:,} characters, {MAX_WORDS} words and signs, {MAX_DEPTH} groups in each other"
+    assert f"at most {bounds} and {MAX_COST} comparisons" in page and f"a list has at most {2 * MAX_COST}." in page
     assert f"at most {MAX_FIELDS} different fields" in page
 
 

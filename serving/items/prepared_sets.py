@@ -115,8 +115,9 @@ class PreparedSets:
         if np.count_nonzero(is_member) <= FEW * len(is_member):
             self._fill_upwards(slot, self._ancestry.leaves(np.flatnonzero(is_member)))
         else:
-            is_leaf = self.bits[ALL_ITEMS, self._ancestry.first_leaf :][: self._ancestry.leaves_at_most] == 0
-            self._fill_in_passes(slot, self._ancestry.by_leaf(is_member) & is_leaf)
+            is_open = self._ancestry.by_leaf(is_member)
+            is_open &= self.bits[ALL_ITEMS, self._ancestry.first_leaf :][: self._ancestry.leaves_at_most] == 0
+            self._fill_in_passes(slot, is_open)
         if self.device_bits.device.type == "cpu":  # where it is the same memory
             return
         self.device_bits[slot].copy_(torch.from_numpy(self.bits[slot]))
@@ -136,7 +137,7 @@ class PreparedSets:
     def _fill_in_passes(self, slot: int, is_open: np.ndarray) -> None:
         """From all leaves, level by level: takes the same time for every set. is_open: (leaves,) bool, those in it."""
         bits, open_children, starts = self.bits[slot], self.open_children[slot], self._ancestry.level_start
-        bits[:], open_children[:] = -1, 0
+        bits[starts[-1] :], open_children[:] = -1, 0  # of the bits, all others are written below
         for level in reversed(range(self._ancestry.levels)):
             nodes = slice(starts[level + 1], starts[level + 2])
             np.subtract(is_open.view(np.int8), 1, out=bits[nodes])

@@ -46,10 +46,10 @@ class ValueIndex:
         """The rows from each index to another, in the order of values. The ranges do not overlap."""
         mask, rows = np.zeros(self._bytes, np.uint8), list[np.ndarray]()
         for begin, end in zip(begins, ends, strict=True):
-            first, last = self._nearest(begin), self._nearest(end)
-            if first == last:
+            if end - begin <= self._per_part:  # no more than may lie between masks
                 rows.append(self._rows[begin:end])
                 continue
+            first, last = self._nearest(begin), self._nearest(end)
             wrong = [slice(*sorted((index, part * self._per_part))) for index, part in ((begin, first), (end, last))]
             mask |= self._before[first] ^ self._before[last] ^ self._mask(self._rows[part] for part in wrong)
         return mask | self._mask(rows) if rows else mask

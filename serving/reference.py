@@ -167,8 +167,8 @@ class Reference:
         elif dense_weight:
             bonus = bonus + dense_weight * self.dense(paths[0])
             is_favoured[:] = True
-        others = [row for row in permitted if is_favoured[row] and self.items[row] not in beams]
-        best = sorted(others, key=lambda row: (-bonus[row], row))[: self.settings.dense_candidates]
+        favoured = [row for row in permitted if is_favoured[row]]
+        best = sorted(favoured, key=lambda row: (-bonus[row], row))[: self.settings.dense_candidates]
         found = {rows[item]: scored for item, scored in beams.items()}
         found |= {row: self._scored(paths, self.items[row]) for row in best}
         return self._ranked(paths, found, dense_weight, neighbours_weight)[:beam_width]

@@ -35,7 +35,7 @@ from serving.items.trie import Trie
 from serving.items.vocabulary import Vocabulary
 from serving.network.runtime import Runtime
 from serving.network.t5 import CrossKeysValues
-from serving.search.candidates import add_candidates, favoured
+from serving.search.candidates import best_candidates, favoured, with_candidates
 from serving.search.decoder import (
     NEG_INF,
     DecodedItems,
@@ -47,7 +47,7 @@ from serving.search.decoder import (
 )
 from serving.search.dense import DenseScore, dense_score
 from serving.search.memory import MemoryScores, mixed
-from serving.search.scoring import merge_paths, score_items
+from serving.search.scoring import given_items, merge_paths, score_items
 from serving.types import Beams, BundleSettings, SearchSettings
 
 
@@ -113,7 +113,8 @@ def reason(runtime: Runtime, settings: SearchSettings, cross: CrossKeysValues, s
         hidden, cache = decode_step(runtime, cross, cache, runtime.step_input(token, states[:, :, -1]))
         hidden_sum = hidden_sum + hidden
         states = torch.cat([states, runtime.state(hidden_sum).unsqueeze(2)], 2)
-    return ReasoningPaths(cache, hidden, scores, states, tokens, log_probs)
+    first_log_probs = token_log_probs(runtime, settings, hidden, settings.level_ranges[0])
+    return ReasoningPaths(cache, first_log_probs, scores, states, tokens, log_probs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,14 +227,13 @@ def propose_items(
     boosts: Boosts | None = None,
 ) -> Proposed:
     """The beam's items and the candidates, with what the network alone says of them. See `search`."""
-    found = _decode_tokens(runtime, trie, settings, cross, reasoned, beam_width, blocked, boosts)
-    scorer = None
+    scorer, candidates = None, None
     if dense_weight is not None:
-        best = settings.dense_candidates and settings.dense_candidates + found.leaf.shape[1]  # the beam's may be among
-        scorer = dense_score(runtime, trie, reasoned.states[:, :, -1], blocked, best)
+        scorer = dense_score(runtime, trie, reasoned.states[:, :, -1], blocked, settings.dense_candidates)
     if settings.dense_candidates and not (dense_weight is None and memory is None):
         favours = favoured(runtime, scorer, dense_weight, memory, boosts)
-        found = add_candidates(runtime, trie, settings, cross, reasoned, found, blocked, favours)
+        candidates = best_candidates(trie, settings.dense_candidates, blocked, favours)
+    found = _decode_tokens(runtime, trie, settings, cross, reasoned, beam_width, blocked, boosts, candidates)
     return _proposed(runtime, trie, settings, reasoned, found, scorer, dense_weight, memory)
 
 
@@ -253,8 +253,7 @@ def _proposed(
         network = network + dense_weight[:, None] * dense
     confidence = found.scores.new_zeros(len(found.scores))
     if settings.gate is not None and settings.gate.confidence and memory is not None:
-        first = token_log_probs(runtime, settings, reasoned.hidden[:, 0], settings.level_ranges[0])
-        confidence = first.amax(-1)
+        confidence = reasoned.first_log_probs[:, 0].amax(-1)
     return Proposed(found, network, dense, confidence)
 
 
@@ -267,21 +266,24 @@ def _decode_tokens(
     beam_width: int,
     blocked: Blocked | None,
     boosts: Boosts | None,
+    candidates: torch.Tensor | None,
 ) -> DecodedItems:
     """The beam over item tokens, from the root of the trie to its leaves; best item first, boosts included.
 
-    Boosts decide with the most that they add below a node which beams go on, and are no part of the scores."""
-    cache, hidden = reasoned.cache, reasoned.hidden
+    Boosts decide with the most that they add below a node which beams go on, and are no part of the scores.
+    candidates: (B, U) catalogue rows that are scored as well, in rows behind the beams, and follow in the answer.
+    """
+    cache, log_probs = reasoned.cache, reasoned.first_log_probs
+    given = None if candidates is None else given_items(runtime, trie, settings, reasoned, candidates)
     scores = reasoned.scores.log_softmax(-1)  # (B, P): the log shares
     node = torch.zeros(scores.shape, dtype=torch.int64, device=scores.device)
     path = torch.arange(scores.shape[1], device=scores.device).expand(scores.shape)
     chosen_log_probs = scores.new_zeros(*scores.shape, 0)
-    for level, block in enumerate(settings.level_ranges):
-        log_probs = token_log_probs(runtime, settings, hidden, block)
+    for level, (first_id, _) in enumerate(settings.level_ranges):
         if blocked is None:
-            step, child = trie.expand(log_probs, node, level, first_id=block[0])  # (B, Q, C)
+            step, child = trie.expand(log_probs, node, level, first_id=first_id)  # (B, Q, C)
         else:
-            step, child = blocked.expand(trie, log_probs, node, level, first_id=block[0])
+            step, child = blocked.expand(trie, log_probs, node, level, first_id=first_id)
         candidates = scores.unsqueeze(-1) + step
         bound = None if boosts is None else boosts.of_children(child, level)
         count = min(beam_width, trie.nodes_at(level + 1), child.shape[1] * child.shape[2])
@@ -300,5 +302,14 @@ def _decode_tokens(
         chosen = step.flatten(1).gather(1, flat).unsqueeze(-1)
         chosen_log_probs = torch.cat([select_rows(chosen_log_probs, parent), chosen], -1)
         if level + 1 < trie.levels:
-            hidden, cache = decode_step(runtime, cross, cache.select(parent), runtime.embed(trie.token[node]))
-    return DecodedItems(node - trie.level_start[trie.levels], scores, path, chosen_log_probs)
+            token, block = trie.token[node], settings.level_ranges[level + 1]
+            if given is not None:
+                parent = torch.cat([parent, given.parent], 1)
+                token = torch.cat([token, given.tokens[..., level]], 1)
+            hidden, cache = decode_step(runtime, cross, cache.select(parent), runtime.embed(token))
+            log_probs = token_log_probs(runtime, settings, hidden, block)  # (B, Q + U, C)
+            if given is not None:
+                given = given.longer(log_probs, block[0])
+                log_probs = log_probs[:, : node.shape[1]]
+    found = DecodedItems(node - trie.level_start[trie.levels], scores, path, chosen_log_probs)
+    return found if given is None else with_candidates(found, given.scored)

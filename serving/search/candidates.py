@@ -1,8 +1,9 @@
-"""Items that dense score and neighbours favour most: scored by the decoder too, and added to those the beam has found.
+"""Items that dense score and neighbours favour most: scored by the decoder too, whether the beam finds them or not.
 
 The beam sees token probabilities alone; an item with a low-probability prefix and a high dense or neighbour score would
 never be found by it [open]. Only what a history touches and the best by dense score can be favoured: the rest of the
-catalogue is never looked at.
+catalogue is never looked at. Candidates are chosen before the beam begins, so that their rows share the decoder's
+passes with the beam's: a pass of their own costs half as much again.
 """
 
 from __future__ import annotations
@@ -16,12 +17,9 @@ from serving.items.boosts import Boosts
 from serving.items.neighbours import NO_ITEM
 from serving.items.trie import Trie
 from serving.network.runtime import Runtime
-from serving.network.t5 import CrossKeysValues
-from serving.search.decoder import NEG_INF, DecodedItems, ReasoningPaths, stable_topk
+from serving.search.decoder import NEG_INF, DecodedItems, stable_topk
 from serving.search.dense import DenseScore
-from serving.search.memory import MemoryScores, find_rows
-from serving.search.scoring import score_items
-from serving.types import SearchSettings
+from serving.search.memory import MemoryScores
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +55,7 @@ def favoured(
             own = own + boost if memory.gate is None else own * boost.exp()
         items.append(memory.items.clamp(max=last))
         bonus.append(own.masked_fill(memory.items > last, NEG_INF))  # padding, and what no index has room for yet
-    if dense is not None and dense_weight is not None:
+    if dense is not None and dense_weight is not None and not (memory is not None and memory.decides):
         own = dense_weight[:, None] * dense.of(runtime, dense.best.clamp(max=last))
         left_out = (dense.best == NO_ITEM) | (dense_weight == 0)[:, None]
         if memory is not None and memory.gate is None:
@@ -72,31 +70,25 @@ def favoured(
     return Favoured(torch.cat(items, 1), torch.cat(bonus, 1))
 
 
-def add_candidates(
-    runtime: Runtime,
-    trie: Trie,
-    settings: SearchSettings,
-    cross: CrossKeysValues,
-    reasoned: ReasoningPaths,
-    found: DecodedItems,
-    blocked: Blocked | None,
-    favours: Favoured,
-) -> DecodedItems:
-    """Appends the U permitted items with the highest bonus that the beam has not found, scored as the beam would have.
+def best_candidates(trie: Trie, count: int, blocked: Blocked | None, favours: Favoured) -> torch.Tensor:
+    """The `count` permitted items with the highest bonus; of equal ones the lower catalogue row comes first.
 
-    Nothing is added to a request for which nothing is favoured: its answer is the beam's, whatever else is in the
-    batch. Of equal bonuses the lower catalogue row comes first. The decoder's work is in proportion to U.
+    Shape: (B, U) int64 catalogue rows, then NO_ITEM where nothing more is favoured.
     """
     items = favours.items
-    by_beam = trie.item[found.leaf].long().masked_fill(found.scores == NEG_INF, -1).sort(1).values
-    bonus = favours.bonus.masked_fill(find_rows(by_beam, items)[1], NEG_INF)
-    bonus = bonus.masked_fill(trie.leaf[items] < 0 if blocked is None else blocked.items(trie, items), NEG_INF)
-    chosen = stable_topk(bonus, items, min(settings.dense_candidates, bonus.shape[1]))
-    added = items.gather(1, chosen).masked_fill(bonus.gather(1, chosen) == NEG_INF, NO_ITEM)  # (B, U)
-    scored = score_items(runtime, trie, settings, cross, reasoned, added)
+    is_barred = trie.leaf[items] < 0 if blocked is None else blocked.items(trie, items)
+    bonus = favours.bonus.masked_fill(is_barred, NEG_INF)
+    chosen = stable_topk(bonus, items, min(count, bonus.shape[1]))
+    return items.gather(1, chosen).masked_fill(bonus.gather(1, chosen) == NEG_INF, NO_ITEM)
+
+
+def with_candidates(found: DecodedItems, candidates: DecodedItems) -> DecodedItems:
+    """The beam's items, then the candidates, which score -inf where the beam has found them too."""
+    by_beam = found.leaf.masked_fill(found.scores == NEG_INF, -1)
+    is_found = (candidates.leaf.unsqueeze(2) == by_beam.unsqueeze(1)).any(2)
     return DecodedItems(
-        torch.cat([found.leaf, scored.leaf], 1),
-        torch.cat([found.scores, scored.scores], 1),
-        torch.cat([found.path, scored.path], 1),
-        torch.cat([found.token_log_probs, scored.token_log_probs], 1),
+        torch.cat([found.leaf, candidates.leaf], 1),
+        torch.cat([found.scores, candidates.scores.masked_fill(is_found, NEG_INF)], 1),
+        torch.cat([found.path, candidates.path], 1),
+        torch.cat([found.token_log_probs, candidates.token_log_probs], 1),
     )

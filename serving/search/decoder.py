@@ -38,12 +38,12 @@ class DecoderCache:
 class ReasoningPaths:
     """The reasoning paths at their last step, the likeliest first.
 
-    hidden: (B, P, D), the decoder's last output, from which the first item token follows. scores: (B, P),
-    log-probability of the path. states: (B, P, L + 1, D). tokens, log_probs: (B, P, L).
+    first_log_probs: (B, P, C), log P of an item's first token. scores: (B, P), log-probability of the path. states:
+    (B, P, L + 1, D). tokens, log_probs: (B, P, L).
     """
 
     cache: DecoderCache
-    hidden: torch.Tensor
+    first_log_probs: torch.Tensor
     scores: torch.Tensor
     states: torch.Tensor
     tokens: torch.Tensor

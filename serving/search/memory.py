@@ -58,13 +58,15 @@ class MemoryScores:
 
     items: (B, T) int64, ascending, then NO_ITEM. scores: (B, T) float32, shares, or what is added to the network's
     scores. elsewhere: (B,) float32, the same for every item that is not listed. gate: (B,) float32, as in `LookedUp`
-    with the weight included; inf for a request without memory. None: no gate.
+    with the weight included; inf for a request without memory. None: no gate. decides: whether the gate is known to be
+    finite for all requests, whose candidates are then the memory's alone; a captured graph knows nothing of its batch.
     """
 
     items: torch.Tensor
     scores: torch.Tensor
     elsewhere: torch.Tensor
     gate: torch.Tensor | None
+    decides: bool = False
 
     def of(self, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The scores of items, and which of them are touched. Shape: (B, N) catalogue rows -> (B, N), (B, N) bool."""
@@ -105,14 +107,15 @@ def weighted(found: LookedUp, weights: Sequence[float], device: torch.device) ->
     if not weight.any():
         return None
     items = np.where(weight[:, None] > 0, found.shares.items, NO_ITEM)
-    scores, elsewhere, gate = found.shares.values, np.zeros_like(weight), None
+    scores, elsewhere, gate, decides = found.shares.values, np.zeros_like(weight), None, False
     if found.floor is not None:
         scores, elsewhere = weight[:, None] * np.log(scores + found.floor), weight * np.float32(np.log(found.floor))
     if found.gate is not None:
         with np.errstate(divide="ignore"):
-            gate = torch.from_numpy((found.gate - np.log(weight)).astype(np.float32)).to(device)
+            log_odds = (found.gate - np.log(weight)).astype(np.float32)
+        gate, decides = torch.from_numpy(log_odds).to(device), bool(np.isfinite(log_odds).all())
     listed, values, others = (torch.from_numpy(part).to(device) for part in (items, scores, elsewhere))
-    return MemoryScores(listed, values, others, gate)
+    return MemoryScores(listed, values, others, gate, decides)
 
 
 def mixed(

@@ -7,6 +7,8 @@ of them share one pass, in which a row attends to its path's reasoning and to it
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from serving.items.trie import Trie
@@ -16,6 +18,51 @@ from serving.search.decoder import NEG_INF, DecodedItems, ReasoningPaths, select
 from serving.types import Merge, SearchSettings
 
 AT_ONCE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class GivenItems:
+    """U items of each request, of which j tokens have been scored.
+
+    tokens: (B, U, M) int64. scored: as `DecodedItems`, with the scores so far, and j token_log_probs. parent: (B, U)
+    int64, the decoder's rows that they continue.
+    """
+
+    tokens: torch.Tensor
+    scored: DecodedItems
+    parent: torch.Tensor
+
+    def longer(self, log_probs: torch.Tensor, first_id: int) -> GivenItems:
+        """With one more token scored, by the last U of Q rows.
+
+        Shape: log_probs (B, Q, C), of the ids first_id .. first_id + C - 1.
+        """
+        scored, (batch, rows, _), count = self.scored, log_probs.shape, self.tokens.shape[1]
+        column = self.tokens[..., scored.token_log_probs.shape[-1], None] - first_id
+        chosen = log_probs[:, rows - count :].gather(-1, column)
+        token_log_probs = torch.cat([scored.token_log_probs, chosen], -1)
+        longer = DecodedItems(scored.leaf, scored.scores + chosen[..., 0], scored.path, token_log_probs)
+        parent = torch.arange(rows - count, rows, device=log_probs.device).expand(batch, -1)
+        return GivenItems(self.tokens, longer, parent)
+
+
+def given_items(
+    runtime: Runtime, trie: Trie, settings: SearchSettings, reasoned: ReasoningPaths, items: torch.Tensor
+) -> GivenItems:
+    """Items in the order given, with their first tokens scored; -inf for those that are not in the trie.
+
+    Shape: items (B, U) int64 catalogue rows, U > 0, or `NO_ITEM`.
+    """
+    is_row = items < len(trie.leaf)
+    rows = items.clamp(max=len(trie.leaf) - 1)
+    leaf, tokens = trie.leaf[rows].long(), runtime.item_tokens[rows]  # (B, U), (B, U, M)
+    log_probs = reasoned.first_log_probs  # (B, P, C)
+    merged, carrier = merge_paths(reasoned.scores.log_softmax(-1).unsqueeze(-1) + log_probs, settings.merge)
+    column = tokens[..., 0] - settings.level_ranges[0][0]
+    path = carrier.gather(1, column)
+    chosen = log_probs.flatten(1).gather(1, path * log_probs.shape[2] + column).unsqueeze(-1)
+    scores = merged.gather(1, column).masked_fill(~is_row | (leaf < 0), NEG_INF)
+    return GivenItems(tokens, DecodedItems(leaf.clamp(min=0), scores, path, chosen), path)
 
 
 def score_items(
@@ -30,19 +77,12 @@ def score_items(
 
     Shape: items (B, U) int64 catalogue rows, U > 0.
     """
-    is_row = items < len(trie.leaf)
-    rows = items.clamp(max=len(trie.leaf) - 1)
-    leaf, tokens = trie.leaf[rows].long(), runtime.item_tokens[rows]  # (B, U), (B, U, M)
-    block = settings.level_ranges[0]
-    log_probs = token_log_probs(runtime, settings, reasoned.hidden, block)  # (B, P, C)
-    merged, carrier = merge_paths(reasoned.scores.log_softmax(-1).unsqueeze(-1) + log_probs, settings.merge)
-    column = tokens[..., 0] - block[0]
-    path = carrier.gather(1, column)
-    first = log_probs.flatten(1).gather(1, path * log_probs.shape[2] + column).unsqueeze(-1)
-    parts = zip(torch.split(path, AT_ONCE, 1), torch.split(tokens, AT_ONCE, 1), strict=True)
+    given = given_items(runtime, trie, settings, reasoned, items)
+    first = given.scored
+    parts = zip(torch.split(first.path, AT_ONCE, 1), torch.split(given.tokens, AT_ONCE, 1), strict=True)
     later = torch.cat([_later_log_probs(runtime, settings, cross, reasoned, *part) for part in parts], 1)
-    scores = (merged.gather(1, column) + later.sum(-1)).masked_fill(~is_row | (leaf < 0), NEG_INF)
-    return DecodedItems(leaf.clamp(min=0), scores, path, torch.cat([first, later], -1))
+    log_probs = torch.cat([first.token_log_probs, later], -1)
+    return DecodedItems(first.leaf, first.scores + later.sum(-1), first.path, log_probs)
 
 
 def merge_paths(candidates: torch.Tensor, merge: Merge) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,7 +12,7 @@ from serving.network.eager import EagerRuntime
 from serving.network.runtime import Runtime
 from serving.network.t5 import CrossKeysValues
 from serving.search.beam import decode_items, search, search_settings
-from serving.search.decoder import ReasoningPaths, decode_step
+from serving.search.decoder import ReasoningPaths, decode_step, token_log_probs
 from serving.types import SearchSettings
 from training.workspace import Workspace
 
@@ -56,8 +56,9 @@ def follow(runtime: Runtime, settings: SearchSettings, cross: CrossKeysValues, t
         hidden_sum = hidden_sum + hidden
         states.append(runtime.state(hidden_sum))
     certain = hidden.new_zeros(rows, 1)  # the only path has share 1
+    first = token_log_probs(runtime, settings, hidden, settings.level_ranges[0])
     return ReasoningPaths(
-        cache, hidden, certain, torch.stack(states, 2), tokens.unsqueeze(1), certain.unsqueeze(-1).expand(-1, -1, steps)
+        cache, first, certain, torch.stack(states, 2), tokens.unsqueeze(1), certain.unsqueeze(-1).expand(-1, -1, steps)
     )
 
 

@@ -113,11 +113,14 @@ class Bundle:
         return bool((np.abs(state.hidden) <= self._state_bound).all())  # no comparison with NaN is true
 
     @torch.inference_mode()
+    def vectors_of(self, rows: torch.Tensor) -> torch.Tensor:
+        """What the dense score compares states with. Shape: (n,) int64 catalogue rows -> (n, D) float32."""
+        tokens = torch.from_numpy(self.catalogue.tokens[rows.numpy()].astype(np.int64))
+        return self.network.vectors_of(rows, tokens)
+
     def unit_vectors(self, rows: Sequence[int]) -> np.ndarray:
-        """What the dense score compares states with, made to length 1. Shape: (n,) catalogue rows -> (n, D) float32."""
-        index = np.asarray(rows, np.int64)
-        tokens = torch.from_numpy(self.catalogue.tokens[index].astype(np.int64))
-        vectors: np.ndarray = F.normalize(self.network.vectors_of(torch.from_numpy(index), tokens), dim=-1).numpy()
+        """The same made to length 1. Shape: (n,) catalogue rows -> (n, D) float32."""
+        vectors: np.ndarray = F.normalize(self.vectors_of(torch.from_numpy(np.asarray(rows, np.int64))), dim=-1).numpy()
         return vectors
 
     @staticmethod

@@ -56,7 +56,7 @@ def _write_files(folder: Path, bundle: Bundle, model_card: str, write_tokenizer:
     if bundle.neighbours is not None:
         write_neighbours(folder / NEIGHBOURS, bundle.neighbours)
     if bundle.settings.dense_weight and len(bundle.catalogue) > EXACT_ITEMS:
-        write_index(folder / ITEM_INDEX, build_index(_item_vectors(bundle)))
+        write_index(folder / ITEM_INDEX, build_index(len(bundle.catalogue), bundle.vectors_of))
     if bundle.sample:
         _write_json(folder / SAMPLE, [asdict(each) for each in bundle.sample])
     for name, rows in bundle.catalogue.subsets.items():
@@ -90,10 +90,6 @@ def _write_manifest(folder: Path, bundle: Bundle) -> str:
 
 
 @torch.no_grad()
-def _item_vectors(bundle: Bundle) -> torch.Tensor:
-    return bundle.network.item_vectors(torch.from_numpy(bundle.catalogue.tokens.astype(np.int64))).cpu()
-
-
 def _on_cpu(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
 

@@ -97,7 +97,7 @@ class BundleSettings:
     """Everything that decides what an answer is, apart from the weights.
 
     max_items: history items that the encoder reads. suffix_tokens: ids after the history. paths: reasoning paths kept.
-    dense_candidates: how many more items, those with the highest dense and neighbour scores, join the beam's.
+    dense_candidates: how many items, those with the highest dense and neighbour scores, join those that the beam finds.
     gate: how the item memory is mixed with the network; None: its log score is added, as in older bundles.
     neighbours_weight: multiplies the memory's odds against the network, or, without a gate, its log score; 0: off.
     normalise: what a token's softmax runs over, the tokens that may stand at its position or the whole vocabulary, as

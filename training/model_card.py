@@ -177,7 +177,7 @@ the number of history items read; confidence = the largest log-probability of a 
 reasoning path. Where the sum of n is 0, g is 1. alpha, beta (`network_power`, `memory_power`) and the coefficients are
 in `score.neighbours_gate` in bundle.json. The weight of this bundle is {settings.neighbours_weight}: 1 joins as fitted,
 and with 0 the score is the network's alone. Ranked are the items that the beam finds and the
-{settings.dense_candidates} other permitted ones with the largest share above 0. All weights were learnt from the
+{settings.dense_candidates} permitted ones with the largest share above 0. All weights were learnt from the
 training part; `about.neighbours` in bundle.json holds what validation chose, and what that was worth to users who did
 not choose it.
 """

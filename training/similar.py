@@ -22,7 +22,7 @@ def similar_items(vectors: torch.Tensor, count: int) -> torch.Tensor:
     items = torch.arange(len(vectors))
     if len(vectors) <= EXACT_ITEMS:
         return nearest_items(vectors, vectors, count, excluded=items).int()
-    index = build_index(vectors)
+    index = build_index(len(vectors), vectors.__getitem__)
     found = torch.full((len(vectors), count), -1, dtype=torch.int32)
     for first in tqdm(range(0, len(items), CHUNK), desc="similar items", unit="chunk", mininterval=1.0):
         rows = items[first : first + CHUNK]

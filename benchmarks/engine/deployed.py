@@ -12,7 +12,6 @@ the search alone. `recall` is the share of the 50 items with the highest dense s
 
 from __future__ import annotations
 
-import gc
 import multiprocessing
 import resource
 import statistics
@@ -33,9 +32,7 @@ from serving.bundle import Bundle
 from serving.engine import Engine
 from serving.items.catalogue import Catalogue
 from serving.items.item_index import EXACT_ITEMS, build_index
-from serving.items.nearest import nearest_items
 from serving.items.neighbours import Neighbours
-from serving.network.model import StreamRec
 from serving.search.beam import reason
 from serving.search.dense import BEST
 from serving.types import BundleSettings, Gate, Request, Rules
@@ -46,6 +43,7 @@ BATCHES = (1, 8)
 BEAMS = 50
 NEIGHBOURS, CANDIDATES = NeighboursConfig().keep, NeighboursConfig().candidates
 RECALLED = 50
+COMPARED = 1 << 18  # items at a time, exactly
 HISTORIES = 64
 ANSWERS = {"search": (0.0, 0.0), "memory": (1.0, 0.0), "dense": (0.0, 0.5), "both": (1.0, 0.5)}  # weights
 COLUMNS = ["items", "batch", "answer", "ms", "times", "touched", "recall", "peak_gib"]
@@ -76,8 +74,11 @@ def measure(items: int, rounds: int, indexed: bool) -> list[Row]:
     """All answers at one size, in turns."""
     torch.set_num_threads(1)
     bundle, histories = deployed_bundle(items)
-    recall = add_index(bundle, histories) if indexed else 1.0
+    if indexed:
+        print(f"building the index of {items} items", file=sys.stderr, flush=True)
+        bundle.item_index = build_index(items, bundle.vectors_of)
     engine = Engine(bundle, runtime="onnx")
+    recall = recall_of(engine, histories)
     states = engine.encode(histories)
     found: dict[tuple[int, str], list[float]] = {(batch, name): [] for batch in BATCHES for name in ANSWERS}
     for turn in range(-1, rounds):  # the first makes what is made once
@@ -146,23 +147,22 @@ def deployed_bundle(items: int) -> tuple[Bundle, list[tuple[int, ...]]]:
     return bundle, [tuple(history) for history in histories.tolist()]
 
 
-def add_index(bundle: Bundle, histories: list[tuple[int, ...]]) -> float:
-    """Builds the bundle's index; returns the share of the best RECALLED items of each history's state that it names."""
-    print(f"building the index of {len(bundle.catalogue)} items", file=sys.stderr, flush=True)
-    vectors = item_vectors(bundle.network, bundle.catalogue.tokens)
-    bundle.item_index = build_index(vectors)
-    engine = Engine(bundle, runtime="onnx")
+def recall_of(engine: Engine, histories: list[tuple[int, ...]]) -> float:
+    """The share of the RECALLED items nearest to each history's state that the index names."""
+    bundle, index = engine.bundle, engine.bundle.item_index
+    if index is None:
+        return 1.0
     hidden = torch.from_numpy(np.stack([state.hidden for state in engine.encode(histories)]))
     cross = engine.runtime.cross_keys_values(hidden, torch.ones(hidden.shape[:2], dtype=torch.bool))
     states = reason(engine.runtime, bundle.search_settings, cross, 0).states[:, 0, -1]
-    named, best = bundle.item_index.search(states, BEST)[0], nearest_items(states, vectors, RECALLED)
-    del vectors
-    gc.collect()
+    products, best = torch.empty(len(states), 0), torch.empty(len(states), 0, dtype=torch.int64)
+    for rows in torch.arange(len(bundle.catalogue)).split(COMPARED):
+        products = torch.cat([products, states @ bundle.vectors_of(rows).T], 1)
+        best = torch.cat([best, rows.expand(len(states), -1)], 1)
+        nearest = products.topk(RECALLED).indices
+        products, best = products.gather(1, nearest), best.gather(1, nearest)
+    named = index.search(states, BEST)[0]
     return float((best.unsqueeze(2) == named.unsqueeze(1)).any(2).float().mean())
-
-
-def item_vectors(network: StreamRec, tokens: np.ndarray) -> torch.Tensor:
-    return network.item_vectors(torch.from_numpy(tokens.astype(np.int64)))
 
 
 if __name__ == "__main__":

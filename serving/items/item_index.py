@@ -6,6 +6,7 @@ its answer may miss items; `python -m benchmarks.engine.deployed` measures how m
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,18 +57,23 @@ class ItemIndex:
         return rows, products.masked_fill(rows < 0, float("-inf"))
 
 
-def build_index(vectors: torch.Tensor) -> ItemIndex:
-    """Shape: (I, D) float32, finite."""
-    items, width = vectors.shape
+def build_index(items: int, vectors_of: Callable[[torch.Tensor], torch.Tensor]) -> ItemIndex:
+    """vectors_of: the vectors of rows, which are never needed all at once. Shape: (n,) int64 -> (n, D) float32, finite.
+
+    It reads a sample of TRAINED_PER_LIST vectors a list, and then all in chunks; the index itself takes 2 D + 8 bytes
+    an item, and up to twice as much while its lists grow.
+    """
     lists = max(1, round(LISTS_PER_ROOT * items**0.5))
     faiss.omp_set_num_threads(torch.get_num_threads())
-    index: Any = faiss.index_factory(width, f"IVF{lists},SQfp16", faiss.METRIC_INNER_PRODUCT)
-    index.cp.niter, index.cp.max_points_per_centroid, index.cp.min_points_per_centroid = ROUNDS, TRAINED_PER_LIST, 1
     rng = np.random.default_rng(0)
     sample = rng.choice(items, min(items, lists * TRAINED_PER_LIST), replace=False)
-    index.train(vectors[torch.from_numpy(np.sort(sample))].numpy())
+    trained_on = vectors_of(torch.from_numpy(np.sort(sample)))
+    index: Any = faiss.index_factory(trained_on.shape[1], f"IVF{lists},SQfp16", faiss.METRIC_INNER_PRODUCT)
+    index.cp.niter, index.cp.max_points_per_centroid, index.cp.min_points_per_centroid = ROUNDS, TRAINED_PER_LIST, 1
+    index.train(trained_on.contiguous().numpy())
     for first in range(0, items, CHUNK):
-        index.add(vectors[first : first + CHUNK].contiguous().numpy())
+        rows = torch.arange(first, min(first + CHUNK, items))
+        index.add(vectors_of(rows).contiguous().numpy())
     index.nprobe = min(PROBES, lists)
     return ItemIndex(index)
 

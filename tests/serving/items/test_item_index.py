@@ -25,7 +25,7 @@ def vectors() -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def index(vectors: torch.Tensor) -> ItemIndex:
-    return build_index(vectors)
+    return build_index(len(vectors), vectors.__getitem__)
 
 
 def test_most_of_the_nearest_items_are_found(vectors: torch.Tensor, index: ItemIndex) -> None:
@@ -40,7 +40,7 @@ def test_most_of_the_nearest_items_are_found(vectors: torch.Tensor, index: ItemI
 
 def test_what_is_not_there_has_no_row() -> None:
     vectors = clustered(40)
-    rows, products = build_index(vectors).search(vectors[:2], 50)
+    rows, products = build_index(len(vectors), vectors.__getitem__).search(vectors[:2], 50)
     for row, product in zip(rows, products, strict=True):
         assert sorted(row[:40].tolist()) == list(range(40)) and row[40:].tolist() == [-1] * 10
         assert (product[40:] == -torch.inf).all()
@@ -49,7 +49,7 @@ def test_what_is_not_there_has_no_row() -> None:
 def test_the_same_vectors_make_the_same_file_and_it_answers_as_before(
     vectors: torch.Tensor, index: ItemIndex, tmp_path: Path
 ) -> None:
-    for name, made in (("one", index), ("two", build_index(vectors))):
+    for name, made in (("one", index), ("two", build_index(len(vectors), vectors.__getitem__))):
         write_index(tmp_path / name, made)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
     found = read_index(tmp_path / "one", *vectors.shape)

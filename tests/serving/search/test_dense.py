@@ -22,9 +22,7 @@ from tests.builders import GATE, tiny_bundle, tiny_model
 
 
 def with_index(bundle: Bundle) -> Bundle:
-    tokens = torch.from_numpy(bundle.catalogue.tokens.astype(np.int64))
-    with torch.no_grad():
-        return replace(bundle, item_index=build_index(bundle.network.item_vectors(tokens)))
+    return replace(bundle, item_index=build_index(len(bundle.catalogue), bundle.vectors_of))
 
 
 @pytest.mark.parametrize("runtime", ["eager", "onnx"])

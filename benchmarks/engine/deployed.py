@@ -156,7 +156,7 @@ def recall_of(engine: Engine, histories: list[tuple[int, ...]]) -> float:
     cross = engine.runtime.cross_keys_values(hidden, torch.ones(hidden.shape[:2], dtype=torch.bool))
     states = reason(engine.runtime, bundle.search_settings, cross, 0).states[:, 0, -1]
     products, best = torch.empty(len(states), 0), torch.empty(len(states), 0, dtype=torch.int64)
-    for rows in torch.arange(len(bundle.catalogue)).split(COMPARED):
+    for rows in torch.split(torch.arange(len(bundle.catalogue)), COMPARED):
         products = torch.cat([products, states @ bundle.vectors_of(rows).T], 1)
         best = torch.cat([best, rows.expand(len(states), -1)], 1)
         nearest = products.topk(RECALLED).indices

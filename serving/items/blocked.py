@@ -56,11 +56,13 @@ class Blocked:
         Shape: rows (B, C) catalogue rows -> (B, C) bool; None -> (B, I) bool.
         """
         leaf = trie.leaf if rows is None else trie.leaf[rows]
-        node = leaf.to(torch.int64) + trie.level_start[trie.levels]
-        bits = self.sets.view(-1)[node + self.set_offset]
-        if self.reads[0]:
-            bits |= self.own.view(-1)[node + self.own_offset] ^ self.inverted
-        return bits.bool() | (leaf < 0)
+        node, (lists, sets) = leaf.to(torch.int64) + trie.level_start[trie.levels], self.reads
+        barred = (leaf < 0).expand(len(self.set_offset), -1)
+        if lists:
+            barred = barred | (self.own.view(-1)[node + self.own_offset] ^ self.inverted).bool()
+        if sets:
+            barred = barred | self.sets.view(-1)[node + self.set_offset].bool()
+        return barred
 
 
 def read_bits(rows: torch.Tensor, offset: torch.Tensor, child: torch.Tensor, table: torch.Tensor) -> torch.Tensor:

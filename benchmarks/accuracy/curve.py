@@ -14,7 +14,6 @@ from benchmarks.accuracy.costs import answer_ms, search_flops
 from benchmarks.accuracy.ranks import Inference, evaluation_events, evaluation_users, gain_over, ranker_of
 from benchmarks.accuracy.variants import DEPTH, SLOW
 from serving.search.beam import reason, search_settings
-from serving.search.decoder import token_log_probs
 from serving.search.ranker import of_some
 from training.data.prepare import sample_events, sample_users
 from training.int8_gate import overlap
@@ -162,8 +161,7 @@ def first_level_entropy(work: Workspace, split: str) -> np.ndarray:
     entropy = np.empty(len(histories))
     for index in ranker.batches(histories):
         batch = ranker.encode([histories[i] for i in index], of_some(events, index))
-        hidden = reason(ranker.runtime, settings, batch.cross, 0).hidden[:, 0]
-        log_p = token_log_probs(ranker.runtime, settings, hidden, settings.level_ranges[0])
+        log_p = reason(ranker.runtime, settings, batch.cross, 0).first_log_probs[:, 0]
         entropy[index] = -(log_p.exp() * log_p).sum(-1).numpy()
     return entropy
 

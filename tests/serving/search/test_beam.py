@@ -302,6 +302,32 @@ def test_reasoning_paths_do_not_multiply_the_beam(monkeypatch: pytest.MonkeyPatc
     assert rows == [1, 5, 5, 6, 6]  # start, two steps of five paths, two item tokens of six beams
 
 
+def test_candidates_share_the_passes_of_the_beam(monkeypatch: pytest.MonkeyPatch):
+    bundle = tiny_model(40, neighbours=True, neighbours_weight=1.0, gate=GATE, dense_candidates=4, seed=4)
+    engine = Engine(bundle)
+    rows = []
+    step = engine.runtime.step
+
+    def counted(x: torch.Tensor, *rest: object) -> object:
+        rows.append(x.shape[1])
+        return step(x, *rest)
+
+    monkeypatch.setattr(engine.runtime, "step", counted)
+    (found,) = ask(engine, Request((1, 2), 10, 6, 0))
+    assert rows == [1, 6 + 4, 6 + 4]
+    assert len(set(found.items)) == len(found.items)  # what the beam finds too is listed once
+
+
+def test_an_answer_does_not_depend_on_whether_the_memory_decides_for_the_whole_batch():
+    bundle = tiny_model(
+        40, neighbours=True, neighbours_weight=1.0, gate=GATE, dense_weight=0.5, dense_candidates=4, seed=9
+    )
+    request = Request((1, 2), 10, 6, 1)
+    (alone,) = ask(Engine(bundle), request)
+    together, _ = ask(Engine(bundle), request, replace(request, neighbours_weight=0.0))
+    assert_same_answer(together, alone)
+
+
 def test_paths_are_the_likeliest(monkeypatch: pytest.MonkeyPatch):
     bundle = tiny_model(seed=5, step_form="both", paths=3)
     engine = Engine(bundle)

@@ -32,8 +32,8 @@ from serving.items.filters import (
 
 MAX_LENGTH = 2000  # characters
 MAX_DEPTH = 12  # groups of `and`, `or` and `not` in each other
-MAX_COST = 10  # comparisons: one for each condition, and of lists one for two values
-MAX_WORDS = 100  # and signs; more than the one spelling of any filter within the other bounds has
+MAX_COST = 8  # comparisons: one for each condition, and of lists one for two values
+MAX_WORDS = 80  # and signs; more than the one spelling of any filter within the other bounds has
 MAX_SPAN = 100 * 365 * 86400.0  # seconds
 KNOWN = 2048  # spellings of filters that need not be read again
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}

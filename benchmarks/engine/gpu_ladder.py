@@ -28,7 +28,7 @@ from serving.network.model import StreamRec
 from serving.network.t5 import T5, CrossKeysValues, KeysValues
 from serving.search.beam import decode_items, search
 from serving.search.cuda_graph import Capture, GraphSearch
-from serving.search.decoder import ReasoningPaths, decode_step, stable_topk
+from serving.search.decoder import ReasoningPaths, decode_step, stable_topk, token_log_probs
 from serving.types import Beams, SearchSettings
 
 EXPANDED, SHARED, ANCESTORS, ONE_ROW = "expanded", "shared cross-attention", "ancestors", "one row first"
@@ -162,7 +162,8 @@ def all_rows(model: Model, case: Case) -> Paths:
         hidden, rows = decode_step(runtime, cross, rows, runtime.step_input(token + lo, states[-1]))
         hidden_sum = hidden_sum + hidden
         states.append(runtime.state(hidden_sum))
-    paths = ReasoningPaths(rows, hidden, first_row_scores(case), torch.stack(states, 2), tokens, log_probs)
+    first = token_log_probs(runtime, model.settings, hidden, model.settings.level_ranges[0])
+    paths = ReasoningPaths(rows, first, first_row_scores(case), torch.stack(states, 2), tokens, log_probs)
     return as_paths(decode_items(runtime, model.trie, model.settings, cross, paths, case.beams, None, None))
 
 

@@ -18,7 +18,7 @@ from serving.bundle import Bundle
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "bundles/demo"
 RECORD = Path(__file__).with_name("demo_answers.json.gz")
-CHANGING = ("recommendation_id", "timings_ms", "cost")  # in any answer, new each time
+CHANGING = ("recommendation_id", "timings_ms", "cost", "by_steps")  # in any answer, new each time: times are in them
 
 
 def requests(item_ids: list[str], categories: list[str]) -> list[dict[str, Any]]:

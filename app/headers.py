@@ -24,7 +24,7 @@ PAGE: list[Raw] = [
     (b"permissions-policy", b"camera=(), geolocation=(), microphone=()"),
     (b"cross-origin-opener-policy", b"same-origin"),
 ]
-# What else a page has, browsers heed in pages alone, and every header costs an answer a microsecond.
+# Browsers heed the rest in pages alone, and every header takes time to send.
 DATA: list[Raw] = [(b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"), SNIFFING]
 NO_STORE: Raw = (b"cache-control", b"no-store")
 HTTPS_ONLY: Raw = (b"strict-transport-security", b"max-age=31536000")

@@ -287,10 +287,9 @@ def test_the_memory_alone_still_fills_the_list_in_the_networks_order():
     assert found.items[len(known) :] == order
 
 
-def test_reasoning_paths_do_not_multiply_the_beam(monkeypatch: pytest.MonkeyPatch):
-    bundle = tiny_model(seed=4, paths=5)
-    engine = Engine(bundle)
-    rows = []
+def rows_of_passes(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Gets the number of rows a request has in each of the decoder's passes from now on."""
+    rows: list[int] = []
     step = engine.runtime.step
 
     def counted(x: torch.Tensor, *rest: object) -> object:
@@ -298,6 +297,13 @@ def test_reasoning_paths_do_not_multiply_the_beam(monkeypatch: pytest.MonkeyPatc
         return step(x, *rest)
 
     monkeypatch.setattr(engine.runtime, "step", counted)
+    return rows
+
+
+def test_reasoning_paths_do_not_multiply_the_beam(monkeypatch: pytest.MonkeyPatch):
+    bundle = tiny_model(seed=4, paths=5)
+    engine = Engine(bundle)
+    rows = rows_of_passes(engine, monkeypatch)
     ask(engine, Request((1, 2), 6, 6, 2))
     assert rows == [1, 5, 5, 6, 6]  # start, two steps of five paths, two item tokens of six beams
 
@@ -305,14 +311,7 @@ def test_reasoning_paths_do_not_multiply_the_beam(monkeypatch: pytest.MonkeyPatc
 def test_candidates_share_the_passes_of_the_beam(monkeypatch: pytest.MonkeyPatch):
     bundle = tiny_model(40, neighbours=True, neighbours_weight=1.0, gate=GATE, dense_candidates=4, seed=4)
     engine = Engine(bundle)
-    rows = []
-    step = engine.runtime.step
-
-    def counted(x: torch.Tensor, *rest: object) -> object:
-        rows.append(x.shape[1])
-        return step(x, *rest)
-
-    monkeypatch.setattr(engine.runtime, "step", counted)
+    rows = rows_of_passes(engine, monkeypatch)
     (found,) = ask(engine, Request((1, 2), 10, 6, 0))
     assert rows == [1, 6 + 4, 6 + 4]
     assert len(set(found.items)) == len(found.items)  # what the beam finds too is listed once

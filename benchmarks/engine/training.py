@@ -7,7 +7,8 @@
 The plain loop is the obvious one: T5ForConditionalGeneration, a shuffled DataLoader that pads to the longest history of
 the batch, one call per sequence, AdamW; on a GPU bfloat16 by autocast, as in ours. Ours is
 `training.stages.loop.run_stage`, checkpoints included: `rows` with an encoder pass per history, like the plain loop;
-`packed` with one for all prefixes of a sequence, by an encoder that is causal over items. There are two tasks: `plain`
+`packed` with one for all prefixes of a sequence, by an encoder that is causal over items; on a CPU also `bfloat16`, the
+same in that precision, which pays where the processor multiplies in it (AVX512-BF16, AMX). There are two tasks: `plain`
 trains the next item (as TIGER), `stage 1` also items similar to it, which takes the plain loop a second call that reads
 the history again. Contenders take turns; a round is an epoch, and the fastest counts, by the processor's time on a CPU.
 `ratio` compares with the plain loop on the same task, `to_rows` with ours row by row. All have a softmax over the whole
@@ -44,7 +45,7 @@ from training.stages.pretrain import SIMILAR_START, PretrainStep
 from training.workspace import Workspace, make_workspace
 
 COLUMNS = ["task", "contender", "examples", "seconds", "examples_per_second", "ratio", "to_rows"]
-PLAIN_LOOP, ROWS, PACKED = "transformers", "rows", "packed"
+PLAIN_LOOP, ROWS, PACKED, BFLOAT16 = "transformers", "rows", "packed", "bfloat16"
 TASKS = {"plain": 0.0, "stage 1": 0.5}  # task -> weight of the similar items
 
 
@@ -79,7 +80,7 @@ def main() -> None:
 
 
 def workspaces(data_folder: Path | None, folder: Path, users: int, device: str = "cpu") -> dict[str, Workspace]:
-    """The default model and its packed form on the same examples, with random semantic IDs of three tokens."""
+    """The default model and its packed forms on the same examples, with random semantic IDs of three tokens."""
     if data_folder is None:
         data_folder = folder / "shop"
         write_shop(data_folder, users=users, items=500, seed=0)
@@ -91,12 +92,15 @@ def workspaces(data_folder: Path | None, folder: Path, users: int, device: str =
     split = replace(split, train=[split.train[user] for user in np.sort(drawn)])
     precision: Any = "float32" if device == "cpu" else "bfloat16"
     packed = ModelSettings(normalise="vocabulary", attention="causal-by-item", age_bias=True, end_token=False)
-    models = {ROWS: ModelSettings(normalise="vocabulary"), PACKED: packed}
+    configs = {
+        ROWS: RunConfig(precision=precision, model=ModelSettings(normalise="vocabulary")),
+        PACKED: RunConfig(precision=precision, model=packed),
+    }
+    if device == "cpu":
+        configs[BFLOAT16] = RunConfig(precision="bfloat16", model=packed)
     return {
-        name: make_workspace(
-            RunConfig(precision=precision, model=model), split, ids.codes, ids.codebook_sizes, embedding, device
-        )
-        for name, model in models.items()
+        name: make_workspace(config, split, ids.codes, ids.codebook_sizes, embedding, device)
+        for name, config in configs.items()
     }
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks.engine.training import (
+    BFLOAT16,
     PACKED,
     ROWS,
     TASKS,
@@ -55,7 +56,7 @@ def test_both_loops_have_the_same_loss_and_gradient(forms, task):
 
 def test_a_row_per_contender_and_the_plain_loop_is_the_measure(forms, tmp_path: Path):
     rows = measure(forms, "plain", rounds=1, folder=tmp_path)
-    assert [row["contender"] for row in rows] == ["transformers", ROWS, PACKED]
+    assert [row["contender"] for row in rows] == ["transformers", ROWS, PACKED, BFLOAT16]
     assert rows[0]["ratio"] == rows[1]["to_rows"] == 1.0
     assert {row["examples"] for row in rows} == {len(forms[ROWS].examples)} == {forms[PACKED].windows.counts.sum()}
     speed = [row["examples_per_second"] for row in rows]

@@ -5,5 +5,7 @@ python -m benchmarks.accuracy QUESTION --data DIR [--config FILE] [--set KEY=VAL
 stages, encoder, ids, codes, longer   whole runs, compared (`whole_runs.py`)
 views                                 one network of several trees against what it must beat (`compare_views.py`)
 walk                                  steps that walk the item graph, and what they must beat (`compare_walk.py`)
+back                                  steps that read the user's older history, and what they must beat
+                                      (`compare_back.py`)
 all others                            one thing changed at a time, on checkpoints that share ancestors
 """

@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 
 from benchmarks.accuracy import __doc__ as about
-from benchmarks.accuracy import compare_views, compare_walk, whole_runs
+from benchmarks.accuracy import compare_back, compare_views, compare_walk, whole_runs
 from benchmarks.accuracy.ablation import Ablation
 from benchmarks.accuracy.questions import QUESTIONS, current_name
 from benchmarks.accuracy.variants import Setup
 from benchmarks.common import ROOT, commit, record, result_file, table
 
-VIEWS, WALK = "views", "walk"
+VIEWS, WALK, BACK = "views", "walk", "back"
 PROTOCOL = (
     "Leave-one-out, test, full ranking, history of 20 items, seen items permitted, one beam for all rows. Settings and "
     "weights were chosen by validation NDCG@10 (`validation`). gain: of NDCG@10 against the row named in `against`, "
@@ -29,7 +29,7 @@ PROTOCOL = (
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=about,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("question", choices=(*whole_runs.QUESTIONS, VIEWS, WALK, *QUESTIONS), type=current_name)
+    parser.add_argument("question", choices=(*whole_runs.QUESTIONS, VIEWS, WALK, BACK, *QUESTIONS), type=current_name)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, help="folder of the trained variants; default: runs/accuracy-NAME")
     parser.add_argument("--out", type=result_file, help="default: benchmarks/results/QUESTION-NAME.json")
@@ -51,6 +51,8 @@ def main(arguments: list[str]) -> int:
         return compare_views.answer(parser, options, whole_runs.command_of(options))
     if options.question == WALK:
         return compare_walk.answer(options, whole_runs.command_of(options))
+    if options.question == BACK:
+        return compare_back.answer(options, whole_runs.command_of(options))
     question, code = QUESTIONS[options.question], commit()
     wanted = [
         variant for variant in question.variants if variant != "given ids" or (options.data / "semantic_ids").exists()

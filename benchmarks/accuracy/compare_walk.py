@@ -13,16 +13,15 @@ import torch
 from scipy import sparse
 
 from benchmarks.accuracy.pointer_walk import Begin, Graph
+from benchmarks.accuracy.proposals import BEAM, propose
 from benchmarks.accuracy.ranks import gain_over
-from benchmarks.accuracy.train_walk import ARMS, WALK, Read, reads_of, train_arm, validation_ndcg
-from benchmarks.accuracy.views import Lists
-from benchmarks.accuracy.walk_inputs import Inputs, Walkers
+from benchmarks.accuracy.train_walk import ARMS, WALK, reads_of, train_arm, validation_ndcg
+from benchmarks.accuracy.walk_inputs import Inputs, Read, Walkers
 from benchmarks.accuracy.whole_runs import converged_network
 from benchmarks.common import commit, record, table
-from training.join import GATED, LEAST_LOG, Proposals, fit_gate
+from training.join import GATED, fit_gate
 
 Rows = list[dict[str, Any]]
-BEAM = 50  # what the network finds, and as many of the model's best, are ranked together
 ONCE, TWO_HOPS = "memory, l = 0", "memory with a second hop, l = 0"
 HOPS = (0.03, 0.1, 0.3, 1.0)  # weights of the second hop
 COLUMNS = ("model", "form", "excluded", "valid", "recall@10", "ndcg@10", "gain", "low", "high", "percent",
@@ -50,44 +49,6 @@ def second_hop(graph: Graph, items: int) -> Read:
         return [(once + hop * twice) / (1 + hop) for hop in HOPS]
 
     return read
-
-
-def propose(users: Walkers, read: Read, lists: Lists, items: int) -> list[Proposals]:
-    """What network and model propose, for each form of the model. lists: of the network. items: of the catalogue."""
-    parts = []
-    for index in users.batches():
-        begin, found = users.begin(index, items), torch.from_numpy(lists.items[index])
-        network = torch.full((len(index), items + 1), LEAST_LOG)  # what a list lacks goes to the last column
-        network = network.scatter(1, found.where(found >= 0, items), torch.from_numpy(lists.log_p[index]))[:, :-1]
-        network = network.masked_fill(begin.barred, -torch.inf)
-        best = network.topk(min(BEAM, items)).indices
-        parts.append([_proposed(network, best, share, users, index) for share in read(begin)])
-    return [_joined(form) for form in zip(*parts, strict=True)]
-
-
-def _proposed(
-    network: torch.Tensor, best: torch.Tensor, share: torch.Tensor, users: Walkers, index: np.ndarray
-) -> Proposals:
-    """best: the network's items. Shapes: network, log P, and share (B, I), best (B, N)."""
-    item = torch.cat([best, share.topk(best.shape[1]).indices], 1).sort(1).values
-    log_p, log_share = network.gather(1, item), share.gather(1, item).log()
-    nothing = (log_p <= LEAST_LOG) & (log_share == -torch.inf)
-    nothing[:, 1:] |= item[:, 1:] == item[:, :-1]
-    entropy = -(share * share.clamp(min=1e-30).log()).sum(1)
-    support, known = users.support[index], np.isfinite(users.support[index])
-    columns = [np.where(known, support, 0), share.amax(1), entropy, users.log_length[index], network.amax(1)]
-    return Proposals(
-        log_p.masked_fill(nothing, -torch.inf).numpy(),
-        log_share.masked_fill(nothing, -torch.inf).numpy(),
-        ((item == users.target[index, None]) & ~nothing).numpy(),
-        np.stack([np.asarray(column, np.float64) for column in columns], 1),
-        known,
-    )
-
-
-def _joined(parts: Sequence[Proposals]) -> Proposals:
-    names = ("network", "log_share", "hit", "features", "known")
-    return Proposals(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
 def rows_of(inputs: Inputs, reads: dict[str, tuple[Read, list[str]]], parts: dict[str, Walkers]) -> Rows:

@@ -12,25 +12,21 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 
+from benchmarks.accuracy import small_modules
 from benchmarks.accuracy.pointer_walk import Begin, Graph, Kind, Walk
-from benchmarks.accuracy.walk_inputs import Inputs, Walkers
-from serving.files import atomic_write
+from benchmarks.accuracy.walk_inputs import Inputs, Read, Walkers
 from serving.network.model import dense_logits
 from training.metrics import ndcg
 
-Read = Callable[[Begin], list[torch.Tensor]]  # what each form of a model gives every item. Shape of each: (B, I)
 STEPS = 4
-EPOCHS, BATCH, RATE, SCALAR_RATE, DECAY, DROPOUT = 6, 128, 3e-5, 5e-3, 0.1, 0.2
+RATE, DROPOUT = 3e-5, 0.2
 NETWORK = 0.05  # its share while a walk is trained; gates that are fitted on validation give it about as much
 JUDGES = 3  # one of so many validation users judges an epoch
 LEAST_EFFECT = 1e-3  # of another user's state on a read (total variation), for the read to be the user's own
@@ -63,45 +59,26 @@ def train_arm(name: str, inputs: Inputs, valid: Walkers, seed: int) -> tuple[Wal
     torch.manual_seed(seed)
     walk = Walk(inputs.vectors, graph.shuffled(seed) if arm.shuffled else graph, arm.kind)
     file = inputs.folder / f"{name}-seed-{seed}-excluded-{inputs.excluded}.safetensors"
-    if not file.exists():
-        check = _train(walk, arm, inputs.held_out, valid, seed)
-        with atomic_write(file) as partial:
-            save_file(walk.state_dict(), partial, {"check": json.dumps(check)})
-    walk.load_state_dict(load_file(file))
-    with safe_open(file, "pt") as stored:
-        check = json.loads(stored.metadata()["check"])
+    check = small_modules.keep(walk, file, lambda: _train(walk, arm, inputs.held_out, valid, seed))
     row = {"model": name, "excluded": inputs.excluded, **check}
     print(json.dumps(row), file=sys.stderr, flush=True)
     return walk, row
 
 
 def _train(walk: Walk, arm: Arm, examples: Walkers, valid: Walkers, seed: int) -> dict[str, Any]:
-    scalars = [parameter for parameter in walk.parameters() if not parameter.ndim]
-    matrices = [parameter for parameter in walk.parameters() if parameter.ndim]
-    optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": DECAY},
-                                   {"params": scalars, "lr": SCALAR_RATE, "weight_decay": 0.0}], lr=RATE)  # fmt: skip
     judges, read = valid.every(JUDGES), reads_of(walk, arm.steps)
+
+    def batch_loss(index: np.ndarray) -> torch.Tensor:
+        begin = examples.begin(index, len(walk.vectors))
+        begin = begin._replace(state=F.dropout(begin.state, DROPOUT))
+        return loss(walk, begin, examples.target[index], arm)
 
     def score() -> float:
         return float(validation_ndcg(read, judges, walk.vectors).mean())
 
-    order, scores, gradient = np.random.default_rng(seed), [score()], 0.0
-    best = _weights(walk)
-    for _ in range(EPOCHS):
-        shuffled = order.permutation(len(examples.target))
-        for first in range(0, len(shuffled), BATCH):
-            index = shuffled[first : first + BATCH]
-            begin = examples.begin(index, len(walk.vectors))
-            begin = begin._replace(state=F.dropout(begin.state, DROPOUT))
-            optimizer.zero_grad()
-            loss(walk, begin, examples.target[index], arm).backward()  # type: ignore[no-untyped-call]
-            if walk.query.weight.grad is not None:
-                gradient = gradient or float(walk.query.weight.grad.norm())
-            optimizer.step()
-        scores.append(score())
-        if scores[-1] > max(scores[:-1]):
-            best = _weights(walk)
-    walk.load_state_dict(best)
+    scores, gradient = small_modules.fit(
+        walk, batch_loss, len(examples.target), score, RATE, seed, watched=walk.query.weight
+    )
     effect, best_epoch = state_effect(walk, judges, arm.steps), int(np.argmax(scores))
     acts = best_epoch > 0 and (not arm.kind.queries or (gradient > 0 and effect > LEAST_EFFECT))
     return {
@@ -162,7 +139,3 @@ def state_effect(walk: Walk, valid: Walkers, steps: int) -> float:
         own, others = (read(each)[-1] for each in (begin, begin._replace(state=begin.state.roll(1, 0))))
         found.append((own - others).abs().sum(1) / 2)
     return float(torch.cat(found).mean())
-
-
-def _weights(walk: Walk) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in walk.state_dict().items()}

@@ -23,6 +23,7 @@ from training.workspace import Workspace
 
 BATCH = 256
 Arrays = dict[str, np.ndarray]
+Read = Callable[[Begin], list[torch.Tensor]]  # what each form of a model gives every item. Shape of each: (B, I)
 Folds = Sequence[tuple[np.ndarray, Neighbours]]  # positions of users, and the memory that is asked for them
 
 
@@ -45,9 +46,12 @@ class Walkers:
 
     def every(self, count: int) -> Walkers:
         """The first of every so many."""
-        slots = Slots(self.slots.items[::count], self.slots.log_weight[::count])
-        return Walkers(self.state[::count], slots, self.target[::count], self.histories[::count],
-                       self.excluded, self.support[::count])  # fmt: skip
+        return self.of(np.arange(0, len(self.target), count))
+
+    def of(self, index: np.ndarray) -> Walkers:
+        slots = Slots(self.slots.items[index], self.slots.log_weight[index])
+        histories = [self.histories[user] for user in index]
+        return Walkers(self.state[index], slots, self.target[index], histories, self.excluded, self.support[index])
 
     def begin(self, index: np.ndarray, items: int) -> Begin:
         rested = _marked([self.histories[i] for i in index], items)
@@ -113,6 +117,11 @@ class Inputs:
 
         return Lists(**self._kept(name, search))
 
+    def states(self, part: str, histories: Sequence[np.ndarray], items: int | None = None) -> torch.Tensor:
+        """s_0 of the network as trained, or reading so many of the newest items. Shape: (U, D)."""
+        name = f"states-{part}" + (f"-of-{items}-items" if items else "")
+        return torch.from_numpy(self._kept(name, lambda: {"state": self._compute_states(histories, items)})["state"])
+
     def _walkers(self, part: str, histories: Sequence[np.ndarray], target: np.ndarray, folds: Folds) -> Walkers:
         width = min(SLOTS, len(self.work.item_tokens))
         items, support = np.empty((len(target), width), np.int64), np.empty(len(target))
@@ -125,7 +134,7 @@ class Inputs:
                 items[rows], log_weight[rows], support[rows] = *slots, features["support"]
         slots = Slots(torch.from_numpy(items), torch.from_numpy(log_weight))
         wanted = torch.from_numpy(target.astype(np.int64))
-        return Walkers(self._states(part, histories), slots, wanted, histories, self.excluded, support)
+        return Walkers(self.states(part, histories), slots, wanted, histories, self.excluded, support)
 
     def _slots(self, shares: np.ndarray, histories: Sequence[np.ndarray]) -> Slots:
         permitted = torch.from_numpy(shares)
@@ -133,15 +142,11 @@ class Inputs:
             permitted = permitted.masked_fill(_marked(histories, shares.shape[1]), 0)
         return best_slots(permitted)
 
-    def _states(self, part: str, histories: Sequence[np.ndarray]) -> torch.Tensor:
-        return torch.from_numpy(
-            self._kept(f"states-{part}", lambda: {"state": self._compute_states(histories)})["state"]
-        )
-
     @torch.inference_mode()
-    def _compute_states(self, histories: Sequence[np.ndarray]) -> np.ndarray:
-        """s_0 of the network. Shape: (U, D)."""
+    def _compute_states(self, histories: Sequence[np.ndarray], items: int | None) -> np.ndarray:
         ranker = replace(self.work.ranker(), neighbours=None)
+        if items:
+            ranker = replace(ranker, settings=replace(ranker.settings, max_items=items))
         found = np.empty((len(histories), self.work.config.model.d_model), np.float32)
         settings = search_settings(self.work.vocabulary, self.work.settings)
         for index in ranker.batches(histories):

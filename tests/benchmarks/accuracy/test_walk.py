@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.accuracy import train_walk
+from benchmarks.accuracy import small_modules
 from benchmarks.accuracy.__main__ import main
 from benchmarks.accuracy.compare_walk import ONCE, TWO_HOPS, second_hop
 from benchmarks.accuracy.pointer_walk import START_POWER, Begin, Graph, Kind, Slots, Walk, best_slots
@@ -113,7 +113,7 @@ def asked(tmp_path_factory):
         return json.loads(out.read_text())
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_walk, "EPOCHS", 1)
+        patch.setattr(small_modules, "EPOCHS", 1)
         yield folder, ask
 
 

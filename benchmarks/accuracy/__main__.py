@@ -54,18 +54,16 @@ def main(arguments: list[str]) -> int:
     if options.question == BACK:
         return compare_back.answer(options, whole_runs.command_of(options))
     question, code = QUESTIONS[options.question], commit()
-    wanted = [
-        variant for variant in question.variants if variant != "given ids" or (options.data / "semantic_ids").exists()
-    ]
     if options.question == "compression" and options.device != "cpu":
         parser.error("compression measures 8-bit weights, which run on a CPU; leave --device out")
-    if options.only and options.only not in wanted:
-        parser.error(f"--only takes one of {', '.join(wanted)}")
     try:
         seeds = tuple(int(seed) for seed in options.seeds.split(","))
     except ValueError:
         parser.error(f"--seeds takes whole numbers separated by commas, not {options.seeds!r}")
     ablation = Ablation(Setup(options.data, options.work, options.config, tuple(options.set), options.device), seeds)
+    wanted = [variant for variant in question.variants if ablation.permits(variant)]
+    if options.only and options.only not in wanted:
+        parser.error(f"--only takes one of {', '.join(wanted)}")
     for variant in [options.only] if options.only else wanted:
         ablation.train(variant)
     if options.only:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import product
@@ -27,7 +28,7 @@ from benchmarks.accuracy.ranks import (
     measure_ranks,
     save_ranks,
 )
-from benchmarks.accuracy.variants import STAGES, VARIANTS, Setup, train_variant, training_minutes
+from benchmarks.accuracy.variants import LENGTHS, OWN, SLOW, STAGES, VARIANTS, Setup, train_variant, training_minutes
 from training.config import RunConfig, read_stored_config
 from training.join import Join, fit_join
 from training.metrics import mean_metrics, ndcg
@@ -70,6 +71,16 @@ class Ablation:
 
     def config(self, variant: str) -> RunConfig:
         return self.setup.settings(variant, self.seeds[0])
+
+    def lengths(self, asked: Sequence[int] = LENGTHS) -> list[int]:
+        """Of some numbers of steps those that `model.max_steps` permits."""
+        return [length for length in asked if length <= self.config(SLOW).model.max_steps]
+
+    def permits(self, variant: str) -> bool:
+        """Whether the data hold the codes, and `model.max_steps` permits the steps, that a variant needs."""
+        if variant == "given ids":
+            return (self.setup.data / "semantic_ids").exists()
+        return variant not in [f"l = {length}" for length in OWN if length not in self.lengths(OWN)]
 
     def train(self, variant: str) -> None:
         for seed in self.seeds:

@@ -30,7 +30,7 @@ def curve(ablation: Ablation) -> Rows:
     """A network at every l, also those that it was not trained for, and the same after stage 3 with as many steps as it
     was trained for and without, each against its own answer without steps and against plain training as costly; then
     8-bit weights, and steps for some users alone."""
-    lengths = [length for length in LENGTHS if length <= ablation.config(SLOW).model.max_steps]
+    lengths = ablation.lengths(LENGTHS)
     costs = costs_of(ablation, lengths)
     rows = [row for split in ("valid", "test") for row in rows_by_length(ablation, split, lengths)]
     rows += int8_rows(ablation)

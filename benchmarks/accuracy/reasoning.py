@@ -11,7 +11,7 @@ from benchmarks.accuracy.ablation import Ablation, Cell, Rows, at
 from benchmarks.accuracy.costs import answer_ms, search_flops, training_flops
 from benchmarks.accuracy.item_graph import PARTS, TUNED
 from benchmarks.accuracy.ranks import Inference, evaluation_users, gain_over
-from benchmarks.accuracy.variants import DEPTH, LENGTHS, OWN, SLOW
+from benchmarks.accuracy.variants import DEPTH, OWN, SLOW
 from serving.types import Merge
 from training.metrics import ndcg
 from training.stages.diagnostics import reasoning_diagnostics
@@ -23,17 +23,17 @@ PAYING = (SLOW, "state alone", "pause", "rl", "rl, anchor alone")
 
 def steps(ablation: Ablation) -> Rows:
     """One checkpoint at every number of steps, and a checkpoint per number, each against its own answer without."""
-    every = "every l"
+    every, lengths = "every l", ablation.lengths()
     weight = ablation.best_weight(every, 0)
-    best = ablation.choose([Cell(every, every, Inference("valid", length), weight) for length in LENGTHS])
+    best = ablation.choose([Cell(every, every, Inference("valid", length), weight) for length in lengths])
     cells = [Cell("plain", "plain", Inference("test", 0), more={"kind": "plain"})]
     kinds = {0.0: "one checkpoint", weight: "one checkpoint, dense score joined"} if weight else {0.0: "one checkpoint"}
     for used, kind in kinds.items():
-        for length in LENGTHS:
+        for length in lengths:
             more = {"kind": kind, "chosen": length == best.inference.steps and used == weight}
             name = f"{kind}, {length} steps"
             cells.append(Cell(name, every, Inference("test", length), used, f"{kind}, 0 steps", more=more))
-    for length in OWN:
+    for length in ablation.lengths(OWN):
         for used in (0, length):
             name, more = f"trained for {length}", {"kind": "a checkpoint each", "trained_for": length}
             inference, against = Inference("test", used), f"{name}, 0 steps"
@@ -90,14 +90,15 @@ def compute(ablation: Ablation) -> Rows:
     """Against a plain model that went on from the same stage 1 at the training cost of stage 2."""
     plain = "plain, as costly"
     cells = [at("plain", 0, against=plain), at(plain, 0), at(SLOW, 0, against=plain), at(SLOW, DEPTH, against=plain)]
-    return costed(ablation, cells + [at("every l", length, against=plain) for length in (0, DEPTH, LENGTHS[-1])])
+    lengths = sorted({0, DEPTH, ablation.lengths()[-1]})
+    return costed(ablation, cells + [at("every l", length, against=plain) for length in lengths])
 
 
 def grown(ablation: Ablation) -> Rows:
     """Against a plain model whose answer costs as much as the deepest reasoning does."""
     wide = "plain, grown"
     cells = [at(wide, 0), at("plain, as costly", 0, against=wide), at(SLOW, DEPTH, against=wide)]
-    return costed(ablation, [*cells, at("every l", LENGTHS[-1], against=wide)])
+    return costed(ablation, [*cells, at("every l", ablation.lengths()[-1], against=wide)])
 
 
 def costed(ablation: Ablation, cells: list[Cell]) -> Rows:
@@ -134,7 +135,7 @@ def paths(ablation: Ablation) -> Rows:
 def drift(ablation: Ablation) -> Rows:
     """How reasoning fails, on validation and with the model's own tokens: per step, and outputs that are no item."""
     rows = []
-    for variant, lengths in (("every l", LENGTHS), (SLOW, (0, DEPTH)), ("token alone", (0, DEPTH))):
+    for variant, lengths in (("every l", ablation.lengths()), (SLOW, (0, DEPTH)), ("token alone", (0, DEPTH))):
         for length in lengths:
             found = []
             for seed in ablation.seeds:
@@ -150,20 +151,18 @@ def drift(ablation: Ablation) -> Rows:
 
 def adaptive(ablation: Ablation) -> Rows:
     """Stops at the first number of steps whose last two states agree; the threshold's whole range is shown."""
-    variant, found = (
-        "every l",
-        {length: ablation.target_ranks("every l", Inference("test", length)) for length in LENGTHS},
-    )
-    values = {length: np.mean([ndcg(one.rank(0.0)) for one in found[length]], 0) for length in LENGTHS}
-    agree = {length: np.mean([one.settled[-1] for one in found[length]], 0) for length in LENGTHS[1:]}
-    rows = [_policy(f"always {length}", np.full(len(values[0]), length), values) for length in LENGTHS]
+    variant, lengths = "every l", ablation.lengths()
+    found = {length: ablation.target_ranks(variant, Inference("test", length)) for length in lengths}
+    values = {length: np.mean([ndcg(one.rank(0.0)) for one in found[length]], 0) for length in lengths}
+    agree = {length: np.mean([one.settled[-1] for one in found[length]], 0) for length in lengths[1:]}
+    rows = [_policy(f"always {length}", np.full(len(values[0]), length), values) for length in lengths]
     for threshold in (0.9, 0.95, 0.98, 0.99, 0.995, 0.999):
-        length = np.full(len(values[0]), LENGTHS[-1])
-        for shorter in reversed(LENGTHS[1:-1]):
+        length = np.full(len(values[0]), lengths[-1])
+        for shorter in reversed(lengths[1:-1]):
             length = np.where(agree[shorter] >= threshold, shorter, length)
         rows.append(_policy(f"settled at {threshold}", length, values) | {"threshold": threshold})
-    table = np.stack([values[length] for length in LENGTHS])
-    hindsight = np.array(LENGTHS)[table.argmax(0)]
+    table = np.stack([values[length] for length in lengths])
+    hindsight = np.array(lengths)[table.argmax(0)]
     rows.append(_policy("best per user, in hindsight", hindsight, values))
     for row in rows:
         row |= {"arm": variant, "split": "test"} | gain_over(row.pop("values"), values[0])
@@ -171,7 +170,7 @@ def adaptive(ablation: Ablation) -> Rows:
 
 
 def _policy(name: str, length: np.ndarray, values: dict[int, np.ndarray]) -> dict[str, Any]:
-    each = np.select([length == one for one in LENGTHS], [values[one] for one in LENGTHS])
+    each = np.select([length == one for one in values], list(values.values()))
     return {"model": name, "mean_steps": round(float(length.mean()), 2), "ndcg@10": round(float(each.mean()), 5),
             "values": each}  # fmt: skip
 
@@ -250,7 +249,7 @@ def groups(ablation: Ablation) -> Rows:
         for low, high in zip(edges[:-1], edges[1:], strict=True):
             chosen = np.flatnonzero((value > low if low else value >= 0) & (value <= high))
             group = f"{about} {low + 1 if low else int(value.min())} to {high}"
-            for variant, used in ((SLOW, DEPTH), ("every l", LENGTHS[-1])):
+            for variant, used in ((SLOW, DEPTH), ("every l", ablation.lengths()[-1])):
                 before = f"{variant}, 0 steps, {group}"
                 for count in (0, used):
                     name = f"{variant}, {count} steps, {group}"

@@ -85,5 +85,5 @@ def prior(ablation: Ablation) -> Rows:
 
 def tokenizer(ablation: Ablation) -> Rows:
     """Semantic IDs by RQ-VAE, by chance with the same shape, and (where the data hold some) given ones."""
-    ids = ["plain", "random ids", *(["given ids"] if (ablation.setup.data / "semantic_ids").exists() else [])]
-    return ablation.rows([at(variant, 0, against="plain") for variant in ids])
+    ids = ("plain", "random ids", "given ids")
+    return ablation.rows([at(variant, 0, against="plain") for variant in ids if ablation.permits(variant)])

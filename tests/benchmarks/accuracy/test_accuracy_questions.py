@@ -276,6 +276,17 @@ def test_every_number_of_steps_is_measured_and_steps_are_given_to_those_a_rule_n
     assert {row["valid"] for row in unsure if row["chosen"]} == {max(row["valid"] for row in unsure)}
 
 
+def test_no_question_asks_for_more_steps_than_the_network_takes(tmp_path):
+    write_shop(tmp_path / "shop", users=40, items=60, seed=0)
+    here = setup(tmp_path)
+    ablation = Ablation(replace(here, overrides=(*here.overrides, "model.max_steps=4")), (0,))
+    needed = [variant for variant in QUESTIONS["steps"].variants if ablation.permits(variant)]
+    assert needed == ["plain", "every l", "l = 4", "l = 2"]
+    ablation.train("every l")
+    rows = QUESTIONS["adaptive"].rows(ablation)
+    assert [row["mean_steps"] for row in rows if row["model"].startswith("always")] == [0, 2, 4]
+
+
 def test_how_unsure_the_beam_begins_is_the_entropy_of_its_first_level(tmp_path):
     work = small_workspace(small_config())
     found = curve.first_level_entropy(work, "test")

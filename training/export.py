@@ -49,7 +49,8 @@ def export(
     memory = None
     if work.config.neighbours.enabled:
         kept = earlier.neighbours if earlier else None
-        memory = fit_memory(data.items, work.split, work.config, work_folder / "cache", kept)
+        behaviour = None if earlier or data.items.has_text else work.embedding  # of a run without text
+        memory = fit_memory(data.items, work.split, work.config, work_folder / "cache", kept, behaviour)
     choice = choose(work, memory)
     work = work.on("cpu")  # bundles are written from there, and 8-bit weights run there
     work.settings = choice.settings

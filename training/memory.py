@@ -41,16 +41,22 @@ class FittedMemory:
 
 
 def fit_memory(
-    items: Items, split: Split, config: RunConfig, cache: Path | None = None, earlier: Neighbours | None = None
+    items: Items,
+    split: Split,
+    config: RunConfig,
+    cache: Path | None = None,
+    earlier: Neighbours | None = None,
+    behaviour: np.ndarray | None = None,
 ) -> FittedMemory:
     """The memory of the training part, chosen by validation NDCG@10, ranked as `evaluation.exclude_seen` says.
 
     cache: the folder of text embeddings, as in `training.ids.embed`. earlier: the memory of an earlier version, whose
-    items are the first ones here. Takes a minute or two of one core for 4,000 items. Of more than 50,000 items,
-    settings are compared on the rows that the sampled users' histories need.
+    items are the first ones here. behaviour: what `collaborative_embedding` makes of the training histories, if there;
+    read only where no item has text. Takes a minute or two of one core for 4,000 items. Of more than 50,000, settings
+    are compared on the rows that the sampled users' histories need.
     """
     parts = config.neighbours.parts
-    return fit_memories(items, split, config, cache, (parts,), earlier)[parts]
+    return fit_memories(items, split, config, cache, (parts,), earlier, behaviour)[parts]
 
 
 def fit_memories(
@@ -60,9 +66,11 @@ def fit_memories(
     cache: Path | None,
     kinds: Sequence[MemoryParts],
     earlier: Neighbours | None = None,
+    behaviour: np.ndarray | None = None,
 ) -> dict[MemoryParts, FittedMemory]:
     """Several kinds of memory, in less time than one by one: they share what they try. See `fit_memory`."""
-    choice = MemoryChoice(items, split, config, cache, earlier, needs_counts=set(kinds) != {"linear"})
+    needs_counts = set(kinds) != {"linear"}
+    choice = MemoryChoice(items, split, config, cache, earlier, behaviour, needs_counts=needs_counts)
     return {kind: _fit(choice, kind) for kind in kinds}
 
 

@@ -67,6 +67,7 @@ class MemoryChoice:
         config: RunConfig,
         cache: Path | None,
         earlier: Neighbours | None,
+        behaviour: np.ndarray | None = None,
         *,
         needs_counts: bool,
     ) -> None:
@@ -79,7 +80,7 @@ class MemoryChoice:
         self.seen = seen_items(users, len(items)) if config.evaluation.exclude_seen else None
         self.rows = None if len(items) <= WHOLE_ITEMS else np.unique(np.concatenate(self.histories))  # None: all
         if needs_counts:  # a linear model needs no embedding, which takes minutes
-            embedding = similarity_embedding(items, split.train, config, cache)
+            embedding = similarity_embedding(items, split.train, config, cache, behaviour)
             self.log_of = partial(Log.of, split.train, embedding, nearest(embedding, self.keep), weights=train_weights)
             self.log = self.log_of(self.rows)
         self.earlier = None if earlier is None else _as_matrix(earlier, len(items))

@@ -83,11 +83,20 @@ class Pairs:
 
 
 def similarity_embedding(
-    items: Items, train_sequences: Sequence[np.ndarray], config: RunConfig, cache: Path | None
+    items: Items,
+    train_sequences: Sequence[np.ndarray],
+    config: RunConfig,
+    cache: Path | None,
+    behaviour: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Rows of unit length; zero where nothing is known of an item. Shape: (I, E) float32."""
+    """Rows of unit length; zero where nothing is known of an item. behaviour: as in `fit_memory`.
+
+    Shape: (I, E) float32.
+    """
     if not items.has_text:
-        made = collaborative_embedding(train_sequences, len(items), config.tokenizer.collaborative_dim, config.seed)
+        made, dim = behaviour, config.tokenizer.collaborative_dim
+        if made is None:
+            made = collaborative_embedding(train_sequences, len(items), dim, config.seed)
         return np.where(np.linalg.norm(made, axis=1, keepdims=True) > 0.5, made, 0)  # shorter ones were drawn at random
     texts = item_text(items)
     made = embed_text(texts, config.tokenizer.embedder, cache)
@@ -167,18 +176,19 @@ def pairs_within(
     """All pairs at most `window` steps apart. wanted: (I,) bool; only pairs with one of these items, None: all."""
     flat = np.concatenate(list(sequences))
     each = None if weights is None else np.concatenate(list(weights))
-    owner = np.repeat(np.arange(len(sequences)), [len(s) for s in sequences])
+    lengths = [len(sequence) for sequence in sequences]
+    left = np.repeat(np.cumsum(lengths), lengths) - np.arange(1, len(flat) + 1)  # events after each in its sequence
     of_wanted = None if wanted is None else wanted[flat]
+    begin = np.arange(len(flat))
     earlier, later, steps, weight = [], [], [], []
     for d in range(1, window + 1):
-        same = owner[:-d] == owner[d:]
-        if of_wanted is not None:
-            same &= of_wanted[:-d] | of_wanted[d:]
-        earlier.append(flat[:-d][same])
-        later.append(flat[d:][same])
-        steps.append(np.full(int(same.sum()), d, np.int16))
+        begin = begin[left[begin] >= d]  # fewer and fewer
+        kept = begin if of_wanted is None else begin[of_wanted[begin] | of_wanted[begin + d]]
+        earlier.append(flat[kept])
+        later.append(flat[kept + d])
+        steps.append(np.full(len(kept), d, np.int16))
         if each is not None:
-            weight.append((each[:-d] * each[d:])[same])
+            weight.append(each[kept] * each[kept + d])
     return Pairs(
         np.concatenate(earlier),
         np.concatenate(later),

@@ -52,6 +52,7 @@ from training.stages.sft import SftStep
 from training.workspace import Workspace, make_workspace
 
 STAGES = ("prepare", "tokenize", "pretrain", "sft", "rl", "export")
+SEMANTIC_IDS = "semantic_ids.safetensors"  # in the work folder, with the embedding that they were made from
 TRAINED = {"pretrain": PretrainStep, "sft": SftStep, "rl": RlStep}
 
 
@@ -149,7 +150,7 @@ def tokenize(
     device: torch.device | str = "cpu",
 ) -> Workspace:
     """Semantic IDs (made once, then read back), and the workspace of all later stages."""
-    file = folder / "semantic_ids.safetensors"
+    file = folder / SEMANTIC_IDS
     if not file.exists():
         given, tokenizer = None, config.tokenizer
         if tokenizer.kind == "given":

@@ -11,10 +11,11 @@ its own, whose peak memory is the part's, and resumes what the part before has l
     ids     embeddings from behaviour, quantized to semantic IDs, and what all stages share
     stages  three stages of `--steps` steps each, with two evaluations
     export  chooses the defaults, measures, and writes the bundle, without a memory
-    memory  fits the counted item memory; what is similar follows from behaviour
+    memory  fits the counted item memory; what is similar follows from the embeddings of `ids`
 
 `growth` is the time since the size before, with as many events for each item, divided by how much n log n has grown,
-n items: up to 1 a part grows no faster than linearly times a logarithm.
+n items: up to 1 a part grows no faster than linearly times a logarithm. The result is written after every size, so that
+a run that is stopped keeps those it has measured.
 """
 
 from __future__ import annotations
@@ -32,13 +33,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from safetensors.numpy import load_file
 
 from benchmarks.common import ROOT, Run, argument_parser, table
 from benchmarks.engine.constraint import sizes
 from training.config import RunConfig, load_config
 from training.data.prepare import Items, read_data, split_by
 from training.memory import fit_memory
-from training.pipeline import run
+from training.pipeline import SEMANTIC_IDS, run
 
 SEED = 0
 PARTS = {"read": "prepare", "ids": "tokenize", "stages": "rl", "export": "export"}  # and the stage that ends each
@@ -56,7 +58,7 @@ def main() -> None:
     parser = argument_parser("benchmarks.engine.fitting", __doc__)
     parser.add_argument("--items", type=sizes, default="1e4,1e5,1e6", help="catalogue sizes (%(default)s)")
     parser.add_argument("--events", type=sizes, default="10,20", help="for each item (%(default)s)")
-    parser.add_argument("--steps", type=int, default=5, help="of each stage (%(default)s)")
+    parser.add_argument("--steps", type=int, default=2, help="of each stage (%(default)s)")
     parser.add_argument("--set", nargs="*", metavar="KEY=VALUE", help="settings of the run")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/fitting.json")
     options = parser.parse_args()
@@ -70,7 +72,7 @@ def main() -> None:
             smaller = with_growth(list(measure(items, events, config)), smaller)
             print(table(smaller, COLUMNS), flush=True)
             rows += smaller
-    result.record(options.out, [SEED], rows)
+            result.record(options.out, [SEED], rows)
 
 
 def measure(items: int, events_per_item: int, config: RunConfig) -> Iterator[Row]:
@@ -123,8 +125,9 @@ def _part(part: str, data: Path, bundle: Path, config: RunConfig) -> tuple[float
         nothing: list[str | None] = [None] * len(dataset.items)
         without_text = Items(dataset.items.item_ids, nothing, nothing, [[] for _ in nothing], nothing)
         split = split_by(dataset, config.split)
+        embedding = load_file(bundle.with_name(bundle.name + ".work") / SEMANTIC_IDS)["embedding"]
         began = time.perf_counter()  # what reading takes is known
-        fit_memory(without_text, split, config)
+        fit_memory(without_text, split, config, behaviour=embedding)
     else:
         run(data, bundle, config, PARTS[part])
     took = time.perf_counter() - began

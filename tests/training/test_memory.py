@@ -12,6 +12,7 @@ from tests.training.small import small_config, small_workspace
 from training import memory_choice
 from training.data.prepare import Split, sample_users
 from training.data.read import Items
+from training.ids.embed import collaborative_embedding
 from training.linear import LINEAR_GRID, LinearSetting
 from training.memory import FittedMemory, fit_memory
 from training.neighbours import JOINED_GRID, JoinedSetting
@@ -139,6 +140,16 @@ def test_a_memory_made_in_blocks_is_that_of_the_whole(split: Split, monkeypatch:
     np.testing.assert_allclose(
         choice._weights(setting, rows).toarray(), choice._weights(setting)[rows].toarray(), rtol=1e-6
     )
+
+
+def test_an_embedding_that_is_at_hand_is_not_made_again(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, items = small_config("neighbours.parts=counted", "neighbours.keep=30"), items_without_text(30)
+    expected = fit_memory(items, split, config).whole
+    embedding = collaborative_embedding(split.train, 30, config.tokenizer.collaborative_dim, config.seed)
+    monkeypatch.delattr("training.neighbours.collaborative_embedding")
+    found = fit_memory(items, split, config, behaviour=embedding).whole
+    for name in ("offsets", "items", "weights"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
 
 
 def test_the_numbers_of_the_linear_model_are_chosen_on_frequent_items_alone(

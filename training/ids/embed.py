@@ -24,6 +24,8 @@ from serving.items.tokenizer import Source, TextLift
 from training.config import TokenizeConfig
 from training.data.prepare import DataError, Items
 
+DOUBLE_ITEMS = 1 << 16  # up to here embeddings are decomposed in double precision, beyond in half the time and memory
+
 
 @dataclass(frozen=True, slots=True)
 class ItemEmbedding:
@@ -108,15 +110,17 @@ def collaborative_embedding(
     Rows have unit length. An item that occurs with no other gets a small seeded random vector.
     """
     ppmi = _ppmi(_cooccurrence(train_sequences, n_items, window))
+    if n_items > DOUBLE_ITEMS:
+        ppmi = ppmi.astype(np.float32)
     rng = np.random.default_rng(seed)
-    vectors = np.zeros((n_items, dim))
+    vectors = np.zeros((n_items, dim), np.float32)
     rank = min(dim, n_items - 1)
     if ppmi.nnz and rank > 0:
         left, strength, _ = randomized_svd(ppmi, rank, n_iter=6, random_state=seed)
         vectors[:, :rank] = normalize(left * np.sqrt(strength))
     isolated = np.linalg.norm(vectors, axis=1) < 1e-6
     vectors[isolated] = 0.01 * rng.standard_normal((int(isolated.sum()), dim))
-    return vectors.astype(np.float32)
+    return vectors
 
 
 def _ppmi(counts: sparse.coo_matrix) -> sparse.csr_matrix:

@@ -67,6 +67,15 @@ def test_isolated_items_stay_near_the_centre_and_apart() -> None:
     assert np.isfinite(alone).all()
 
 
+def test_single_precision_finds_the_same_similar_items(monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = collaborative_embedding(two_shops(), 15, 4, seed=0)
+    monkeypatch.setattr(embed, "DOUBLE_ITEMS", 14)
+    vectors = collaborative_embedding(two_shops(), 15, 4, seed=0)
+    assert vectors.dtype == np.float32
+    np.testing.assert_allclose(vectors @ vectors.T, exact @ exact.T, atol=1e-4)
+    np.testing.assert_array_equal(vectors[12:], exact[12:])
+
+
 def test_pairs_count_within_a_history_only() -> None:
     counts = embed._cooccurrence([np.array([0, 1, 2]), np.array([3, 3])], 4, window=10).toarray()
     expected = np.zeros((4, 4))

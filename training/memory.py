@@ -83,7 +83,7 @@ def _fit(choice: MemoryChoice, kind: MemoryParts) -> FittedMemory:
     cross_fitted = np.empty(len(users))
     for part, chosen in zip(parts, own, strict=True):
         cross_fitted[part] = choice.memory_ndcg(chosen)[part]
-    whole = choice.memory(setting)
+    whole, *others = choice.memories([setting, *own])
     report = {
         "setting": asdict(setting),
         "users": len(users),
@@ -93,6 +93,4 @@ def _fit(choice: MemoryChoice, kind: MemoryParts) -> FittedMemory:
         "entries": len(whole.items),
         "seconds": round(time.perf_counter() - started, 1),
     }
-    return FittedMemory(
-        whole, tuple((part, choice.memory(chosen)) for part, chosen in zip(parts, own, strict=True)), report
-    )
+    return FittedMemory(whole, tuple(zip(parts, others, strict=True)), report)

@@ -36,7 +36,7 @@ TUNED_ITEMS = 6000  # the linear model's numbers are chosen on so many of the mo
 # Beyond so many items, settings are compared on the rows of the sampled users' items, and the graph is made in blocks.
 WHOLE_ITEMS = 50_000
 BLOCK_ITEMS = 100_000
-LINEAR_FITS = 3  # remembered: one for each half of the users, and one for all
+FITS = 3  # remembered: one for each half of the users, and one for all
 SHARES = (0.0, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 1.0)
 
 
@@ -89,8 +89,8 @@ class MemoryChoice:
         self.frequent = np.sort(np.lexsort((tie_break, -self.counts))[:TUNED_ITEMS])
         self._ndcg: dict[Any, np.ndarray] = {}
         self._memories: dict[MemorySetting, Neighbours] = {}
-        self._counted = lru_cache(maxsize=2)(self._counted_weights)
-        self._linear = lru_cache(maxsize=LINEAR_FITS)(self._linear_weights)
+        self._counted = lru_cache(maxsize=FITS)(self._counted_weights)
+        self._linear = lru_cache(maxsize=FITS)(self._linear_weights)
         self._moments = lru_cache(maxsize=1)(
             lambda recency: Moments.of(self.train, len(self.counts), self.max_items, recency, train_weights)
         )
@@ -119,17 +119,22 @@ class MemoryChoice:
             chosen, _ = coordinate_search(chosen, grid, mean(self.memory_ndcg), desc="memory, with the earlier one")
         return chosen
 
-    def memory(self, setting: MemorySetting) -> Neighbours:
-        """The graph itself, its rows cut to `keep` weights."""
-        if setting not in self._memories:
-            every = np.arange(len(self.counts))
-            blocks = [None] if self.rows is None else np.array_split(every, -(-len(every) // BLOCK_ITEMS))
-            with tqdm(blocks, desc="memory, graph", unit="block", mininterval=1.0, disable=len(blocks) == 1) as bar:
-                cut = (largest(self._weights(setting, rows), self.keep).astype(np.float32) for rows in bar)
-                kept = sparse.vstack(list(cut), format="csr")
+    def memories(self, settings: Sequence[MemorySetting]) -> list[Neighbours]:
+        """The graphs themselves, their rows cut to `keep` weights. All are made block by block together, because what
+        takes longest, the similarity of a block's items, is the same in all."""
+        made: dict[MemorySetting, list[sparse.csr_matrix]] = {s: [] for s in settings if s not in self._memories}
+        every, counts = np.arange(len(self.counts)), any(setting.linear_share < 1 for setting in made)
+        blocks = [None] if self.rows is None else np.array_split(every, -(-len(every) // BLOCK_ITEMS))
+        for rows in tqdm(blocks, desc="memory, graph", unit="block", mininterval=1.0, disable=len(blocks) == 1):
+            log = self.log_of(rows) if rows is not None and counts else None
+            for setting, parts in made.items():
+                parts.append(largest(self._weights(setting, rows, log), self.keep).astype(np.float32))
+        for setting, parts in made.items():
+            kept = sparse.vstack(parts, format="csr")
+            parts.clear()
             offsets, items = kept.indptr.astype(np.int64), kept.indices.astype(np.int32, copy=False)
             self._memories[setting] = Neighbours(offsets, items, kept.data, setting.recency)
-        return self._memories[setting]
+        return [self._memories[setting] for setting in settings]
 
     def counted_ndcg(self, setting: JoinedSetting) -> np.ndarray:
         """Shape: (U,)."""
@@ -163,12 +168,14 @@ class MemoryChoice:
         weights = self.weights and [own[-self.max_items :] for own in self.weights]
         return history_weights(self.histories, len(self.counts), recency, weights)
 
-    def _weights(self, setting: MemorySetting, rows: np.ndarray | None = None) -> sparse.csr_matrix:
-        """w before rows are cut: some rows of it, or (None) the matrix as far as settings are compared on it."""
+    def _weights(
+        self, setting: MemorySetting, rows: np.ndarray | None = None, log: Log | None = None
+    ) -> sparse.csr_matrix:
+        """w before rows are cut: some rows of it, with their log, or (None) as far as settings are compared on it."""
         share, parts = setting.linear_share, []
         if share < 1:
             counted = self._counted(_only(setting.counted))
-            part = counted if rows is None else self.log_of(rows).weights(setting.counted)[rows]
+            part = counted if log is None else log.weights(setting.counted)[rows]
             parts.append((1 - share) * self._unit(counted) * part)
         if share > 0:
             linear = self._linear(setting.linear)

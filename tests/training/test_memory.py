@@ -138,7 +138,9 @@ def test_a_memory_made_in_blocks_is_that_of_the_whole(split: Split, monkeypatch:
     setting = memory_choice.MemorySetting(JoinedSetting(), LinearSetting(), linear_share=0.4, recency=1.0)
     rows = choice.rows[::3]
     np.testing.assert_allclose(
-        choice._weights(setting, rows).toarray(), choice._weights(setting)[rows].toarray(), rtol=1e-6
+        choice._weights(setting, rows, choice.log_of(rows)).toarray(),
+        choice._weights(setting)[rows].toarray(),
+        rtol=1e-6,
     )
 
 

@@ -31,9 +31,7 @@ class Labels:
         with self._lock:
             changed = self._changed.pop(name, None)
             if changed:
-                rows, has_name = np.array(list(changed), np.int64), np.array(list(changed.values()))
-                others = np.setdiff1d(self._rows[name], rows, assume_unique=True)
-                self._rows[name] = np.union1d(others, rows[has_name])
+                self._rows[name] = _changed(self._rows[name], changed)
             return self._rows.get(name, NO_ROWS)
 
     def put(self, row: int, names: Sequence[str]) -> None:
@@ -47,6 +45,23 @@ class Labels:
                 self._changed.setdefault(name, {})[row] = name in after
                 self._rows.setdefault(name, NO_ROWS)
             self.names = frozenset(self._rows)
+
+
+def are_in(ascending: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Which rows are among others. Shape: (n,) -> (n,) bool."""
+    if not len(ascending):
+        return np.zeros(len(rows), bool)
+    found: np.ndarray = ascending.take(np.searchsorted(ascending, rows), mode="clip") == rows
+    return found
+
+
+def _changed(ascending: np.ndarray, changed: dict[int, bool]) -> np.ndarray:
+    """With some rows taken out or put in. To sort a million rows anew takes hundreds of times as long."""
+    rows = np.sort(np.array(list(changed), np.int64))
+    others = np.delete(ascending, np.searchsorted(ascending, rows[are_in(ascending, rows)]))
+    added = rows[[changed[row] for row in rows.tolist()]]
+    after: np.ndarray = np.insert(others, np.searchsorted(others, added), added)
+    return after
 
 
 def _rows_by_name(by_row: pa.ListArray) -> dict[str, np.ndarray]:

@@ -15,6 +15,7 @@ import numpy as np
 from serving.items.field_index import FieldIndex
 from serving.items.fields import Fields, Kind
 from serving.items.filters import Compare, Differs, Equals, Expression, Has, Joined, Moment, Not, Value, Word
+from serving.items.labels import are_in
 from serving.items.value_index import ValueIndex
 
 JOIN: dict[Word, np.ufunc] = {"and": np.bitwise_and, "or": np.bitwise_or}
@@ -135,15 +136,8 @@ class _Some:
         if labels is None:
             return self.none()
         if len(self.rows) > FEW:
-            return reduce(np.bitwise_or, (_are_in(labels.rows(name), self.rows) for name in names))
+            return reduce(np.bitwise_or, (are_in(labels.rows(name), self.rows) for name in names))
         return np.array([not wanted.isdisjoint(labels.of(row)) for row in self.rows.tolist()], bool)
-
-
-def _are_in(ascending: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    if not len(ascending):
-        return np.zeros(len(rows), bool)
-    found: np.ndarray = ascending.take(np.searchsorted(ascending, rows), mode="clip") == rows
-    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,40 @@
+"""Names by row and rows by name, as they change."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serving.items.labels import Labels
+
+names = st.lists(st.sampled_from("abc"), max_size=4)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    by_row=st.lists(names, max_size=8),
+    steps=st.lists(st.one_of(st.sampled_from("abcd"), st.tuples(st.integers(0, 9), names)), max_size=20),
+)
+def test_rows_of_a_name_follow_the_names_of_rows(
+    by_row: list[list[str]], steps: list[str | tuple[int, list[str]]]
+) -> None:
+    """Read after some changes or none, of which one may undo another."""
+    labels, expected = Labels([list(each) for each in by_row]), dict(enumerate(by_row))
+    for step in [*steps, *"abcd"]:
+        if isinstance(step, tuple):
+            labels.put(*step)
+            expected[step[0]] = step[1]
+        else:
+            rows = labels.rows(step)
+            assert rows.tolist() == sorted(row for row, some in expected.items() if step in some)
+    assert {name for some in expected.values() for name in some} <= labels.names
+
+
+def test_a_change_leaves_rows_that_were_read_before_as_they_were() -> None:
+    labels = Labels([["a"], ["a"], []])
+    before = labels.rows("a")
+    labels.put(0, [])
+    labels.put(2, ["a"])
+    assert labels.rows("a").tolist() == [1, 2] and before.tolist() == [0, 1]
+    assert labels.rows("a").dtype == before.dtype == np.int32

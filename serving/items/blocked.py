@@ -22,6 +22,7 @@ class Blocked:
     sets: (slots, N + C) bits, the nodes that a prepared set blocks; slot 0 blocks none, and is the only one if no
         request has a set.
     level_masks: for every level, what the sets leave of it; None if that has to be read node by node.
+    most: how many of the catalogue's items are blocked for any request, at most; None if that is not known.
     """
 
     own: torch.Tensor
@@ -30,6 +31,7 @@ class Blocked:
     sets: torch.Tensor
     set_offset: torch.Tensor
     level_masks: tuple[LevelMask | None, ...]
+    most: int | None = None
 
     @property
     def reads(self) -> tuple[bool, bool]:

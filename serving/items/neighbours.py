@@ -99,12 +99,9 @@ class Neighbours:
         if self.newcomers and len(row):
             row, item, share = self.newcomers.join(row, item, share)
         count = np.bincount(row, minlength=len(histories))
-        column = np.arange(len(row)) - np.repeat(count.cumsum() - count, count)
-        width = max(1, int(count.max(initial=0)))
-        found = Shares(
-            np.full((len(histories), width), NO_ITEM, np.int64), np.zeros((len(histories), width), np.float32)
-        )
-        found.items[row, column], found.values[row, column] = item, share
+        is_touched = np.arange(max(1, int(count.max(initial=0)))) < count[:, None]
+        found = Shares(np.full(is_touched.shape, NO_ITEM, np.int64), np.zeros(is_touched.shape, np.float32))
+        found.items[is_touched], found.values[is_touched] = item, share
         return found, features
 
     def _looked_up(
@@ -129,10 +126,23 @@ class Neighbours:
             factor *= np.concatenate([np.ones(n) if e is None else e.weights[-max_items:] for e, n in of_each])
         weight = np.repeat(factor, count) * self.weights[entry]
         owner = np.repeat(np.repeat(np.arange(len(recent)), lengths), count)
-        cell, index = np.unique(owner * len(self) + self.items[entry], return_inverse=True)  # cells of (B, I)
-        n = np.bincount(index, weight, minlength=len(cell))
-        row, item = np.divmod(cell[n > 0], len(self))
-        return row, item, n[n > 0]
+        item = self.items[entry]
+        order = _by_owner_and_item(owner, item, len(recent))
+        row, item = owner[order], item[order]
+        starts = np.flatnonzero(np.diff(row * len(self) + item, prepend=-1))  # of the cells of (B, I)
+        n = np.add.reduceat(weight[order], starts) if len(starts) else weight
+        index = starts[n > 0]
+        return row[index], item[index].astype(np.int64), n[n > 0]
+
+
+def _by_owner_and_item(owner: np.ndarray, item: np.ndarray, owners: int) -> np.ndarray:
+    """The stable order by owner, then by item. Shapes: (E,) integers below `owners`, (E,) int32 -> (E,).
+
+    numpy sorts integers of up to 16 bits digit by digit, in a fifth of the time that it takes to compare wider ones.
+    """
+    return np.lexsort(
+        (item.astype(np.uint16), (item >> 16).astype(np.uint16), owner.astype(np.min_scalar_type(owners)))
+    )
 
 
 def write_neighbours(path: Path, neighbours: Neighbours) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -52,7 +53,7 @@ class RuleBook:
     ) -> None:
         self._trie, self._members, self._levels, self._device = trie, members, trie.levels, trie.token.device
         self._row_width = trie.nodes + max(trie.max_children)
-        self._ancestry = Ancestry(host or trie)
+        self._ancestry, self._is_live = Ancestry(host or trie), host is not None
         self.sets = PreparedSets(trie, self._ancestry, members, set_bytes)
         self._busy = False
         self._boosting: set[int] = set()  # slots that the boosts of the batch read
@@ -107,7 +108,7 @@ class RuleBook:
             index = np.concatenate([nodes + np.int64(row) * self._row_width for row, (nodes, _, _) in enumerate(marks)])
             self._write(index, -1)
         try:
-            yield self._view(len(rules), lists, sets)
+            yield replace(self._view(len(rules), lists, sets), most=self._most_blocked(rules, marks))
         finally:
             if lists:
                 self._write(index, 0)
@@ -136,6 +137,12 @@ class RuleBook:
             permitted = np.setdiff1d(allowed, denied, assume_unique=True)
             return np.concatenate(list(ancestry.with_ancestors(permitted))), True, ALL_ITEMS
         return np.concatenate(list(ancestry.with_emptied(denied, sets.open_children[slot]))), False, slot
+
+    def _most_blocked(self, rules: Sequence[Rules], marks: Sequence[tuple[np.ndarray, bool, int]]) -> int | None:
+        """Not known where items come and go, nor of sets and of what is not allowed."""
+        if self._is_live or any(slot != ALL_ITEMS or inverted for _, inverted, slot in marks):
+            return None
+        return max(len(rule.exclude) + len(rule.deny) for rule in rules)
 
     def _view(self, batch: int, lists: bool, sets: bool) -> Blocked:
         """The buffers as a batch reads them; kept, for making so many views takes 20 us."""

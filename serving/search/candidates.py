@@ -75,9 +75,13 @@ def best_candidates(trie: Trie, count: int, blocked: Blocked | None, favours: Fa
 
     Shape: (B, U) int64 catalogue rows, then NO_ITEM where nothing more is favoured.
     """
-    items = favours.items
+    items, bonus = favours.items, favours.bonus
+    if blocked is not None and blocked.most is not None and count + blocked.most < items.shape[1]:
+        # Enough of these are permitted; to ask of all is to read all over arrays of the catalogue's size.
+        best = stable_topk(bonus, items, count + blocked.most)
+        items, bonus = items.gather(1, best), bonus.gather(1, best)
     is_barred = trie.leaf[items] < 0 if blocked is None else blocked.items(trie, items)
-    bonus = favours.bonus.masked_fill(is_barred, NEG_INF)
+    bonus = bonus.masked_fill(is_barred, NEG_INF)
     chosen = stable_topk(bonus, items, min(count, bonus.shape[1]))
     return items.gather(1, chosen).masked_fill(bonus.gather(1, chosen) == NEG_INF, NO_ITEM)
 

@@ -155,6 +155,8 @@ class GraphSearch:
             scores, elsewhere = torch.zeros(items.shape, device=device), torch.zeros(bucket.batch, device=device)
             memory = MemoryScores(items, scores, elsewhere, gate)
         settings = replace(self.settings, paths=bucket.paths)
+        if blocked is not None:
+            blocked = replace(blocked, most=None)  # which differs between the batches that a graph serves
 
         def run() -> Beams:
             return search(

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from serving.bundle import Bundle
 from serving.engine import Engine
 from serving.errors import EngineError, RequestError
+from serving.items.blocked import Blocked
 from serving.items.neighbours import NO_ITEM
+from serving.items.trie import Trie
 from serving.reference import Reference
 from serving.search import scoring
 from serving.search.beam import reason
@@ -315,6 +317,26 @@ def test_candidates_share_the_passes_of_the_beam(monkeypatch: pytest.MonkeyPatch
     (found,) = ask(engine, Request((1, 2), 10, 6, 0))
     assert rows == [1, 6 + 4, 6 + 4]
     assert len(set(found.items)) == len(found.items)  # what the beam finds too is listed once
+
+
+def test_candidates_are_looked_for_among_as_many_as_the_rules_can_bar(monkeypatch: pytest.MonkeyPatch):
+    bundle = tiny_model(40, neighbours=True, neighbours_weight=1.0, gate=Gate(-20.0), dense_candidates=2, seed=10)
+    engine, history = Engine(bundle), tuple(range(6))
+    best = ask(engine, Request(history, 4, 40, 0))[0].items
+    read: list[int] = []
+    items_of = Blocked.items
+
+    def counted(self: Blocked, trie: Trie, rows: torch.Tensor | None = None) -> torch.Tensor:
+        read.append(0 if rows is None else rows.shape[1])
+        return items_of(self, trie, rows)
+
+    monkeypatch.setattr(Blocked, "items", counted)
+    (found,) = ask(engine, Request(history, 2, 2, 0, Rules(exclude=(best[0],), deny=(best[0], best[1]))))
+    assert found.items == best[2:]  # the best two of all that are left, though the beam is as narrow as can be
+    ask(engine, Request(history, 2, 2, 0, Rules(categories=("even",))))  # which bars any number
+    assert bundle.neighbours is not None
+    touched = bundle.neighbours.shares([history], bundle.max_items)[0].items.shape[1]
+    assert read == [2 + 3, touched] and touched > 2 + 3
 
 
 def test_an_answer_does_not_depend_on_whether_the_memory_decides_for_the_whole_batch():

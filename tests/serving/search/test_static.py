@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map_only
 
 from serving.bundle import Bundle
 from serving.items.blocked import Blocked
@@ -134,7 +134,7 @@ def test_a_captured_search_stays_on_the_device(table_entries, options):
     trie = build_trie(catalogue.tokens, table_entries=table_entries)
     with RuleBook(trie, catalogue.members).blocked([Rules(exclude=(1, 2), catalogue="small")] * 4) as rules:
         parts = [getattr(rules, field.name) for field in fields(Blocked)]
-    there = Blocked(*(tree_map(lambda tensor: tensor.to("meta"), part) for part in parts))
+    there = Blocked(*tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), parts))
     hidden, mask = torch.empty(3, 7, width, device="meta"), torch.empty(3, 7, dtype=torch.bool, device="meta")
     weights, scores = torch.empty(3, device="meta"), torch.empty(3, 9, device="meta")
     added, mixed = (MemoryScores(scores.long(), scores, weights, gate) for gate in (None, weights))

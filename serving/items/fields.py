@@ -8,21 +8,18 @@ Read on any thread, changed on one.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Literal
 
 import numpy as np
 
-from serving.items.field_index import FieldIndex
+from serving.items.field_index import FieldIndex, Indexes, Key, Kind
 from serving.items.labels import Labels
 
 Value = str | float | bool | Sequence[str]
-Kind = Literal["number", "time", "string"]
 
 NO_FIELDS: Mapping[str, Value] = {}
 MAX_FIELDS = 256  # of different names, in one catalogue: each is a column of all items
-MANY_CHANGED = 64  # items that an index does not know; of a large catalogue, a thousandth
 _TIME = re.compile(r"\d{4}-\d\d-\d\d(T\d\d:\d\d(:\d\d(\.\d{1,6})?)?(Z|[+-]\d\d:\d\d)?)?", re.ASCII)
 
 
@@ -65,7 +62,7 @@ class Fields:
         self.strings: dict[str, Strings] = {}
         self.lists: dict[str, Labels] = {}
         self.capacity = 0
-        self._index: FieldIndex | None = None
+        self.indexes = Indexes()
 
     @property
     def names(self) -> set[str]:
@@ -94,12 +91,9 @@ class Fields:
             return self.strings[field].codes if field in self.strings else None
         return (self.numbers if kind == "number" else self.times).get(field)
 
-    def index(self, count: int) -> FieldIndex:
-        """An index of the first `count` items, all but a few; made anew when these have become too many."""
-        index = self._index
-        if index is None or len(index.changed) + count - index.rows > max(MANY_CHANGED, count // 1000):
-            index = self._index = FieldIndex(count)
-        return index
+    def index(self, keys: Iterable[Key], count: int) -> FieldIndex:
+        """An index of the first `count` items, all but a few, and in time of these columns, see `Indexes`."""
+        return self.indexes.index(keys, count, self.column)
 
     def put(self, row: int, values: Mapping[str, Value]) -> None:
         """Gives an item these values, in place of all it had. An empty list is no value."""
@@ -131,8 +125,7 @@ class Fields:
             self.lists[name] = Labels([])
         for name, labels in self.lists.items():
             labels.put(row, lists.get(name, ()))
-        if self._index is not None:  # last: one that is made in the meantime may have read what was here before
-            self._index.changed[row] = None
+        self.indexes.changed(row)  # last: one that is made in the meantime may have read what was here before
 
     def reserve(self, rows: int) -> None:
         """Makes room for so many rows."""

@@ -1,4 +1,4 @@
-"""Which items an expression is true of: all items by the index of their fields, some by the fields themselves.
+"""Which items an expression is true of: all items by the index of their fields or by passes, some by their values.
 
 A condition on a field that an item does not have, or has with a value of another type, is false.
 """
@@ -12,11 +12,24 @@ from functools import reduce
 
 import numpy as np
 
-from serving.items.field_index import FieldIndex
-from serving.items.fields import Fields, Kind
-from serving.items.filters import Compare, Differs, Equals, Expression, Has, Joined, Moment, Not, Value, Word
+from serving.items.field_index import FieldIndex, Key, Kind
+from serving.items.fields import Fields
+from serving.items.filters import (
+    Compare,
+    Differs,
+    Equals,
+    Expression,
+    Has,
+    Joined,
+    Moment,
+    Not,
+    Value,
+    Word,
+    conditions,
+    values_of,
+)
 from serving.items.labels import are_in
-from serving.items.value_index import ValueIndex
+from serving.items.value_index import ValueIndex, has_value
 
 JOIN: dict[Word, np.ufunc] = {"and": np.bitwise_and, "or": np.bitwise_or}
 COMPARE: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
@@ -25,6 +38,7 @@ COMPARE: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
     ">": operator.gt,
     ">=": operator.ge,
 }
+IN_CACHE = 1 << 16  # values that are compared with all of a list before the next
 FEW = 32  # items whose lists are read one by one
 
 
@@ -41,13 +55,19 @@ def matching(expression: Expression, items: Items, now: float) -> np.ndarray:
     """Of which items an expression is true. now: seconds since 1970. Shape: (count,) bool."""
     if items.index is not None:
         return _matching(expression, _Some(items.fields, items.index), now)
-    index = items.fields.index(items.count)
+    index = items.fields.index(_keys(expression), items.count)
     outdated = index.outdated(items.count)
     mask = _matching(expression, _All(items.fields, index), now)
     found: np.ndarray = np.unpackbits(mask, count=items.count, bitorder="little").view(np.bool)
     if len(outdated):
         found[outdated] = _matching(expression, _Some(items.fields, outdated), now)
     return found
+
+
+def _keys(expression: Expression) -> set[Key]:
+    """The columns that it reads."""
+    compared = (each for each in conditions(expression) if not isinstance(each, Has))
+    return {(each.field, _kind(value)) for each in compared for value in values_of(each)}
 
 
 def _matching(expression: Expression, items: _All | _Some, now: float) -> np.ndarray:
@@ -108,9 +128,11 @@ class _All:
     def none(self) -> np.ndarray:
         return np.zeros(self.known.bytes, np.uint8)
 
-    def column(self, field: str, kind: Kind) -> ValueIndex | None:
+    def column(self, field: str, kind: Kind) -> ValueIndex | _Values | None:
+        if (indexed := self.known.columns.get((field, kind))) is not None:
+            return indexed
         column = self.fields.column(field, kind)
-        return None if column is None else self.known.column(field, kind, column)
+        return None if column is None else _Values(column[: self.known.rows], packed=True)
 
     def having(self, field: str, names: Sequence[str]) -> np.ndarray:
         labels = self.fields.lists.get(field)
@@ -142,15 +164,21 @@ class _Some:
 
 @dataclass(frozen=True, slots=True)
 class _Values:
-    """What `ValueIndex` says of a column, by the values themselves."""
+    """What `ValueIndex` says of a column, by a pass over the values themselves. packed: in masks like that one's."""
 
     values: np.ndarray
+    packed: bool = False
 
     def every(self) -> np.ndarray:
-        return self.values >= 0 if self.values.dtype == np.int32 else ~np.isnan(self.values)
+        return self._mask(has_value(self.values))
 
     def compared(self, order: str, value: float) -> np.ndarray:
-        return COMPARE[order](self.values, value)
+        return self._mask(COMPARE[order](self.values, value))
 
     def among(self, values: np.ndarray) -> np.ndarray:
-        return np.isin(self.values, values)
+        parts = (self.values[begin : begin + IN_CACHE] for begin in range(0, len(self.values), IN_CACHE))
+        is_so = [np.isin(part, values, kind="sort") for part in parts]  # which compares with one value after another
+        return self._mask(np.concatenate([np.zeros(0, bool), *is_so]))
+
+    def _mask(self, is_so: np.ndarray) -> np.ndarray:
+        return np.packbits(is_so, bitorder="little") if self.packed else is_so

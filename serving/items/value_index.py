@@ -14,10 +14,10 @@ PARTS = 128
 
 
 class ValueIndex:
-    """Takes 28 bytes for each row that has a value, 24 where values are int32. has_value: (rows,) bool."""
+    """Takes 28 bytes for each row that has a value, 24 where values are int32."""
 
-    def __init__(self, column: np.ndarray, has_value: np.ndarray) -> None:
-        rows = np.flatnonzero(has_value)
+    def __init__(self, column: np.ndarray) -> None:
+        rows = np.flatnonzero(has_value(column))
         self._rows = rows[np.argsort(column[rows])].astype(np.int32)
         self._values, self._bytes = column[self._rows], -(-len(column) // 8)
         self._per_part = max(1, -(-len(rows) // PARTS))
@@ -60,6 +60,11 @@ class ValueIndex:
 
     def _mask(self, rows: Iterable[np.ndarray]) -> np.ndarray:
         return mask_of(np.concatenate(list(rows)), self._bytes)
+
+
+def has_value(column: np.ndarray) -> np.ndarray:
+    """Which rows of numbers, times or codes of strings have one. Shape: (n,) -> (n,) bool."""
+    return column >= 0 if column.dtype == np.int32 else ~np.isnan(column)
 
 
 def mask_of(rows: np.ndarray, length: int) -> np.ndarray:

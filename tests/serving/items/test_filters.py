@@ -122,14 +122,14 @@ def columns(shop: list[Item]) -> Fields:
 def test_a_filter_is_true_of_the_items_of_which_python_says_so(
     shop: list[Item], later: dict[int, Item], asked: tuple[str, Predicate], parts: int, many_changed: int, few: int
 ) -> None:
-    """All of them and some; also as they change and others come, with the index of before and with a new one."""
+    """All of them and some; also as they change and others come, by passes, the index of before and a new one."""
     text, predicate = asked
     read = parse_filter(text)
     assert parse_filter(read.text) == read  # one spelling, which means the same
     fields = columns(shop)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("serving.items.value_index.PARTS", parts)
-        patch.setattr("serving.items.fields.MANY_CHANGED", many_changed)
+        patch.setattr("serving.items.field_index.MANY_CHANGED", many_changed)
         patch.setattr("serving.items.matching.FEW", few)
         for row, item in [(0, shop[0]), *later.items()]:
             for new in range(len(shop), row + 1):
@@ -139,6 +139,8 @@ def test_a_filter_is_true_of_the_items_of_which_python_says_so(
             shop[row] = item
             fields.put(row, item)
             expected, rows = [predicate(each) for each in shop], np.arange(len(shop))[::-1]
+            assert matching(read.expression, Items(fields, len(shop)), NOW).tolist() == expected
+            fields.indexes.wait()
             assert matching(read.expression, Items(fields, len(shop)), NOW).tolist() == expected
             assert matching(read.expression, Items(fields, len(shop), rows), NOW).tolist() == expected[::-1]
 

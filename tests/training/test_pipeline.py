@@ -136,7 +136,8 @@ def test_popularity_counts_training_events_only(made):
     np.testing.assert_array_equal(bundle.catalogue.popularity, [counts[name] for name in bundle.catalogue.item_ids])
 
 
-def test_a_finished_stage_is_not_run_again(made, capsys):
+def test_a_finished_stage_is_not_run_again(made, capsys, monkeypatch):
+    monkeypatch.delattr("training.stages.pretrain.similar_items")
     weights = made / "bundle.work/rl.latest.safetensors"
     before = weights.stat().st_mtime_ns
     assert main(command("rl", made / "shop", made / "bundle", "name=tiny shop", "licence=CC0")) == 0

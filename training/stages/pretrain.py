@@ -9,6 +9,8 @@ a TIGER.
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -36,11 +38,16 @@ class PretrainStep:
     def __init__(self, work: Workspace, config: PretrainConfig) -> None:
         self.work, self.config = work, config
         self.rows: Rows = work.windows or work.examples
-        self.nearest: torch.Tensor | None = None  # (I, neighbours) int64
-        if config.similar_weight:
-            found = similar_items(F.normalize(torch.from_numpy(work.embedding), dim=1), config.neighbours).long()
-            itself = torch.arange(len(found))
-            self.nearest = found.where(found >= 0, itself[:, None])  # an index may have found fewer
+
+    @cached_property
+    def nearest(self) -> torch.Tensor:
+        """Each item's nearest others, itself where an index has found fewer; a stage that is done does not need them.
+
+        Shape: (I, neighbours) int64.
+        """
+        vectors = F.normalize(torch.from_numpy(self.work.embedding), dim=1)
+        found = similar_items(vectors, self.config.neighbours).long()
+        return found.where(found >= 0, torch.arange(len(found))[:, None])
 
     def __call__(self, step: int, shard: BatchShard = WHOLE_BATCH) -> tuple[torch.Tensor, Terms]:
         work, config = self.work, self.config
@@ -70,7 +77,7 @@ class PretrainStep:
                 vectors, item = work.network.item_vectors(work.item_tokens), work.send(read.item[read.real])
                 of_state = full_softmax(of_targets(state), vectors, item, config.label_smoothing)
                 loss, terms["state"] = loss + config.state_weight * of_state, of_state.detach()
-        if self.nearest is not None:
+        if config.similar_weight:
             sequence = torch.cat([self.similar(read.item, shard), target], -1)
             hidden, _ = decode_directly(work.network, read.cross, SIMILAR_START, sequence)
             similar = mean_nll(hidden, sequence)
@@ -83,7 +90,6 @@ class PretrainStep:
 
     def similar(self, item: np.ndarray, shard: BatchShard) -> torch.Tensor:
         """Tokens of items similar to the targets (B, T), drawn with the shard's generator. Shape: (B, T, q)."""
-        assert self.nearest is not None
         draw = shard.rand(*item.shape, self.nearest.shape[1]).argsort(-1)[..., : self.config.similar_items]
         neighbours = self.nearest[torch.from_numpy(item)].gather(-1, draw)
         return self.work.item_tokens[self.work.send(neighbours)].flatten(2)

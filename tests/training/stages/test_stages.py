@@ -73,7 +73,6 @@ def test_stage_1_writes_whole_similar_items_before_the_target(monkeypatch):
     assert start_token not in work.vocabulary.start_tokens  # it would teach that number of steps to write item codes
     assert sequence.shape[1:] == (1, 9)  # two items of three tokens, then the target's
     rows = {tuple(tokens): row for row, tokens in enumerate(work.item_tokens.tolist())}
-    assert step.nearest is not None
     for tokens in sequence[:, 0].tolist():
         first, second, target = (rows[tuple(tokens[at : at + 3])] for at in (0, 3, 6))
         assert len({first, second, target}) == 3

@@ -33,9 +33,9 @@ PROTOCOL = (
     "look back at; every row once with and once without the items of the history excluded. The network is converged, "
     "reads the last 20 items and stays as it is; a state answers by its dense score. memory: mixed with the item "
     "memory through the gate of training/join.py, fitted on validation users by features of what is mixed. A third of "
-    "the validation users choose an arm's epoch and each model's form by NDCG@10 (`valid`) and fit the gates; the arms "
-    "learn from the others. gain: of test NDCG@10 against the row named in `against`, with a 95% interval by paired "
-    "bootstrap over users."
+    "the validation users, without those that chose the network's weights, choose an arm's epoch and each model's form "
+    "by NDCG@10 (`valid`) and fit the gates; the arms learn from the other two thirds. gain: of test NDCG@10 against "
+    "the row named in `against`, with a 95% interval by paired bootstrap over users."
 )
 
 
@@ -86,8 +86,11 @@ def _mixed(form: Form, parts: Parts, vectors: torch.Tensor) -> np.ndarray:
 
 def compared(inputs: Inputs, seed: int) -> tuple[Rows, Rows]:
     """Rows by one rule, and the checks of the arms: one that does not act has no rows."""
-    newest = inputs.work.config.model.max_items
-    drawn = _permitted(inputs.held_out), inputs.users("valid"), inputs.users("test")
+    config, valid = inputs.work.config, inputs.users("valid")
+    newest = config.model.max_items
+    # The first of them chose the network's weights, which are the best for them by chance too.
+    choose = valid.of(np.arange(config.evaluation.valid_users, len(valid.target)))
+    drawn = _permitted(inputs.held_out), choose, inputs.users("test")
     parts = Parts(*(_with_older(users, newest) for users in drawn))
     valid, test = parts.valid.users, parts.test.users
     models = {RECENT: [Form(f"{newest} items", valid.state, test.state)], LONGER: []}

@@ -7,8 +7,9 @@
 
 s_0 and v are the state and the item vectors of a trained network, which has read the newest items of a history and
 stays as it is; older are those before, OLDER at most. g, W_q and W_o are 0 at first, so that every step begins as
-the network itself, and c is 1, so that what is fetched first resembles what the network expects. [open: not in the
-paper. As the network is frozen, a perceptron stands for the decoder's step.]
+the network itself, and c is 1, so that what is fetched first resembles what the network expects. p is for the loss
+alone: P = softmax of p times the dense score; what its scale lacks would else be learnt in place of anything else.
+[open: not in the paper. As the network is frozen, a perceptron stands for the decoder's step.]
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch import nn
 from training.join import LEAST_LOG
 
 OLDER, FETCHED = 180, 10
+START_POWER = 1.3  # a network trained with smoothed labels is less sure than it might be
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ class LookBack(nn.Module):
         self.vectors, self.kind = vectors, kind
         self.query, self.of_read, self.out = (nn.Linear(width, width, bias=False) for _ in range(3))
         self.of_state = nn.Linear(width, width)
-        self.scale, self.direct = nn.Parameter(torch.tensor(1.0)), nn.Parameter(torch.tensor(0.0))
+        self.scale, self.direct, self.power = (nn.Parameter(torch.tensor(value)) for value in (1.0, 0.0, START_POWER))
         nn.init.zeros_(self.query.weight)
         nn.init.zeros_(self.out.weight)
 

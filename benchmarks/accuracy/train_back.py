@@ -1,6 +1,6 @@
 """Trains what looks back, on what a frozen network knows of users, and checks that what was trained acts.
 
-    L = mean over s_1 .. s_l of -log P(target),    P = softmax of the dense score
+    L = mean over s_1 .. s_l of -log P(target),    P = softmax of p times the dense score
 
 One pass serves every number of steps, for a step does not know how many follow. [open: all of it.]
 """
@@ -98,7 +98,7 @@ def _train(look: LookBack, arm: Arm, parts: Parts, seed: int) -> dict[str, Any]:
         """The mean over steps of -log P(target)."""
         begin = learn.begin(index, len(look.vectors))
         states = look(F.dropout(begin.state, DROPOUT), older[index], arm.steps)
-        logits = dense_logits(states, look.vectors).masked_fill(begin.barred, LEAST_LOG)
+        logits = (look.power * dense_logits(states, look.vectors)).masked_fill(begin.barred, LEAST_LOG)
         return F.cross_entropy(logits.flatten(0, 1), learn.target[index].repeat(arm.steps))
 
     def score() -> float:
@@ -113,6 +113,7 @@ def _train(look: LookBack, arm: Arm, parts: Parts, seed: int) -> dict[str, Any]:
         "gradient": float(f"{gradient:.3g}"),
         "query": round(float(look.query.weight.detach().norm()), 4),
         "scale": round(float(look.scale.detach()), 4),
+        "power": round(float(look.power.detach()), 3),
         "direct": round(float(look.direct.detach()), 4),
         "out": round(float(look.out.weight.detach().norm()), 4),
         "state_effect": round(effect, 4),

@@ -20,7 +20,7 @@ SMALL = """
     tokenizer.kind=random tokenizer.rqvae.codes=8 tokenizer.source=collaborative pretrain.similar_weight=0
     model.d_model=16 model.d_kv=8 model.d_ff=16 model.layers=1 model.heads=2 model.max_steps=2 model.max_items=4
     pretrain.steps=6 pretrain.eval_every=2 pretrain.warmup=0 pretrain.lr=1e-2 sft.steps=0 rl.steps=0
-    evaluation.valid_users=20 evaluation.steps=[0]
+    evaluation.valid_users=5 evaluation.steps=[0]
 """.split()
 
 

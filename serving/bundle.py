@@ -63,7 +63,7 @@ class Bundle:
     int8: dict[str, Any] | None = None  # what the int8 gate measured at export; None: it did not run
     trie: Trie | None = None  # of the catalogue, mapped; None: an older bundle, which has no file of it
     neighbours: Neighbours | None = None  # mapped too; None: training made none
-    item_index: ItemIndex | None = None  # mapped too; None: the dense score compares with all items
+    item_index: ItemIndex | None = None  # None: the dense score compares with all items
     sample: list[SampleAnswer] = field(default_factory=list)  # answers at export; []: an older bundle, which has none
     worthwhile_steps: tuple[int, ...] = field(init=False)  # fewest first, see `serving/steps.py`
     _state_bound: np.ndarray = field(init=False, repr=False)  # (D,)

@@ -259,10 +259,8 @@ class Engine:
             own = torch.from_numpy(rows[rows < len(vectors)]).to(vectors.device)
             nearest = nearest_items(states, vectors if len(own) == len(vectors) else vectors[own], NEAREST_ITEMS)
             return own[nearest].tolist()
-        return [
-            [row for row in rows if row >= 0 and catalogue.listed[row]]
-            for rows in self.runtime.item_index.search(states, NEAREST_ITEMS)[0].tolist()
-        ]
+        nearest, _ = self.runtime.item_index.search(states, NEAREST_ITEMS, self.runtime.vectors_of)
+        return [[row for row in rows if row >= 0 and catalogue.listed[row]] for rows in nearest.tolist()]
 
 
 def _runtime(name: RuntimeName, bundle: Bundle, threads: int) -> EagerRuntime:

@@ -9,7 +9,7 @@ from serving.items.item_index import EXACT_ITEMS, build_index
 from serving.items.nearest import nearest_items
 
 COMPARED = 5_000  # items that one item is compared with, about, where there is an index: twice as many find hardly more
-CHUNK = 1024  # items looked up at a time
+CHUNK = 128  # items looked up at a time, each with hundreds of vectors
 
 
 def similar_items(vectors: torch.Tensor, count: int) -> torch.Tensor:
@@ -26,7 +26,7 @@ def similar_items(vectors: torch.Tensor, count: int) -> torch.Tensor:
     found = torch.full((len(vectors), count), -1, dtype=torch.int32)
     for first in tqdm(range(0, len(items), CHUNK), desc="similar items", unit="chunk", mininterval=1.0):
         rows = items[first : first + CHUNK]
-        named, _ = index.search(vectors[rows], count + 1, COMPARED)
+        named, _ = index.search(vectors[rows], count + 1, vectors.__getitem__, COMPARED)
         is_itself = named == rows[:, None]
         is_itself[:, -1] |= ~is_itself.any(1)  # whichever comes last makes room where an item has not found itself
         found[rows] = named[~is_itself].view(len(rows), count).int()

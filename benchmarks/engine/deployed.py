@@ -161,7 +161,7 @@ def recall_of(engine: Engine, histories: list[tuple[int, ...]]) -> float:
         best = torch.cat([best, rows.expand(len(states), -1)], 1)
         nearest = products.topk(RECALLED).indices
         products, best = products.gather(1, nearest), best.gather(1, nearest)
-    named = index.search(states, BEST)[0]
+    named = index.search(states, BEST, bundle.vectors_of)[0]
     return float((best.unsqueeze(2) == named.unsqueeze(1)).any(2).float().mean())
 
 

@@ -1,7 +1,9 @@
 """The items nearest to a query without comparing it with all of them: an inverted-file index by FAISS.
 
-Vectors are put into about 4 sqrt(I) lists by k-means, and a query reads the PROBES lists with the nearest centroids. So
-its answer may miss items; `python -m benchmarks.engine.deployed` measures how many. Vectors are kept as float16.
+Vectors are put into about sqrt(I) lists by k-means, each as 4 bits for every two of its numbers, which a processor
+compares 32 vectors at a time. A query reads the lists with the nearest centroids until COMPARED items are compared, and
+the NAMED that seem nearest are then compared exactly, with vectors that the caller makes: an index has none. Its answer
+may miss items; `python -m benchmarks.engine.deployed` measures how many.
 """
 
 from __future__ import annotations
@@ -18,11 +20,13 @@ import torch
 from serving.errors import BundleError
 
 EXACT_ITEMS = 20_000  # up to here all vectors are compared, which takes a millisecond or two
-PROBES = 128
-LISTS_PER_ROOT = 4
+COMPARED = 100_000
+NAMED = 256
 TRAINED_PER_LIST = 64  # vectors that k-means reads
 ROUNDS = 10  # of k-means
 CHUNK = 1 << 16  # vectors added at a time
+
+VectorsOf = Callable[[torch.Tensor], torch.Tensor]  # of rows, (...) int64 -> (..., D) float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,41 +44,43 @@ class ItemIndex:
         return int(self._faiss.d)
 
     def search(
-        self, queries: torch.Tensor, count: int, compared: int | None = None
+        self, queries: torch.Tensor, count: int, vectors_of: VectorsOf, compared: int = COMPARED
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The items with the largest inner products, largest first, as far as the lists that are read hold so many.
 
-        compared: read lists with so many items on average, at least one; None: PROBES lists.
+        compared: the items that the lists hold which are read, on average; one list at least is.
         Shape: (Q, D) -> rows (Q, count) int64, -1 where there are fewer, and products (Q, count) float32, -inf there.
         """
         faiss.omp_set_num_threads(torch.get_num_threads())
-        parameters: Any = None
-        if compared is not None:
-            parameters = faiss.SearchParametersIVF()
-            parameters.nprobe = max(1, round(compared * self._faiss.nlist / self.items))
-        product, row = self._faiss.search(queries.contiguous().numpy(), count, params=parameters)
-        rows, products = torch.from_numpy(row), torch.from_numpy(product)
-        return rows, products.masked_fill(rows < 0, float("-inf"))
+        parameters: Any = faiss.SearchParametersIVF()
+        parameters.nprobe = min(max(1, round(compared * self._faiss.nlist / self.items)), self._faiss.nlist)
+        _, row = self._faiss.search(queries.contiguous().numpy(), max(count, NAMED), params=parameters)
+        rows = torch.from_numpy(row)
+        products = (vectors_of(rows.clamp(min=0)) @ queries.unsqueeze(2)).squeeze(2).masked_fill(rows < 0, -torch.inf)
+        best = products.topk(count)
+        return rows.gather(1, best.indices), best.values
 
 
-def build_index(items: int, vectors_of: Callable[[torch.Tensor], torch.Tensor]) -> ItemIndex:
-    """vectors_of: the vectors of rows, which are never needed all at once. Shape: (n,) int64 -> (n, D) float32, finite.
+def build_index(items: int, vectors_of: VectorsOf) -> ItemIndex:
+    """vectors_of: the vectors of rows, finite and never needed all at once.
 
-    It reads a sample of TRAINED_PER_LIST vectors a list, and then all in chunks; the index itself takes 2 D + 8 bytes
+    It reads a sample of TRAINED_PER_LIST vectors a list, and then all in chunks; the index itself takes D / 4 + 8 bytes
     an item, and up to twice as much while its lists grow.
     """
-    lists = max(1, round(LISTS_PER_ROOT * items**0.5))
+    lists = max(1, round(items**0.5))
     faiss.omp_set_num_threads(torch.get_num_threads())
     rng = np.random.default_rng(0)
     sample = rng.choice(items, min(items, lists * TRAINED_PER_LIST), replace=False)
     trained_on = vectors_of(torch.from_numpy(np.sort(sample)))
-    index: Any = faiss.index_factory(trained_on.shape[1], f"IVF{lists},SQfp16", faiss.METRIC_INNER_PRODUCT)
-    index.cp.niter, index.cp.max_points_per_centroid, index.cp.min_points_per_centroid = ROUNDS, TRAINED_PER_LIST, 1
+    width = trained_on.shape[1]
+    parts = width // 2 if width % 2 == 0 else width
+    index: Any = faiss.index_factory(width, f"IVF{lists},PQ{parts}x4fs", faiss.METRIC_INNER_PRODUCT)
+    index.cp.niter, index.cp.max_points_per_centroid = ROUNDS, TRAINED_PER_LIST
+    index.cp.min_points_per_centroid = index.pq.cp.min_points_per_centroid = 1
     index.train(trained_on.contiguous().numpy())
     for first in range(0, items, CHUNK):
         rows = torch.arange(first, min(first + CHUNK, items))
         index.add(vectors_of(rows).contiguous().numpy())
-    index.nprobe = min(PROBES, lists)
     return ItemIndex(index)
 
 
@@ -83,14 +89,11 @@ def write_index(path: Path, index: ItemIndex) -> None:
 
 
 def read_index(path: Path, items: int, width: int) -> ItemIndex:
-    """Maps what `write_index` wrote; processes share its pages. Raises BundleError if it is not of these vectors."""
+    """Reads what `write_index` wrote. Raises BundleError if it is not of these vectors."""
     try:
-        stored: Any = faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
-        lists: Any = faiss.downcast_InvertedLists(stored.invlists)
-        lists.prefetch_nthread = 0  # threads that read ahead cost more than they save
-    except (RuntimeError, AttributeError) as error:
+        index = ItemIndex(faiss.read_index(str(path)))
+    except RuntimeError as error:
         raise BundleError(f"{path.name} is not an index of items; export the bundle again.") from error
-    index = ItemIndex(stored)
     if (index.items, index.width) != (items, width):
         raise BundleError(f"{path.name} is not the index of this catalogue; export the bundle again.")
     return index

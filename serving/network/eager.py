@@ -47,11 +47,15 @@ class EagerRuntime:
             return self.network.item_vectors(self.item_tokens[: self._items])
 
     @cached_property
-    def item_sample(self) -> torch.Tensor:
+    def sampled_items(self) -> torch.Tensor:
         count = min(SAMPLED_ITEMS, self._items)
-        rows = torch.arange(count, device=self.device) * self._items // count
+        with torch.inference_mode(False):
+            return torch.arange(count, device=self.device) * self._items // count
+
+    @cached_property
+    def item_sample(self) -> torch.Tensor:
         with torch.inference_mode(False), torch.no_grad():
-            return self.vectors_of(rows)
+            return self.vectors_of(self.sampled_items)
 
     def encode(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         return self.network.t5.encode(tokens, mask, self.attention, self.item_tokens.shape[1])

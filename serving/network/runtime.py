@@ -28,8 +28,13 @@ class Runtime(Protocol):
         ...
 
     @property
+    def sampled_items(self) -> torch.Tensor:
+        """Some rows of `item_vectors`, ascending, evenly spread over the catalogue. Shape: (n,) int64."""
+        ...
+
+    @property
     def item_sample(self) -> torch.Tensor:
-        """Rows of `item_vectors`, evenly spread over the catalogue. Shape: (n, D)."""
+        """The vectors of `sampled_items`. Shape: (n, D)."""
         ...
 
     def encode(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

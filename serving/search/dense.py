@@ -7,9 +7,10 @@ vector, which a search compares with the states as long as there are few, or on 
 items: what is added or taken away while it is served changes no score of others. A larger catalogue has an index
 (`serving/items/item_index.py`), which names the BEST items with the highest score and may miss some. log Z is then
 
-    log( sum over the best of exp(x)  +  how many others * mean of exp(x) over those of a sample that score less )
+    log( sum over those named of exp(x)  +  how many others * mean of exp(x) over those of a sample that are not named )
 
-after Mussmann and Ermon (2016): the few items that dominate the sum are in it, and the sample stands for the rest.
+after Mussmann and Ermon (2016): the few items that dominate the sum are in it, and the sample stands for the rest,
+what the index misses included.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 
 from serving.items.blocked import Blocked
 from serving.items.neighbours import NO_ITEM
@@ -71,12 +73,13 @@ def dense_score(runtime: Runtime, trie: Trie, states: torch.Tensor, blocked: Blo
 def _by_index(runtime: Runtime, index: ItemIndex, states: torch.Tensor) -> DenseScore:
     batch, paths, width = states.shape
     queries = states.reshape(-1, width) * width**-0.5  # (B * P, D)
-    rows, logits = index.search(queries, BEST)
-    sampled = queries @ runtime.item_sample.T
-    weakest = logits.masked_fill(rows < 0, float("inf")).amin(1, keepdim=True)
-    is_other = sampled < weakest
-    others = index.items - (rows >= 0).sum(1)
-    of_others = sampled.masked_fill(~is_other, NEG_INF).logsumexp(1) + (others / is_other.sum(1).clamp(min=1)).log()
+    rows, logits = index.search(queries, BEST, runtime.vectors_of)
+    column = torch.searchsorted(runtime.sampled_items, rows).clamp(max=len(runtime.sampled_items) - 1)
+    is_sampled = runtime.sampled_items[column] == rows
+    sampled = F.pad(queries @ runtime.item_sample.T, (0, 1))  # a column more, for what is not in the sample
+    sampled = sampled.scatter(1, column.masked_fill(~is_sampled, len(runtime.sampled_items)), NEG_INF)[:, :-1]
+    others, of_sample = index.items - (rows >= 0).sum(1), sampled.shape[1] - is_sampled.sum(1)
+    of_others = sampled.logsumexp(1) + (others / of_sample.clamp(min=1)).log()
     log_partition = torch.logaddexp(logits.logsumexp(1), of_others).view(batch, paths)
     best = rows.view(batch, paths, -1)[:, 0]
     return DenseScore(states, log_partition, best.masked_fill(best < 0, NO_ITEM))

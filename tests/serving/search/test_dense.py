@@ -42,7 +42,7 @@ def test_an_index_that_finds_all_changes_no_answer(
         for engine in (Engine(with_index(bundle), runtime=runtime), Engine(bundle, runtime=runtime))
     )
     for ours, theirs in zip(found, expected, strict=True):
-        assert_same_answer(ours, theirs, 5e-3)  # the index has float16
+        assert_same_answer(ours, theirs)
 
 
 @torch.inference_mode()
@@ -83,4 +83,4 @@ def test_only_a_large_catalogue_with_a_dense_score_gets_an_index(
         engine.search([request], engine.encode([request.history]))[0]
         for engine in (Engine(opened), Engine(replace(opened, item_index=None)))
     )
-    assert_same_answer(found, expected, 5e-3)
+    assert_same_answer(found, expected)

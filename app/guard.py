@@ -278,8 +278,11 @@ class Guard(HttpToolsProtocol):
     # What uvicorn calls
 
     def on_response_complete(self) -> None:
+        """In place of uvicorn's, which starts a timer for every idle connection and looks for requests sent ahead: the
+        deadline is the limit here, and those requests wait in the guard."""
         self._written.flush()
-        super().on_response_complete()
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
         if self.state is State.ANSWERING:
             self._await_head(KEEP_ALIVE_S)
             if self._waiting:
@@ -288,9 +291,6 @@ class Guard(HttpToolsProtocol):
         elif self.state is State.BODY:  # answered early: the rest is read for the answer's sake only
             self._leave()
             self.deadline = self._in(DRAINING_S if self.guarded.draining else LINGER_S)
-
-    def timeout_keep_alive_handler(self) -> None:
-        """uvicorn's own limit: the deadline decides instead."""
 
     def send_400_response(self, msg: str) -> None:
         self.refuse(MalformedRequest("This is not a request of HTTP/1.1."))

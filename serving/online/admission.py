@@ -48,6 +48,7 @@ NEWCOMER = object()  # stands for every client that is not active: what one of t
 MIN_RETRY_AFTER = 0.05  # seconds
 REOPEN_AT = 0.9  # share of the bound: a queue that was full stays closed until its work has come down to this
 PACE_HALF_LIFE = 1.0  # seconds
+ESTIMATES_KEPT_S = 0.1  # estimated costs; one batch more hardly changes them, and every request needs several
 PACE_PRIOR = 0.1  # seconds of work at pace 1 that are always assumed to have just been done
 MAX_SLOWDOWN = 4.0  # a batch counts at most this many times its prediction: a machine that stalled once is not slow
 ACTIVE_FOR = 1.0  # seconds after its last request in which a client counts as active
@@ -161,7 +162,8 @@ class Admission(Generic[T]):
         self._waiting: dict[Plan, dict[int, Job[T]]] = {}  # within a plan by number, so oldest first
         self._depth = 0
         self._numbers = itertools.count()
-        self._seconds: dict[tuple[Plan, int], float] = {}  # cost of so many jobs of a plan, until a batch has run
+        self._seconds: dict[tuple[Plan, int], float] = {}  # cost of so many jobs of a plan, as estimated lately
+        self._estimated_at = 0.0  # the oldest of these
         self._running: list[Job[T]] = []
         self._began = self._ends = 0.0  # when the running batch was taken, and when it should be done
         self._answered: set[Hashable] = set()  # clients of the last batch
@@ -392,8 +394,10 @@ class Admission(Generic[T]):
     def finish(self) -> None:
         """The batch that `take` returned has run, or has failed."""
         self._answered, self._running = {job.client for job in self._running}, []
-        self._seconds.clear()  # every batch is a new measurement
         now = self.clock()
+        if now >= self._estimated_at + ESTIMATES_KEPT_S:
+            self._seconds.clear()
+            self._estimated_at = now
         decay = self._decay()
         self._progress *= decay
         self._predicted = decay * self._predicted + self._prediction

@@ -11,6 +11,7 @@ import pytest
 from serving.errors import DeadlineExceeded, Draining, EngineDead, NotReady, Overloaded
 from serving.online.admission import (
     ACTIVE_FOR,
+    ESTIMATES_KEPT_S,
     PACE_HALF_LIFE,
     PATIENCE_S,
     WAIT_SAFETY_FACTOR,
@@ -697,3 +698,29 @@ def test_the_state_never_goes_back() -> None:
     for state, expected in [("draining", "draining"), ("ready", "draining"), ("engine dead", "engine dead")]:
         admission.advance(state)  # type: ignore[arg-type]
         assert admission.state == expected
+
+
+class Changing:
+    """What a search takes is changed by the test."""
+
+    seconds = 1.0
+
+    def estimate(self, steps: int, rows: int, share: float, model: str = "") -> float:
+        return self.seconds
+
+
+def test_estimates_are_kept_for_a_while_and_no_longer() -> None:
+    clock, costs = Clock(), Changing()
+    admission = make(clock, costs, max_batch=1)
+
+    def cost_after_a_batch() -> float:
+        admission.take()
+        admission.finish()
+        return enter(admission, "next", demand()).cost
+
+    assert cost_after_a_batch() == 1.0
+    costs.seconds = 2.0
+    clock.now += ESTIMATES_KEPT_S / 2
+    assert cost_after_a_batch() == 1.0
+    clock.now += ESTIMATES_KEPT_S
+    assert cost_after_a_batch() == 2.0

@@ -36,6 +36,7 @@ from serving.types import Boost, Rules
 SEED = 0
 BRANDS, SIZES, SHADES, HISTORY, CHANGED = 1000, 20, PARTS + 2, 20, 100
 LONGEST = 2 * MAX_COST  # list
+SOME_SIZES = ", ".join(f'"s{each}"' for each in range(LONGEST - 1))
 SOME_SHADES = ", ".join(f'"{2 * each}"' for each in range(LONGEST - 1))
 DAY, NOW = 86400.0, 1.8e9
 COLUMNS = ["items", "filter", "share", "read_ms", "first_ms", "index_ms", "new_ms", "changed_ms", "seen_ms"]
@@ -48,6 +49,7 @@ FILTERS = {  # by the name of a row; {n} makes each round's another one
     f"{LONGEST} prices": f"price in [{', '.join(f'{each}.{{n}}' for each in range(LONGEST))}]",
     f"{LONGEST} shades": f'shade in [{SOME_SHADES}, "new {{n}}"]',
     f"{LONGEST} tags": f'tags has [{SOME_SHADES}, "new {{n}}"]',
+    f"{LONGEST} sizes": f'sizes has [{SOME_SIZES}, "new {{n}}"]',
     f"{MAX_COST} times": " and ".join(
         f"not (not time{each} > now - {290 + each}.{{n}}d and not time{each + 1} > now - {291 + each}.{{n}}d)"
         for each in range(0, MAX_COST, 2)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import numpy as np
 
-from serving.items.labels import Labels
-from serving.items.value_index import PARTS, ValueIndex, mask_of
+from serving.items.value_index import ValueIndex
 
 MANY_CHANGED = 64  # items that an index does not know; of a large catalogue, a thousandth
 TOO_MANY_CHANGED = 8  # times as many
@@ -29,23 +28,6 @@ class FieldIndex:
         self.rows, self.bytes = rows, -(-rows // 8)
         self.changed: dict[int, None] = {}
         self.columns: dict[Key, ValueIndex] = {}
-        self._labels: dict[tuple[str, str], np.ndarray] = {}  # of names that many rows have
-
-    def having(self, field: str, names: Sequence[str], labels: Labels) -> np.ndarray:
-        """The rows with any of these names in their lists."""
-        mask = np.zeros(self.bytes, np.uint8)
-        for name in names:
-            mask |= self._having(field, name, labels)
-        return mask
-
-    def _having(self, field: str, name: str, labels: Labels) -> np.ndarray:
-        mask = self._labels.get((field, name))
-        if mask is None:
-            rows = labels.rows(name)
-            mask = mask_of(rows[: np.searchsorted(rows, self.rows)], self.bytes)
-            if len(rows) > self.rows // PARTS:
-                self._labels[field, name] = mask
-        return mask
 
     def outdated(self, count: int) -> np.ndarray:
         """Which of the first `count` rows it does not know as they are. Shape: (n,) int64."""

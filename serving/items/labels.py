@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
 
 from serving.items.columns import Column, stored_lists
+from serving.items.value_index import mask_of
 
 NO_ROWS = np.empty(0, np.int64)
+MANY_ROWS = 1 / 128  # of all: what a name has to be in for a mask of its own
 
 
 class Labels:
@@ -20,7 +22,10 @@ class Labels:
         self.by_row = by_row
         self._rows = _rows_by_name(stored_lists(by_row))
         self._changed: dict[str, dict[int, bool]] = {}  # not yet in _rows
-        self._lock = threading.Lock()  # guards these two
+        self._masks: dict[str, np.ndarray] = {}  # of names that many rows have
+        self._lock = threading.Lock()  # guards these three
+        for name in self._rows:
+            self._keep_mask(name)
         self.names = frozenset(self._rows)
 
     def of(self, row: int) -> Sequence[str]:
@@ -32,7 +37,19 @@ class Labels:
             changed = self._changed.pop(name, None)
             if changed:
                 self._rows[name] = _changed(self._rows[name], changed)
+                self._keep_mask(name)
             return self._rows.get(name, NO_ROWS)
+
+    def having(self, names: Iterable[str], count: int) -> np.ndarray:
+        """Which of the first rows have any of these names. Shape: (count / 8,) uint8, as of `mask_of`."""
+        found = np.zeros(-(-count // 8), np.uint8)
+        for name in names:
+            mask = self._masks.get(name)
+            if mask is None:
+                rows = self.rows(name)
+                mask = mask_of(rows[: np.searchsorted(rows, count)], len(found))
+            found[: len(mask)] |= mask[: len(found)]
+        return found
 
     def put(self, row: int, names: Sequence[str]) -> None:
         """Gives a row these names, in place of those it had."""
@@ -44,7 +61,21 @@ class Labels:
             for name in before ^ after:
                 self._changed.setdefault(name, {})[row] = name in after
                 self._rows.setdefault(name, NO_ROWS)
+                if name in self._masks:
+                    self._flip(name, row)
             self.names = frozenset(self._rows)
+
+    def _keep_mask(self, name: str) -> None:
+        """Makes the mask of a name, if it has none yet and is in many rows."""
+        rows = self._rows[name]
+        if name not in self._masks and len(rows) > MANY_ROWS * len(self.by_row):
+            self._masks[name] = mask_of(rows, -(-len(self.by_row) // 8))
+
+    def _flip(self, name: str, row: int) -> None:
+        mask = self._masks[name]
+        if row >> 3 >= len(mask):
+            mask = self._masks[name] = np.pad(mask, (0, (row >> 3) + 1))
+        mask[row >> 3] ^= 1 << (row & 7)
 
 
 def are_in(ascending: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -136,7 +136,7 @@ class _All:
 
     def having(self, field: str, names: Sequence[str]) -> np.ndarray:
         labels = self.fields.lists.get(field)
-        return self.none() if labels is None else self.known.having(field, names, labels)
+        return self.none() if labels is None else labels.having(names, self.known.rows)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ def test_new_filters_are_measured_beside_those_seen_before(tmp_path: Path) -> No
     subprocess.run(command, cwd=ROOT, check=True, timeout=DEADLINE)
     rows = {row["filter"]: row for row in json.loads(out.read_text())["rows"]}
     none, unused = rows.pop("none"), rows.pop("unused memory")
-    assert none["seen_ms"] > 0 and unused["new_ms"] > 0 and len(rows) == 10
+    assert none["seen_ms"] > 0 and unused["new_ms"] > 0 and len(rows) == 11
     assert 0.15 < rows["a fifth, by price"]["share"] < 0.25 < 0.75 < rows["four fifths, by price"]["share"] < 0.85
     assert all(row["new_ms"] > row["seen_ms"] > 0 and row["read_ms"] > 0 for row in rows.values())
     rows.pop("boost, a fifth")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,20 +15,27 @@ names = st.lists(st.sampled_from("abc"), max_size=4)
 @settings(max_examples=150, deadline=None)
 @given(
     by_row=st.lists(names, max_size=8),
-    steps=st.lists(st.one_of(st.sampled_from("abcd"), st.tuples(st.integers(0, 9), names)), max_size=20),
+    steps=st.lists(st.one_of(st.sampled_from("abcd"), st.tuples(st.integers(0, 40), names)), max_size=20),
+    count=st.integers(0, 50),
+    many=st.sampled_from([0.0, 0.5, 1.0]),
 )
 def test_rows_of_a_name_follow_the_names_of_rows(
-    by_row: list[list[str]], steps: list[str | tuple[int, list[str]]]
+    by_row: list[list[str]], steps: list[str | tuple[int, list[str]]], count: int, many: float
 ) -> None:
-    """Read after some changes or none, of which one may undo another."""
-    labels, expected = Labels([list(each) for each in by_row]), dict(enumerate(by_row))
-    for step in [*steps, *"abcd"]:
-        if isinstance(step, tuple):
-            labels.put(*step)
-            expected[step[0]] = step[1]
-        else:
-            rows = labels.rows(step)
-            assert rows.tolist() == sorted(row for row, some in expected.items() if step in some)
+    """Read after some changes or none, of which one may undo another. Of names in some rows, in many and in none."""
+    expected = dict(enumerate(by_row))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("serving.items.labels.MANY_ROWS", many)
+        labels = Labels([list(each) for each in by_row])
+        for step in [*steps, *"abcd"]:
+            if isinstance(step, tuple):
+                labels.put(*step)
+                expected[step[0]] = step[1]
+                continue
+            wanted = {step, "a"}
+            having = np.unpackbits(labels.having(wanted, count), count=count, bitorder="little")
+            assert having.tolist() == [not wanted.isdisjoint(expected.get(row, [])) for row in range(count)]
+            assert labels.rows(step).tolist() == sorted(row for row, some in expected.items() if step in some)
     assert {name for some in expected.values() for name in some} <= labels.names
 
 

@@ -7,7 +7,8 @@ histories up in an item graph, scores as many of its best items as a bundle has 
 dense score and as many of its best items; `both` does all. One core, no reasoning steps, 50 beams, the 5M
 network with random weights over a clustered catalogue; every item of a history has 200 neighbours, spread over the
 catalogue. All four take turns in one process per size. Times are CPU time, medians over rounds; `times` is the ratio to
-the search alone. `recall` is the share of the 50 items with the highest dense score that the index names (no index: 1).
+the search alone. `recall` is the share of the ten items with the highest dense score, as many as become candidates,
+that the index names (no index: 1).
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ SEED = 0
 BATCHES = (1, 8)
 BEAMS = 50
 NEIGHBOURS, CANDIDATES = NeighboursConfig().keep, NeighboursConfig().candidates
-RECALLED = 50
+RECALLED = CANDIDATES
 COMPARED = 1 << 18  # items at a time, exactly
 HISTORIES = 64
 ANSWERS = {"search": (0.0, 0.0), "memory": (1.0, 0.0), "dense": (0.0, 0.5), "both": (1.0, 0.5)}  # weights

@@ -5,7 +5,7 @@
 The score is computed for the items that a search has found. log Z and the items with the best score of all need every
 vector, which a search compares with the states as long as there are few, or on a GPU. Both are of the bundle's own
 items: what is added or taken away while it is served changes no score of others. A larger catalogue has an index
-(`serving/items/item_index.py`), which names the BEST items with the highest score and may miss some. log Z is then
+(`serving/items/item_index.py`), which names some items with the highest score and may miss others. log Z is then
 
     log( sum over those named of exp(x)  +  how many others * mean of exp(x) over those of a sample that are not named )
 
@@ -31,7 +31,7 @@ from serving.search.decoder import NEG_INF, select_rows, stable_topk
 if TYPE_CHECKING:
     from serving.items.item_index import ItemIndex
 
-BEST = 256  # items that an index is asked for
+BEST = 64  # items that an index is asked for, at least
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def dense_score(runtime: Runtime, trie: Trie, states: torch.Tensor, blocked: Blo
     the beam's items alone fill the list.
     """
     if runtime.item_index is not None:
-        return _by_index(runtime, runtime.item_index, states)
+        return _by_index(runtime, runtime.item_index, states, max(BEST, best))
     logits = dense_logits(states, runtime.item_vectors)  # (B, P, I)
     is_barred = (trie.leaf < 0).unsqueeze(0) if blocked is None else blocked.items(trie)
     likeliest = logits[:, 0].masked_fill(is_barred[:, : logits.shape[-1]], NEG_INF)
@@ -70,10 +70,10 @@ def dense_score(runtime: Runtime, trie: Trie, states: torch.Tensor, blocked: Blo
     return DenseScore(states, logits.logsumexp(-1), named)
 
 
-def _by_index(runtime: Runtime, index: ItemIndex, states: torch.Tensor) -> DenseScore:
+def _by_index(runtime: Runtime, index: ItemIndex, states: torch.Tensor, count: int) -> DenseScore:
     batch, paths, width = states.shape
     queries = states.reshape(-1, width) * width**-0.5  # (B * P, D)
-    rows, logits = index.search(queries, BEST, runtime.vectors_of)
+    rows, logits = index.search(queries, count, runtime.vectors_of)
     column = torch.searchsorted(runtime.sampled_items, rows).clamp(max=len(runtime.sampled_items) - 1)
     is_sampled = runtime.sampled_items[column] == rows
     sampled = F.pad(queries @ runtime.item_sample.T, (0, 1))  # a column more, for what is not in the sample

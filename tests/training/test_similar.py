@@ -52,16 +52,16 @@ def test_an_index_compares_a_share_and_misses_few(
         assert rows.shape == (ITEMS, 10) and not (rows == torch.arange(ITEMS)[:, None]).any()
         found[compared] = recall(rows, exact)
     assert found[ITEMS // 50] < found[ITEMS // 10] <= found[ITEMS]
-    assert found[ITEMS // 10] > 0.99 and found[ITEMS] > 0.998
+    assert found[ITEMS // 10] > 0.99 and found[ITEMS] > 0.998  # float16 swaps a few that are nearly as near
 
 
 def test_what_an_index_does_not_find_has_no_row(
     vectors: torch.Tensor, indexed: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(similar, "COMPARED", 1)  # a single list
-    found = similar_items(vectors, 400)
+    found = similar_items(vectors, 100)
     named = [row[row >= 0].tolist() for row in found]
     assert (found[:, -1] == -1).all()
     assert all(len({*row}) == len(row) and item not in row for item, row in enumerate(named))
-    rows, columns = nearest(vectors.numpy(), 400)
+    rows, columns = nearest(vectors.numpy(), 100)
     assert list(zip(rows, columns, strict=True)) == [(item, other) for item, row in enumerate(named) for other in row]

@@ -39,6 +39,7 @@ COMPARE: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
     ">=": operator.ge,
 }
 IN_CACHE = 1 << 16  # values that are compared with all of a list before the next
+MANY_CODES = 6  # of strings in a list, above which a table of all codes is faster
 FEW = 32  # items whose lists are read one by one
 
 
@@ -176,6 +177,10 @@ class _Values:
         return self._mask(COMPARE[order](self.values, value))
 
     def among(self, values: np.ndarray) -> np.ndarray:
+        if len(values) > MANY_CODES and values.dtype == np.int32:
+            table = np.zeros(values.max() + 2, bool)  # whose end stands for all codes above, and for -1
+            table[values] = True
+            return self._mask(table.take(self.values.view(np.uint32), mode="clip"))
         parts = (self.values[begin : begin + IN_CACHE] for begin in range(0, len(self.values), IN_CACHE))
         is_so = [np.isin(part, values, kind="sort") for part in parts]  # which compares with one value after another
         return self._mask(np.concatenate([np.zeros(0, bool), *is_so]))

@@ -131,6 +131,7 @@ def test_a_filter_is_true_of_the_items_of_which_python_says_so(
         patch.setattr("serving.items.value_index.PARTS", parts)
         patch.setattr("serving.items.field_index.MANY_CHANGED", many_changed)
         patch.setattr("serving.items.matching.FEW", few)
+        patch.setattr("serving.items.matching.MANY_CODES", few)
         for row, item in [(0, shop[0]), *later.items()]:
             for new in range(len(shop), row + 1):
                 shop.append({})

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from functools import lru_cache
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic import ValidationError
@@ -234,6 +234,5 @@ async def handle(request: Request, error: Exception) -> Response:
     return response(error, details)
 
 
-def install(app: FastAPI) -> None:
-    for kind in EXPECTED:
-        app.add_exception_handler(kind, handle)
+HANDLERS: dict[int | type[Exception], Callable[[Request, Any], Coroutine[Any, Any, Response]]]
+HANDLERS = dict.fromkeys(EXPECTED, handle)

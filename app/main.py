@@ -79,6 +79,7 @@ def create_app(
         version=__version__,
         description="Recommendations from a sequence model that can reason before it names an item.",
         lifespan=lifespan,
+        exception_handlers=errors.HANDLERS,
         openapi_url=None,  # FastAPI would render the document for every request; routes/page.py has it rendered once
         docs_url=None,  # FastAPI's page loads its scripts from another host; routes/page.py serves them itself
         redoc_url=None,
@@ -89,8 +90,6 @@ def create_app(
     app.state.service, app.state.quotas, app.state.slot = service, quotas, slot
     app.state.scrapes = Scrapes(service.metrics)
     app.state.openapi = cache(lambda: json.dumps(app.openapi()).encode())
-    errors.install(app)
-    app.router.routes.extend(recommend.DIRECT)  # ahead of FastAPI's own for the same paths
     for routes in (recommend, scenarios, users, feedback, items, popular, catalogues, models, health, page):
         app.include_router(routes.router)
     app.include_router(inference_protocol.server)
@@ -99,6 +98,7 @@ def create_app(
     app.include_router(items.changes)
     app.include_router(catalogues.changes)
     app.include_router(scenarios.changes)
+    app.add_middleware(recommend.ahead_of)  # each one added is outside those before
     if settings.cors_origins:
         app.add_middleware(Cors, origins=settings.cors_origins)
     app.add_middleware(
@@ -109,6 +109,6 @@ def create_app(
         max_body_bytes=settings.max_body_bytes,
     )
     app.add_middleware(LoadShedder, service=service, quotas=quotas)
-    if settings.trusted_proxies:  # the last one added is the outermost
+    if settings.trusted_proxies:
         app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=list(settings.trusted_proxies))
     return app

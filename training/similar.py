@@ -8,7 +8,7 @@ from tqdm import tqdm
 from serving.items.item_index import EXACT_ITEMS, make_lists, read_lists
 from serving.items.nearest import nearest_items
 
-COMPARED = 10_000  # items that one item is compared with, about, where there is an index
+COMPARED = 5_000  # items that one item is compared with, about, where there is an index: twice as many find hardly more
 LISTS_PER_ROOT = 4  # shorter lists than an index that serves: hundreds are wanted of each item, and all have to be near
 CHUNK = 1024  # items looked up at a time
 

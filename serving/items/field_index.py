@@ -1,4 +1,4 @@
-"""Indexes of the fields of items, made on a thread of their own once a filter has named the field."""
+"""Indexes of the fields of items, made on a thread of their own."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Indexes:
 
     def __init__(self) -> None:
         self._indexes: tuple[FieldIndex, ...] = ()  # in use, then in the making
-        self._named: dict[Key, None] = {}  # the columns that filters have named
+        self._named: dict[Key, None] = {}  # the columns that have been asked for
         self._maker: threading.Thread | None = None
         self._lock = threading.Lock()  # guards these
 

@@ -15,9 +15,11 @@ import numpy as np
 
 from serving.items.field_index import FieldIndex, Indexes, Key, Kind
 from serving.items.labels import Labels
+from serving.items.value_index import ROW_BYTES
 
 Value = str | float | bool | Sequence[str]
 
+EARLY_BYTES = 256 << 20  # of indexes that no filter has asked for yet: nine fields of a million items
 NO_FIELDS: Mapping[str, Value] = {}
 MAX_FIELDS = 256  # of different names, in one catalogue: each is a column of all items
 _TIME = re.compile(r"\d{4}-\d\d-\d\d(T\d\d:\d\d(:\d\d(\.\d{1,6})?)?(Z|[+-]\d\d:\d\d)?)?", re.ASCII)
@@ -94,6 +96,14 @@ class Fields:
     def index(self, keys: Iterable[Key], count: int) -> FieldIndex:
         """An index of the first `count` items, all but a few, and in time of these columns, see `Indexes`."""
         return self.indexes.index(keys, count, self.column)
+
+    def index_early(self, count: int) -> None:
+        """Begins to index all columns, if that takes no more than EARLY_BYTES. If it does, each is once a filter names
+        it."""
+        keys: list[Key] = [(name, "number") for name in self.numbers]
+        keys += [(name, "time") for name in self.times] + [(name, "string") for name in self.strings]
+        if keys and ROW_BYTES * count * len(keys) <= EARLY_BYTES:
+            self.index(keys, count)
 
     def put(self, row: int, values: Mapping[str, Value]) -> None:
         """Gives an item these values, in place of all it had. An empty list is no value."""

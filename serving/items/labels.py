@@ -51,6 +51,17 @@ class Labels:
             found[: len(mask)] |= mask[: len(found)]
         return found
 
+    def among(self, rows: np.ndarray, names: Iterable[str]) -> np.ndarray:
+        """Which of these rows have any of these names. Shape: (n,) int64 -> (n,) bool."""
+        found = np.zeros(len(rows), bool)
+        for name in names:
+            mask = self._masks.get(name)
+            if mask is None:
+                found |= are_in(self.rows(name), rows)
+            else:
+                found |= (mask.take(rows >> 3, mode="clip") >> (rows & 7) & 1).astype(bool) & (rows < 8 * len(mask))
+        return found
+
     def put(self, row: int, names: Sequence[str]) -> None:
         """Gives a row these names, in place of those it had."""
         while len(self.by_row) <= row:

@@ -28,7 +28,6 @@ from serving.items.filters import (
     conditions,
     values_of,
 )
-from serving.items.labels import are_in
 from serving.items.value_index import ValueIndex, has_value
 
 JOIN: dict[Word, np.ufunc] = {"and": np.bitwise_and, "or": np.bitwise_or}
@@ -159,7 +158,7 @@ class _Some:
         if labels is None:
             return self.none()
         if len(self.rows) > FEW:
-            return reduce(np.bitwise_or, (are_in(labels.rows(name), self.rows) for name in names))
+            return labels.among(self.rows, wanted)
         return np.array([not wanted.isdisjoint(labels.of(row)) for row in self.rows.tolist()], bool)
 
 

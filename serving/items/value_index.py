@@ -11,10 +11,11 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 PARTS = 128
+ROW_BYTES = 28  # that an index takes for each row with a value; 24 where values are int32
 
 
 class ValueIndex:
-    """Takes 28 bytes for each row that has a value, 24 where values are int32."""
+    """Takes `ROW_BYTES` for each row that has a value."""
 
     def __init__(self, column: np.ndarray) -> None:
         rows = np.flatnonzero(has_value(column))

@@ -60,7 +60,8 @@ class LiveCatalogue:
         self._keeping: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begins to keep the windows in which items are available."""
+        """Begins to index the items' fields, and to keep the windows in which items are available."""
+        self.catalogue.fields.index_early(len(self.catalogue))
         self._keeping = asyncio.create_task(self._keep_windows())
 
     async def close(self) -> None:

@@ -15,7 +15,7 @@ from serving.items.field_index import FieldIndex
 from serving.items.fields import Fields
 from serving.items.filter_parser import parse_filter
 from serving.items.matching import Items, matching
-from serving.items.value_index import ValueIndex
+from serving.items.value_index import ROW_BYTES, ValueIndex
 
 ROWS = 200
 CHEAP, OF_A_BRAND = "price < 50", 'brand == "b1" and not tags has "t"'
@@ -130,9 +130,9 @@ def test_no_change_is_lost_however_threads_meet(monkeypatch: pytest.MonkeyPatch)
 
 def test_nothing_is_left_of_fields_that_are_gone() -> None:
     """Neither a thread nor what it has read. Filters that name lists, or no field that exists, start none."""
-    fields = fields_of()
+    of_others, fields = makers(), fields_of()
     assert passing(fields, 'tags has "t" or no < 1') == list(range(1, ROWS, 2))
-    assert not makers()
+    assert makers() <= of_others
     passing(fields, CHEAP)
     for maker in makers():
         maker.join()
@@ -141,5 +141,16 @@ def test_nothing_is_left_of_fields_that_are_gone() -> None:
     assert is_there() is None and not makers()
 
 
-def makers() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "field index"]
+def makers() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "field index"}
+
+
+@pytest.mark.parametrize("room", [3, 2])
+def test_fields_are_indexed_early_where_that_takes_little_memory(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.items.fields.EARLY_BYTES", room * ROWS * ROW_BYTES)
+    fields = fields_of()
+    fields.put(0, {"added": "2026-01-01"})
+    fields.index_early(ROWS)
+    fields.indexes.wait()
+    expected = {("price", "number"), ("brand", "string"), ("added", "time")} if room == 3 else set()
+    assert index_of(fields).columns.keys() == expected

@@ -35,6 +35,8 @@ def test_rows_of_a_name_follow_the_names_of_rows(
             wanted = {step, "a"}
             having = np.unpackbits(labels.having(wanted, count), count=count, bitorder="little")
             assert having.tolist() == [not wanted.isdisjoint(expected.get(row, [])) for row in range(count)]
+            rows = np.arange(count)[::-1]
+            assert labels.among(rows, wanted).tolist() == having[::-1].astype(bool).tolist()
             assert labels.rows(step).tolist() == sorted(row for row, some in expected.items() if step in some)
     assert {name for some in expected.values() for name in some} <= labels.names
 

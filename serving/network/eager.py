@@ -14,7 +14,7 @@ from serving.types import EncoderAttention
 if TYPE_CHECKING:  # FAISS takes a while to import, which only a catalogue with an index should pay
     from serving.items.item_index import ItemIndex
 
-SAMPLED_ITEMS = 4096
+SAMPLED_ITEMS = 2048  # log Z of a million items is off by 0.05 or so; twice as many cost a request 0.2 ms more
 
 
 class EagerRuntime:

@@ -4,7 +4,7 @@
     python -m benchmarks.service.generate_servers litserve --bundle bundles/demo --port 8001
 
 Both take POST /recommend {"history", "k"} and answer {"items": [{"item_id", "score"}]}, best first: a beam of 50
-without reasoning, restricted to the catalogue by `prefix_allowed_tokens_fn` over a dict of prefixes. FastAPI answers
+without reasoning, restricted to the catalogue by a function of prefixes over a dict of them. FastAPI answers
 one request at a time in its thread pool; LitServe batches waiting requests. Neither uses code of this project: a bundle
 can be opened without it.
 """
@@ -24,12 +24,28 @@ import torch
 import uvicorn
 from fastapi import FastAPI
 from pydantic import BaseModel
-from transformers import T5ForConditionalGeneration
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    PrefixConstrainedLogitsProcessor,
+    T5ForConditionalGeneration,
+)
 
 BEAMS = 50
 BATCH, BATCH_TIMEOUT = 16, 0.005  # seconds; the service's own largest batch
 
 Items = list[dict[str, Any]]
+
+
+class PerBlock(LogitsProcessor):
+    """Log-probabilities among a level's codes, from those among the whole vocabulary. blocks: the codes by level."""
+
+    def __init__(self, blocks: list[slice]) -> None:
+        self.blocks = blocks
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        block = self.blocks[input_ids.shape[1] - 1]
+        return scores - scores[:, block].logsumexp(1, keepdim=True)
 
 
 class Generator:
@@ -57,6 +73,11 @@ class Generator:
             for level, token in enumerate(path):
                 followers.setdefault(path[:level], set()).add(token)
         self.followers = {prefix: sorted(tokens) for prefix, tokens in followers.items()}
+        self.processors = LogitsProcessorList([PrefixConstrainedLogitsProcessor(self._allowed, BEAMS)])
+        if manifest["score"].get("normalise") == "block":
+            vocabulary = manifest["vocabulary"]
+            sizes = zip(vocabulary["level_offsets"], vocabulary["codebook_sizes"], strict=True)
+            self.processors.insert(0, PerBlock([slice(first, first + size) for first, size in sizes]))
 
     def _allowed(self, _: int, decoded: torch.Tensor) -> list[int]:
         return self.followers[tuple(decoded.tolist()[1:])]
@@ -81,7 +102,7 @@ class Generator:
             eos_token_id=None,
             pad_token_id=self.pad,
             use_cache=True,
-            prefix_allowed_tokens_fn=self._allowed,
+            logits_processor=self.processors,
             return_dict_in_generate=True,
             output_scores=True,
         )

@@ -34,9 +34,9 @@ from tests.waiting import eventually
 FASTAPI, LITSERVE = BARS
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
+@pytest.fixture(scope="module", params=["vocabulary", "block"])
+def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny", normalise=request.param)
 
 
 @pytest.fixture(scope="module")

@@ -1,16 +1,15 @@
-"""Logs: one JSON object per line on stderr, from the loggers of the standard library.
+"""Logs: one JSON object per line on stderr. Code logs through the standard library, and structlog renders the lines.
 
 User ids, item ids, bodies, keys and query strings are never logged. The message of an exception may quote what a client
 sent, so within a request only its type and traceback are logged.
 
-There is a line for every request, so what it costs counts: `JsonFormatter` copies no record, as structlog's does twice,
-and the thread that writes wakes at most once in PAUSE_S and renders the lines of requests, many at a time.
+There is a line for every request, so what it costs the thread that logs counts: that thread only queues the record. The
+thread that writes wakes at most once in PAUSE_S and renders and writes what has come, many lines at a time.
 """
 
 from __future__ import annotations
 
 import atexit
-import json
 import logging
 import os
 import queue
@@ -19,26 +18,21 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import Any, NamedTuple, Protocol
+from logging.handlers import QueueHandler
+from typing import Protocol
 
-from pydantic_core import PydanticSerializationError, to_json
+from structlog.processors import EventRenamer, JSONRenderer
+from structlog.stdlib import ExtraAdder, ProcessorFormatter, add_log_level, add_logger_name
+from structlog.typing import EventDict, WrappedLogger
 
 MAX_WAITING_LINES = 10_000
 PAUSE_S = 0.1  # between the rounds of the thread that writes: each takes core and caches from the event loop
 FLUSH_TIMEOUT_S = 2.0  # at the end of the process; a reader that has stopped must not keep it from ending
 
 current_request: ContextVar[str | None] = ContextVar("current_request", default=None)  # its id
-
-
-class Line(NamedTuple):
-    """what: its text, or what is rendered when it is written. reports: how many dropped lines it tells of, 0 for an
-    ordinary line."""
-
-    what: str | Entry
-    reports: int = 0
 
 
 def set_up(level: str) -> None:
@@ -53,6 +47,7 @@ def set_up(level: str) -> None:
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = name != "uvicorn.access"
+    # No QueueListener: it writes line by line, and the end of the process would wait for it.
     threading.Thread(target=write_lines, args=(handler, _stderr()), name="log", daemon=True).start()
     atexit.register(flush)  # the writer is a daemon thread: what nobody reads by then is lost, and holds up nothing
 
@@ -71,69 +66,60 @@ def count_dropped(count: Callable[[], None]) -> None:
             handler.count = count
 
 
-# What a record has that knows nothing of where it comes from; formatters of others read it.
-NOWHERE = vars(logging.makeLogRecord(dict.fromkeys(("process", "processName", "thread", "threadName"))))
+class NeverBlockingHandler(QueueHandler):
+    """Queues records for the thread that writes them. While nobody reads stderr and the queue is full, lines are
+    dropped; the next one that fits is preceded by a line that says how many were lost. `count` is called for each."""
 
-
-class Entry(logging.LogRecord):
-    """A line of a message and fields that do not change, without who logged it and where: to find that out costs more
-    than the rest of the line, and there is one for every request."""
-
-    def __init__(self, logger: str, level: int, message: str, fields: Mapping[str, object]) -> None:
-        self.__dict__ = {**NOWHERE, **fields}
-        self.fields, self.request = fields, current_request.get()
-        self.name, self.levelno, self.levelname = logger, level, logging.getLevelName(level)
-        self.msg, self.created = message, time.time()
-        self.msecs = self.created % 1 * 1000
-
-
-class NeverBlockingHandler(logging.Handler):
-    """Queues lines for the thread that writes them. While nobody reads stderr and the queue is full, lines are dropped;
-    the next line that fits is preceded by one that says how many were lost. `count` is called for each."""
+    queue: queue.SimpleQueue[logging.LogRecord]  # the one without locks in Python
 
     def __init__(self, size: int = MAX_WAITING_LINES, count: Callable[[], None] = lambda: None) -> None:
-        super().__init__()
-        self.setFormatter(JsonFormatter())
-        self.lines: queue.SimpleQueue[Line] = queue.SimpleQueue()  # the one without locks in Python
+        super().__init__(queue.SimpleQueue())
         self.size, self.count = size, count
         self.queued = self.written = 0  # lines, since the start; those that were lost after all count as written
         self.dropped = 0
 
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            # By the thread that logs: only it knows the request's id, and what the message names may change.
-            what = record if isinstance(record, Entry) else self.format(record)
-        except Exception:
-            self.handleError(record)
-            return
-        if self.lines.qsize() >= self.size:
-            self.drop(Line(what))
+    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
+        """Adds what only the thread that logs knows: the request's id. Renders what may change, or would be kept alive
+        by the queue: what the message names, and the frames of an exception."""
+        record.msg, record.args = record.getMessage(), None
+        request = current_request.get()
+        if request is not None:
+            vars(record)["request_id"] = request
+        if record.exc_info and record.exc_info[1] is not None:
+            # uvicorn logs what a request raised when the request's id is no longer known.
+            in_request = request is not None or record.name.startswith("uvicorn")
+            render = traceback_without_messages if in_request else _whole_traceback
+            vars(record)["exception"] = render(record.exc_info[1])
+        record.exc_info = None
+        return record
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        if self.queue.qsize() >= self.size:
+            self.drop(record)
             return
         if self.dropped:
             self._put(self._report(self.dropped))
             self.dropped = 0
-        self._put(Line(what))
+        self._put(record)
 
-    def _put(self, line: Line) -> None:
-        self.lines.put(line)
+    def _put(self, record: logging.LogRecord) -> None:
+        self.queue.put(record)
         self.queued += 1  # whoever logs holds the handler's lock
 
-    def _report(self, dropped: int) -> Line:
-        record = logging.makeLogRecord({"name": __name__, "levelno": logging.WARNING, "levelname": "WARNING"})
-        record.msg, record.args = "%d log lines were dropped because stderr took no more", (dropped,)
-        return Line(self.format(record), dropped)
+    def _report(self, dropped: int) -> logging.LogRecord:
+        message = f"{dropped} log lines were dropped because stderr took no more"
+        fields = {"name": __name__, "levelno": logging.WARNING, "levelname": "WARNING", "msg": message}
+        return logging.makeLogRecord({**fields, "dropped": dropped})
 
-    def text(self, line: Line) -> str:
-        return line.what if isinstance(line.what, str) else self.format(line.what)
-
-    def drop(self, line: Line) -> None:
-        """A line is lost."""
+    def drop(self, record: logging.LogRecord) -> None:
+        """A line is lost, and with one that reports lost lines also what it tells."""
+        reported = vars(record).get("dropped", 0)
         self.acquire()
         try:
-            self.dropped += line.reports or 1
+            self.dropped += reported or 1
         finally:
             self.release()
-        if not line.reports:
+        if not reported:
             self.count()
 
     def wait_until_written(self) -> None:
@@ -150,19 +136,28 @@ class Writable(Protocol):
 def write_lines(handler: NeverBlockingHandler, stream: Writable) -> None:
     """Writes the handler's lines, for ever, as many at once as wait. Those that cannot be written (disk full, reader
     gone) count as dropped."""
-    while True:
-        if handler.lines.empty():
-            time.sleep(PAUSE_S)
-        lines = [handler.lines.get()]
-        while not handler.lines.empty():
-            lines.append(handler.lines.get())
+    lines = formatter()
+
+    def render(record: logging.LogRecord) -> str:
         try:
-            stream.write("".join(handler.text(line) + "\n" for line in lines))
+            return lines.format(record) + "\n"
+        except Exception:  # a field that has no representation, say
+            handler.handleError(record)
+            return ""
+
+    while True:
+        if handler.queue.empty():
+            time.sleep(PAUSE_S)
+        records = [handler.queue.get()]
+        while not handler.queue.empty():
+            records.append(handler.queue.get())
+        try:
+            stream.write("".join(map(render, records)))
         except (OSError, ValueError):  # ValueError: what stands for stderr was closed
-            for line in lines:
-                handler.drop(line)
+            for record in records:
+                handler.drop(record)
         finally:
-            handler.written += len(lines)
+            handler.written += len(records)
 
 
 class Descriptor:
@@ -188,37 +183,30 @@ def _stderr() -> Writable:
         return sys.stderr
 
 
-# Of every record; anything else came in `extra={...}`. `color_message` is uvicorn's, the message with terminal codes.
-OWN_FIELDS = frozenset(NOWHERE) | {"message", "asctime", "taskName", "color_message"}
+def formatter() -> logging.Formatter:
+    """Renders message, time, level, logger, the fields of `extra={...}` and what `prepare` adds, as JSON."""
+    return ProcessorFormatter(
+        foreign_pre_chain=[
+            EventRenamer("message"),  # first, for people who read the lines as they are
+            _add_time,
+            add_log_level,
+            add_logger_name,
+            ExtraAdder(),
+            _drop_color_message,
+        ],
+        processors=[ProcessorFormatter.remove_processors_meta, JSONRenderer(ensure_ascii=False)],
+    )
 
 
-class JsonFormatter(logging.Formatter):
-    """Renders message, time, level, logger, request id, the fields of `extra={...}`, and the exception, as JSON."""
+def _add_time(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """The time at which the line was logged; structlog's TimeStamper would tell when it is rendered."""
+    event["time"] = datetime.fromtimestamp(event["_record"].created, UTC).isoformat().replace("+00:00", "Z")
+    return event
 
-    def format(self, record: logging.LogRecord) -> str:
-        fields: dict[str, Any] = {
-            "message": record.getMessage(),
-            "time": datetime.fromtimestamp(record.created, UTC),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-        }
-        entry = record if isinstance(record, Entry) else None
-        request = entry.request if entry else current_request.get()
-        if request is not None:
-            fields["request_id"] = request
-        if entry:
-            fields |= entry.fields
-        else:
-            fields |= {name: value for name, value in vars(record).items() if name not in OWN_FIELDS}
-        if record.exc_info and record.exc_info[1] is not None:
-            # uvicorn logs what a request raised when the request's id is no longer known.
-            in_request = request is not None or record.name.startswith("uvicorn")
-            render = traceback_without_messages if in_request else _whole_traceback
-            fields["exception"] = render(record.exc_info[1])
-        try:
-            return to_json(fields, fallback=repr).decode()
-        except PydanticSerializationError:  # half a surrogate pair, as in names of files that are not UTF-8
-            return json.dumps(fields, default=str)
+
+def _drop_color_message(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    event.pop("color_message", None)  # uvicorn's: the message again, with terminal codes
+    return event
 
 
 def _whole_traceback(error: BaseException) -> str:

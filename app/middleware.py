@@ -80,9 +80,8 @@ class Envelope:
             status, route = status or 499, route_of(scope)
             self.metrics.answers(route, str(status)).observe(seconds)
             level = logging.DEBUG if route in QUIET or status in NOT_LOGGED else logging.INFO
-            if log.isEnabledFor(level):
-                fields = {"method": method, "route": route, "status": status, "ms": round(1000 * seconds, 2)}
-                log.handle(logs.Entry(log.name, level, "request", fields))
+            fields = {"method": method, "route": route, "status": status, "ms": round(1000 * seconds, 2)}
+            log.log(level, "request", extra=fields)
             if self.traces.provider is not None:
                 caller = {name: sent.get(name.encode(), b"").decode("latin-1") for name in TRACE_CONTEXT}
                 answer = scope.get("state", {}).get("answer")

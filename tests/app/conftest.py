@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -12,7 +13,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app import __main__ as command
-from app import loading
+from app import loading, logs
 from app.main import create_app
 from app.settings import Settings
 from serving.engine import Engine
@@ -131,3 +132,8 @@ def ready(client: TestClient) -> TestClient:
 @pytest.fixture
 def client(start: Start) -> TestClient:
     return start()
+
+
+def log_line(record: logging.LogRecord) -> str:
+    """What the service writes of a record. To be called where it is logged: only there is the request known."""
+    return logs.formatter().format(logs.NeverBlockingHandler().prepare(record))

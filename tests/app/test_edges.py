@@ -12,9 +12,8 @@ from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import ValidationError
 
-from app import logs
 from app.settings import Settings, unknown_variables
-from tests.app.conftest import Start, settings
+from tests.app.conftest import Start, log_line, settings
 from tests.app.test_recommend import HISTORY, ask
 
 
@@ -94,7 +93,7 @@ def test_logs_are_json_and_hold_no_user_or_item(client: TestClient, caplog: pyte
     ask(client, 2, user_id="secret-user", history=["i1"])
     client.get("/users/secret-user", headers={"X-Request-ID": "r1"})
     records = [record for record in caplog.records if record.name.startswith("streamrec")]
-    lines = [json.loads(logs.JsonFormatter().format(record)) for record in records]
+    lines = [json.loads(log_line(record)) for record in records]
     (line,) = (line for line in lines if line.get("route") == "/users/{user_id}")
     assert line["message"] == "request" and line["status"] == 200 and line["level"] == "info" and line["ms"] > 0
     assert line["time"].endswith("Z") and line["logger"] == "streamrec.http"

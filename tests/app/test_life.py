@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from app import logs
 from app.lifecycle import Service
 from app.main import create_app
 from serving.engine import Engine
@@ -22,7 +21,7 @@ from serving.online.batcher import FAILURES
 from serving.online.changelog import FileLog, Logged
 from serving.online.costs import WINDOW, CostTable
 from serving.types import Answer
-from tests.app.conftest import Gate, ShapedEngine, Start, ready, settings
+from tests.app.conftest import Gate, ShapedEngine, Start, log_line, ready, settings
 from tests.app.test_recommend import HISTORY, ask
 from tests.builders import measured_gains, tiny_model
 from tests.waiting import DEADLINE, eventually, eventually_async
@@ -450,15 +449,14 @@ def test_a_drain_has_one_deadline_whatever_hangs(start: Start, engine: ShapedEng
 
 
 class Lines(logging.Handler):
-    """Renders lines where they are logged, as the service does: only there is the request known."""
+    """The lines that the service writes."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
         self.lines: list[dict[str, str]] = []
-        self.setFormatter(logs.JsonFormatter())
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(json.loads(self.format(record)))
+        self.lines.append(json.loads(log_line(record)))
 
 
 def test_what_the_log_is_said_to_have_is_there(client: TestClient, engine: ShapedEngine) -> None:

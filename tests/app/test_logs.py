@@ -43,6 +43,13 @@ def test_lines_keep_their_order_and_fields(stream: io.StringIO) -> None:
     assert found[3]["time"].endswith("Z") and found[0]["time"] <= found[-1]["time"]
 
 
+def test_a_line_shows_what_was_logged_and_not_what_became_of_it(stream: io.StringIO) -> None:
+    waiting = ["one"]
+    logging.getLogger("streamrec.test").info("waiting: %s", waiting)
+    waiting.clear()
+    assert [line["message"] for line in lines(stream)] == ["waiting: ['one']"]
+
+
 def test_a_line_has_the_id_of_the_request_that_logged_it(stream: io.StringIO) -> None:
     for name in ("one", "two"):
         context = logs.current_request.set(name)
@@ -74,6 +81,11 @@ def test_an_exception_of_a_request_is_logged_without_its_message(stream: io.Stri
     assert "in fail" in line["exception"]
 
 
+class Unprintable:
+    def __repr__(self) -> str:
+        raise ValueError("not to be shown")
+
+
 def test_a_field_that_json_does_not_know_is_shown_and_a_line_that_cannot_be_made_stops_nobody(
     stream: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,6 +93,7 @@ def test_a_field_that_json_does_not_know_is_shown_and_a_line_that_cannot_be_made
     logger = logging.getLogger("streamrec.test")
     logger.info("known", extra={"value": slice(2)})
     logger.info("half a pair", extra={"value": "\ud800"})
+    logger.info("no representation", extra={"value": Unprintable()})
     logger.info("%d is no number", "x")
     logger.info("after")
     assert [(line["message"], line.get("value")) for line in lines(stream)] == [
@@ -117,12 +130,11 @@ def test_a_reader_that_stops_blocks_nobody_and_the_loss_is_logged() -> None:
     for number in range(10):
         logger.info("line %d", number)  # would never return if it blocked
     assert handler.dropped == 7
-    messages = [json.loads(handler.text(handler.lines.get()))["message"] for _ in range(3)]
-    assert messages == ["line 0", "line 1", "line 2"]
+    assert [handler.queue.get().getMessage() for _ in range(3)] == ["line 0", "line 1", "line 2"]
     logger.info("after")
-    rest = [json.loads(handler.text(handler.lines.get())) for _ in range(2)]
-    assert rest[0]["level"] == "warning" and rest[0]["message"].startswith("7 log lines were dropped")
-    assert rest[1]["message"] == "after" and handler.dropped == 0
+    report, after = (json.loads(logs.formatter().format(handler.queue.get())) for _ in range(2))
+    assert report["level"] == "warning" and report["message"].startswith("7 log lines were dropped")
+    assert report["dropped"] == 7 and after["message"] == "after" and handler.dropped == 0
 
 
 class FullDisk(io.StringIO):

@@ -10,10 +10,9 @@ from collections.abc import Iterator
 import pytest
 from fastapi.testclient import TestClient
 
-from app import logs
 from app.main import create_app
 from tests.app.collector import Collector
-from tests.app.conftest import ShapedEngine, ready, settings
+from tests.app.conftest import ShapedEngine, log_line, ready, settings
 from tests.app.test_security import digest
 from tests.conftest import RedisServer
 
@@ -71,7 +70,7 @@ def written() -> Iterator[io.StringIO]:
     """What the service would write to stderr, at the level that tells most."""
     text = io.StringIO()
     handler = logging.StreamHandler(text)
-    handler.setFormatter(logs.JsonFormatter())
+    handler.format = log_line  # type: ignore[method-assign]
     handler.addFilter(lambda record: not record.name.startswith("http"))  # the test's client tells what it asks
     root = logging.getLogger()
     before = root.level

@@ -4,25 +4,22 @@ that no state has chosen or that are another user's, and steps that read nothing
 from __future__ import annotations
 
 import argparse
-import time
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks.accuracy import both_rules
+from benchmarks.accuracy.both_rules import Rows
 from benchmarks.accuracy.look_back import older_items
 from benchmarks.accuracy.proposals import BEAM, propose
 from benchmarks.accuracy.ranks import gain_over
 from benchmarks.accuracy.train_back import ARMS, LOOK, Form, Parts, Readers, ndcg_of, train_arm
 from benchmarks.accuracy.views import Lists
 from benchmarks.accuracy.walk_inputs import Inputs, Walkers
-from benchmarks.accuracy.whole_runs import converged_network
-from benchmarks.common import commit, record, table
 from serving.network.model import dense_logits
 from training.join import GATED, Proposals, fit_gate
 
-Rows = list[dict[str, Any]]
 CHOOSE = 3  # one of so many validation users chooses, the others are learnt from
 AT_ONCE = (30, 60, 100)  # items
 RECENT, LONGER = "l = 0", "longer history at once, l = 0"
@@ -86,8 +83,11 @@ def _mixed(form: Form, parts: Parts, vectors: torch.Tensor) -> np.ndarray:
 
 def compared(inputs: Inputs, seed: int) -> tuple[Rows, Rows]:
     """Rows by one rule, and the checks of the arms: one that does not act has no rows."""
-    config, valid = inputs.work.config, inputs.users("valid")
-    newest = config.model.max_items
+    work = inputs.work
+    few = work.config.evaluation.model_copy(update={"choice_users": len(work.split.valid_target) // CHOOSE})
+    config = work.config.model_copy(update={"evaluation": few})
+    inputs = replace(inputs, work=replace(work, config=config))
+    valid, newest = inputs.users("valid"), config.model.max_items
     # The first of them chose the network's weights, which are the best for them by chance too.
     choose = valid.of(np.arange(config.evaluation.valid_users, len(valid.target)))
     drawn = _permitted(inputs.held_out), choose, inputs.users("test")
@@ -119,19 +119,4 @@ def _permitted(users: Walkers) -> Walkers:
 
 
 def answer(options: argparse.Namespace, command: str) -> int:
-    """Trains what is missing, writes the result after every rule, prints the table."""
-    code, began = commit(), time.perf_counter()
-    work, data, folder = converged_network(options)
-    few = work.config.evaluation.model_copy(update={"choice_users": len(work.split.valid_target) // CHOOSE})
-    work = replace(work, config=work.config.model_copy(update={"evaluation": few}))
-    rows: Rows = []
-    checks: Rows = []
-    for excluded in (False, True):
-        inputs = Inputs(work, data, folder / "cache", options.work / "back", excluded)
-        more, acts = compared(inputs, work.config.seed)
-        rows, checks = rows + more, checks + acts
-        minutes = round((time.perf_counter() - began) / 60, 1)
-        record(options.out, command, [work.config.seed], rows, minutes=minutes, data=options.data.resolve().name,
-               protocol=PROTOCOL, checks=checks, **code)  # fmt: skip
-        print(table(rows, COLUMNS), flush=True)
-    return 0
+    return both_rules.answer(options, command, compared, COLUMNS, PROTOCOL)

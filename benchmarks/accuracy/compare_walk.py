@@ -4,24 +4,21 @@ read, or read something else."""
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from scipy import sparse
 
+from benchmarks.accuracy import both_rules
+from benchmarks.accuracy.both_rules import Rows
 from benchmarks.accuracy.pointer_walk import Begin, Graph
 from benchmarks.accuracy.proposals import BEAM, propose
 from benchmarks.accuracy.ranks import gain_over
 from benchmarks.accuracy.train_walk import ARMS, WALK, reads_of, train_arm, validation_ndcg
 from benchmarks.accuracy.walk_inputs import Inputs, Read, Walkers
-from benchmarks.accuracy.whole_runs import converged_network
-from benchmarks.common import commit, record, table
 from training.join import GATED, fit_gate
 
-Rows = list[dict[str, Any]]
 ONCE, TWO_HOPS = "memory, l = 0", "memory with a second hop, l = 0"
 HOPS = (0.03, 0.1, 0.3, 1.0)  # weights of the second hop
 COLUMNS = ("model", "form", "excluded", "valid", "recall@10", "ndcg@10", "gain", "low", "high", "percent",
@@ -103,17 +100,4 @@ def compared(inputs: Inputs, seed: int) -> tuple[Rows, Rows]:
 
 
 def answer(options: argparse.Namespace, command: str) -> int:
-    """Trains what is missing, writes the result after every rule, prints the table."""
-    code, began = commit(), time.perf_counter()
-    work, data, folder = converged_network(options)
-    rows: Rows = []
-    checks: Rows = []
-    for excluded in (False, True):
-        inputs = Inputs(work, data, folder / "cache", options.work / "walk", excluded)
-        more, acts = compared(inputs, work.config.seed)
-        rows, checks = rows + more, checks + acts
-        minutes = round((time.perf_counter() - began) / 60, 1)
-        record(options.out, command, [work.config.seed], rows, minutes=minutes, data=options.data.resolve().name,
-               protocol=PROTOCOL, checks=checks, **code)  # fmt: skip
-        print(table(rows, COLUMNS), flush=True)
-    return 0
+    return both_rules.answer(options, command, compared, COLUMNS, PROTOCOL)

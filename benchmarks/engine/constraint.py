@@ -41,7 +41,7 @@ from benchmarks.engine.constraint_contenders import (
     clustered_codes,
 )
 from benchmarks.engine.constraint_memory import MIB, build, memory
-from benchmarks.engine.constraint_rules import kinds_of_rules, rule_book, rules
+from benchmarks.engine.constraint_rules import RULED, kinds_of_rules, rule_book, rules
 from benchmarks.engine.constraint_walk import BATCHES, BEAMS, SAMPLES, SEED, Row, Walk, agree, samples, take_turns
 from benchmarks.plots import BLUE, GREY, drawing
 
@@ -134,12 +134,12 @@ def flat(catalogues: dict[int, Path], rounds: int) -> Iterator[Row]:
     """Our trie at all sizes in turns, without rules and with a list of 10,000 items on top of a prepared set."""
     plain = {items: Ours(np.load(path)) for items, path in catalogues.items()}
     ruled = {items: copy(ours) for items, ours in plain.items()}
-    books = {items: rule_book(ours) for items, ours in plain.items()}
+    books = {items: rule_book(ours.trie) for items, ours in plain.items()}
     for batch in BATCHES:
         log_probs = samples(batch)
         with ExitStack() as stack:
             for items, ours in ruled.items():
-                blocking = kinds_of_rules(items)["subset and deny"]
+                blocking = kinds_of_rules(items)[RULED]
                 ours.blocked = stack.enter_context(books[items].blocked([blocking] * batch))
             walks = {("ours", items): Walk(ours) for items, ours in plain.items()}
             walks |= {("ours, with rules", items): Walk(ours) for items, ours in ruled.items()}

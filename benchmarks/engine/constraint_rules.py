@@ -13,9 +13,11 @@ import numpy as np
 from benchmarks.engine.constraint_contenders import Ours
 from benchmarks.engine.constraint_walk import SAMPLES, SEED, Row, Walk, samples
 from serving.items.rules import RuleBook
+from serving.items.trie import Trie
 from serving.types import Rules
 
 LISTED = 10_000  # items of an allow or deny list
+SUBSET, RULED = "a fifth", "subset and deny"
 
 
 def kinds_of_rules(items: int) -> dict[str, Rules]:
@@ -26,19 +28,19 @@ def kinds_of_rules(items: int) -> dict[str, Rules]:
 
     return {
         "exclude 20": Rules(exclude=some(20)),
-        "subset and exclude 20": Rules(catalogue="a fifth", exclude=some(20)),
+        "subset and exclude 20": Rules(catalogue=SUBSET, exclude=some(20)),
         "deny 10,000": Rules(deny=some(LISTED)),
         "allow 10,000": Rules(allow=some(LISTED)),
-        "subset": Rules(catalogue="a fifth"),
-        "subset and deny": Rules(catalogue="a fifth", deny=some(LISTED)),
+        "subset": Rules(catalogue=SUBSET),
+        RULED: Rules(catalogue=SUBSET, deny=some(LISTED)),
     }
 
 
-def rule_book(ours: Ours) -> RuleBook:
+def rule_book(trie: Trie, rows: int = 1) -> RuleBook:
     """With one named subset, a fifth of the items."""
-    items = len(ours.trie.item)
+    items = len(trie.item)
     fifth = np.random.default_rng(SEED + 1).permutation(items) < items // 5
-    return RuleBook(ours.trie, lambda _: fifth)
+    return RuleBook(trie, lambda _: fifth, rows=rows)
 
 
 def rules(catalogues: dict[int, Path], rounds: int) -> Iterator[Row]:
@@ -46,7 +48,7 @@ def rules(catalogues: dict[int, Path], rounds: int) -> Iterator[Row]:
     log_probs = samples(1)
     for items, path in catalogues.items():
         ours = Ours(np.load(path))
-        book, kinds = rule_book(ours), kinds_of_rules(items)
+        book, kinds = rule_book(ours.trie), kinds_of_rules(items)
         walk = Walk(ours)
         first, set_up, whole = (
             dict[str, float](),

@@ -14,6 +14,7 @@ import torch
 
 from benchmarks.engine import constraint_contenders
 from benchmarks.engine.answers import Paths, overlap, same_answers
+from benchmarks.engine.constraint_rules import RULED, SUBSET, rule_book
 from benchmarks.engine.gpu_ladder import BFLOAT16, ONE_ROW, Case, Model, as_paths, run_again, rungs
 from benchmarks.engine.sizes import HISTORY_ITEMS, clustered_codes, random_network
 from serving.items.blocked import Blocked
@@ -29,9 +30,6 @@ from serving.types import BundleSettings, Rules
 SEED = 0
 TOLERANCE = 1e-4  # of a score, the sum of up to 12 log-probabilities
 WARM_UP = 3
-SUBSET = "a fifth"
-RULED = "subset and deny"
-SET_BYTES = 64 << 20
 NEG_INF = float("-inf")
 
 Row = dict[str, Any]
@@ -147,7 +145,7 @@ class Subject:
         batch, beams = 3, self.plan.aim[1]
         hidden, mask = self.hidden[:batch], self.mask[:batch].clone()
         mask[1, mask.shape[1] // 2 :], mask[2, 1:] = False, False
-        here, there, rows = some_book(self.here.trie), some_book(self.there.trie), []
+        here, there, rows = rule_book(self.here.trie, rows=4), rule_book(self.there.trie, rows=4), []
         for kind, options in kinds_of_requests(self.plan.items).items():
             expected = eager(self.here, here, hidden, mask, steps, beams, options)
             with there.blocked(options.rules + [Rules()] * (padded_batch(batch) - batch)) as blocked:
@@ -214,13 +212,6 @@ def some_rules(items: int) -> list[Rules]:
     return [Rules(exclude=(*some[:20],)), Rules(catalogue=SUBSET, deny=(*some[25:],)), Rules(allow=(*some[20:25],))]
 
 
-def some_book(trie: Trie, rows: int = 4) -> RuleBook:
-    """With one named subset, a fifth of the items."""
-    items = len(trie.item)
-    fifth = np.random.default_rng(SEED + 1).permutation(items) < items // 5
-    return RuleBook(trie, lambda _: fifth, rows=rows, set_bytes=SET_BYTES)
-
-
 # The constraint
 
 
@@ -230,7 +221,7 @@ def constraint(plan: Plan, device: torch.device) -> list[Row]:
     codes = constraint_contenders.clustered_codes(plan.catalogue, SEED)
     first = constraint_contenders.FIRST_TOKEN + np.arange(levels, dtype=np.int32) * constraint_contenders.CODES
     trie, beams = build_trie(codes + first).to(device), plan.aim[1]
-    book, rows = some_book(trie, rows=8), []
+    book, rows = rule_book(trie, rows=8), []
     for batch in (1, 8):
         generator = torch.Generator().manual_seed(SEED)
         log_probs = [

@@ -46,13 +46,13 @@ def supervise(settings: Settings, listening: socket.socket) -> int:
 
 
 @dataclass
-class _Place:
-    """Where one of the workers runs. deaths: of workers that did not live long, in a row."""
+class _Worker:
+    """One of the workers: its process, None while none runs, and what outlives it. deaths: early ones, in a row."""
 
     slot: WorkerSlot
     watchdog: Watchdog
     looked: float = 0.0
-    worker: multiprocessing.process.BaseProcess | None = None
+    process: multiprocessing.process.BaseProcess | None = None
     started: float = 0.0
     deaths: int = 0
 
@@ -62,8 +62,8 @@ class _Supervisor:
         self._settings, self._listening, self._folder = settings, listening, folder
         # A fork would copy locks held by threads that it does not copy; a fresh process maps the same files anyway.
         self._processes = multiprocessing.get_context("spawn")
-        self._places = [
-            _Place(WorkerSlot(number, settings.workers, folder), Watchdog(settings.hung_after_s))
+        self._workers = [
+            _Worker(WorkerSlot(number, settings.workers, folder), Watchdog(settings.hung_after_s))
             for number in range(settings.workers)
         ]
         self._has_served = False
@@ -73,16 +73,16 @@ class _Supervisor:
     def run(self) -> int:
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGINT, self._stop)
-        for place in self._places:
-            place.slot.report_state("loading")
-        for place in self._places:
-            self._start(place)
+        for worker in self._workers:
+            worker.slot.report_state("loading")
+        for worker in self._workers:
+            self._start(worker)
         failed = False
         while self._stopped_at is None and not failed:
             self._wait()
-            for place in self._places:
+            for worker in self._workers:
                 if self._stopped_at is None:
-                    failed |= not self._look_after(place)
+                    failed |= not self._look_after(worker)
         return 1 if self._end() or failed else 0
 
     def _stop(self, number: int, frame: object) -> None:
@@ -94,64 +94,64 @@ class _Supervisor:
 
     def _wait(self) -> None:
         """Until a worker ends, or a moment: signals do not interrupt the wait."""
-        wait([place.worker.sentinel for place in self._places if place.worker is not None], timeout=0.2)
+        wait([worker.process.sentinel for worker in self._workers if worker.process is not None], timeout=0.2)
 
-    def _start(self, place: _Place) -> None:
+    def _start(self, worker: _Worker) -> None:
         if self._stopped_at is not None:
             return
-        place.worker = self._processes.Process(
-            target=_work, args=(self._settings, self._listening, place.slot), name=f"worker-{place.slot.number}"
+        worker.process = self._processes.Process(
+            target=_work, args=(self._settings, self._listening, worker.slot), name=f"worker-{worker.slot.number}"
         )
-        place.started = time.monotonic()
-        place.worker.start()
+        worker.started = time.monotonic()
+        worker.process.start()
 
-    def _look_after(self, place: _Place) -> bool:
+    def _look_after(self, worker: _Worker) -> bool:
         """Replaces the worker if it has died, after its pause. False if the service cannot serve at all."""
         now = time.monotonic()
-        if place.worker is None:
-            if now >= place.started + pause_before(place.deaths):
-                self._start(place)
+        if worker.process is None:
+            if now >= worker.started + pause_before(worker.deaths):
+                self._start(worker)
             return True
-        if place.worker.is_alive():
-            if now >= place.looked + LOOK_EVERY:
-                place.looked = now
-                self._end_if_frozen(place)
+        if worker.process.is_alive():
+            if now >= worker.looked + LOOK_EVERY:
+                worker.looked = now
+                self._end_if_frozen(worker)
             return True
-        dead, place.worker = place.worker, None
+        dead, worker.process = worker.process, None
         _forget(dead)
-        self._has_served |= any(state in ("ready", "draining") for state in place.slot.states())
+        self._has_served |= any(state in ("ready", "draining") for state in worker.slot.states())
         if not self._has_served:
             return False
-        place.deaths = 1 if now - place.started > HEALTHY_AFTER_S else place.deaths + 1
-        place.started = now
-        place.slot = replace(place.slot, is_replacement=True)
-        place.slot.report_state("replaced")
+        worker.deaths = 1 if now - worker.started > HEALTHY_AFTER_S else worker.deaths + 1
+        worker.started = now
+        worker.slot = replace(worker.slot, is_replacement=True)
+        worker.slot.report_state("replaced")
         log.error(
             "worker %d exited with status %s and is replaced in %g s",
-            place.slot.number, dead.exitcode, pause_before(place.deaths),
+            worker.slot.number, dead.exitcode, pause_before(worker.deaths),
         )  # fmt: skip
-        return self._look_after(place)
+        return self._look_after(worker)
 
-    def _end_if_frozen(self, place: _Place) -> None:
+    def _end_if_frozen(self, worker: _Worker) -> None:
         """Kills a worker whose event loop has not run for long: it serves nobody, and probes reach the others."""
-        seconds = place.watchdog.look(place.slot.last_beat())
-        if seconds is not None and place.worker is not None:
-            log.error("worker %d has not moved for %.0f s and is killed", place.slot.number, seconds)
-            place.worker.kill()
+        seconds = worker.watchdog.look(worker.slot.last_beat())
+        if seconds is not None and worker.process is not None:
+            log.error("worker %d has not moved for %.0f s and is killed", worker.slot.number, seconds)
+            worker.process.kill()
 
     def _end(self) -> bool:
         """Stops all workers once they have finished their requests. Returns whether any of them failed."""
-        workers = [place.worker for place in self._places if place.worker is not None]
-        for worker in workers:
-            worker.terminate()  # nothing to one that was signalled with the whole group, or has ended
+        processes = [worker.process for worker in self._workers if worker.process is not None]
+        for process in processes:
+            process.terminate()  # nothing to one that was signalled with the whole group, or has ended
         deadline = time.monotonic() + self._settings.drain_timeout_s + KILL_AFTER_S
-        while any(worker.is_alive() for worker in workers) and time.monotonic() < deadline and not self._at_once:
-            wait([worker.sentinel for worker in workers if worker.is_alive()], timeout=0.2)
-        for worker in workers:
-            worker.kill()
-            worker.join()
+        while any(process.is_alive() for process in processes) and time.monotonic() < deadline and not self._at_once:
+            wait([process.sentinel for process in processes if process.is_alive()], timeout=0.2)
+        for process in processes:
+            process.kill()
+            process.join()
         # SIGTERM kills a worker that has only begun to load: it had nothing to finish.
-        return any(worker.exitcode not in (0, -signal.SIGTERM) for worker in workers)
+        return any(process.exitcode not in (0, -signal.SIGTERM) for process in processes)
 
 
 def _work(settings: Settings, listening: socket.socket, slot: WorkerSlot) -> None:

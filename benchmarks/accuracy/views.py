@@ -110,7 +110,7 @@ def find_lists(view: Workspace, histories: Sequence[np.ndarray], beam: int, excl
     return found
 
 
-Weigh = Callable[[Lists], np.ndarray]  # what each place of each list is worth. Shape: (U, K)
+Weigh = Callable[[Lists], np.ndarray]  # what each rank of each list is worth. Shape: (U, K)
 
 
 def _reciprocal_rank(lists: Lists) -> np.ndarray:
@@ -131,8 +131,8 @@ def merge(lists: Sequence[Lists], weigh: Weigh, items: int) -> np.ndarray:
         rows = slice(begin, min(begin + BATCH, users))
         scores = np.zeros((rows.stop - begin, items))
         for one, weight in zip(lists, weights, strict=True):
-            user, place = np.nonzero(one.items[rows] >= 0)
-            np.add.at(scores, (user, one.items[rows][user, place]), weight[rows][user, place])
+            user, rank = np.nonzero(one.items[rows] >= 0)
+            np.add.at(scores, (user, one.items[rows][user, rank]), weight[rows][user, rank])
         ranked.append(top_items(np.where(scores > 0, scores, -np.inf)))
     return np.concatenate(ranked)
 

@@ -57,10 +57,10 @@ class Stage:
         self.now, self.started = 1000.0, list[Worker]()
         self.supervisor = supervisor._Supervisor(settings(workers=count), socket.socket(), folder)
         self.supervisor._processes = SimpleNamespace(Process=self._make)  # type: ignore[assignment]
-        self.places = self.supervisor._places
-        for place in self.places:
-            place.slot.report_state("loading")
-            self.supervisor._start(place)
+        self.workers = self.supervisor._workers
+        for worker in self.workers:
+            worker.slot.report_state("loading")
+            self.supervisor._start(worker)
 
     def _make(self, target: Any, args: Any, name: str) -> Worker:
         self.started.append(Worker(name))
@@ -69,7 +69,7 @@ class Stage:
     def look(self, after: float = 0.0) -> bool:
         """One round of the supervisor's, so many seconds later."""
         self.now += after
-        went_well = [self.supervisor._look_after(place) for place in self.places]
+        went_well = [self.supervisor._look_after(worker) for worker in self.workers]
         return all(went_well)
 
 
@@ -83,23 +83,23 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
     return made
 
 
-def ready(*places: supervisor._Place) -> None:
-    for place in places:
-        place.slot.report_state("ready")
+def ready(*workers: supervisor._Worker) -> None:
+    for worker in workers:
+        worker.slot.report_state("ready")
 
 
 def test_a_replacement_that_is_killed_while_it_warms_stops_nobody(stage: Stage) -> None:
-    ready(*stage.places)
+    ready(*stage.workers)
     stage.started[0].die(-9)
     assert stage.look() and [worker.name for worker in stage.started[2:]] == ["worker-0"]
-    assert stage.places[0].slot.is_replacement and stage.places[0].slot.blocking_state() is None
+    assert stage.workers[0].slot.is_replacement and stage.workers[0].slot.blocking_state() is None
     stage.started[2].die(-9)
     assert stage.look(after=2) and stage.started[1].is_alive()
     assert stage.look(after=1) and len(stage.started) == 4 and stage.started[3].is_alive()
 
 
 def test_a_replacement_that_keeps_failing_is_tried_after_growing_pauses(stage: Stage) -> None:
-    ready(*stage.places)
+    ready(*stage.workers)
     starts: list[float] = []
     for _ in range(9):
         newest = stage.started[-1]
@@ -115,7 +115,7 @@ def test_a_replacement_that_keeps_failing_is_tried_after_growing_pauses(stage: S
 
 
 def test_one_of_several_that_dies_at_the_start_is_tried_again_once_another_is_ready(stage: Stage) -> None:
-    ready(stage.places[1])
+    ready(stage.workers[1])
     stage.started[0].die(-9)
     assert stage.look() and stage.started[2].name == "worker-0"
 
@@ -127,7 +127,7 @@ def test_a_worker_that_dies_before_any_was_ready_stops_the_service(stage: Stage)
 
 
 def test_both_workers_may_die_once_the_service_has_served(stage: Stage) -> None:
-    ready(*stage.places)
+    ready(*stage.workers)
     stage.started[0].die(-9)
     stage.started[1].die(-9)
     assert stage.look() and len(stage.started) == 4
@@ -142,20 +142,20 @@ def test_a_signal_sent_twice_at_once_is_one_signal(stage: Stage) -> None:
         assert stage.supervisor._at_once is at_once
     assert stage.supervisor._stopped_at == 1000.0
     begun = len(stage.started)
-    stage.places[0].worker = None
+    stage.workers[0].process = None
     assert stage.look(after=100) and len(stage.started) == begun, "nothing is started any more"
 
 
 def test_the_first_worker_that_finds_all_ready_announces_it(stage: Stage) -> None:
-    assert [place.slot.is_first_to_announce() for place in (*stage.places, stage.places[0])] == [True, False, False]
+    assert [worker.slot.is_first_to_announce() for worker in (*stage.workers, stage.workers[0])] == [True, False, False]
 
 
 def test_a_worker_that_does_not_move_is_killed_and_replaced(stage: Stage) -> None:
     """Stopped, or hung in something that holds the interpreter: its siblings answer the probes."""
-    ready(*stage.places)
-    for place in stage.places:
-        place.watchdog = Watchdog(30, lambda: stage.now)
-    moving, frozen = stage.places
+    ready(*stage.workers)
+    for worker in stage.workers:
+        worker.watchdog = Watchdog(30, lambda: stage.now)
+    moving, frozen = stage.workers
     for seconds in range(40):
         os.utime(moving.slot._file, ns=(seconds, seconds))
         assert stage.look(after=LOOK_EVERY)
@@ -168,9 +168,9 @@ def test_a_worker_that_does_not_move_is_killed_and_replaced(stage: Stage) -> Non
 
 
 def test_a_supervisor_that_was_stopped_itself_kills_nobody(stage: Stage) -> None:
-    ready(*stage.places)
-    for place in stage.places:
-        place.watchdog = Watchdog(30, lambda: stage.now)
+    ready(*stage.workers)
+    for worker in stage.workers:
+        worker.watchdog = Watchdog(30, lambda: stage.now)
     for _ in range(10):
         assert stage.look(after=86_400) and all(worker.is_alive() for worker in stage.started)
 

@@ -136,7 +136,7 @@ class _Supervisor:
         """Kills a worker whose event loop has not run for long: it serves nobody, and probes reach the others."""
         seconds = worker.watchdog.look(worker.slot.last_beat())
         if seconds is not None and worker.process is not None:
-            log.error("worker %d has not moved for %.0f s and is killed", worker.slot.number, seconds)
+            log.error("worker %d has not responded for %.0f s and is killed", worker.slot.number, seconds)
             worker.process.kill()
 
     def _end(self) -> bool:

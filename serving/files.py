@@ -80,7 +80,7 @@ def check_replaceable(folder: Path, foreign: Foreign, kind: str) -> None:
         if Path.cwd().is_relative_to(folder.resolve()):
             raise StorageError(f"This command runs in {folder}, which cannot be replaced; {choose}, or run elsewhere.")
         if (name := foreign(folder)) is not None:
-            raise StorageError(f"{folder} holds {name}, which is no part of {kind}; {choose}, or move that away.")
+            raise StorageError(f"{folder} holds {name}, which is not part of {kind}; {choose}, or move that away.")
     elif folder.exists():
         raise StorageError(f"{folder} is a file, and {kind} is a folder; {choose}.")
     check_writable(folder.parent)

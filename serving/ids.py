@@ -12,6 +12,8 @@ import pyarrow as pa
 
 from serving.types import MAX_ID_LENGTH
 
+LONE_SURROGATE = "contains a lone surrogate, which no encoding can write"
+
 
 def id_fault(value: Any) -> str | None:
     """Why a value is no id, to be put after its name, such as "is empty"; None where it is one."""
@@ -25,7 +27,7 @@ def id_fault(value: Any) -> str | None:
     if len(text) > MAX_ID_LENGTH:
         return f"has {len(text):,} characters, where ids have at most {MAX_ID_LENGTH}"
     if not is_unicode(text):
-        return "has half a character in it (a surrogate without its other half)"
+        return LONE_SURROGATE
     return None
 
 

@@ -41,8 +41,8 @@ def check_work_folder(folder: Path, bundle_folder: Path) -> None:
         names = sorted(path.name for path in folder.iterdir() if path.name not in UNUSED)
         if names and RUN not in names:
             raise RunError(
-                f"{folder} holds {names[0]} and no training; choose another --out, for this run would keep its files "
-                "there, or move that away."
+                f"{folder} holds {names[0]} and no training run, and this run would keep its files there; choose "
+                "another --out, or move that away."
             )
     elif folder.exists():
         raise RunError(f"{folder} is a file, where this run would keep its checkpoints; choose another --out.")
@@ -55,7 +55,7 @@ def stored_run(file: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict) or not isinstance(found.get("config"), dict):
-        raise RunError(f"{file} is damaged, or not of a training; choose another --out or remove that folder.")
+        raise RunError(f"{file} is damaged, or not of a training run; choose another --out or remove that folder.")
     return found
 
 

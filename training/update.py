@@ -119,7 +119,7 @@ async def _read_log(source: str, redis_prefix: str) -> list[dict[str, Any]]:
         try:
             client = connect(source)
         except ValueError as error:  # the address may hold a password
-            raise StoreError("--changes is no address of a Redis; write it as redis://host:6379/0.") from error
+            raise StoreError("--changes is not the address of a Redis; write it as redis://host:6379/0.") from error
         try:
             return await read_to_end(RedisLog(RedisLink(client, REDIS_LIMIT_S), stream_key(redis_prefix)))
         except StoreUnavailable as error:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
-from serving.ids import is_unicode
+from serving.ids import LONE_SURROGATE, is_unicode
 from serving.items.filter_parser import MAX_LENGTH
 from serving.types import MAX_ID_LENGTH, MAX_TIMESTAMP, MAX_TYPE_LENGTH, Event
 
@@ -20,7 +20,7 @@ RecommendationId = Annotated[str, StringConstraints(min_length=1, max_length=MAX
 
 def _whole(text: str) -> str:
     if not is_unicode(text):
-        raise ValueError("has half a character in it (a surrogate without its other half)")
+        raise ValueError(LONE_SURROGATE)
     return text
 
 

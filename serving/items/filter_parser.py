@@ -11,7 +11,7 @@ from lark import Lark, Token, Tree
 from lark.exceptions import UnexpectedInput, UnexpectedToken
 
 from serving.errors import FilterError
-from serving.ids import is_unicode
+from serving.ids import LONE_SURROGATE, is_unicode
 from serving.items.fields import to_time
 from serving.items.filters import (
     Compare,
@@ -140,7 +140,7 @@ class _Reader:
 
     def expression(self, tree: Tree[Token], depth: int = MAX_DEPTH) -> Expression:
         if tree.data in ("any", "all", "negated") and depth == 0:
-            raise FilterError(f"put at most {MAX_DEPTH} groups into each other", _position(tree))
+            raise FilterError(f"nest at most {MAX_DEPTH} groups", _position(tree))
         match tree.data:
             case "any" | "all":
                 parts = tuple(self.expression(child, depth - 1) for child in _trees(tree))
@@ -205,9 +205,7 @@ def _value(tree: Tree[Token]) -> Value:
         return value
     if isinstance(value, str):
         if not is_unicode(value):
-            raise FilterError(
-                "the string has half a character in it (a surrogate without its other half)", _position(tree)
-            )
+            raise FilterError(f"the string {LONE_SURROGATE}", _position(tree))
         time = to_time(value)
         return value if time is None else Moment(time)
     if not math.isfinite(float(value)):

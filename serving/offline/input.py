@@ -187,7 +187,7 @@ def _object(line: bytes) -> dict[str, Any] | None:
 def _parsed(row: int, line: bytes) -> User | Reject:
     data = _object(line)
     if data is None:
-        return Reject(row, None, "the line is not JSON, or no object with user_id and history")
+        return Reject(row, None, "the line is not JSON, or not an object with user_id and history")
     return _checked(row, data.get("user_id"), data.get("history"))
 
 

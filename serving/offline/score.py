@@ -118,7 +118,7 @@ def _check_out(task: Task) -> None:
         if path.exists() and os.path.samefile(path, task.histories):
             raise ScoreError(f"{path} is the file of histories, which would be replaced; choose another --out.")
         if os.path.lexists(path) and (path.is_symlink() or not path.is_file() or not is_ours(path)):
-            raise ScoreError(f"{path} is there already and no earlier result; choose another --out, or move it away.")
+            raise ScoreError(f"{path} exists and is not an earlier result; choose another --out, or move it away.")
     if task.out.resolve().is_relative_to(task.bundle.resolve()):
         raise ScoreError(f"{task.out} lies in the bundle, which holds its own files alone; choose another --out.")
     folder = task.parts_folder

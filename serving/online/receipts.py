@@ -33,7 +33,7 @@ HEAD = struct.Struct("<BIBB8s6sB")
 SEAL = 8  # bytes
 SOURCES: tuple[Source, ...] = get_args(Source)
 NOBODY = bytes(8)
-INVALID = "This is no id of a recommendation of this service; send the one that the answer has."
+INVALID = "This is not the id of a recommendation of this service; send the one in the answer."
 
 
 @dataclass(frozen=True, slots=True)

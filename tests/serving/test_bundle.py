@@ -459,7 +459,7 @@ def test_a_bundle_with_something_of_others_in_it_is_not_replaced(copy, name):
     else:
         (copy / name).parent.mkdir(exist_ok=True)
         (copy / name).write_text("mine")
-    with pytest.raises(StorageError, match="which is no part of a bundle"):
+    with pytest.raises(StorageError, match="which is not part of a bundle"):
         tiny_bundle(copy, seed=1)
     assert Bundle.load(copy).version == before and (copy / name).exists()
 

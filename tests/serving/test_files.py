@@ -36,7 +36,7 @@ def test_what_is_of_others_stays_and_the_sentence_names_it(tmp_path):
     folder = tmp_path / "out"
     write(folder, "one")
     (folder / "thesis.tex").write_text("a year's work")
-    with pytest.raises(StorageError, match=r"out holds thesis\.tex, which is no part of a list; choose another --out"):
+    with pytest.raises(StorageError, match=r"out holds thesis\.tex, which is not part of a list; choose another --out"):
         write(folder, "two")
     assert sorted(path.name for path in folder.iterdir()) == ["list.txt", "thesis.tex"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

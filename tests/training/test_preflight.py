@@ -150,7 +150,7 @@ def test_a_shop_replaces_nothing_but_a_shop(tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == names
     (folder / "truth.json").write_text(json.dumps({"users": 3}))
     before = tree(folder)
-    with pytest.raises(StorageError, match=r"holds interactions\.parquet, which is no part of a generated shop"):
+    with pytest.raises(StorageError, match=r"holds interactions\.parquet, which is not part of a generated shop"):
         generate_shop(folder, users=10, items=50, seed=0)
     assert tree(folder) == before
 

@@ -209,7 +209,7 @@ def test_the_changes_are_read_from_redis_too(
     [
         ("earlier", ["--changes", "nowhere"], "nowhere/changes.jsonl; name the folder"),
         ("earlier", ["--changes", "redis://127.0.0.1:1"], "check the address"),
-        ("earlier", ["--changes", "rubbish://secret@x"], "no address of a Redis"),
+        ("earlier", ["--changes", "rubbish://secret@x"], "not the address of a Redis"),
         ("earlier", ["--set", "sft.stepz=1"], "did you mean sft.steps"),
         ("untrained", [], "does not say how it was trained"),
     ],

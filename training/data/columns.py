@@ -39,7 +39,7 @@ def read_types(path: Path, column: pa.ChunkedArray) -> pa.ChunkedArray:
         raise DataError(f"{path}, row {row + 1}: type has more than {MAX_TYPE_LENGTH} characters; shorten it")
     if (count := len(pc.unique(types.drop_null()))) > MAX_TYPES:
         raise DataError(
-            f"{path} has {count:,} types of events, where {MAX_TYPES} may be told apart; name kinds, such as view and "
+            f"{path} has {count:,} types of events, and at most {MAX_TYPES} are supported; use kinds such as view and "
             "purchase, or rename the column"
         )
     return types

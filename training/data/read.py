@@ -167,7 +167,7 @@ def read_items(path: Path) -> Items:
     """Read `items.jsonl[.gz]`: one object a line, `item_id` and any of title, brand, categories, description, fields.
 
     Ids that are numbers become strings, lists of texts become one text, nested categories become flat, NaN is nothing,
-    and half a character at the end of a text that was cut is dropped. Further keys are ignored. Raises DataError.
+    and a lone surrogate, as at the end of a text that was cut, is dropped. Further keys are ignored. Raises DataError.
     """
     table = Items([], [], [], [], [])
     first_row: dict[str, int] = {}
@@ -196,7 +196,7 @@ def read_items(path: Path) -> Items:
         for name, parts in texts.items():
             if not all(map(is_unicode, parts)):
                 texts[name] = [part.encode(errors="ignore").decode() for part in parts]
-                mended["texts of items with half a character (dropped)"] += 1
+                mended["texts of items with a lone surrogate (dropped)"] += 1
         joined = {name: " ".join(parts).strip() or None for name, parts in texts.items()}
         table.item_ids.append(item_id)
         table.titles.append(joined["title"])
@@ -284,7 +284,7 @@ def _fields(value: Any, where: str) -> dict[str, Value]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise DataError(f"{where}: fields is no object; write it as {{name: value}}")
+        raise DataError(f"{where}: fields is not an object; write it as {{name: value}}")
     fields: dict[str, Value] = {}
     for name, known in value.items():
         is_list = isinstance(known, list) and all(isinstance(each, str) for each in known)
@@ -293,9 +293,7 @@ def _fields(value: Any, where: str) -> dict[str, Value]:
         texts = [name, *(known if is_list else [known] if isinstance(known, str) else [])]
         is_scalar = isinstance(known, str) or (isinstance(known, int | float) and abs(known) <= sys.float_info.max)
         if not (is_list or is_scalar) or not all(map(is_unicode, texts)):
-            raise DataError(
-                f"{where}: the field {name!r} is no number, text, true, false or list of texts; make it one of these"
-            )
+            raise DataError(f"{where}: the field {name!r} must be a number, a text, true, false or a list of texts")
         fields[name] = known
     return fields
 

@@ -184,12 +184,12 @@ def test_spellings_of_one_filter_are_one(spellings: list[str]) -> None:
     ("added > now - 7", 15, "expected a time span such as 7d"),
     ("added > now - 9999w", 9, "at most 100 years"),
     ("price < 1e999", 9, "too large"),
-    ('a == "\\ud800"', 6, "half a character"),
+    ('a == "\\ud800"', 6, "a lone surrogate"),
     (" or ".join(["a < 1"] * (MAX_COST + 1)), 9 * MAX_COST + 1, f"at most {MAX_COST} times"),
     (f"a in {list(range(2 * MAX_COST + 1))}", 1, f"at most {MAX_COST} times"),
     ("not " * MAX_WORDS + "a < 1", 4 * MAX_WORDS + 1, f"at most {MAX_WORDS} words"),
     ("(" * 1000 + "a < 1" + ")" * 1000, MAX_WORDS + 1, f"at most {MAX_WORDS} words"),
-    ("not (" * 20 + "a < 1" + ")" * 20, 61, "put at most 12 groups into each other"),
+    ("not (" * 20 + "a < 1" + ")" * 20, 61, "nest at most 12 groups"),
 ], ids=lambda value: str(value)[:20])  # fmt: skip
 def test_an_error_points_at_the_character(text: str, position: int, fault: str) -> None:
     with pytest.raises(FilterError) as error:
@@ -319,7 +319,7 @@ def test_all_examples_of_the_page_about_filters_can_be_read() -> None:
     [block] = re.findall(r"```filter\n(.*?)```", page, re.DOTALL)
     examples = [*block.splitlines(), *re.findall(r"\| `([^`]+)` \|$", page, re.MULTILINE)]
     assert len(examples) > 15 and all(parse_filter(example) for example in examples)
-    bounds = f"{MAX_LENGTH:,} characters, {MAX_WORDS} words and signs, {MAX_DEPTH} groups in each other"
+    bounds = f"{MAX_LENGTH:,} characters, {MAX_WORDS} words and signs, {MAX_DEPTH} nested groups"
     assert f"at most {bounds} and {MAX_COST} comparisons" in page and f"a list has at most {2 * MAX_COST}." in page
     assert f"at most {MAX_FIELDS} different fields" in page
 

@@ -572,10 +572,10 @@ def test_nothing_but_an_earlier_result_is_replaced(bundle, tmp_path):
         (tmp_path / f"{name}.parts" / content).write_text("mine")
     (tmp_path / "f.parts").write_text("mine")
     refused = {
-        "h.jsonl": "file of histories", "hard": "file of histories", "link": "no earlier result",
-        ".": "no earlier result", "notes.txt": "no earlier result", "mine.parquet": "no earlier result",
-        "b": "b.rejects.jsonl is there already", "c": "c.rejects.jsonl is there already",
-        "nested": "nested.rejects.jsonl is there already", "number": "number.rejects.jsonl is there already",
+        "h.jsonl": "file of histories", "hard": "file of histories", "link": "not an earlier result",
+        ".": "not an earlier result", "notes.txt": "not an earlier result", "mine.parquet": "not an earlier result",
+        "b": "b.rejects.jsonl exists", "c": "c.rejects.jsonl exists",
+        "nested": "nested.rejects.jsonl exists", "number": "number.rejects.jsonl exists",
         "d": "d.parts holds notes.txt", "e": "e.parts holds part-000001.parquet", "f": "f.parts is not a folder",
         "notes.txt/out": "cannot be written to",
     }  # fmt: skip

@@ -30,7 +30,7 @@ def test_half_a_character_is_dropped_and_counted(tmp_path):
     line = '{"item_id": "%s", "title": "cut \\ud83d", "categories": ["\\ude00", "k\\ud83d"], "brand": "\\ud83d\\ude00"}'
     read = items(tmp_path, line % "a", line % "b")
     assert (read.titles, read.categories, read.brands) == (["cut"] * 2, [["k"]] * 2, ["\U0001f600"] * 2)
-    assert read.mended == {"texts of items with half a character (dropped)": 4}
+    assert read.mended == {"texts of items with a lone surrogate (dropped)": 4}
 
 
 def test_a_byte_order_mark_windows_line_ends_and_nesting_are_harmless(tmp_path):
@@ -42,7 +42,7 @@ def test_a_byte_order_mark_windows_line_ends_and_nesting_are_harmless(tmp_path):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ('{"item_id": "b\\ud83d"}', "item_id has half a character"),
+        ('{"item_id": "b\\ud83d"}', "item_id contains a lone surrogate"),
         ('{"item_id": "%s"}' % ("x" * 257), "item_id has 257 characters"),
         ('{"item_id": NaN}', "item_id is not a text"),
         ('{"item_id": ""}', "item_id is empty"),

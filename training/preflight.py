@@ -18,7 +18,7 @@ from training.data.feedback import SNAPSHOT
 from training.data.prepare import DataError, Dataset, Split
 
 RUN = "run.json"
-# What a run that was killed at once leaves: texts already embedded, what a service was told, how its items changed.
+# What a run that was killed at once leaves: texts already embedded, what a service had recorded, how its items changed.
 SINCE_1973 = 1e8  # seconds since 1970: order numbers and years are less
 UNUSED = {"lock", f"{RUN}.partial", "cache", SNAPSHOT, CHANGES_FILE}
 

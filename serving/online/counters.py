@@ -1,4 +1,4 @@
-"""How often items were taken lately, by whomever: exponentially decayed counts in this process, or shared in Redis.
+"""How often items were taken lately, by anyone: exponentially decayed counts in this process, or shared in Redis.
 
     count(t) = sum over events e of exp(-(t - t_e) / tau)  =  exp((mark - t) / tau)
     mark     = tau * log(sum over events e of exp(t_e / tau))

@@ -17,7 +17,7 @@ from serving.online.feedback import NAME, PAGE
 from serving.types import REDIS_PREFIX
 from training.data.errors import DataError
 
-SNAPSHOT = "feedback"  # in a run's work folder: the data folder of what a service was told until the run began
+SNAPSHOT = "feedback"  # in a run's work folder: the data folder of what a service had recorded when the run began
 POSITIVE = ("click", "like", "cart", "purchase", "play", "share")  # events that say what somebody wants
 
 

@@ -125,25 +125,20 @@ def embed_text(texts: Sequence[str], embedder_name: str, progress: bool = False)
     return np.asarray(vectors, dtype=np.float32)
 
 
-def encode_text(tokenizer: Tokenizer, texts: Sequence[str]) -> np.ndarray:
-    """Codes of items of which only the text is known (see `item_text`), before collisions are resolved.
-
-    Returns: (len(texts), M), int32, M the codec's levels, without one that only distinguishes colliding items. Raises
-    ServingError if the tokenizer was not made from text, or if its embedder is missing.
-    """
-    return _codec_of_text(tokenizer).encode(_embed(tokenizer, texts))
-
-
 def rank_text(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, Tensor]:
-    """The codes before the last, the last level's codes, the nearest first, for choosing among those that are free, and
-    what was quantized.
+    """Of items of which only the text is known (see `item_text`): the codes before the last; the last level's codes,
+    nearest first, for choosing among those that are free; and what was quantized.
 
-    Returns: (len(texts), M - 1) and (len(texts), C), int32, and (len(texts), d) float32; M as in `encode_text`, which
-    it raises like.
+    Returns: (len(texts), M - 1) and (len(texts), C), int32, and (len(texts), d) float32, M the codec's levels, without
+    one that only distinguishes colliding items. Raises ServingError if the tokenizer was not made from text, or if its
+    embedder is missing.
     """
     codec = _codec_of_text(tokenizer)
+    embedding = torch.from_numpy(embed_text(texts, tokenizer.embedder_name))
+    if codec.lift:
+        embedding = codec.lift.join(embedding, codec.lift.predict(embedding))
     with torch.inference_mode():
-        latent = codec.latent(_embed(tokenizer, texts))
+        latent = codec.latent(embedding)
         codes, residual = codec.quantize(latent)
         last = torch.cdist(residual, codec.codebooks[-1]).argsort(dim=1, stable=True)
     return codes[:, :-1].numpy().astype(np.int32), last.numpy().astype(np.int32), latent
@@ -157,11 +152,6 @@ def _codec_of_text(tokenizer: Tokenizer) -> Codec:
             'train with tokenizer source "text" or "both".'
         )
     return codec
-
-
-def _embed(tokenizer: Tokenizer, texts: Sequence[str]) -> Tensor:
-    codec, text = _codec_of_text(tokenizer), torch.from_numpy(embed_text(texts, tokenizer.embedder_name))
-    return codec.lift.join(text, codec.lift.predict(text)) if codec.lift else text
 
 
 def save_tokenizer(folder: Path, codec: Codec | None, embedder_name: str, report: dict[str, Any]) -> None:

@@ -19,10 +19,10 @@ from serving.items.tokenizer import (
     Codec,
     TextLift,
     Tokenizer,
-    encode_text,
     item_text,
     load_tokenizer,
     nearest,
+    rank_text,
     save_tokenizer,
 )
 from tests.tools import require_module
@@ -45,6 +45,12 @@ def make_codec(width: int = 12, source: module.Source = "text", lift: TextLift |
         codebooks=(3 * draw(5, 4), 2 * draw(6, 4), draw(7, 4)),
         lift=lift,
     )
+
+
+def codes_of(tokenizer: Tokenizer) -> np.ndarray:
+    """Of TEXTS, the nearest at every level. Shape: (6, M)."""
+    codes, last, _ = rank_text(tokenizer, TEXTS)
+    return np.column_stack([codes, last[:, 0]])
 
 
 def test_codes_follow_the_definition() -> None:
@@ -108,13 +114,13 @@ def test_without_a_codec_there_are_no_codes_for_text(tmp_path: Path, kind: str) 
     save_tokenizer(tmp_path, None, PACKAGED, {"kind": kind})
     assert not (tmp_path / "tokenizer.safetensors").exists()
     with pytest.raises(ServingError, match=kind):
-        encode_text(load_tokenizer(tmp_path), TEXTS)
+        rank_text(load_tokenizer(tmp_path), TEXTS)
 
 
 def test_a_collaborative_codec_has_no_codes_for_text() -> None:
     codec = make_codec(source="collaborative")
     with pytest.raises(ServingError, match="collaborative"):
-        encode_text(Tokenizer("collaborative", PACKAGED, codec), TEXTS)
+        rank_text(Tokenizer("collaborative", PACKAGED, codec), TEXTS)
 
 
 def test_a_damaged_tokenizer_is_refused(tmp_path: Path) -> None:
@@ -149,7 +155,7 @@ def test_missing_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     module._load_embedder.cache_clear()
     with pytest.raises(ServingError, match=r"sentence_transformers.*streamrec\[text\]"):
-        encode_text(Tokenizer("text", PACKAGED, make_codec()), TEXTS)
+        rank_text(Tokenizer("text", PACKAGED, make_codec()), TEXTS)
 
 
 def test_unreachable_embedder_says_what_to_use(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,10 +188,10 @@ def test_the_packaged_embedder_places_similar_texts_close_together(capfd: pytest
     assert similarity[0, 1] > similarity[0, 4]
     assert similarity[4, 5] > similarity[4, 2]
     codec = make_codec(width=vectors.shape[1])
-    np.testing.assert_array_equal(encode_text(Tokenizer("text", PACKAGED, codec), TEXTS), codec.encode(vectors))
+    np.testing.assert_array_equal(codes_of(Tokenizer("text", PACKAGED, codec)), codec.encode(vectors))
     # the joint form: the text's half is kept, the other half comes from the regression
     lift = TextLift(torch.randn(vectors.shape[1], 3), torch.zeros(3), 0.5)
     joint = replace(make_codec(width=vectors.shape[1] + 3, source="both"), lift=lift)
     expected = lift.join(torch.from_numpy(vectors), lift.predict(torch.from_numpy(vectors)))
     np.testing.assert_allclose(expected.norm(dim=1), 1, atol=1e-5)
-    np.testing.assert_array_equal(encode_text(Tokenizer("both", PACKAGED, joint), TEXTS), joint.encode(expected))
+    np.testing.assert_array_equal(codes_of(Tokenizer("both", PACKAGED, joint)), joint.encode(expected))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.items.tokenizer import PACKAGED, encode_text, load_tokenizer, save_tokenizer
+from serving.items.tokenizer import PACKAGED, load_tokenizer, rank_text, save_tokenizer
 from tests.tools import require_module
 from training.config import RqVaeConfig, TokenizeConfig
 from training.data.prepare import DataError, Items
@@ -175,7 +175,8 @@ def test_the_tokenizer_folder_alone_gives_a_text_its_codes_of_training(source: s
     assert ids.codec is not None
     in_training = ids.codec.encode(embedding.matrix)
     save_tokenizer(tmp_path / "tokenizer", ids.codec, PACKAGED, ids.report)
-    alone = encode_text(load_tokenizer(tmp_path / "tokenizer"), item_text(items))
+    codes, last, _ = rank_text(load_tokenizer(tmp_path / "tokenizer"), item_text(items))
+    alone = np.column_stack([codes, last[:, 0]])
     rows = np.arange(12) if source == "text" else unseen
     np.testing.assert_array_equal(alone[rows], in_training[rows])
     assert distinct(in_training) > 4  # the codes are not all one

@@ -57,6 +57,7 @@ TESTS = {
     "serving/items/histories.py": "tests/serving/search/test_beam.py",
     "serving/items/nearest.py": "tests/serving/items/test_nearest.py",
     "serving/items/neighbours.py": "tests/serving/items/test_neighbours.py",
+    "serving/items/order.py": "tests/serving/items",
     "serving/items/prepared_sets.py": "tests/serving/items/test_rules.py",
     "serving/items/table_masks.py": "tests/serving/items/test_rules.py",
     "serving/items/rules.py": "tests/serving/items/test_rules.py",

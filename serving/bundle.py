@@ -153,6 +153,7 @@ def _open(folder: Path, manifest: dict[str, Any], version: str) -> Bundle:
     trie = read_trie(folder / TRIE) if TRIE in manifest["files"] else None
     if trie is not None:
         _check_trie(trie, catalogue.tokens)
+        catalogue.fields.arrange(trie.order)
     network = StreamRec(config, len(catalogue), settings.step_form, settings.ages, times=settings.time_bias)
     network.t5.load_state_dict(_read_weights(folder, "model/model.safetensors"), assign=True)
     network.heads.load_state_dict(_read_weights(folder, "heads.safetensors"), assign=True)

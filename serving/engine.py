@@ -61,7 +61,7 @@ class Engine:
         self.trie = trie.to(self.runtime.device)
         self._on_gpu = self.runtime.device.type == "cuda"
         self._rule_rows = GRAPH_RULE_ROWS if self._on_gpu else 1
-        self.rules = RuleBook(self.trie, bundle.catalogue.members, rows=self._rule_rows)
+        self.rules = RuleBook(self.trie, bundle.catalogue.sets, rows=self._rule_rows)
         self.graphs = GraphSearch(self.runtime, self.trie, self._settings) if self._on_gpu else None
         self._index: LiveIndex | None = None  # once the catalogue has changed
         self._changed: list[int] = []  # since `with_room` was called

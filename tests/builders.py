@@ -14,6 +14,7 @@ from serving.bundle import Bundle
 from serving.bundle_writer import write_bundle
 from serving.items.catalogue import Catalogue
 from serving.items.neighbours import Neighbours
+from serving.items.order import Order
 from serving.items.vocabulary import Vocabulary
 from serving.network.eager import EagerRuntime
 from serving.network.model import StreamRec
@@ -27,6 +28,11 @@ def random_codes(items: int, sizes: tuple[int, ...], seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     flat = rng.choice(int(np.prod(sizes)), size=items, replace=False)
     return np.stack(np.unravel_index(flat, sizes), axis=1)
+
+
+def random_order(items: int, seed: int = 0) -> Order:
+    rows = np.random.default_rng(seed).permutation(items).astype(np.int32)
+    return Order(rows, np.argsort(rows).astype(np.int32))
 
 
 # Every coefficient counts, and some histories come out on either side.

@@ -12,6 +12,7 @@ import numpy as np
 
 from benchmarks.engine.constraint_contenders import Ours
 from benchmarks.engine.constraint_walk import SAMPLES, SEED, Row, Walk, samples
+from serving.items.order import ItemSets
 from serving.items.rules import RuleBook
 from serving.items.trie import Trie
 from serving.types import Rules
@@ -40,7 +41,7 @@ def rule_book(trie: Trie, rows: int = 1) -> RuleBook:
     """With one named subset, a fifth of the items."""
     items = len(trie.item)
     fifth = np.random.default_rng(SEED + 1).permutation(items) < items // 5
-    return RuleBook(trie, lambda _: fifth, rows=rows)
+    return RuleBook(trie, ItemSets(lambda _: fifth), rows=rows)
 
 
 def rules(catalogues: dict[int, Path], rounds: int) -> Iterator[Row]:

@@ -102,7 +102,9 @@ def catalogue_of(items: int) -> Catalogue:
 
 def measure(items: int, rounds: int, builds: int) -> Iterator[Row]:
     catalogue = catalogue_of(items)
-    book = RuleBook(build_trie(catalogue.tokens), catalogue.members)
+    trie = build_trie(catalogue.tokens)
+    catalogue.fields.arrange(trie.order)  # as those of a bundle
+    book = RuleBook(trie, catalogue.sets)
     rng = np.random.default_rng(SEED)
     history = tuple(rng.choice(items, HISTORY, replace=False).tolist())
     numbers = count(1)  # no filter comes twice

@@ -21,6 +21,7 @@ from serving.items.fields import NO_FIELDS, Fields, Value
 from serving.items.filter_parser import parse_filter
 from serving.items.labels import Labels
 from serving.items.matching import Items, matching
+from serving.items.order import ItemSets, Order
 from serving.items.row_index import RowIndex
 from serving.items.titles import TitleIndex, build_title_index
 from serving.types import Boost, Rules
@@ -62,10 +63,20 @@ class Catalogue:
         for name, rows in self.subsets.items():
             self.subsets[name] = np.unique(rows)
         self._labels = self.fields.lists["categories"] = Labels(self.categories)
+        self._labels.arrange(self.fields.order)
         self.fields.reserve(len(self.item_ids))
         self._by_popularity = np.argsort(-self.popularity, kind="stable").astype(np.int32)
         self.listed = np.ones(len(self.item_ids), dtype=bool)
         self._room = (self.tokens, self.popularity, self.listed)
+
+    @property
+    def order(self) -> Order:
+        return self.fields.order
+
+    @property
+    def sets(self) -> ItemSets:
+        """What rules name, for a `RuleBook`."""
+        return ItemSets(self.members, self.order)
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -139,24 +150,25 @@ class Catalogue:
     def members(self, rules: Rules) -> np.ndarray:
         """Which items are listed and among a request's named subset, categories and filters, and new if it wants those.
 
-        Shape: (I,) bool. Raises UnknownCatalogue, RequestError.
+        Shape: (I,) bool, by position in `order`. Raises UnknownCatalogue, RequestError.
         """
         self.check_names(rules)
-        lists = [] if rules.catalogue is None else [self.subsets[rules.catalogue]]
+        lists = [] if rules.catalogue is None else [self.order.positions_of(self.subsets[rules.catalogue])]
         if rules.categories:
-            lists.append(np.concatenate([self._labels.rows(name) for name in rules.categories]))
+            lists.append(np.concatenate([self._labels.positions(name) for name in rules.categories]))
         count = len(self)  # after these, which name no item that is yet to come
-        is_member = self.listed[:count].copy()
-        for rows in lists:
-            is_member &= _only(rows, count)
+        is_member = np.ones(count, bool)
+        is_member[self.order.positions_of(np.flatnonzero(~self.listed[:count]))] = False  # hardly any are not listed
+        for positions in lists:
+            is_member &= _only(positions, count)
         if rules.new_only:
-            is_member[is_member] = self.is_new(np.flatnonzero(is_member))
+            is_member[is_member] = self.is_new(self.order.rows_at(np.flatnonzero(is_member)))
         if rules.filters:
             is_member &= self._passes(rules, Items(self.fields, count))
         return is_member
 
     def _passes(self, rules: Rules, items: Items) -> np.ndarray:
-        """Which items pass all filters, of which there is at least one. Shape: (count,) bool."""
+        """Which of `items`, in their order, pass all filters, of which there is at least one. Shape: (count,) bool."""
         found = (matching(parse_filter(text).expression, items, rules.now) for text in rules.filters)
         return reduce(np.logical_and, found)
 
@@ -187,7 +199,7 @@ class Catalogue:
         This is the definition, and passes over the whole catalogue; `serving.items.rules` gives the search the same
         answer for the cost of a request's lists.
         """
-        allowed = self.members(rules)
+        allowed = self.order.by_row(self.members(rules))
         if rules.allow is not None:
             allowed &= _only(np.asarray(rules.allow, dtype=np.int64), len(allowed))
         allowed[np.asarray(rules.exclude + rules.deny, dtype=np.int64)] = False
@@ -309,9 +321,9 @@ class Catalogue:
         return changed
 
 
-def _only(rows: np.ndarray, count: int) -> np.ndarray:
+def _only(index: np.ndarray, count: int) -> np.ndarray:
     mask = np.zeros(count, dtype=bool)
-    mask[rows] = True
+    mask[index] = True
     return mask
 
 

@@ -1,4 +1,4 @@
-"""Indexes of the fields of items, made on a thread of their own."""
+"""Indexes of the fields of items, made on a thread of their own. Rows are those of the columns, see `Fields.order`."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from serving.items.field_index import FieldIndex, Indexes, Key, Kind
 from serving.items.labels import Labels
+from serving.items.order import BY_ROW, Order
 from serving.items.value_index import ROW_BYTES
 
 Value = str | float | bool | Sequence[str]
@@ -41,7 +42,7 @@ def from_time(seconds: float) -> str:
 
 
 class Strings:
-    """codes: (capacity,) int32 by row, -1 for none. numbers: the code of every string, and of true and false."""
+    """codes: (capacity,) int32 by position, -1 for none. numbers: the code of every string, and of true and false."""
 
     def __init__(self, codes: np.ndarray, values: Sequence[str | bool] = ()) -> None:
         self.codes, self.values = codes, list(values)
@@ -56,9 +57,13 @@ class Strings:
 
 
 class Fields:
-    """Columns by the name of their field, for rows up to a capacity that grows. NaN: no number, no time."""
+    """Columns by the name of their field, for items up to a capacity that grows. NaN: no number, no time.
+
+    order: of the items in every column, at first that of their rows.
+    """
 
     def __init__(self) -> None:
+        self.order = BY_ROW
         self.numbers: dict[str, np.ndarray] = {}
         self.times: dict[str, np.ndarray] = {}  # seconds since 1970
         self.strings: dict[str, Strings] = {}
@@ -70,25 +75,35 @@ class Fields:
     def names(self) -> set[str]:
         return {*self.numbers, *self.times, *self.strings, *self.lists}
 
+    def arrange(self, order: Order) -> None:
+        """Takes on another order, before anything changes and anyone reads."""
+        self.order = order
+        codes = [strings.codes for strings in self.strings.values()]
+        for column in (*self.numbers.values(), *self.times.values(), *codes):
+            column[:] = order.by_position(column)
+        for labels in self.lists.values():
+            labels.arrange(order)
+
     def of(self, row: int) -> dict[str, Value]:
         """All that is known of an item, by the names in their order; times in UTC."""
         found: dict[str, Value] = {}
+        position = self.order.position(row)
         for name, number in self.numbers.items():
-            if not np.isnan(value := float(number[row])):
+            if not np.isnan(value := float(number[position])):
                 found[name] = int(value) if value.is_integer() else value
         for name, time in self.times.items():
-            if not np.isnan(time[row]):
-                found[name] = from_time(float(time[row]))
+            if not np.isnan(time[position]):
+                found[name] = from_time(float(time[position]))
         for name, strings in self.strings.items():
-            if strings.codes[row] >= 0:
-                found[name] = strings.values[strings.codes[row]]
+            if (code := strings.codes[position]) >= 0:
+                found[name] = strings.values[code]
         for name, labels in self.lists.items():
             if names := labels.of(row):
                 found[name] = list(names)
         return dict(sorted(found.items()))
 
     def column(self, field: str, kind: Kind) -> np.ndarray | None:
-        """A field's numbers, its times or the codes of its strings. Shape: (capacity,); None if no item has any."""
+        """A field's numbers, its times or the codes of its strings; None if no item has any. Shape: (capacity,)."""
         if kind == "string":
             return self.strings[field].codes if field in self.strings else None
         return (self.numbers if kind == "number" else self.times).get(field)
@@ -111,6 +126,7 @@ class Fields:
         times: dict[str, float] = {}
         strings: dict[str, str | bool] = {}
         lists: dict[str, Sequence[str]] = {}
+        position = self.order.position(row)
         for name, value in values.items():
             if isinstance(value, bool):
                 strings[name] = value
@@ -126,16 +142,17 @@ class Fields:
             for name in given.keys() - columns.keys():
                 columns[name] = np.full(self.capacity, np.nan)
             for name, column in columns.items():
-                column[row] = given.get(name, np.nan)
+                column[position] = given.get(name, np.nan)
         for name in strings.keys() - self.strings.keys():
             self.strings[name] = Strings(np.full(self.capacity, -1, np.int32))
         for name, known in self.strings.items():
-            known.codes[row] = known.code(strings[name]) if name in strings else -1
+            known.codes[position] = known.code(strings[name]) if name in strings else -1
         for name in lists.keys() - self.lists.keys():
             self.lists[name] = Labels([])
+            self.lists[name].arrange(self.order)
         for name, labels in self.lists.items():
             labels.put(row, lists.get(name, ()))
-        self.indexes.changed(row)  # last: one that is made in the meantime may have read what was here before
+        self.indexes.changed(position)  # last: one that is made in the meantime may have read what was here before
 
     def reserve(self, rows: int) -> None:
         """Makes room for so many rows."""

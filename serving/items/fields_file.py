@@ -21,14 +21,16 @@ MICROSECONDS = 1e6  # of a time, and no finer
 def to_columns(fields: Fields, rows: int) -> dict[str, pa.Array]:
     """The first rows of all columns, with nulls."""
     columns: dict[str, pa.Array] = {}
-    for name, numbers in fields.numbers.items():
-        columns[f"number:{name}"] = pa.array(numbers[:rows], pa.float64(), from_pandas=True)
-    for name, times in fields.times.items():
-        missing = np.isnan(times[:rows])
-        whole = (np.where(missing, 0, times[:rows]) * MICROSECONDS).round().astype(np.int64)
+    for name, column in fields.numbers.items():
+        columns[f"number:{name}"] = pa.array(fields.order.by_row(column[:rows]), pa.float64(), from_pandas=True)
+    for name, column in fields.times.items():
+        times = fields.order.by_row(column[:rows])
+        missing = np.isnan(times)
+        whole = (np.where(missing, 0, times) * MICROSECONDS).round().astype(np.int64)
         columns[f"time:{name}"] = pa.array(whole, pa.timestamp("us", "UTC"), mask=missing)
     for name, strings in fields.strings.items():
-        found = [strings.values[code] if code >= 0 else None for code in strings.codes[:rows].tolist()]
+        codes = fields.order.by_row(strings.codes[:rows]).tolist()
+        found = [strings.values[code] if code >= 0 else None for code in codes]
         for prefix, kind, type in (("string", str, pa.string()), ("boolean", bool, pa.bool_())):
             columns[f"{prefix}:{name}"] = pa.array([each if isinstance(each, kind) else None for each in found], type)
     for name, labels in fields.lists.items():

@@ -42,7 +42,7 @@ class LiveIndex:
             table_entries=table_entries,
         )  # fmt: skip
         self.trie = self.items.trie
-        self.rules = RuleBook(self.trie, catalogue.members, rows=rule_rows, set_bytes=set_bytes, host=self.items.host)
+        self.rules = RuleBook(self.trie, catalogue.sets, rows=rule_rows, set_bytes=set_bytes, host=self.items.host)
         self.items.on_move = self.rules.sets.move
         self.rules.prepare(prepared)
         item_tokens = np.empty((self.capacity, tokens.shape[1]), np.int64)

@@ -44,7 +44,7 @@ FEW = 32  # items whose lists are read one by one
 
 @dataclass(frozen=True, slots=True)
 class Items:
-    """Some rows: the first `count` if there is no `index`, which is (count,) int64."""
+    """Some items: by `index`, (count,) int64, their rows; without it, by their positions, the first `count`."""
 
     fields: Fields
     count: int
@@ -54,7 +54,7 @@ class Items:
 def matching(expression: Expression, items: Items, now: float) -> np.ndarray:
     """Of which items an expression is true. now: seconds since 1970. Shape: (count,) bool."""
     if items.index is not None:
-        return _matching(expression, _Some(items.fields, items.index), now)
+        return _matching(expression, _Some(items.fields, items.fields.order.positions_of(items.index)), now)
     index = items.fields.index(_keys(expression), items.count)
     outdated = index.outdated(items.count)
     mask = _matching(expression, _All(items.fields, index), now)
@@ -141,25 +141,26 @@ class _All:
 
 @dataclass(frozen=True, slots=True)
 class _Some:
-    """Items by their rows, (n,) int64, as (n,) bool."""
+    """Items by their positions, (n,) int64, as (n,) bool."""
 
     fields: Fields
-    rows: np.ndarray
+    positions: np.ndarray
 
     def none(self) -> np.ndarray:
-        return np.zeros(len(self.rows), bool)
+        return np.zeros(len(self.positions), bool)
 
     def column(self, field: str, kind: Kind) -> _Values | None:
         column = self.fields.column(field, kind)
-        return None if column is None else _Values(column[self.rows])
+        return None if column is None else _Values(column[self.positions])
 
     def having(self, field: str, names: Iterable[str]) -> np.ndarray:
         labels, wanted = self.fields.lists.get(field), set(names)
         if labels is None:
             return self.none()
-        if len(self.rows) > FEW:
-            return labels.among(self.rows, wanted)
-        return np.array([not wanted.isdisjoint(labels.of(row)) for row in self.rows.tolist()], bool)
+        if len(self.positions) > FEW:
+            return labels.among(self.positions, wanted)
+        rows = self.fields.order.rows_at(self.positions).tolist()
+        return np.array([not wanted.isdisjoint(labels.of(row)) for row in rows], bool)
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,8 +30,8 @@ ALL_ITEMS = 0  # the slot of the set that blocks nothing
 class PreparedSets:
     """Sets in numbered slots of fixed buffers; the least recently used makes room for another.
 
-    members: which catalogue rows a request's sets leave. bits, open_children: on the host, by slot. device_bits: the
-    bits on the search's device.
+    members: which items a request's sets leave, in the order that `ancestry` knows. bits, open_children: on the host,
+    by slot. device_bits: the bits on the search's device.
     """
 
     def __init__(
@@ -72,16 +72,22 @@ class PreparedSets:
         key = replace(rule, exclude=(), deny=(), allow=None, categories=categories)
         slot = self._slots.get(key)
         if slot is None:
-            is_member = self._members(rule)
+            is_open = self.open_leaves(rule)
             slot = self._free_slot(in_use)
             if slot is None:
                 return None
-            self._prepare(slot, is_member)
+            self._prepare(slot, is_open)
             self._slots[key] = slot
             self._prepared[slot : slot + 1] = [key]
         self._slots.move_to_end(key)
         in_use.add(slot)
         return slot
+
+    def open_leaves(self, rule: Rules) -> np.ndarray:
+        """Which leaves have items that the request's sets leave. Shape: (leaves,) bool."""
+        is_open = self._ancestry.by_leaf(self._members(rule))
+        is_open &= self.bits[ALL_ITEMS, self._ancestry.first_leaf :][: self._ancestry.leaves_at_most] == 0
+        return is_open
 
     def offsets(self, slot: int) -> list[int]:
         """What leads from a node to its row of a set, in every level's mask and, last, in `device_bits`."""
@@ -110,13 +116,11 @@ class PreparedSets:
                 level_bits[level] = self.device_bits.view(-1).unfold(0, trie.max_children[level], 1)
         return level_bits, np.array(strides), np.array(starts)
 
-    def _prepare(self, slot: int, is_member: np.ndarray) -> None:
-        """Fills a slot with the set of these catalogue rows. Shape: (n,) bool."""
-        if np.count_nonzero(is_member) <= FEW * len(is_member):
-            self._fill_upwards(slot, self._ancestry.leaves(np.flatnonzero(is_member)))
+    def _prepare(self, slot: int, is_open: np.ndarray) -> None:
+        """Fills a slot with the set of these leaves. Shape: (leaves,) bool."""
+        if np.count_nonzero(is_open) <= FEW * len(is_open):
+            self._fill_upwards(slot, np.flatnonzero(is_open) + self._ancestry.first_leaf)
         else:
-            is_open = self._ancestry.by_leaf(is_member)
-            is_open &= self.bits[ALL_ITEMS, self._ancestry.first_leaf :][: self._ancestry.leaves_at_most] == 0
             self._fill_in_passes(slot, is_open)
         if self.device_bits.device.type == "cpu":  # where it is the same memory
             return
@@ -193,6 +197,7 @@ class PreparedSets:
         used, starts, device = len(self._prepared), self._ancestry.level_start, self.device_bits.device
         at_level = [nodes[(nodes >= start) & (nodes < end)] for start, end in pairwise(starts)]
         self._parent[nodes] = self._ancestry.parent[nodes]
+        self._ancestry.move(at_level[-1] - starts[-2])
         for masks, children in zip(self._masks, at_level[1:], strict=True):
             masks.locate(children)
         if device.type == "cpu":

@@ -8,7 +8,7 @@ its open children are. What requests share is prepared once (`serving/items/prep
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -18,6 +18,7 @@ import torch
 from serving.items.ancestry import Ancestry
 from serving.items.blocked import Blocked
 from serving.items.boosts import Boosts
+from serving.items.order import ItemSets
 from serving.items.prepared_sets import ALL_ITEMS, SET_BYTES, PreparedSets
 from serving.items.trie import Trie
 from serving.types import Boost, Rules
@@ -30,6 +31,9 @@ def no_sets(rules: Rules) -> np.ndarray:
     raise ValueError(f"There are no named subsets, categories or filters here, so {rules} has no meaning.")
 
 
+NO_SETS = ItemSets(no_sets)
+
+
 class SetsInUse(Exception):
     """The requests of a batch have more different boosts than sets can be prepared at a time."""
 
@@ -37,7 +41,7 @@ class SetsInUse(Exception):
 class RuleBook:
     """Turns the rules of a batch into a `Blocked`. One batch at a time: its buffers are reused.
 
-    members: which catalogue rows a request's sets leave (`Catalogue.members`).
+    item_sets: what rules may name (`Catalogue.sets`).
     rows: the widest batch to come. A wider one moves to new buffers, which a captured graph would not follow.
     host: the same trie on the CPU, if it changes there first (`serving/items/live_trie.py`).
     """
@@ -45,16 +49,16 @@ class RuleBook:
     def __init__(
         self,
         trie: Trie,
-        members: Callable[[Rules], np.ndarray] = no_sets,
+        item_sets: ItemSets = NO_SETS,
         *,
         rows: int = 1,
         set_bytes: int = SET_BYTES,
         host: Trie | None = None,
     ) -> None:
-        self._trie, self._members, self._levels, self._device = trie, members, trie.levels, trie.token.device
+        self._trie, self._levels, self._device = trie, trie.levels, trie.token.device
         self._row_width = trie.nodes + max(trie.max_children)
-        self._ancestry, self._is_live = Ancestry(host or trie), host is not None
-        self.sets = PreparedSets(trie, self._ancestry, members, set_bytes)
+        self._ancestry, self._is_live = Ancestry(host or trie, item_sets.order), host is not None
+        self.sets = PreparedSets(trie, self._ancestry, item_sets.members, set_bytes)
         self._busy = False
         self._boosting: set[int] = set()  # slots that the boosts of the batch read
         self._allocate(rows)
@@ -123,7 +127,7 @@ class RuleBook:
         if rule.catalogue is not None or rule.categories or rule.new_only or rule.filters:
             prepared = sets.slot(rule, in_use)
             if prepared is None:  # other requests of this batch use all slots: the set is a list like any other
-                members = ancestry.leaves(np.flatnonzero(self._members(rule)))
+                members = np.flatnonzero(sets.open_leaves(rule)) + ancestry.first_leaf
                 allowed = members if allowed is None else np.intersect1d(allowed, members, assume_unique=True)
             else:
                 slot = prepared

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from serving.errors import BundleError
+from serving.items.order import Order
 
 NEG_INF_BITS = -0x800000  # of a float32, read as an int32
 # Entries that a table may have: the first three levels of 256 codes, at most 64 MiB. In a large catalogue these are
@@ -82,6 +83,11 @@ class Trie:
     def nodes(self) -> int:
         """N, the root and the leaves included."""
         return self.level_start[-1]
+
+    @property
+    def order(self) -> Order:
+        """That of the leaves, if all are in use."""
+        return Order(self.item.cpu().numpy(), self.leaf.cpu().numpy())
 
     def nodes_at(self, level: int) -> int:
         return self.level_start[level + 1] - self.level_start[level]

@@ -23,7 +23,7 @@ from serving.items.matching import Items, matching
 from serving.items.rules import RuleBook
 from serving.items.trie import build_trie
 from serving.types import Rules
-from tests.builders import random_codes
+from tests.builders import random_codes, random_order
 from tests.serving.items.test_rules import ask, blocked_nodes
 
 NOW = 1_800_000_000.0
@@ -118,15 +118,23 @@ def columns(shop: list[Item]) -> Fields:
     parts=st.sampled_from([1, 2, 64]),
     many_changed=st.sampled_from([0, 64]),
     few=st.sampled_from([0, 32]),
+    seed=st.integers(0, 9),
 )
 def test_a_filter_is_true_of_the_items_of_which_python_says_so(
-    shop: list[Item], later: dict[int, Item], asked: tuple[str, Predicate], parts: int, many_changed: int, few: int
+    shop: list[Item],
+    later: dict[int, Item],
+    asked: tuple[str, Predicate],
+    parts: int,
+    many_changed: int,
+    few: int,
+    seed: int,
 ) -> None:
     """All of them and some; also as they change and others come, by passes, the index of before and a new one."""
     text, predicate = asked
     read = parse_filter(text)
     assert parse_filter(read.text) == read  # one spelling, which means the same
-    fields = columns(shop)
+    fields, order = columns(shop), random_order(len(shop), seed)
+    fields.arrange(order)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("serving.items.value_index.PARTS", parts)
         patch.setattr("serving.items.field_index.MANY_CHANGED", many_changed)
@@ -140,9 +148,9 @@ def test_a_filter_is_true_of_the_items_of_which_python_says_so(
             shop[row] = item
             fields.put(row, item)
             expected, rows = [predicate(each) for each in shop], np.arange(len(shop))[::-1]
-            assert matching(read.expression, Items(fields, len(shop)), NOW).tolist() == expected
+            assert order.by_row(matching(read.expression, Items(fields, len(shop)), NOW)).tolist() == expected
             fields.indexes.wait()
-            assert matching(read.expression, Items(fields, len(shop)), NOW).tolist() == expected
+            assert order.by_row(matching(read.expression, Items(fields, len(shop)), NOW)).tolist() == expected
             assert matching(read.expression, Items(fields, len(shop), rows), NOW).tolist() == expected[::-1]
 
 
@@ -259,12 +267,14 @@ def shop(count: int, seed: int) -> Catalogue:
 
 
 @settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0, 1000), count=st.integers(4, 60), slots=st.integers(0, 3))
-def test_a_filter_blocks_what_it_does_not_permit(seed: int, count: int, slots: int) -> None:
+@given(seed=st.integers(0, 1000), count=st.integers(4, 60), slots=st.integers(0, 3), is_arranged=st.booleans())
+def test_a_filter_blocks_what_it_does_not_permit(seed: int, count: int, slots: int, is_arranged: bool) -> None:
     """With other rules or without, and with room for hardly any prepared set."""
     catalogue = shop(count, seed)
     trie = build_trie(catalogue.tokens)
-    book = RuleBook(trie, catalogue.members, set_bytes=slots * 2 * trie.nodes)
+    if is_arranged:
+        catalogue.fields.arrange(trie.order)
+    book = RuleBook(trie, catalogue.sets, set_bytes=slots * 2 * trie.nodes)
     texts = [("price < 5",), ('categories has "a"', "price != 3"), ("price > 100",), ("price >= 0",)]
     some = [
         Rules(filters=texts[0]),
@@ -331,9 +341,14 @@ def test_fields_are_read_back_from_a_bundle(shop: list[Item], tmp_path_factory: 
     count = len(shop)
     made = Catalogue(
         [str(row) for row in range(count)], np.arange(count, dtype=np.int32)[:, None], [None] * count,
-        [["x"]] * count, np.ones(count), fields=columns(shop),
+        [["x"][row % 2 :] for row in range(count)], np.ones(count), fields=columns(shop),
     )  # fmt: skip
+    made.fields.arrange(random_order(count))
     write_catalogue(path, made, path.with_suffix(".arrow"))
+    again = Catalogue(made.item_ids, made.tokens, made.titles, made.categories, made.popularity, fields=made.fields)
+    for catalogue in (made, again):
+        permitted = catalogue.permitted(Rules(categories=("x",), filters=('categories has "x"',)))
+        assert permitted.tolist() == [row % 2 == 0 for row in range(count)]
     opened = read_catalogue(path, 1, {})
     assert [opened.fields.of(row) for row in range(count)] == [made.fields.of(row) for row in range(count)]
     rows = opened.add("new", [count], None, [], {"price": 1.0, "brand": "a new one"})

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from serving.items.catalogue import Catalogue
 from serving.items.live import LiveIndex
 from serving.items.live_trie import LiveTrie, TrieFull
-from serving.items.trie import TABLE_ENTRIES, Trie
+from serving.items.trie import TABLE_ENTRIES, Trie, build_trie
 from serving.types import Rules
 from tests.builders import random_codes
 from tests.serving.items.test_rules import random_rules
@@ -102,10 +102,16 @@ def check(index: LiveIndex, rng: np.random.Generator) -> None:
     entries=st.sampled_from([0, 20, TABLE_ENTRIES]),
     table_bytes=st.sampled_from([0, 0.8, 8]),
     few=st.sampled_from([0, 0.3, 1]),
+    least_run=st.sampled_from([0, 2, 256]),
+    most_moved=st.sampled_from([0, 0.2, 1]),
 )
-def test_after_every_change_the_index_is_that_of_the_listed_items(seed, items, levels, room, entries, table_bytes, few):
-    """With tables, runs and both; with masks of every kind; and with so little room that the index is often full."""
+def test_after_every_change_the_index_is_that_of_the_listed_items(
+    seed, items, levels, room, entries, table_bytes, few, least_run, most_moved
+):
+    """With tables, runs and both; with masks of every kind; with leaves in the order of items, or not any more; and
+    with so little room that the index is often full."""
     shop = Shop(min(items, int(np.prod(SIZES[:levels]))), seed, levels)
+    shop.catalogue.fields.arrange(build_trie(shop.catalogue.tokens).order)
 
     def built() -> LiveIndex:
         used = [
@@ -120,6 +126,8 @@ def test_after_every_change_the_index_is_that_of_the_listed_items(seed, items, l
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("serving.items.table_masks.TABLE_BYTES", table_bytes)
         patch.setattr("serving.items.prepared_sets.FEW", few)
+        patch.setattr("serving.items.ancestry.LEAST_RUN", least_run)
+        patch.setattr("serving.items.ancestry.MOST_MOVED", most_moved)
         index = built()
         check(index, shop.rng)
         for _ in range(6):

@@ -14,10 +14,11 @@ from torch.utils._pytree import tree_leaves
 from serving.errors import RequestError, UnknownCatalogue
 from serving.items.blocked import Blocked
 from serving.items.catalogue import Catalogue
+from serving.items.order import ItemSets
 from serving.items.rules import RuleBook
 from serving.items.trie import TABLE_ENTRIES, Trie, build_trie
 from serving.types import Rules
-from tests.builders import random_codes
+from tests.builders import random_codes, random_order
 
 
 def shop(items: int, seed: int, sizes: tuple[int, ...] = (5, 4, 6)) -> Catalogue:
@@ -89,18 +90,24 @@ def ask(book: RuleBook, trie: Trie, rules: list[Rules]) -> tuple[np.ndarray, np.
     entries=st.sampled_from([0, 20, TABLE_ENTRIES]),
     table_bytes=st.sampled_from([0, 0.8, 8]),
     few=st.sampled_from([0, 0.3, 1]),
+    order=st.sampled_from(["rows", "leaves", "random"]),
 )
-def test_blocked_nodes_are_those_of_the_definition(seed, items, levels, batches, sets, entries, table_bytes, few):
-    """With tables and with runs; masks of sets as floats, as bits and not at all; and with room for hardly any prepared
-    set, so that sets replace each other or cannot be prepared."""
+def test_blocked_nodes_are_those_of_the_definition(
+    seed, items, levels, batches, sets, entries, table_bytes, few, order
+):
+    """With tables and with runs; masks of sets as floats, as bits and not at all; items in any order; and with room for
+    hardly any prepared set, so that sets replace each other or cannot be prepared."""
     sizes = (5, 4, 11)[:levels]
     catalogue = shop(min(items, int(np.prod(sizes))), seed, sizes)
     trie = build_trie(catalogue.tokens, table_entries=entries)
     rng = np.random.default_rng(seed)
+    if order != "rows":
+        catalogue.fields.arrange(trie.order if order == "leaves" else random_order(len(catalogue), seed))
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("serving.items.ancestry.LEAST_RUN", seed % 3)
         patch.setattr("serving.items.table_masks.TABLE_BYTES", table_bytes)
         patch.setattr("serving.items.prepared_sets.FEW", few)
-        book = RuleBook(trie, catalogue.members, set_bytes=sets * 2 * trie.nodes)
+        book = RuleBook(trie, catalogue.sets, set_bytes=sets * 2 * trie.nodes)
         for batch in batches:
             rules = [random_rules(rng, catalogue) for _ in range(batch)]
             nodes, by_item = ask(book, trie, rules)
@@ -117,7 +124,7 @@ def test_all_children_of_a_node_are_counted(children: int, table_bytes: float, m
     monkeypatch.setattr("serving.items.table_masks.TABLE_BYTES", table_bytes)
     tokens = np.stack([np.zeros(children, np.int32), np.arange(children, dtype=np.int32)], 1)
     trie, everything = build_trie(tokens), tuple(range(children))
-    book = RuleBook(trie, lambda rules: np.ones(children, bool))
+    book = RuleBook(trie, ItemSets(lambda rules: np.ones(children, bool)))
     nodes, _ = ask(book, trie, [Rules(catalogue="all"), Rules(catalogue="all", deny=everything[1:])])
     assert not nodes[0].any() and not nodes[1, :3].any() and nodes[1, 3:].all()
     nodes, _ = ask(book, trie, [Rules(catalogue="all", deny=everything)])
@@ -127,7 +134,7 @@ def test_all_children_of_a_node_are_counted(children: int, table_bytes: float, m
 def test_nothing_is_left_in_the_buffers():
     catalogue = shop(60, 0)
     trie = build_trie(catalogue.tokens)
-    book = RuleBook(trie, catalogue.members)
+    book = RuleBook(trie, catalogue.sets)
     everything = Rules(deny=tuple(range(60)))
     with pytest.raises(ZeroDivisionError), book.blocked([everything]) as blocked:
         assert blocked is not None and bool(blocked.own[:, : trie.nodes].all())
@@ -162,7 +169,7 @@ def test_two_batches_at_a_time_are_refused():
 def test_buffers_stay_where_they_are():
     """A captured graph reads them by address."""
     catalogue = shop(60, 1)
-    book = RuleBook(build_trie(catalogue.tokens), catalogue.members, rows=4)
+    book = RuleBook(build_trie(catalogue.tokens), catalogue.sets, rows=4)
     addresses = set()
     for rules in ([Rules(deny=(1,))], [Rules(catalogue="most"), Rules(categories=("a",))], [Rules(allow=(1,))] * 4):
         with book.blocked(rules) as blocked:
@@ -176,7 +183,7 @@ def test_nothing_is_decided_on_the_host():
     """torch.export fails where a value decides what is computed."""
     catalogue = shop(60, 2)
     trie = build_trie(catalogue.tokens)
-    book = RuleBook(trie, catalogue.members)
+    book = RuleBook(trie, catalogue.sets)
 
     class Step(torch.nn.Module):
         def forward(self, log_probs, node, parts):

@@ -94,7 +94,7 @@ def test_the_bound_of_a_node_is_reached_or_above_what_any_item_below_gets(
 ) -> None:
     catalogue = shop(count, seed)
     trie = build_trie(catalogue.tokens, table_entries=20)
-    book = RuleBook(trie, catalogue.members)
+    book = RuleBook(trie, catalogue.sets)
     own = tuple(catalogue.boost(text, factor, NOW) for text, factor in zip(TEXTS, factors, strict=False))
     found = book.boosts([(), own])
     assert found is not None
@@ -142,7 +142,7 @@ def test_more_boosts_than_there_is_room_for_are_searched_one_after_another() -> 
 
     def with_slots(slots: int) -> RuleBook:
         row = plain.rules.sets.bits.shape[1]
-        books = (RuleBook(tight.trie, bundle.catalogue.members, set_bytes=n * row) for n in range(1000))
+        books = (RuleBook(tight.trie, bundle.catalogue.sets, set_bytes=n * row) for n in range(1000))
         return next(book for book in books if len(book.sets) == slots)
 
     tight.rules = with_slots(1 + MAX_BOOSTS)

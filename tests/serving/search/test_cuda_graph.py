@@ -65,7 +65,7 @@ def parts():
     tokens = torch.from_numpy(bundle.catalogue.tokens.astype(np.int64))
     runtime = EagerRuntime(bundle.network, tokens, bundle.settings.attention)
     trie = build_trie(bundle.catalogue.tokens)
-    return runtime, trie, bundle.search_settings, RuleBook(trie, bundle.catalogue.members, rows=8)
+    return runtime, trie, bundle.search_settings, RuleBook(trie, bundle.catalogue.sets, rows=8)
 
 
 @torch.inference_mode()

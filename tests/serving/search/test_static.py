@@ -132,7 +132,7 @@ def test_a_captured_search_stays_on_the_device(table_entries, options):
     tokens = torch.from_numpy(catalogue.tokens.astype(np.int64)).to("meta")
     runtime = EagerRuntime(copy.deepcopy(bundle.network).to("meta"), tokens, bundle.settings.attention)
     trie = build_trie(catalogue.tokens, table_entries=table_entries)
-    with RuleBook(trie, catalogue.members).blocked([Rules(exclude=(1, 2), catalogue="small")] * 4) as rules:
+    with RuleBook(trie, catalogue.sets).blocked([Rules(exclude=(1, 2), catalogue="small")] * 4) as rules:
         parts = [getattr(rules, field.name) for field in fields(Blocked)]
     there = Blocked(*tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), parts))
     hidden, mask = torch.empty(3, 7, width, device="meta"), torch.empty(3, 7, dtype=torch.bool, device="meta")

@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 
 from serving.errors import FolderInUse, StorageError
@@ -41,6 +42,19 @@ def atomic_write(path: Path, suffix: str = ".partial") -> Iterator[Path]:
         ) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def append_whole(file: FileIO, data: bytes, end: int) -> None:
+    """Appends to an unbuffered file of `end` bytes, and returns once all of it is on the disk. Otherwise, as where the
+    disk is full, the file stays as it was, and the error is raised."""
+    try:
+        written = 0
+        while written < len(data):
+            written += file.write(data[written:])
+        os.fsync(file.fileno())
+    except BaseException:
+        file.truncate(end)
+        raise
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from serving.errors import RequestError, StoreError, StoreUnavailable
+from serving.files import append_whole
 from serving.online.redis_link import RedisDown, RedisLink
 
 log = logging.getLogger("streamrec.changelog")
@@ -132,14 +133,7 @@ class FileLog:
             fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed
             end = _end_of_last_line(file.fileno())
             file.truncate(end)
-            try:
-                written = 0
-                while written < len(lines):
-                    written += file.write(lines[written:])
-                os.fsync(file.fileno())
-            except BaseException:
-                file.truncate(end)  # a full disk: nothing is half done
-                raise
+            append_whole(file, lines, end)
         if is_new:  # or a power cut could leave the contents with no name
             folder = os.open(self._path.parent, os.O_RDONLY)
             os.fsync(folder)

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, Protocol
 from redis.exceptions import RedisError
 
 from serving.errors import StorageError, StoreUnavailable
-from serving.files import atomic_write
+from serving.files import append_whole, atomic_write
 from serving.online.redis_link import RedisDown, RedisLink
 
 Record = Mapping[str, Any]
@@ -132,14 +132,7 @@ class FeedbackFiles:
                 end = file.seek(0, os.SEEK_END)
                 if end and os.pread(file.fileno(), 1, end - 1) != b"\n":
                     lines = b"\n" + lines  # a kill cut the last line off
-                try:
-                    written = 0
-                    while written < len(lines):
-                        written += file.write(lines[written:])
-                    os.fsync(file.fileno())
-                except OSError:
-                    file.truncate(end)
-                    raise
+                append_whole(file, lines, end)
 
     def _newest(self, now: datetime) -> Path:
         """The file to append to. Deletes old files whenever a new one begins."""

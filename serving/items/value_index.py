@@ -6,8 +6,6 @@ of them a mask says which come before; between two of these, only the rows in be
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-
 import numpy as np
 
 PARTS = 128
@@ -33,34 +31,32 @@ class ValueIndex:
 
     def compared(self, order: str, value: float) -> np.ndarray:
         """Those whose value is in this order with another."""
-        index = int(np.searchsorted(self._values, value, "left" if order in ("<", ">=") else "right"))
-        is_below = order in ("<", "<=")
-        return self._between([0], [index]) if is_below else self._between([index], [len(self._values)])
+        below = self._first(int(np.searchsorted(self._values, value, "left" if order in ("<", ">=") else "right")))
+        if order in ("<", "<="):
+            return below
+        above: np.ndarray = below ^ self.every()
+        return above
 
     def among(self, values: np.ndarray) -> np.ndarray:
         """Those with one of these values. Shape: (n,) of the column's type."""
         values = np.unique(values)  # -0 and 0 are one
         begins, ends = (np.searchsorted(self._values, values, side).tolist() for side in ("left", "right"))
-        return self._between(begins, ends)
-
-    def _between(self, begins: Sequence[int], ends: Sequence[int]) -> np.ndarray:
-        """The rows from each index to another, in the order of values. The ranges do not overlap."""
-        mask, rows = np.zeros(self._bytes, np.uint8), list[np.ndarray]()
+        mask, rows = np.zeros(self._bytes, np.uint8), [self._rows[:0]]
         for begin, end in zip(begins, ends, strict=True):
             if end - begin <= self._per_part:  # no more than may lie between masks
                 rows.append(self._rows[begin:end])
-                continue
-            first, last = self._nearest(begin), self._nearest(end)
-            wrong = [slice(*sorted((index, part * self._per_part))) for index, part in ((begin, first), (end, last))]
-            mask |= self._before[first] ^ self._before[last] ^ self._mask(self._rows[part] for part in wrong)
-        return mask | self._mask(rows) if rows else mask
+            else:
+                mask ^= self._first(begin) ^ self._first(end)
+        mask ^= mask_of(np.concatenate(rows), self._bytes)
+        return mask
 
-    def _nearest(self, index: int) -> int:
-        """The part that begins nearest to an index."""
-        return min((index + self._per_part // 2) // self._per_part, len(self._before) - 1)
-
-    def _mask(self, rows: Iterable[np.ndarray]) -> np.ndarray:
-        return mask_of(np.concatenate(list(rows)), self._bytes)
+    def _first(self, count: int) -> np.ndarray:
+        """The rows of so many values, the lowest."""
+        part = min((count + self._per_part // 2) // self._per_part, len(self._before) - 1)  # that ends nearest to there
+        wrong = slice(*sorted((count, part * self._per_part)))
+        mask = mask_of(self._rows[wrong], self._bytes)
+        mask ^= self._before[part]
+        return mask
 
 
 def has_value(column: np.ndarray) -> np.ndarray:

@@ -24,6 +24,7 @@ class Ancestry:
 
     def __init__(self, trie: Trie, order: Order = BY_ROW) -> None:
         self.levels, self.level_start, self.first_token = trie.levels, trie.level_start, trie.first_token
+        self.max_children = trie.max_children
         self.first_leaf, self.leaves_at_most = trie.level_start[trie.levels], len(trie.item)
         self.parent, self.leaf, self.token = (array.cpu().numpy() for array in (trie.parent, trie.leaf, trie.token))
         self._item, self._order = trie.item.cpu().numpy(), order

@@ -16,7 +16,7 @@ import torch
 
 from serving.items.ancestry import Ancestry
 from serving.items.live_trie import Move
-from serving.items.table_masks import TableMasks, add_at, empty_mask
+from serving.items.table_masks import TableMasks, empty_mask
 from serving.items.trie import LevelMask, Trie, byte_masks
 from serving.types import Rules
 
@@ -49,7 +49,6 @@ class PreparedSets:
         self.bits = np.zeros((count, row_width), dtype=np.int8)
         self.open_children = np.zeros((count, inner_nodes), dtype=counts)
         self._masks = [TableMasks(ancestry, level, mask, count) for level, mask in enumerate(empty)]
-        self._parent = ancestry.parent.astype(np.int64)  # 14 MB for a million items; made anew, a set takes 1 ms more
         is_leaf = np.zeros(ancestry.leaves_at_most, bool)
         is_leaf[ancestry.leaves(np.arange(len(trie.leaf))) - ancestry.first_leaf] = True
         self._fill_in_passes(ALL_ITEMS, is_leaf)
@@ -141,18 +140,14 @@ class PreparedSets:
     def _fill_in_passes(self, slot: int, is_open: np.ndarray) -> None:
         """From all leaves, level by level: takes the same time for every set. is_open: (leaves,) bool, those in it."""
         bits, open_children, starts = self.bits[slot], self.open_children[slot], self._ancestry.level_start
-        bits[starts[-1] :], open_children[:] = -1, 0  # of the bits, all others are written below
+        bits[starts[-1] :] = -1
         for level in reversed(range(self._ancestry.levels)):
             nodes = slice(starts[level + 1], starts[level + 2])
             np.subtract(is_open.view(np.int8), 1, out=bits[nodes])
             self._masks[level].fill(slot, slice(None), is_open)
-            of_level = open_children[starts[level] : starts[level + 1]]
-            counted = self._masks[level].open_children(slot)
-            if counted is None:
-                add_at(open_children, self._parent[nodes], is_open.astype(open_children.dtype))
-            else:  # bits are counted in a third of the time
-                of_level[:] = counted
-            is_open = of_level > 0
+            left = self._masks[level].open_children(slot, is_open)
+            open_children[starts[level] : starts[level + 1]] = left
+            is_open = left > 0
         bits[:1] = is_open.view(np.int8) - 1
 
     # What follows is for a trie that changes (`serving/items/live_trie.py`): unused nodes are blocked in every set.
@@ -196,7 +191,6 @@ class PreparedSets:
         not the CPU. Shape: (n,) int64."""
         used, starts, device = len(self._prepared), self._ancestry.level_start, self.device_bits.device
         at_level = [nodes[(nodes >= start) & (nodes < end)] for start, end in pairwise(starts)]
-        self._parent[nodes] = self._ancestry.parent[nodes]
         self._ancestry.move(at_level[-1] - starts[-2])
         for masks, children in zip(self._masks, at_level[1:], strict=True):
             masks.locate(children)

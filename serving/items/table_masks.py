@@ -25,19 +25,20 @@ class TableMasks:
         self._ancestry, self._level, self._first = ancestry, level, ancestry.level_start[level + 1]
         self.by_slot = np.zeros((slots, *empty.shape), empty.dtype)
         self._bytes_per_row = empty.shape[1] if empty.dtype == np.uint8 else -(-empty.shape[1] // 8)
-        # Where a mask of bits has the nodes of the next level; computed anew, they take longer than all the rest.
-        children = np.arange(self._first, ancestry.level_start[level + 2] if empty.size else self._first)
-        self._byte, self._bit = np.zeros(len(children), np.int64), np.zeros(len(children), np.uint8)
+        # Of the nodes of the next level: the byte of a mask of bits that has each, and what clears its bit when it is
+        # added; without a mask, their parents. Computed anew, they take longer than all the rest.
+        children = np.arange(self._first, ancestry.level_start[level + 2])
+        self._index = np.zeros(len(children), np.int64)
+        self._bit = np.zeros(len(children) if empty.size else 0, np.uint8)
         self.locate(children)
 
     def locate(self, nodes: np.ndarray) -> None:
-        """Learns which cells nodes of the next level have by now. Shape: (n,) int64."""
-        if not self.by_slot.size:
-            return
-        row, column = self._ancestry.table_cells(nodes, self._level)
-        byte = row * self._bytes_per_row + (column >> 3)
-        self._byte[nodes - self._first] = np.maximum(byte, 0)  # an unused node has none, and is never open
-        self._bit[nodes - self._first] = 1 << (column & 7)
+        """Learns which cells or parents nodes of the next level have by now. Shape: (n,) int64."""
+        index, column = self._ancestry.table_cells(nodes, self._level)
+        if self.by_slot.size:
+            index = index * self._bytes_per_row + (column >> 3)
+            self._bit[nodes - self._first] = 256 - (1 << (column & 7))
+        self._index[nodes - self._first] = np.maximum(index, 0)  # an unused node has none, and is never open
 
     def fill(self, slot: int, nodes: np.ndarray | slice, is_open: np.ndarray | np.bool) -> None:
         """Writes a set's mask: of these distinct nodes of the next level, counted within it, those are open."""
@@ -45,19 +46,23 @@ class TableMasks:
         if not mask.size:
             return
         bits = mask if mask.dtype == np.uint8 else np.empty((len(mask), self._bytes_per_row), np.uint8)
-        bits[:] = 0
-        add_at(bits.reshape(-1), self._byte[nodes], self._bit[nodes] * is_open.view(np.uint8))
-        np.invert(bits, out=bits)
+        bits[:] = 0xFF
+        add_at(bits.reshape(-1), self._index[nodes], self._bit[nodes] * is_open.view(np.uint8))
         if mask.dtype != np.uint8:
             hidden = np.unpackbits(bits, 1, mask.shape[1], "little")
             np.multiply(hidden, np.int32(NEG_INF_BITS), out=mask.view(np.int32))  # np.where takes ten times as long
 
-    def open_children(self, slot: int) -> np.ndarray | None:
-        """How many children a set's mask leaves each node of the level. Shape: (n,) int; None if it has no mask."""
+    def open_children(self, slot: int, is_open: np.ndarray) -> np.ndarray:
+        """How many children a set leaves each node of the level. is_open: those, as its mask has them, if it has one.
+
+        Shape: (nodes of the next level,) bool -> (n,) int.
+        """
         mask = self.by_slot[slot]
-        if not mask.size:
-            return None
         left: np.ndarray
+        if not mask.size:  # bits of a mask are counted in a third of the time
+            left = np.zeros(len(mask), np.uint8 if self._ancestry.max_children[self._level] < 256 else np.int32)
+            add_at(left, self._index, is_open.view(np.uint8).astype(left.dtype, copy=False))
+            return left
         if mask.dtype != np.uint8:
             left = np.count_nonzero(mask == 0, axis=1)
             return left

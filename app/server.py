@@ -32,7 +32,7 @@ log = logging.getLogger("streamrec.server")
 FILES_KEPT = 128  # file descriptors for everything but connections
 CLOSE_S = 3.0  # for closing files and connections once requests are finished or given up
 SAME_SIGNAL_S = 1.0  # timeout(1), shells and wrappers send a signal twice; it is meant once
-_NOWHERE = open(os.devnull, "w")  # open as long as the process lives
+_DEV_NULL = open(os.devnull, "w")  # open as long as the process lives
 
 
 def serve(settings: Settings, listening: socket.socket, slot: WorkerSlot | None = None) -> int:
@@ -156,7 +156,7 @@ def end_within(seconds: float) -> None:
     """From now on the process ends by then, with status 1 unless it has ended before, whatever hangs: the event loop, a
     thread that keeps Python's lock, or the interpreter's own end."""
     # The tracebacks go nowhere: stderr may have no reader, and would keep the process waiting.
-    faulthandler.dump_traceback_later(seconds, exit=True, file=_NOWHERE)
+    faulthandler.dump_traceback_later(seconds, exit=True, file=_DEV_NULL)
 
 
 def _announce(service: Service, listening: socket.socket, slot: WorkerSlot | None) -> None:

@@ -32,7 +32,7 @@ LAYOUT, CONTINUED = 1, 2
 HEAD = struct.Struct("<BIBB8s6sB")
 SEAL = 8  # bytes
 SOURCES: tuple[Source, ...] = get_args(Source)
-NOBODY = bytes(8)
+NO_USER = bytes(8)
 INVALID = "This is not the id of a recommendation of this service; send the one in the answer."
 
 
@@ -71,7 +71,7 @@ def issue(
 ) -> str:
     """The id of a recommendation: of letters, digits, - and _, another one every time. earlier: see `Receipt`."""
     name = version.encode()[:255]
-    user = NOBODY if user_id is None else bytes.fromhex(user_key(user_id, secret))
+    user = NO_USER if user_id is None else bytes.fromhex(user_key(user_id, secret))
     nonce = random.getrandbits(48).to_bytes(6)  # no secret: two answers alike need two ids
     head = HEAD.pack(
         CONTINUED if earlier else LAYOUT, int(time.time()), SOURCES.index(source), steps, user, nonce, len(name)
@@ -97,7 +97,7 @@ def read(recommendation_id: str, secret: bytes = b"", field: str = "recommendati
         raise RequestError(INVALID, field) from error
     if layout not in (LAYOUT, CONTINUED) or not compare_digest(seal, _seal(body, secret)):
         raise RequestError(INVALID, field)
-    who = "" if user == NOBODY else user.hex()
+    who = "" if user == NO_USER else user.hex()
     return Receipt(version, named, steps, at, who, items[count:], items[:count])
 
 

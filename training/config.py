@@ -240,6 +240,16 @@ class RlConfig(StageConfig):
         return self
 
 
+class RefitConfig(Settings):
+    """Last of all, once validation has chosen everything: the events that it held out (training/refit.py).
+
+    epochs: over them, for the network; 0: neither network nor memory learns from them. lr: see StageConfig.
+    """
+
+    epochs: Count = 0
+    lr: Rate = 5e-4
+
+
 class HistoryConfig(Settings):
     """What events count. type_weights: by type, in the item memory; 1 where a type is not named. Those of weight 0 are
     left out everywhere, as if they had not happened.
@@ -301,6 +311,12 @@ class RunConfig(Settings):
     history: HistoryConfig = HistoryConfig()
     neighbours: NeighboursConfig = NeighboursConfig()
     evaluation: EvalConfig = EvalConfig()
+    refit: RefitConfig = RefitConfig()
+
+    @property
+    def last_supervised(self) -> Literal["pretrain", "sft"]:
+        """The last stage that teaches the network from targets."""
+        return "sft" if self.sft.steps else "pretrain"
 
     @model_validator(mode="after")
     def _stages_agree(self) -> Self:

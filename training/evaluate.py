@@ -131,10 +131,15 @@ def evaluate_bundle(
     exclude_seen: bool,
     paths: int | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """A row per number of steps for a bundle on a data folder, split as for training. DataError where items differ.
+    """A row per number of steps for a bundle on a data folder, split as for training. DataError where items differ, and
+    where the bundle has learnt from what is held out.
 
     users 0: all of them; a row says of how many its `users` were drawn (`of`). paths None: the bundle's.
     """
+    if split == "valid" and (bundle.about.get("refit") or {}).get("kept"):
+        raise DataError(
+            f"The bundle {bundle.name} has learnt from its validation events; measure it with --split test."
+        )
     rows = [bundle.catalogue.row(item_id) for item_id in data.items.item_ids]
     if None in rows:
         missing = data.items.item_ids[rows.index(None)]

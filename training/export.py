@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,10 @@ from training.data.read import Dataset
 from training.evaluate import Ranks, compare, measure
 from training.int8_gate import int8_gate
 from training.join import CrossFittedRanker, fit_join
-from training.memory import FittedMemory, fit_memory
+from training.memory import FittedMemory, fit_memory, make_memory
 from training.metrics import ndcg, paired_gain, target_ranks
 from training.model_card import model_card
+from training.refit import refit
 from training.workspace import Workspace
 
 
@@ -43,22 +45,29 @@ def export(
     earlier: Bundle | None = None,
 ) -> str:
     """Writes the bundle and returns its version. Validation NDCG@10 chooses the item memory, how it joins the network,
-    and the defaults (`choose`). earlier: the bundle that this one is an update of, with the same items: the new one
-    keeps its popularity and named subsets and blends in its memory, and its accuracy stands beside (`compare`, also
-    printed)."""
-    memory = None
+    and the defaults (`choose`); then the model may learn from the events of validation (`refit`). earlier: the bundle
+    that this one is an update of, with the same items: the new one keeps its popularity and named subsets and blends in
+    its memory, and its accuracy stands beside (`compare`, also printed)."""
+    memory, recount = None, None
     if work.config.neighbours.enabled:
         kept = earlier.neighbours if earlier else None
         behaviour = None if earlier or data.items.has_text else work.embedding  # of a run without text
-        memory = fit_memory(data.items, work.split, work.config, work_folder / "cache", kept, behaviour)
+        cache = work_folder / "cache"
+        memory = fit_memory(data.items, work.split, work.config, cache, kept, behaviour)
+        recount = partial(make_memory, memory.setting, data.items, config=work.config, cache=cache, earlier=kept,
+                          behaviour=behaviour)  # fmt: skip
     choice = choose(work, memory)
+    work.settings, work.neighbours = choice.settings, memory.whole if memory else None
+    refitted = None
+    if work.config.refit.epochs:
+        work, refitted = refit(work, data, recount, work_folder)
+        print(json.dumps({"refit": refitted}), flush=True)
     work = work.on("cpu")  # bundles are written from there, and 8-bit weights run there
-    work.settings = choice.settings
     of_users = {"of": len(work.split.valid_target), "split": "valid"}
     accuracy = [row | of_users for row in choice.accuracy]
     bundle = Bundle(work.config.name, "", work.vocabulary, work.settings, work.network, catalogue(work, data, earlier),
                     accuracy)  # fmt: skip
-    bundle.neighbours = work.neighbours = memory.whole if memory else None
+    bundle.neighbours = work.neighbours
     bundle.int8 = int8_gate(work)
     users, _ = sample_users(work.split.valid_history, work.split.valid_target, sample.SIZE)
     engine = Engine(bundle, threads=torch.get_num_threads())
@@ -70,6 +79,7 @@ def export(
         "config": work.config.to_json(),
         "choices": choice.table,
         "neighbours": memory.report | {"join": choice.join} if memory else None,
+        "refit": refitted,
     }
 
     compared = compare(work, earlier) if earlier else []
@@ -82,7 +92,7 @@ def export(
         for file in (work_folder / "tokenizer").iterdir():
             shutil.copyfile(file, folder / file.name)
 
-    card = model_card(work, data, accuracy, stages, bundle.int8, compared)
+    card = model_card(work, data, accuracy, stages, bundle.int8, compared, refitted)
     version = write_bundle(bundle_folder, bundle, model_card=card, write_tokenizer=write_tokenizer)
     verify(bundle_folder)
     return version

@@ -24,7 +24,7 @@ import numpy as np
 from serving.items.neighbours import Neighbours
 from training.config import MemoryParts, RunConfig
 from training.data.prepare import Items, Split
-from training.memory_choice import MemoryChoice
+from training.memory_choice import MemoryChoice, MemorySetting
 
 FOLDS = 2
 
@@ -33,11 +33,12 @@ FOLDS = 2
 class FittedMemory:
     """whole: chosen on all validation users, for the bundle. folds: positions among the sampled validation users, and
     the memory to judge them with, which was chosen on all others. report: for the bundle's `about`; `users` of all `of`
-    validation users were drawn."""
+    validation users were drawn. setting: of `whole`."""
 
     whole: Neighbours
     folds: tuple[tuple[np.ndarray, Neighbours], ...]
     report: dict[str, Any]
+    setting: MemorySetting
 
 
 def fit_memory(
@@ -74,6 +75,20 @@ def fit_memories(
     return {kind: _fit(choice, kind) for kind in kinds}
 
 
+def make_memory(
+    setting: MemorySetting,
+    items: Items,
+    split: Split,
+    config: RunConfig,
+    cache: Path | None = None,
+    earlier: Neighbours | None = None,
+    behaviour: np.ndarray | None = None,
+) -> Neighbours:
+    """The memory of a training part by a setting that was chosen before. The other arguments as in `fit_memory`."""
+    choice = MemoryChoice(items, split, config, cache, earlier, behaviour, needs_counts=setting.linear_share < 1)
+    return choice.memories([setting])[0]
+
+
 def _fit(choice: MemoryChoice, kind: MemoryParts) -> FittedMemory:
     started = time.perf_counter()
     users = np.arange(len(choice.target))
@@ -93,4 +108,4 @@ def _fit(choice: MemoryChoice, kind: MemoryParts) -> FittedMemory:
         "entries": len(whole.items),
         "seconds": round(time.perf_counter() - started, 1),
     }
-    return FittedMemory(whole, tuple(zip(parts, others, strict=True)), report)
+    return FittedMemory(whole, tuple(zip(parts, others, strict=True)), report, setting)

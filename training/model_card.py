@@ -18,8 +18,10 @@ def model_card(
     stages: dict[str, Any],
     int8: dict[str, Any],
     compared: list[dict[str, Any]],
+    refitted: dict[str, Any] | None,
 ) -> str:
-    """README.md of the bundle: data, method, metrics, limits, licence. compared: as by `compare`; []: no update."""
+    """README.md of the bundle: data, method, metrics, limits, licence. compared: as by `compare`; []: no update.
+    refitted: as by `refit`; None: not asked for."""
     config, model = work.config, work.config.model
     rows = "\n".join(
         f"| {row['steps']} | {row['recall@10']:.4f} | {row['ndcg@10']:.4f} | {_gain(row)} | "
@@ -111,7 +113,7 @@ bundle: a service measures its own (`GET /models`).
 Default: {work.settings.default_steps} steps. `reasoning_steps=auto` chooses from: {worthwhile}. A number above 0 is
 among them only where the lower end of its gain's interval is above what fewer steps gain.
 
-{update_card(compared) if compared else ""}## 8-bit weights
+{refit_card(refitted) if refitted else ""}{update_card(compared) if compared else ""}## 8-bit weights
 The runtime `onnx-int8` {may} serve this bundle. It may if it keeps {least["overlap@10"]:.0%} of float32's top 10 and
 {least["ndcg@10"]:.0%} of its NDCG@10 on {int8["users"]} validation users.
 
@@ -127,6 +129,22 @@ another.
 ## Limits
 The model knows only the items of its catalogue. It follows what people did in the training data, with whatever bias
 that has, and was not evaluated on users who behave differently.
+"""
+
+
+def refit_card(refitted: dict[str, Any]) -> str:
+    """The section of the model card on what was learnt from the events of validation."""
+    trial = refitted["trial"]
+    learnt = (
+        "The bundle has learnt from the events of all users then, so its accuracy can only be measured on test data."
+    )
+    left = "So the bundle has not learnt from them."
+    return f"""## Learning from the newest events
+All of the above was measured before the model learnt from the events that validation held out. It learnt from those of
+{trial["learnt_from"]} users first, and {trial["users"]} of {trial["of"]} others judged: NDCG@10
+{trial["ndcg@10_before"]:.4f} before and {trial["ndcg@10"]:.4f} after, {_gain(trial)}.
+{learnt if refitted["kept"] else left}
+
 """
 
 
@@ -177,7 +195,6 @@ the number of history items read; confidence = the largest log-probability of a 
 reasoning path. Where the sum of n is 0, g is 1. alpha, beta (`network_power`, `memory_power`) and the coefficients are
 in `score.neighbours_gate` in bundle.json. The weight of this bundle is {settings.neighbours_weight}: 1 joins as fitted,
 and with 0 the score is the network's alone. Ranked are the items that the beam finds and the
-{settings.dense_candidates} permitted ones with the largest share above 0. All weights were learnt from the
-training part; `about.neighbours` in bundle.json holds what validation chose, and what that was worth to users who did
-not choose it.
+{settings.dense_candidates} permitted ones with the largest share above 0. `about.neighbours` in bundle.json holds
+what validation chose, and what that was worth to users who did not choose it.
 """

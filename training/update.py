@@ -98,10 +98,9 @@ def update_config(bundle: Bundle, overrides: Sequence[str]) -> RunConfig:
     if "config" not in bundle.about:
         raise RunError(f"The bundle {bundle.name} does not say how it was trained; train it again with this version.")
     stored = read_stored_config(bundle.about["config"])
-    goes_on = "sft" if stored.sft.steps else "pretrain"
     data = stored.to_json() | {"name": bundle.name, "split": "leave-one-out"}
     for stage in TRAINED:
-        data[stage] |= STAGE if stage == goes_on else {"steps": 0}
+        data[stage] |= STAGE if stage == stored.last_supervised else {"steps": 0}
     return override_config(data, overrides)
 
 

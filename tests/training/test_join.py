@@ -27,10 +27,14 @@ from training.join import (
     fit_join,
     judged,
 )
+from training.linear import LinearSetting
 from training.memory import FittedMemory
+from training.memory_choice import MemorySetting
 from training.metrics import ndcg, target_ranks
+from training.neighbours import JoinedSetting
 
 USERS, ITEMS = 300, 20
+SETTING = MemorySetting(JoinedSetting(), LinearSetting(), 0.0, 0.5)
 BEAM = 12
 
 
@@ -38,7 +42,7 @@ BEAM = 12
 def memory() -> FittedMemory:
     """Two graphs at random, one for the even users and one for the odd ones."""
     folds = tuple((np.arange(first, 40, 2), random_neighbours(30, first, mixed=True)) for first in range(2))
-    return FittedMemory(random_neighbours(30, 2, mixed=True), folds, {})
+    return FittedMemory(random_neighbours(30, 2, mixed=True), folds, {}, SETTING)
 
 
 @pytest.fixture
@@ -161,14 +165,14 @@ def test_a_memory_that_knows_the_walk_is_joined_and_a_useless_one_is_not(memory,
     following = random_neighbours(30, mixed=True)
     successor = (np.arange(30, dtype=np.int32) + 7) % 30
     certain = replace(following, offsets=np.arange(31), items=successor, weights=np.ones(30, np.float32))
-    known = FittedMemory(certain, tuple((part, certain) for part, _ in memory.folds), {})
+    known = FittedMemory(certain, tuple((part, certain) for part, _ in memory.folds), {}, SETTING)
     found = fit_join(ranker, known, histories, target, BEAM, 12, exclude_seen=False)
     assert found.settings.neighbours_weight == 1.0 and found.settings.gate is not None
     assert found.report["way"] != NETWORK and found.settings.dense_candidates == 12
     own = replace(ranker, settings=found.settings, neighbours=certain)
     assert ndcg(target_ranks(own.rank(histories, 0, BEAM), target)).mean() > 0.5
     wrong = replace(certain, items=(successor + 1) % 30)
-    useless = FittedMemory(wrong, tuple((part, wrong) for part, _ in memory.folds), {})
+    useless = FittedMemory(wrong, tuple((part, wrong) for part, _ in memory.folds), {}, SETTING)
     found = fit_join(ranker, useless, histories, target, BEAM, 12, exclude_seen=False)
     assert found.report["way"] == NETWORK and found.settings.neighbours_weight == 0.0
     assert found.settings.gate is not None  # a request may ask for the memory

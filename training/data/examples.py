@@ -159,6 +159,21 @@ def all_windows(train: Sequence[np.ndarray], max_items: int, times: Sequence[np.
     return Windows(sequence, start, first, counts, None if times is None else np.concatenate(times))
 
 
+def newest_targets(
+    sequences: Sequence[np.ndarray], max_items: int, times: Sequence[np.ndarray] | None = None
+) -> Examples:
+    """The last event of each sequence as the target, with the `max_items` before it. All have two events at least."""
+    sequence, lengths, offsets = _flat(sequences)
+    target = offsets + lengths - 1
+    start = np.maximum(offsets, target - max_items)
+    return Examples(sequence, start, target, None if times is None else np.concatenate(times))
+
+
+def as_windows(examples: Examples) -> Windows:
+    """A row per example."""
+    return Windows(examples.sequence, examples.start, examples.shapes, examples.counts, examples.times)
+
+
 def _flat(train: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """All events one after another, and each user's number of events and first event."""
     lengths = np.array([len(events) for events in train], dtype=np.int64)
@@ -192,9 +207,13 @@ def _cuts(rows: Rows, batch_size: int) -> np.ndarray:
     return np.flatnonzero(np.concatenate(begins))[1:]
 
 
+def steps_per_epoch(rows: Rows, batch_size: int) -> int:
+    return len(_cuts(rows, batch_size)) + 1
+
+
 def batch_at(rows: Rows, batch_size: int, seed: int, step: int) -> np.ndarray:
     """The batch of a step, as if the epochs were laid end to end."""
-    epoch, number = divmod(step, len(_cuts(rows, batch_size)) + 1)
+    epoch, number = divmod(step, steps_per_epoch(rows, batch_size))
     return _epoch(rows, batch_size, seed, epoch)[number]
 
 

@@ -29,6 +29,7 @@ __all__ = [
     "statistics",
     "time_quantiles",
     "weigh",
+    "with_newest",
 ]
 
 
@@ -160,20 +161,33 @@ def split_by(data: Dataset, kind: SplitKind, *, times: bool = False) -> Split:
     split = leave_one_out(data) if kind == "leave-one-out" else chronological(data, *time_quantiles(data, 0.8, 0.9))
     if data.weights is None and not times:
         return split
-    weights = np.ones(len(data.sequence), np.float32) if data.weights is None else data.weights
-    every = EventData(weights, data.times.astype(np.float64) if times else None)
-
-    def events(users: np.ndarray, histories: Sequence[np.ndarray]) -> list[EventData]:
-        """A history is the begin of its user's events."""
-        first = data.offsets[users]
-        return [every.of(slice(at, at + len(part))) for at, part in zip(first, histories, strict=True)]
-
     return replace(
         split,
-        train_events=events(split.train_users, split.train),
-        valid_events=events(split.valid_users, split.valid_history),
-        test_events=events(split.test_users, split.test_history),
+        train_events=_events(data, split.train_users, split.train, times),
+        valid_events=_events(data, split.valid_users, split.valid_history, times),
+        test_events=_events(data, split.test_users, split.test_history, times),
     )
+
+
+def with_newest(data: Dataset, split: Split, users: np.ndarray) -> Split:
+    """The split with the validation targets of some users in its training part. users: positions in `valid_users`."""
+    more = np.isin(split.train_users, split.valid_users[users])
+    train = [
+        data.events(user)[: len(sequence) + longer]
+        for user, sequence, longer in zip(split.train_users.tolist(), split.train, more.tolist(), strict=True)
+    ]
+    if split.train_events is None:
+        return replace(split, train=train)
+    times = split.train_events[0].times is not None
+    return replace(split, train=train, train_events=_events(data, split.train_users, train, times))
+
+
+def _events(data: Dataset, users: np.ndarray, histories: Sequence[np.ndarray], times: bool) -> list[EventData]:
+    """What is read of the events of histories; a history is the begin of its user's events."""
+    weights = np.ones(len(data.sequence), np.float32) if data.weights is None else data.weights
+    every = EventData(weights, data.times.astype(np.float64) if times else None)
+    first = data.offsets[users]
+    return [every.of(slice(at, at + len(part))) for at, part in zip(first, histories, strict=True)]
 
 
 def sample_events(events: Sequence[EventData] | None, count: int) -> list[EventData] | None:

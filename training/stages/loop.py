@@ -93,7 +93,7 @@ def run_stage(
     seed: int,
     folder: Path,
     step: Step,
-    evaluate: Evaluate,
+    evaluate: Evaluate | None,
     log: Log,
     process: Process = SINGLE_PROCESS,
     precision: str = "float32",
@@ -102,7 +102,8 @@ def run_stage(
     start_competes: bool = True,
 ) -> Outcome:
     """Trains `network` in place for config.steps, or until validation has stopped rising (`config.patience`), and
-    leaves the weights in it that were best on validation.
+    leaves the weights in it that were best on validation; the last ones where `evaluate` is None, because no validation
+    is left.
 
     check: called with every evaluation after the warm-up and UNCHECKED_STEPS; it raises where going on is no use. kept:
     what the step holds from one step to the next, saved and read back with the checkpoints.
@@ -129,9 +130,10 @@ def run_stage(
         meta = load_checkpoint(latest, network, optimiser, kept)
         done, seconds, best, best_step = meta["step"], meta["seconds"], meta["best"], meta["best_step"]
     else:
-        best = evaluate()
-        log.write(stage, 0, best, show=True)
-        save(best_file, None, {})
+        if evaluate is not None:
+            best = evaluate()
+            log.write(stage, 0, best, show=True)
+            save(best_file, None, {})
         save(latest, optimiser, {"step": 0, "seconds": 0.0, "best": best, "best_step": 0})
     started = time.perf_counter()
     finite = torch.ones((), dtype=torch.bool, device=process.device)  # whether all gradients were
@@ -166,7 +168,7 @@ def run_stage(
                 values = process.sum_terms(sums)
                 log.write(stage, done, {**values, "grad_norm": float(norm)}, show=False)
                 bar.set_postfix(loss=f"{values['loss']:.3f}")
-            if evaluates:
+            if evaluates and evaluate is not None:
                 metrics = evaluate()
                 log.write(stage, done, metrics, show=True)
                 if check is not None and done > max(config.warmup, UNCHECKED_STEPS):
@@ -185,7 +187,7 @@ def run_stage(
     process.wait()  # for what rank 0 writes
     if config.steps:
         seconds = read_meta(latest)["seconds"]
-    load_checkpoint(best_file, network, None)
+    load_checkpoint(latest if evaluate is None else best_file, network, None)
     network.eval()
     return Outcome(best, best_step, seconds)
 

@@ -39,15 +39,20 @@ def refit(work: Workspace, data: Dataset, recount: Recount | None, folder: Path)
     work: with the settings and the memory that would be served without. recount: the memory of another training part;
     None: there is none. folder: of the run, for checkpoints.
     """
-    users = np.arange(len(work.split.valid_target))
-    learners, judges = users[::2], users[1::2]
     with closing(Log(folder)) as log:
-        tried = learn(work, data, learners, recount, folder, log, "refit-trial")
-        trial = compare_on(judges, work, tried)
+        trial = try_on_half(work, data, recount, folder, log)
         kept = trial["gain"] > 0
         if kept:
-            work = learn(work, data, users, recount, folder, log, "refit")
-    return work, {"kept": kept, "trial": {"learnt_from": len(learners), **trial}}
+            work = learn(work, data, np.arange(len(work.split.valid_target)), recount, folder, log, "refit")
+    return work, {"kept": kept, "trial": trial}
+
+
+def try_on_half(work: Workspace, data: Dataset, recount: Recount | None, folder: Path, log: Log) -> dict[str, Any]:
+    """What every second user's events teach the answers to the others, see `compare_on`. Arguments as of `learn`."""
+    users = np.arange(len(work.split.valid_target))
+    learners, judges = users[::2], users[1::2]
+    tried = learn(work, data, learners, recount, folder, log, "refit-trial")
+    return {"learnt_from": len(learners), **compare_on(judges, work, tried)}
 
 
 def learn(

@@ -47,7 +47,7 @@ def rows(work: Workspace, data: Dataset, cache: Path, minutes: float) -> Iterato
         if own.config.neighbours.enabled:
             memory = fit_memory(data.items, own.split, own.config, cache)
             own.neighbours = memory.whole
-            ranks[MEMORY] = _found(own, rank_scores(_shares(memory.whole), own.split.test_history, excluded))
+            ranks[MEMORY] = _found(own, rank_scores(memory_scores(memory.whole), own.split.test_history, excluded))
             for count, name in ((own.config.neighbours.candidates, MIXED), (MORE, f"{MIXED}, {MORE} candidates")):
                 neighbours = own.config.neighbours.model_copy(update={"candidates": count})
                 asked = replace(own, config=own.config.model_copy(update={"neighbours": neighbours}))
@@ -84,5 +84,5 @@ def _found(work: Workspace, ranked: np.ndarray) -> np.ndarray:
     return target_ranks(ranked, work.split.test_target)
 
 
-def _shares(memory: Neighbours) -> Score:
+def memory_scores(memory: Neighbours) -> Score:
     return lambda histories: memory.shares(histories, HISTORY_ITEMS)[0].dense(len(memory))

@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.accuracy.baselines import CACHE, fit
-from benchmarks.accuracy.full_ranking import HISTORY_ITEMS, Score, rank
+from benchmarks.accuracy.converged import memory_scores
+from benchmarks.accuracy.full_ranking import Score, rank
 from benchmarks.accuracy.ranks import gain_over
 from benchmarks.accuracy.sasrec import Setting
 from benchmarks.common import argument_parser, commit, record, result_file, table
-from serving.items.neighbours import Neighbours
 from training.config import EvalConfig, MemoryParts, RunConfig
 from training.data.prepare import Items, Split, leave_one_out, read_data
 from training.memory import fit_memories
@@ -64,7 +64,7 @@ def run(split: Split, items: Items, config: RunConfig) -> tuple[list[dict[str, A
         validation.append({"model": TUNED, "excluded": excluded, **chosen})
         by_rule = config.model_copy(update={"evaluation": EvalConfig(exclude_seen=excluded)})
         for kind, memory in fit_memories(items, split, by_rule, CACHE, KINDS).items():
-            scores[kind] = _shares(memory.whole)
+            scores[kind] = memory_scores(memory.whole)
             validation.append({"model": kind, "excluded": excluded, **memory.report})
             print(kind, memory.report, file=sys.stderr)
         ranks = {
@@ -73,10 +73,6 @@ def run(split: Split, items: Items, config: RunConfig) -> tuple[list[dict[str, A
         }
         rows += rows_of(ranks, excluded)
     return rows, validation
-
-
-def _shares(graph: Neighbours) -> Score:
-    return lambda histories: graph.shares(histories, HISTORY_ITEMS)[0].dense(len(graph))
 
 
 def main(arguments: list[str]) -> None:

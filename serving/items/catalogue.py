@@ -157,14 +157,14 @@ class Catalogue:
         if rules.categories:
             lists.append(np.concatenate([self._labels.positions(name) for name in rules.categories]))
         count = len(self)  # after these, which name no item that is yet to come
-        is_member = np.ones(count, bool)
-        is_member[self.order.positions_of(np.flatnonzero(~self.listed[:count]))] = False  # hardly any are not listed
+        is_member = self._passes(rules, Items(self.fields, count)) if rules.filters else np.ones(count, bool)
         for positions in lists:
             is_member &= _only(positions, count)
+        is_listed = self.listed[:count].copy()
+        if not is_listed.all():
+            is_member[self.order.positions_of(np.flatnonzero(~is_listed))] = False
         if rules.new_only:
             is_member[is_member] = self.is_new(self.order.rows_at(np.flatnonzero(is_member)))
-        if rules.filters:
-            is_member &= self._passes(rules, Items(self.fields, count))
         return is_member
 
     def _passes(self, rules: Rules, items: Items) -> np.ndarray:

@@ -115,8 +115,11 @@ def are_in(ascending: np.ndarray, numbers: np.ndarray) -> np.ndarray:
 def _changed(ascending: np.ndarray, changed: dict[int, bool]) -> np.ndarray:
     """With some numbers taken out or put in. To sort a million anew takes hundreds of times as long."""
     numbers = np.sort(np.array(list(changed), np.int64))
-    others = np.delete(ascending, np.searchsorted(ascending, numbers[are_in(ascending, numbers)]))
-    added = numbers[[changed[number] for number in numbers.tolist()]]
+    was_in, is_in = are_in(ascending, numbers), np.array([changed[number] for number in numbers.tolist()])
+    if (was_in == is_in).all():  # as it is where an item is described anew
+        return ascending
+    others = np.delete(ascending, np.searchsorted(ascending, numbers[was_in & ~is_in]))
+    added = numbers[is_in & ~was_in]
     after: np.ndarray = np.insert(others, np.searchsorted(others, added), added)
     return after
 

@@ -93,6 +93,7 @@ TESTS = {
     "serving/search/ranker.py": "tests/serving/search/test_ranker.py",
     "training/evaluate.py": "tests/training/test_evaluate.py",
     "training/metrics.py": "tests/training/test_metrics.py",
+    "training/refit.py": "tests/training/test_refit.py",
     "training/stages/begin.py": "tests/training/stages/test_begin.py",
     "training/stages/diagnostics.py": "tests/training/test_evaluate.py",
     "training/stages/distributed.py": "tests/training/stages/test_distributed.py -k 'not resuming and not error'",

@@ -138,10 +138,10 @@ def refit_card(refitted: dict[str, Any]) -> str:
     learnt = (
         "The bundle has learnt from the events of all users then, so its accuracy can only be measured on test data."
     )
-    left = "So the bundle has not learnt from them."
+    left = "So the bundle has learnt from none of them."
     return f"""## Learning from the newest events
-All of the above was measured before the model learnt from the events that validation held out. It learnt from those of
-{trial["learnt_from"]} users first, and {trial["users"]} of {trial["of"]} others judged: NDCG@10
+All of the above was measured without the events that validation held out. To see what they teach, network and memory
+learnt from those of {trial["learnt_from"]} users first, and {trial["users"]} of {trial["of"]} others judged: NDCG@10
 {trial["ndcg@10_before"]:.4f} before and {trial["ndcg@10"]:.4f} after, {_gain(trial)}.
 {learnt if refitted["kept"] else left}
 

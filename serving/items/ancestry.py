@@ -12,7 +12,7 @@ from serving.items.trie import Trie
 
 MANY = 0.05  # of all items
 LEAST_RUN = 256  # leaves on average: to copy shorter runs takes as long as to look up every leaf
-MOST_MOVED = 1 / 64  # of all leaves
+MOST_MOVED = 1 / 32  # of all leaves, which are then all looked up
 UNUSED = np.iinfo(np.int32).min
 
 
@@ -30,7 +30,7 @@ class Ancestry:
         self._item, self._order = trie.item.cpu().numpy(), order
         self._position = order.positions_of(self._item)
         self._runs = self._find_runs()
-        self._moved = np.empty(0, np.int64)  # leaves that have got other items since
+        self._is_moved, self._moved = np.zeros(self.leaves_at_most, bool), 0  # leaves that have got other items since
 
     def leaves(self, rows: np.ndarray) -> np.ndarray:
         """The nodes of those items that are in the trie.
@@ -57,14 +57,17 @@ class Ancestry:
         found = np.zeros(self.leaves_at_most, said.dtype)
         for leaf, position, length in self._runs:
             found[leaf : leaf + length] = said[position : position + length]
-        found[self._moved] = said.take(self._position[self._moved])
+        if self._moved:
+            moved = np.flatnonzero(self._is_moved)
+            found[moved] = said.take(self._position[moved])
         return found
 
     def move(self, leaves: np.ndarray) -> None:
         """Learns which items these leaves have by now. Shape: (n,) int64, counted from 0."""
         self._position[leaves] = self._order.positions_of(self._item[leaves])
-        self._moved = np.union1d(self._moved, leaves)
-        if len(self._moved) > MOST_MOVED * self.leaves_at_most:
+        self._is_moved[leaves] = True
+        self._moved = int(np.count_nonzero(self._is_moved))
+        if self._moved > MOST_MOVED * self.leaves_at_most:
             self._runs = []
 
     def _find_runs(self) -> list[list[int]]:

@@ -18,6 +18,13 @@ def test_a_swing_is_no_growth() -> None:
     assert [row["grew"] for row in growth(samples())] == [False] * len(WATCHED)
 
 
+def test_fewer_for_a_moment_is_no_growth_afterwards() -> None:
+    """As when Redis has just dropped all connections."""
+    run = samples()
+    run[15] |= {"open_files": 35, "tasks": 10}
+    assert [row["grew"] for row in growth(run)] == [False] * len(WATCHED)
+
+
 def test_growth_is_reported_by_name() -> None:
     for name in WATCHED:
         assert [row["what"] for row in growth(samples(**{name: 0.5})) if row["grew"]] == [name]

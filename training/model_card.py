@@ -136,7 +136,8 @@ def refit_card(refitted: dict[str, Any]) -> str:
     """The section of the model card on what was learnt from the events of validation."""
     trial = refitted["trial"]
     learnt = (
-        "The bundle has learnt from the events of all users then, so its accuracy can only be measured on test data."
+        "The bundle has learnt from the events of all users then, so its accuracy can only be measured on "
+        "test data.\nThe table of 8-bit weights compares on users whose events it knows."
     )
     left = "So the bundle has learnt from none of them."
     return f"""## Learning from the newest events

@@ -65,12 +65,17 @@ def mixed_run(client: TestClient, engine: ShapedEngine, redis: RedisServer) -> l
     return refused
 
 
+class ServiceLines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return log_line(record)
+
+
 @pytest.fixture
 def written() -> Iterator[io.StringIO]:
     """What the service would write to stderr, at the level that tells most."""
     text = io.StringIO()
     handler = logging.StreamHandler(text)
-    handler.format = log_line  # type: ignore[method-assign]
+    handler.setFormatter(ServiceLines())
     handler.addFilter(lambda record: not record.name.startswith("http"))  # the test's client tells what it asks
     root = logging.getLogger()
     before = root.level

@@ -7,6 +7,8 @@ views                                 one network of several trees against what 
 walk                                  steps that walk the item graph, and what they must beat (`compare_walk.py`)
 back                                  steps that read the user's older history, and what they must beat
                                       (`compare_back.py`)
+interleaved                           steps between an item's tokens, and what they must beat
+                                      (`compare_interleaved.py`)
 newest                                what is gained by learning from the newest events before serving
                                       (`compare_newest.py`)
 all others                            one thing changed at a time, on checkpoints that share ancestors

@@ -11,13 +11,20 @@ from pathlib import Path
 import torch
 
 from benchmarks.accuracy import __doc__ as about
-from benchmarks.accuracy import compare_back, compare_newest, compare_views, compare_walk, whole_runs
+from benchmarks.accuracy import (
+    compare_back,
+    compare_interleaved,
+    compare_newest,
+    compare_views,
+    compare_walk,
+    whole_runs,
+)
 from benchmarks.accuracy.ablation import Ablation
 from benchmarks.accuracy.questions import QUESTIONS, current_name
 from benchmarks.accuracy.variants import Setup
 from benchmarks.common import ROOT, commit, record, result_file, table
 
-VIEWS, WALK, BACK, NEWEST = "views", "walk", "back", "newest"
+VIEWS, WALK, BACK, NEWEST, INTERLEAVED = "views", "walk", "back", "newest", "interleaved"
 PROTOCOL = (
     "Leave-one-out, test, full ranking, history of 20 items, seen items permitted, one beam for all rows. Settings and "
     "weights were chosen by validation NDCG@10 (`validation`). gain: of NDCG@10 against the row named in `against`, "
@@ -30,7 +37,9 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=about,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument(
-        "question", choices=(*whole_runs.QUESTIONS, VIEWS, WALK, BACK, NEWEST, *QUESTIONS), type=current_name
+        "question",
+        choices=(*whole_runs.QUESTIONS, VIEWS, WALK, BACK, NEWEST, INTERLEAVED, *QUESTIONS),
+        type=current_name,
     )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, help="folder of the trained variants; default: runs/accuracy-NAME")
@@ -57,6 +66,8 @@ def main(arguments: list[str]) -> int:
         return compare_back.answer(options, whole_runs.command_of(options))
     if options.question == NEWEST:
         return compare_newest.answer(options, whole_runs.command_of(options))
+    if options.question == INTERLEAVED:
+        return compare_interleaved.answer(options, whole_runs.command_of(options))
     question, code = QUESTIONS[options.question], commit()
     if options.question == "compression" and options.device != "cpu":
         parser.error("compression measures 8-bit weights, which run on a CPU; leave --device out")

@@ -121,16 +121,19 @@ def selective_rows(ablation: Ablation, variant: str) -> Rows:
             measure[split] = np.stack(
                 moved if rule == "moved" else [first_level_entropy(work, split) for work in works]
             )
-        rows += _by_rule(ablation, variant, rule, measure)
+        head = {"model": f"{variant}: steps where {rule}", "part": "selective", "arm": variant, "rule": rule}
+        values = {
+            split: [ndcg(ablation.ranks(Cell(variant, variant, Inference(split, length)))) for length in (DEPTH, 0)]
+            for split in measure
+        }
+        rows += rows_by_share(head, measure, values, DEPTH)
     return rows
 
 
-def _by_rule(ablation: Ablation, variant: str, rule: str, measure: dict[str, np.ndarray]) -> Rows:
-    """measure: by split, (seeds, U), high where steps are taken."""
-    values = {
-        split: [ndcg(ablation.ranks(Cell(variant, variant, Inference(split, length)))) for length in (DEPTH, 0)]
-        for split in measure
-    }
+def rows_by_share(
+    head: dict[str, Any], measure: dict[str, np.ndarray], values: dict[str, list[np.ndarray]], steps: int
+) -> Rows:
+    """By split: measure (seeds, U), high where steps are taken; values, NDCG@10 with steps and without, (seeds, U)."""
     thresholds = [np.inf, *(np.quantile(measure["valid"], 1 - share) for share in SHARES[1:-1]), -np.inf]
     by_valid = [np.where(measure["valid"] >= each, *values["valid"]).mean() for each in thresholds]
     chosen, rows = int(np.argmax(by_valid)), list[dict[str, Any]]()
@@ -138,10 +141,9 @@ def _by_rule(ablation: Ablation, variant: str, rule: str, measure: dict[str, np.
     for number, (share, threshold) in enumerate(zip(SHARES, thresholds, strict=True)):
         takes = measure["test"] >= threshold
         own = np.where(takes, deep, direct).mean(0)
-        row = {"model": f"{variant}: steps where {rule}", "part": "selective",
-               "arm": variant, "split": "test", "rule": rule, "share": share, "chosen": number == chosen,
-               "mean_steps": round(DEPTH * _mean(takes), 2),
-               "valid": round(float(by_valid[number]), 5), "ndcg@10": round(float(own.mean()), 5)}  # fmt: skip
+        row = head | {"split": "test", "share": share, "chosen": number == chosen,
+                      "mean_steps": round(steps * _mean(takes), 2),
+                      "valid": round(float(by_valid[number]), 5), "ndcg@10": round(float(own.mean()), 5)}  # fmt: skip
         if not share:
             rows.append(row)
             continue

@@ -70,7 +70,7 @@ def reason(
     t5, heads = network.t5, network.heads
     trace = begin(network, start_token, cross.bias.shape[0], paths)
     for i in range(1, steps + 1):
-        bias = _own_prefix(t5, paths, i - 1, 1)
+        bias = own_prefix(t5, paths, i - 1, 1)
         hidden, trace.past = t5.decode(trace.next_input, bias, cross, trace.past)
         trace.hidden_sum = hidden if trace.hidden_sum is None else trace.hidden_sum + hidden
         state = heads.state(trace.hidden_sum)
@@ -93,7 +93,7 @@ def decode_items(
     t5 = network.t5
     batch, paths, levels = item.shape
     inputs = torch.cat([trace.next_input.unsqueeze(2), t5.shared(item[..., :-1])], 2)  # (B, Q, M, D)
-    bias = _own_prefix(t5, paths, trace.steps, levels)
+    bias = own_prefix(t5, paths, trace.steps, levels)
     hidden, _ = t5.decode(inputs.flatten(1, 2), bias, cross, trace.past)
     hidden = hidden.view(batch, paths, levels, -1)
     last = hidden[:, :, 0]
@@ -108,7 +108,7 @@ def decode_directly(
     return decode_items(network, cross, begin(network, start_token, *item.shape[:2]), item)
 
 
-def _own_prefix(t5: T5, paths: int, done: int, new: int) -> torch.Tensor:
+def own_prefix(t5: T5, paths: int, done: int, new: int) -> torch.Tensor:
     """Bias for Q paths that each see their own earlier positions only.
 
     `done` positions lie in the past (position by position, all paths of one together), `new` come now (path by path).

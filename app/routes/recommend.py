@@ -8,14 +8,14 @@ import logging
 import time
 from contextlib import suppress
 from functools import lru_cache
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from fastapi import Depends, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError, WithJsonSchema
 from starlette.datastructures import QueryParams
 from starlette.middleware.exceptions import ExceptionMiddleware
-from starlette.routing import Route, Router
+from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import answers, errors
@@ -33,7 +33,7 @@ from serving.steps import Steps
 
 log = logging.getLogger("streamrec.recommend")
 
-Parsed = TypeVar("Parsed", RecommendRequest, RankRequest)
+SearchBody = RecommendRequest | RankRequest
 
 MAX_STEPS_LENGTH = 16  # characters
 
@@ -82,7 +82,7 @@ async def rank(request: Request, body: RankRequest, steps: StepsDep, service: Se
     return await _answered(request, body, steps, service)
 
 
-async def _answered(request: Request, body: RecommendRequest | RankRequest, steps: Steps, service: Service) -> Response:
+async def _answered(request: Request, body: SearchBody, steps: Steps, service: Service) -> Response:
     assigned = _assigned(request, body, steps, service)
     await _charge(request, assigned, service)
     answer = await while_connected(request, answers.recommend(service.models, assigned, service.settings.user_secret))
@@ -92,7 +92,7 @@ async def _answered(request: Request, body: RecommendRequest | RankRequest, step
     return _json(answer, service)
 
 
-def _assigned(request: Request, body: RecommendRequest | RankRequest, steps: Steps, service: Service) -> Assigned:
+def _assigned(request: Request, body: SearchBody, steps: Steps, service: Service) -> Assigned:
     """The query of a request, its scenario's presets in it, and the model that answers it."""
     if isinstance(body, RecommendRequest) and body.scenario is not None:
         body, steps = service.scenarios.complete(body, steps)
@@ -104,27 +104,42 @@ async def _charge(request: Request, assigned: Assigned, service: Service) -> Non
         await request.app.state.quotas.take_work(request.state.client, answers.work_of(assigned))
 
 
-def _direct(path: str, schema: type[Parsed]) -> Route:
-    async def answer(request: Request) -> Response:
+class _Direct:
+    """What answers a route's requests, as an application: Starlette would wrap a function once more."""
+
+    def __init__(self, schema: type[SearchBody]) -> None:
+        self._schema = schema
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
         service: Service = request.app.state.service
         await require_key(request)
-        steps = _steps_in(request.scope["query_string"])
-        check_body(request.scope["headers"], service.settings.max_body_bytes)
+        steps = _steps_in(scope["query_string"])
+        check_body(scope["headers"], service.settings.max_body_bytes)
         # Before reading: under a flood, refusals are most of the work.
         service.admission.decide(client=request.state.client)
-        return await _answered(request, _parsed(schema, await read_body(request.receive)), steps, service)
-
-    return Route(path, answer, methods=["POST"])
+        body = _parsed(self._schema, await read_body(receive))
+        response = await _answered(request, body, steps, service)
+        await response(scope, receive, send)
 
 
 def ahead_of(app: ASGIApp) -> ASGIApp:
-    """Answers every POST to these two paths in place of the routes above, which document them in OpenAPI, and leaves
-    the rest to `app`. FastAPI's layers, validation and dependencies cost more than everything else in HTTP."""
-    routes = [_direct("/recommend", RecommendRequest), _direct("/rank", RankRequest)]
-    direct = ExceptionMiddleware(Router(routes, redirect_slashes=False, default=app), errors.HANDLERS)
+    """Answers requests to these two paths in place of the routes above, which document them in OpenAPI, and leaves the
+    rest to `app`. FastAPI's layers, validation and dependencies cost more than everything else in HTTP."""
+    routes = {
+        "/recommend": Route("/recommend", _Direct(RecommendRequest), methods=["POST"]),
+        "/rank": Route("/rank", _Direct(RankRequest), methods=["POST"]),
+    }
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        scope["route"] = route = routes[scope["path"]]
+        await route.handle(scope, receive, send)
+
+    direct = ExceptionMiddleware(answer, errors.HANDLERS)
 
     async def choose(scope: Scope, receive: Receive, send: Send) -> None:
-        await (direct if scope["type"] == "http" else app)(scope, receive, send)
+        is_direct = scope["type"] == "http" and scope["path"] in routes
+        await (direct if is_direct else app)(scope, receive, send)
 
     return choose
 
@@ -135,7 +150,7 @@ def _steps_in(query: bytes) -> Steps:
     return _steps(QueryParams(query).get("reasoning_steps"))
 
 
-def _parsed(schema: type[Parsed], body: bytes) -> Parsed:
+def _parsed(schema: type[SearchBody], body: bytes) -> SearchBody:
     with suppress(ValidationError):  # what fails is parsed again below, for errors worded as on every other route
         return schema.model_validate_json(body)
     try:

@@ -162,7 +162,7 @@ class Admission(Generic[T]):
         self._waiting: dict[Plan, dict[int, Job[T]]] = {}  # within a plan by number, so oldest first
         self._depth = 0
         self._numbers = itertools.count()
-        self._seconds: dict[tuple[Plan, int], float] = {}  # cost of so many jobs of a plan, as estimated lately
+        self._seconds: dict[tuple[Plan, int, float], float] = {}  # of batches, as estimated lately; see _batch_seconds
         self._estimated_at = 0.0  # the oldest of these
         self._running: list[Job[T]] = []
         self._began = self._ends = 0.0  # when the running batch was taken, and when it should be done
@@ -214,6 +214,7 @@ class Admission(Generic[T]):
         left = demand.deadline - now
         if left <= 0:
             raise DeadlineExceeded("The time budget was used up before the search began; allow more time.")
+        self._forget_estimates(now)
         before, pace = self._before(demand.client), self._pace()
         work, in_time = self._seconds_of(before, pace), False
         wait = max(work, self._seconds_to_turn(demand.client))
@@ -253,14 +254,14 @@ class Admission(Generic[T]):
     def _has_room(self, plan: Plan, alike: int, work: float, pace: float) -> bool:
         if not self._depth:
             return True  # work larger than the whole bound is still done, once the engine is free
-        more = self._group_seconds(plan, alike + 1) - self._group_seconds(plan, alike)
+        mates = alike % self._jobs_per_batch(plan)
+        more = self._batch_seconds(plan, mates + 1) - self._batch_seconds(plan, mates)
         return work + pace * more <= self._max_wait
 
     def _ahead(self, plan: Plan, alike: int, wait: float, pace: float) -> tuple[float, int]:
         """For a job that enters now: seconds until its batch begins, at worst, and how many others that batch has."""
         mates = alike % self._jobs_per_batch(plan)
-        own_batch = self._group_seconds(plan, alike) - self._group_seconds(plan, alike - mates)
-        return max(0.0, wait - pace * own_batch), mates
+        return max(0.0, wait - pace * self._batch_seconds(plan, mates)), mates
 
     def _before(self, client: Hashable) -> dict[Plan, int]:
         """How many jobs of each plan run before a job of the client that enters now."""
@@ -395,9 +396,7 @@ class Admission(Generic[T]):
         """The batch that `take` returned has run, or has failed."""
         self._answered, self._running = {job.client for job in self._running}, []
         now = self.clock()
-        if now >= self._estimated_at + ESTIMATES_KEPT_S:
-            self._seconds.clear()
-            self._estimated_at = now
+        self._forget_estimates(now)
         decay = self._decay()
         self._progress *= decay
         self._predicted = decay * self._predicted + self._prediction
@@ -449,17 +448,24 @@ class Admission(Generic[T]):
 
     def _group_seconds(self, plan: Plan, jobs: int) -> float:
         """What so many jobs of one plan usually take, in batches as full as they may be."""
-        seconds = self._seconds.get((plan, jobs))
-        if seconds is None:
-            most = self._jobs_per_batch(plan)
-            full, rest = divmod(jobs, most)
-            seconds = full * self._batch_seconds(plan, most) if full else 0.0
-            seconds += self._batch_seconds(plan, rest) if rest else 0.0
-            self._seconds[plan, jobs] = seconds
-        return seconds
+        most = self._jobs_per_batch(plan)
+        full, rest = divmod(jobs, most)
+        return full * self._batch_seconds(plan, most) + self._batch_seconds(plan, rest)
 
     def _batch_seconds(self, plan: Plan, jobs: int, share: float = TYPICAL) -> float:
-        return self._costs.estimate(plan.steps, jobs * plan.beam_rows, share, plan.model)
+        """Within so many seconds `share` of such batches finish."""
+        if not jobs:
+            return 0.0
+        seconds = self._seconds.get((plan, jobs, share))
+        if seconds is None:
+            seconds = self._costs.estimate(plan.steps, jobs * plan.beam_rows, share, plan.model)
+            self._seconds[plan, jobs, share] = seconds
+        return seconds
+
+    def _forget_estimates(self, now: float) -> None:
+        if now >= self._estimated_at + ESTIMATES_KEPT_S:
+            self._seconds.clear()
+            self._estimated_at = now
 
     def _jobs_per_batch(self, plan: Plan) -> int:
         return max(1, min(self._max_batch, self._max_rows // plan.beam_rows))

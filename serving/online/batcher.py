@@ -43,7 +43,7 @@ class Ticket(Generic[T, R]):
     future: asyncio.Future[tuple[R, float]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Outcome(Generic[R]):
     """A result, the plan it was computed with, and the seconds it waited in the queue."""
 

@@ -37,7 +37,7 @@ class Flight:
     kept: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Lookup:
     """What was found, and what `put` needs to store a state that was not."""
 

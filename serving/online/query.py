@@ -88,8 +88,9 @@ def resolve(bundle: Bundle, query: Query, history: Sequence[str | Event]) -> Res
 
     def rows(ids: Sequence[str]) -> tuple[int, ...]:
         found = catalogue.rows(ids)
-        if None in found:
-            unknown.update({item_id: None for item_id, row in zip(ids, found, strict=True) if row is None})
+        if None not in found:
+            return tuple(found)  # type: ignore[arg-type]
+        unknown.update({item_id: None for item_id, row in zip(ids, found, strict=True) if row is None})
         return tuple(row for row in found if row is not None)
 
     ids, events = read_events(history, bundle.settings.type_weights)

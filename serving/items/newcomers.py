@@ -41,8 +41,8 @@ class Newcomers:
         """The rows with those of newcomers replaced. Shape: (n,) int64, both."""
         return np.array([self._counterpart.get(row, row) for row in rows.tolist()], np.int64)
 
-    def join(self, history: np.ndarray, item: np.ndarray, share: np.ndarray) -> tuple[np.ndarray, ...]:
-        """The shares with those of newcomers among them: number of the history and item, both ascending, and share.
+    def join(self, item: np.ndarray, share: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The shares of a history with those of newcomers among them: items, ascending, and their shares.
 
         Shape: (E,) each, before and after.
         """
@@ -50,13 +50,12 @@ class Newcomers:
         begin, end = (np.searchsorted(known, item, side) for side in ("left", "right"))
         count = end - begin
         edge = np.repeat(begin - (count.cumsum() - count), count) + np.arange(count.sum())
-        history = np.concatenate([history, np.repeat(history, count)])
         item = np.concatenate([item, newcomer[edge]])
         share = np.concatenate([share, part[edge] * np.repeat(share, count)])
-        order = np.lexsort((item, history))
-        history, item, share = history[order], item[order], share[order]
-        first = np.flatnonzero(np.diff(history, prepend=-1) | np.diff(item, prepend=-1))
-        return history[first], item[first], np.add.reduceat(share, first)
+        order = item.argsort(kind="stable")
+        item, share = item[order], share[order]
+        first = np.flatnonzero(np.diff(item, prepend=-1))
+        return item[first], np.add.reduceat(share, first) if len(first) else share
 
 
 class QuantizedItems:

@@ -229,7 +229,8 @@ def propose_items(
     """The beam's items and the candidates, with what the network alone says of them. See `search`."""
     scorer, candidates = None, None
     if dense_weight is not None:
-        scorer = dense_score(runtime, trie, reasoned.states[:, :, -1], blocked, settings.dense_candidates)
+        best = 0 if memory is not None and memory.decides else settings.dense_candidates
+        scorer = dense_score(runtime, trie, reasoned.states[:, :, -1], blocked, best)
     if settings.dense_candidates and not (dense_weight is None and memory is None):
         favours = favoured(runtime, scorer, dense_weight, memory, boosts)
         candidates = best_candidates(trie, settings.dense_candidates, blocked, favours)

@@ -26,8 +26,8 @@ from serving.search.memory import MemoryScores
 class Favoured:
     """Items that may be added, C a request, each named once.
 
-    items: (B, C) int64 catalogue rows. bonus: (B, C) float32, what favours an item on the likeliest path: dense and
-    memory scores added up, or, where the memory is mixed with the network, its shares alone; -inf for padding.
+    items: (B, C) int64 catalogue rows, then padding. bonus: (B, C) float32, what favours an item on the likeliest path:
+    dense and memory scores added up, or, where the memory is mixed with the network, its shares alone; -inf: padding.
     """
 
     items: torch.Tensor
@@ -53,10 +53,11 @@ def favoured(
         if boosts is not None:
             boost = boosts.of_items(memory.items.clamp(max=last))
             own = own + boost if memory.gate is None else own * boost.exp()
-        items.append(memory.items.clamp(max=last))
+        items.append(memory.items)
         bonus.append(own.masked_fill(memory.items > last, NEG_INF))  # padding, and what no index has room for yet
-    if dense is not None and dense_weight is not None and not (memory is not None and memory.decides):
-        own = dense_weight[:, None] * dense.of(runtime, dense.best.clamp(max=last))
+    if dense is not None and dense.best is not None and dense_weight is not None:
+        best = dense.best.clamp(max=last)
+        own = dense_weight[:, None] * dense.of(runtime, best)
         left_out = (dense.best == NO_ITEM) | (dense_weight == 0)[:, None]
         if memory is not None and memory.gate is None:
             elsewhere, is_touched = memory.of(dense.best)
@@ -64,8 +65,8 @@ def favoured(
         elif memory is not None and memory.gate is not None:
             left_out = left_out | memory.gate[:, None].isfinite()
         if boosts is not None:
-            own = own + boosts.of_items(dense.best.clamp(max=last))
-        items.append(dense.best.clamp(max=last))
+            own = own + boosts.of_items(best)
+        items.append(dense.best)
         bonus.append(own.masked_fill(left_out, NEG_INF))
     return Favoured(torch.cat(items, 1), torch.cat(bonus, 1))
 
@@ -80,7 +81,8 @@ def best_candidates(trie: Trie, count: int, blocked: Blocked | None, favours: Fa
         # Enough of these are permitted; to ask of all is to read all over arrays of the catalogue's size.
         best = stable_topk(bonus, items, count + blocked.most)
         items, bonus = items.gather(1, best), bonus.gather(1, best)
-    is_barred = trie.leaf[items] < 0 if blocked is None else blocked.items(trie, items)
+    rows = items.clamp(max=len(trie.leaf) - 1)
+    is_barred = trie.leaf[rows] < 0 if blocked is None else blocked.items(trie, rows)
     bonus = bonus.masked_fill(is_barred, NEG_INF)
     chosen = stable_topk(bonus, items, min(count, bonus.shape[1]))
     return items.gather(1, chosen).masked_fill(bonus.gather(1, chosen) == NEG_INF, NO_ITEM)

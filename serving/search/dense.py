@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 
 from serving.items.blocked import Blocked
 from serving.items.neighbours import NO_ITEM
@@ -39,12 +38,12 @@ class DenseScore:
     """The dense score after each of P reasoning paths, of whatever items are asked for.
 
     states: (B, P, D). log_partition: (B, P), log Z. best: (B, C) int64, catalogue rows with the highest score on the
-    likeliest path, in no order; NO_ITEM where there are fewer.
+    likeliest path, in no order; NO_ITEM where there are fewer. None if they were not asked for.
     """
 
     states: torch.Tensor
     log_partition: torch.Tensor
-    best: torch.Tensor
+    best: torch.Tensor | None
 
     def of(self, runtime: Runtime, items: torch.Tensor, path: torch.Tensor | None = None) -> torch.Tensor:
         """Shapes: items (B, N) catalogue rows, path (B, N), the likeliest for all if None -> (B, N)."""
@@ -56,30 +55,34 @@ class DenseScore:
 
 
 def dense_score(runtime: Runtime, trie: Trie, states: torch.Tensor, blocked: Blocked | None, best: int) -> DenseScore:
-    """best: how many permitted items to name as those. Shape: states (B, P, D).
+    """best: how many permitted items to name as those, or 0. Shape: states (B, P, D).
 
     With an index the best are named whether permitted or not: rules that leave few of them leave few candidates, and
     the beam's items alone fill the list.
     """
     if runtime.item_index is not None:
-        return _by_index(runtime, runtime.item_index, states, max(BEST, best))
+        return _by_index(runtime, runtime.item_index, states, best)
     logits = dense_logits(states, runtime.item_vectors)  # (B, P, I)
-    is_barred = (trie.leaf < 0).unsqueeze(0) if blocked is None else blocked.items(trie)
-    likeliest = logits[:, 0].masked_fill(is_barred[:, : logits.shape[-1]], NEG_INF)
-    named = stable_topk(likeliest, None, min(best, likeliest.shape[1]))
+    named = None
+    if best:
+        is_barred = (trie.leaf < 0).unsqueeze(0) if blocked is None else blocked.items(trie)
+        likeliest = logits[:, 0].masked_fill(is_barred[:, : logits.shape[-1]], NEG_INF)
+        named = stable_topk(likeliest, None, min(best, likeliest.shape[1]))
     return DenseScore(states, logits.logsumexp(-1), named)
 
 
-def _by_index(runtime: Runtime, index: ItemIndex, states: torch.Tensor, count: int) -> DenseScore:
+def _by_index(runtime: Runtime, index: ItemIndex, states: torch.Tensor, best: int) -> DenseScore:
     batch, paths, width = states.shape
     queries = states.reshape(-1, width) * width**-0.5  # (B * P, D)
-    rows, logits = index.search(queries, count, runtime.vectors_of)
+    rows, logits = index.search(queries, max(BEST, best), runtime.vectors_of)
     column = torch.searchsorted(runtime.sampled_items, rows).clamp(max=len(runtime.sampled_items) - 1)
     is_sampled = runtime.sampled_items[column] == rows
-    sampled = F.pad(queries @ runtime.item_sample.T, (0, 1))  # a column more, for what is not in the sample
-    sampled = sampled.scatter(1, column.masked_fill(~is_sampled, len(runtime.sampled_items)), NEG_INF)[:, :-1]
+    sampled = queries @ runtime.item_sample.T
     others, of_sample = index.items - (rows >= 0).sum(1), sampled.shape[1] - is_sampled.sum(1)
-    of_others = sampled.logsumexp(1) + (others / of_sample.clamp(min=1)).log()
-    log_partition = torch.logaddexp(logits.logsumexp(1), of_others).view(batch, paths)
-    best = rows.view(batch, paths, -1)[:, 0]
-    return DenseScore(states, log_partition, best.masked_fill(best < 0, NO_ITEM))
+    stands_for = (others / of_sample.clamp(min=1)).log()  # how many, each of the sample
+    terms = torch.cat([sampled + stands_for[:, None], logits, logits.new_full((len(logits), 1), NEG_INF)], 1)
+    # An item that is named leaves the sample; -inf for all others goes to a column that is none.
+    spare = terms.shape[1] - 1
+    log_partition = terms.scatter(1, column.masked_fill(~is_sampled, spare), NEG_INF).logsumexp(1).view(batch, paths)
+    named = rows.masked_fill(rows < 0, NO_ITEM).view(batch, paths, -1)[:, 0] if best else None
+    return DenseScore(states, log_partition, named)

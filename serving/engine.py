@@ -22,6 +22,7 @@ from serving.items.rules import RuleBook, SetsInUse
 from serving.items.trie import build_trie
 from serving.network.eager import EagerRuntime
 from serving.search.beam import decode_items, rank_items, reason
+from serving.search.candidates import known_ahead
 from serving.search.cuda_graph import GraphSearch, padded_batch
 from serving.search.memory import LookedUp, look_up, weighted
 from serving.types import Answer, Beams, EncoderState, Request, Rules, RuntimeName, StateDtype, Trace
@@ -181,13 +182,15 @@ class Engine:
                     blocked=blocked, dense_weight=dense_weight, memory=memory, buckets=buckets,
                 ), reasoned_at  # fmt: skip
         cross = self.runtime.cross_keys_values(hidden, mask, buckets)
-        reasoned = reason(self.runtime, settings, cross, first.reasoning_steps)
-        reasoned_at = time.perf_counter()
         if first.items is not None:
+            reasoned, reasoned_at = reason(self.runtime, settings, cross, first.reasoning_steps), time.perf_counter()
             items = self._padded([request.items or () for request in requests])
             beams = rank_items(self.runtime, self.trie, settings, cross, reasoned, items, dense_weight, memory, boosts)
             return beams, reasoned_at
         with self.rules.blocked(rules) as blocked:
+            ahead = known_ahead(self.runtime, self.trie, settings, blocked, memory, boosts)
+            reasoned = reason(self.runtime, settings, cross, first.reasoning_steps, ahead)
+            reasoned_at = time.perf_counter()
             beams = decode_items(
                 self.runtime,
                 self.trie,

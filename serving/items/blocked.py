@@ -57,13 +57,13 @@ class Blocked:
 
         Shape: rows (B, C) catalogue rows -> (B, C) bool; None -> (B, I) bool.
         """
-        leaf = trie.leaf if rows is None else trie.leaf[rows]
+        leaf = trie.leaf if rows is None else trie.leaf.take(rows)
         node, (lists, sets) = leaf.to(torch.int64) + trie.level_start[trie.levels], self.reads
         barred = (leaf < 0).expand(len(self.set_offset), -1)
         if lists:
-            barred = barred | (self.own.view(-1)[node + self.own_offset] ^ self.inverted).bool()
+            barred = barred | (self.own.take(node + self.own_offset) ^ self.inverted).bool()
         if sets:
-            barred = barred | self.sets.view(-1)[node + self.set_offset].bool()
+            barred = barred | self.sets.take(node + self.set_offset).bool()
         return barred
 
 

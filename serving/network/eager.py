@@ -70,6 +70,9 @@ class EagerRuntime:
     ) -> tuple[torch.Tensor, KeysValues]:
         return self.network.t5.decode(x, bias, cross, past)
 
+    def first_slots(self, past: KeysValues, count: int) -> KeysValues:
+        return [(keys[:, :, :count], values[:, :, :count]) for keys, values in past]
+
     def logits(self, hidden: torch.Tensor, block: tuple[int, int] | None = None) -> torch.Tensor:
         return self.network.t5.logits(hidden, block)
 

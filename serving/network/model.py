@@ -137,7 +137,7 @@ class StreamRec(nn.Module):
         Shapes: catalogue rows (...) int64, their tokens (..., M) -> (..., D).
         """
         trained = self.heads.item_free.num_embeddings
-        free = self.heads.item_free(items.clamp(max=trained - 1)) * (items < trained).unsqueeze(-1)
+        free = self.heads.item_free(items.clamp(max=trained - 1)).masked_fill((items >= trained).unsqueeze(-1), 0)
         vectors: torch.Tensor = self.t5.shared(tokens).sum(-2) + free
         return vectors
 

@@ -9,7 +9,7 @@ runtime to save. `python -m benchmarks.engine.steps` compares this decoder step 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 # Set before the import: official builds send telemetry about every session, and store an identifier of the machine for
 # it. Older and newer releases have different names for the switch.
@@ -81,6 +81,10 @@ class OnnxRuntime(EagerRuntime):
         values = (x.numpy(), bias.numpy(), cross.bias.numpy(), *layers, *(past or no_past))
         *present, hidden = _run(self._step, dict(zip(self._inputs, values, strict=True)))
         return torch.from_numpy(hidden), present
+
+    def first_slots(self, past: KeysValues, count: int) -> KeysValues:
+        shortened: list[Any] = [np.ascontiguousarray(array[:, :, :count]) for array in cast(list[Any], past)]
+        return shortened
 
 
 def _run(session: onnxruntime.InferenceSession, inputs: dict[str, Any]) -> Any:

@@ -53,6 +53,10 @@ class Runtime(Protocol):
         """One call of the decoder. Shapes: x (B, Q, D), bias (B, H, Q, W) -> hidden (B, Q, D), new past."""
         ...
 
+    def first_slots(self, past: KeysValues, count: int) -> KeysValues:
+        """The past without the rows behind its first `count`."""
+        ...
+
     def logits(self, hidden: torch.Tensor, block: tuple[int, int] | None = None) -> torch.Tensor:
         """The output layer, for all ids or for those of one block. Shape: (B, Q, D) -> (B, Q, V) or (B, Q, C)."""
         ...

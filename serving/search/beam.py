@@ -35,10 +35,12 @@ from serving.items.trie import Trie
 from serving.items.vocabulary import Vocabulary
 from serving.network.runtime import Runtime
 from serving.network.t5 import CrossKeysValues
-from serving.search.candidates import best_candidates, favoured, with_candidates
+from serving.search.candidates import best_candidates, favoured, known_ahead, with_candidates
 from serving.search.decoder import (
     NEG_INF,
+    Ahead,
     DecodedItems,
+    DecoderCache,
     ReasoningPaths,
     decode_step,
     select_rows,
@@ -47,7 +49,7 @@ from serving.search.decoder import (
 )
 from serving.search.dense import DenseScore, dense_score
 from serving.search.memory import MemoryScores, mixed
-from serving.search.scoring import given_items, merge_paths, score_items
+from serving.search.scoring import decode_ahead, merge_paths, score_items
 from serving.types import Beams, BundleSettings, SearchSettings
 
 
@@ -84,37 +86,56 @@ def search(
     cross: what the decoder sees of the histories. blocked: nodes without a permitted item; None if all are permitted.
     dense_weight: (B,) float32; None computes no dense score at all. memory, boosts: None if no request has any.
     """
-    reasoned = reason(runtime, settings, cross, steps)
+    ahead = known_ahead(runtime, trie, settings, blocked, memory, boosts)
+    reasoned = reason(runtime, settings, cross, steps, ahead)
     return decode_items(runtime, trie, settings, cross, reasoned, beam_width, blocked, dense_weight, memory, boosts)
 
 
-def reason(runtime: Runtime, settings: SearchSettings, cross: CrossKeysValues, steps: int) -> ReasoningPaths:
-    """Decodes the start token of `steps`, then that many steps, keeping the `settings.paths` likeliest paths."""
+def reason(
+    runtime: Runtime,
+    settings: SearchSettings,
+    cross: CrossKeysValues,
+    steps: int,
+    items: torch.Tensor | None = None,
+) -> ReasoningPaths:
+    """Decodes the start token of `steps`, then that many steps, keeping the `settings.paths` likeliest paths.
+
+    items: (B, U) catalogue rows that are decoded along with the last step, for a single path. See `known_ahead`.
+    """
     batch, device = cross.bias.shape[0], runtime.device
+
+    def decode(
+        cache: DecoderCache | None, x: torch.Tensor, step: int
+    ) -> tuple[torch.Tensor, DecoderCache, Ahead | None]:
+        if items is None or step < steps:
+            return *decode_step(runtime, cross, cache, x), None
+        return decode_ahead(runtime, settings, cross, cache, x, items)
+
     start = torch.full((batch, 1), settings.start_tokens[steps], dtype=torch.int64, device=device)
-    hidden, cache = decode_step(runtime, cross, None, runtime.embed(start))
+    hidden, cache, ahead = decode(None, runtime.embed(start), 0)
     scores = hidden.new_zeros(batch, 1)
     hidden_sum, states = hidden, runtime.state(hidden).unsqueeze(2)  # (B, 1, D), (B, 1, 1, D)
     tokens = torch.zeros(batch, 1, 0, dtype=torch.int64, device=device)
     log_probs = hidden.new_zeros(batch, 1, 0)
     lo, hi = settings.reasoning_range
-    for _ in range(steps):
+    for step in range(steps):
         if runtime.step_form == "state":  # a fed-back state alone has no token to choose, and so a single path
             token = torch.zeros_like(start)
         else:
-            step = token_log_probs(runtime, settings, hidden, (lo, hi))  # (B, P, hi - lo)
-            candidates = (scores.unsqueeze(-1) + step).flatten(1)
+            next_log_probs = token_log_probs(runtime, settings, hidden, (lo, hi))  # (B, P, hi - lo)
+            candidates = (scores.unsqueeze(-1) + next_log_probs).flatten(1)
             flat = stable_topk(candidates, None, min(settings.paths, candidates.shape[1]))  # (B, P')
             scores, parent, token = candidates.gather(1, flat), flat // (hi - lo), flat % (hi - lo) + lo
             cache = cache.select(parent)
             hidden_sum, states = select_rows(hidden_sum, parent), select_rows(states, parent)
             tokens = torch.cat([select_rows(tokens, parent), token.unsqueeze(-1)], -1)
-            log_probs = torch.cat([select_rows(log_probs, parent), step.flatten(1).gather(1, flat).unsqueeze(-1)], -1)
-        hidden, cache = decode_step(runtime, cross, cache, runtime.step_input(token, states[:, :, -1]))
+            chosen = next_log_probs.flatten(1).gather(1, flat).unsqueeze(-1)
+            log_probs = torch.cat([select_rows(log_probs, parent), chosen], -1)
+        hidden, cache, ahead = decode(cache, runtime.step_input(token, states[:, :, -1]), step + 1)
         hidden_sum = hidden_sum + hidden
         states = torch.cat([states, runtime.state(hidden_sum).unsqueeze(2)], 2)
     first_log_probs = token_log_probs(runtime, settings, hidden, settings.level_ranges[0])
-    return ReasoningPaths(cache, first_log_probs, scores, states, tokens, log_probs)
+    return ReasoningPaths(cache, first_log_probs, scores, states, tokens, log_probs, ahead)
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,14 +248,19 @@ def propose_items(
     boosts: Boosts | None = None,
 ) -> Proposed:
     """The beam's items and the candidates, with what the network alone says of them. See `search`."""
-    scorer, candidates = None, None
+    scorer, candidates, later = None, None, None
     if dense_weight is not None:
         best = 0 if memory is not None and memory.decides else settings.dense_candidates
         scorer = dense_score(runtime, trie, reasoned.states[:, :, -1], blocked, best)
-    if settings.dense_candidates and not (dense_weight is None and memory is None):
+    if reasoned.ahead is not None:
+        candidates, later = reasoned.ahead.items, reasoned.ahead.later
+    elif settings.dense_candidates and not (dense_weight is None and memory is None):
         favours = favoured(runtime, scorer, dense_weight, memory, boosts)
         candidates = best_candidates(trie, settings.dense_candidates, blocked, favours)
-    found = _decode_tokens(runtime, trie, settings, cross, reasoned, beam_width, blocked, boosts, candidates)
+    found = _decode_tokens(runtime, trie, settings, cross, reasoned, beam_width, blocked, boosts)
+    if candidates is not None:
+        scored = score_items(runtime, trie, settings, cross, reasoned, candidates, later)
+        found = with_candidates(found, scored)
     return _proposed(runtime, trie, settings, reasoned, found, scorer, dense_weight, memory)
 
 
@@ -267,15 +293,12 @@ def _decode_tokens(
     beam_width: int,
     blocked: Blocked | None,
     boosts: Boosts | None,
-    candidates: torch.Tensor | None,
 ) -> DecodedItems:
     """The beam over item tokens, from the root of the trie to its leaves; best item first, boosts included.
 
     Boosts decide with the most that they add below a node which beams go on, and are no part of the scores.
-    candidates: (B, U) catalogue rows that are scored as well, in rows behind the beams, and follow in the answer.
     """
     cache, log_probs = reasoned.cache, reasoned.first_log_probs
-    given = None if candidates is None else given_items(runtime, trie, settings, reasoned, candidates)
     scores = reasoned.scores.log_softmax(-1)  # (B, P): the log shares
     node = torch.zeros(scores.shape, dtype=torch.int64, device=scores.device)
     path = torch.arange(scores.shape[1], device=scores.device).expand(scores.shape)
@@ -304,13 +327,6 @@ def _decode_tokens(
         chosen_log_probs = torch.cat([select_rows(chosen_log_probs, parent), chosen], -1)
         if level + 1 < trie.levels:
             token, block = trie.token[node], settings.level_ranges[level + 1]
-            if given is not None:
-                parent = torch.cat([parent, given.parent], 1)
-                token = torch.cat([token, given.tokens[..., level]], 1)
             hidden, cache = decode_step(runtime, cross, cache.select(parent), runtime.embed(token))
-            log_probs = token_log_probs(runtime, settings, hidden, block)  # (B, Q + U, C)
-            if given is not None:
-                given = given.longer(log_probs, block[0])
-                log_probs = log_probs[:, : node.shape[1]]
-    found = DecodedItems(node - trie.level_start[trie.levels], scores, path, chosen_log_probs)
-    return found if given is None else with_candidates(found, given.scored)
+            log_probs = token_log_probs(runtime, settings, hidden, block)  # (B, K, C)
+    return DecodedItems(node - trie.level_start[trie.levels], scores, path, chosen_log_probs)

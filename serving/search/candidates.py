@@ -2,8 +2,8 @@
 
 The beam sees token probabilities alone; an item with a low-probability prefix and a high dense or neighbour score would
 never be found by it [open]. Only what a history touches and the best by dense score can be favoured: the rest of the
-catalogue is never looked at. Candidates are chosen before the beam begins, so that their rows share the decoder's
-passes with the beam's: a pass of their own costs half as much again.
+catalogue is never looked at. What the memory alone chooses is known before any reasoning, and its tokens share the pass
+of the last step; other candidates have a pass of their own (`serving/search/scoring.py`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from serving.network.runtime import Runtime
 from serving.search.decoder import NEG_INF, DecodedItems, stable_topk
 from serving.search.dense import DenseScore
 from serving.search.memory import MemoryScores
+from serving.types import SearchSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,23 @@ def best_candidates(trie: Trie, count: int, blocked: Blocked | None, favours: Fa
     bonus = bonus.masked_fill(is_barred, NEG_INF)
     chosen = stable_topk(bonus, items, min(count, bonus.shape[1]))
     return items.gather(1, chosen).masked_fill(bonus.gather(1, chosen) == NEG_INF, NO_ITEM)
+
+
+def known_ahead(
+    runtime: Runtime,
+    trie: Trie,
+    settings: SearchSettings,
+    blocked: Blocked | None,
+    memory: MemoryScores | None,
+    boosts: Boosts | None,
+) -> torch.Tensor | None:
+    """The candidates, if the memory alone chooses them and all continue one path of reasoning; else None.
+
+    Shape: (B, U), as of `best_candidates`.
+    """
+    if memory is None or not memory.decides or not settings.dense_candidates or settings.paths > 1 or trie.levels == 1:
+        return None
+    return best_candidates(trie, settings.dense_candidates, blocked, favoured(runtime, None, None, memory, boosts))
 
 
 def with_candidates(found: DecodedItems, candidates: DecodedItems) -> DecodedItems:

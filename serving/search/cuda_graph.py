@@ -41,9 +41,9 @@ class Bucket:
     """The searches that share a graph.
 
     items: how many buckets of times a history has room for, 0 if the network reads none. dense: whether any request has
-    a dense weight. memory: the items that a memory may list, 0 if no request has one; gate: whether it has a gate.
-    blocked: the address of the rules' buffers, whether lists are read and whether prepared sets are; None without
-    rules.
+    a dense weight. memory: the items that a memory may list, 0 if no request has one; gate: whether it has a gate;
+    decides: as in `MemoryScores`. blocked: the address of the rules' buffers, whether lists are read and whether
+    prepared sets are; None without rules.
     """
 
     batch: int
@@ -55,6 +55,7 @@ class Bucket:
     dense: bool
     memory: int
     gate: bool
+    decides: bool
     blocked: tuple[int, bool, bool] | None
 
 
@@ -114,6 +115,7 @@ class GraphSearch:
             dense_weight is not None,
             0 if memory is None else _power_of_two(max(memory.items.shape[1], LEAST_MEMORY)),
             memory is not None and memory.gate is not None,
+            memory is not None and memory.decides,
             None if blocked is None else (blocked.inverted.data_ptr(), *blocked.reads),
         )
         if blocked is not None and len(blocked.own) != bucket.batch:
@@ -153,7 +155,7 @@ class GraphSearch:
             gate = torch.zeros(bucket.batch, device=device) if bucket.gate else None
             items = torch.full((bucket.batch, bucket.memory), NO_ITEM, dtype=torch.int64, device=device)
             scores, elsewhere = torch.zeros(items.shape, device=device), torch.zeros(bucket.batch, device=device)
-            memory = MemoryScores(items, scores, elsewhere, gate)
+            memory = MemoryScores(items, scores, elsewhere, gate, bucket.decides)
         settings = replace(self.settings, paths=bucket.paths)
         if blocked is not None:
             blocked = replace(blocked, most=None)  # which differs between the batches that a graph serves

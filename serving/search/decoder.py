@@ -22,10 +22,10 @@ class DecoderCache:
 
     attention_mask: (B, Q, W) float, 0 for the slots that are a row's prefix or the row itself, -inf for all others:
     beams are chosen by their mask, and no cache entry is ever moved. distance: (W,) int64, how many positions a slot
-    is before the newest rows.
+    is before the newest rows. past: None before the first pass.
     """
 
-    past: KeysValues
+    past: KeysValues | None
     attention_mask: torch.Tensor
     distance: torch.Tensor
 
@@ -35,11 +35,22 @@ class DecoderCache:
 
 
 @dataclass(frozen=True, slots=True)
+class Ahead:
+    """Items whose tokens were decoded along with the last step of reasoning.
+
+    items: (B, U) int64 catalogue rows, or `NO_ITEM`. later: (B, U, M - 1), log P of their tokens but the first.
+    """
+
+    items: torch.Tensor
+    later: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class ReasoningPaths:
     """The reasoning paths at their last step, the likeliest first.
 
     first_log_probs: (B, P, C), log P of an item's first token. scores: (B, P), log-probability of the path. states:
-    (B, P, L + 1, D). tokens, log_probs: (B, P, L).
+    (B, P, L + 1, D). tokens, log_probs: (B, P, L). ahead: None if no items were named before.
     """
 
     cache: DecoderCache
@@ -48,6 +59,7 @@ class ReasoningPaths:
     states: torch.Tensor
     tokens: torch.Tensor
     log_probs: torch.Tensor
+    ahead: Ahead | None = None
 
 
 @dataclass(frozen=True, slots=True)

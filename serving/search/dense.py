@@ -76,7 +76,7 @@ def _by_index(runtime: Runtime, index: ItemIndex, states: torch.Tensor, best: in
     queries = states.reshape(-1, width) * width**-0.5  # (B * P, D)
     rows, logits = index.search(queries, max(BEST, best), runtime.vectors_of)
     column = torch.searchsorted(runtime.sampled_items, rows).clamp(max=len(runtime.sampled_items) - 1)
-    is_sampled = runtime.sampled_items[column] == rows
+    is_sampled = runtime.sampled_items.take(column) == rows
     sampled = queries @ runtime.item_sample.T
     others, of_sample = index.items - (rows >= 0).sum(1), sampled.shape[1] - is_sampled.sum(1)
     stands_for = (others / of_sample.clamp(min=1)).log()  # how many, each of the sample

@@ -59,7 +59,7 @@ class MemoryScores:
     items: (B, T) int64, ascending, then NO_ITEM. scores: (B, T) float32, shares, or what is added to the network's
     scores. elsewhere: (B,) float32, the same for every item that is not listed. gate: (B,) float32, as in `LookedUp`
     with the weight included; inf for a request without memory. None: no gate. decides: whether the gate is known to be
-    finite for all requests, whose candidates are then the memory's alone; a captured graph knows nothing of its batch.
+    finite for all requests, whose candidates are then the memory's alone.
     """
 
     items: torch.Tensor

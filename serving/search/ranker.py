@@ -23,6 +23,7 @@ from serving.network.model import dense_logits
 from serving.network.runtime import Runtime
 from serving.network.t5 import CrossKeysValues
 from serving.search.beam import propose_items, reason, search, search_settings
+from serving.search.candidates import known_ahead
 from serving.search.decoder import NEG_INF
 from serving.search.memory import MemoryScores, look_up, weighted
 from serving.types import Beams, BundleSettings, EventData, Rules
@@ -159,8 +160,9 @@ class Ranker:
         exclude_seen, events: as in `rank`.
         """
         batch, settings = self.encode(histories, events), search_settings(self.vocabulary, self.settings)
-        reasoned = reason(self.runtime, settings, batch.cross, steps)
         with self.rules.blocked(_seen(histories, exclude_seen)) as blocked:
+            ahead = known_ahead(self.runtime, self.trie, settings, blocked, batch.memory, None)
+            reasoned = reason(self.runtime, settings, batch.cross, steps, ahead)
             proposed = propose_items(
                 self.runtime, self.trie, settings, batch.cross, reasoned, beam, blocked, None, batch.memory
             )

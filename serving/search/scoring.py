@@ -2,67 +2,30 @@
 
 All paths are at the root of the trie and merged there, as in `serving/search/beam.py`; an item's other tokens follow
 from the path that carries its first one. The decoder's work is in proportion to the items, not to their square: AT_ONCE
-of them share one pass, in which a row attends to its path's reasoning and to its own item's tokens.
+of them share one pass, in which a row attends to its path's reasoning and to its own item's tokens. Where there is a
+single path of reasoning, items that are known before it ends share the pass of its last step.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
+import torch.nn.functional as F
 
 from serving.items.trie import Trie
 from serving.network.runtime import Runtime
-from serving.network.t5 import CrossKeysValues
-from serving.search.decoder import NEG_INF, DecodedItems, ReasoningPaths, select_rows, token_log_probs
+from serving.network.t5 import CrossKeysValues, KeysValues
+from serving.search.decoder import (
+    NEG_INF,
+    Ahead,
+    DecodedItems,
+    DecoderCache,
+    ReasoningPaths,
+    select_rows,
+    token_log_probs,
+)
 from serving.types import Merge, SearchSettings
 
 AT_ONCE = 64
-
-
-@dataclass(frozen=True, slots=True)
-class GivenItems:
-    """U items of each request, of which j tokens have been scored.
-
-    tokens: (B, U, M) int64. scored: as `DecodedItems`, with the scores so far, and j token_log_probs. parent: (B, U)
-    int64, the decoder's rows that they continue.
-    """
-
-    tokens: torch.Tensor
-    scored: DecodedItems
-    parent: torch.Tensor
-
-    def longer(self, log_probs: torch.Tensor, first_id: int) -> GivenItems:
-        """With one more token scored, by the last U of Q rows.
-
-        Shape: log_probs (B, Q, C), of the ids first_id .. first_id + C - 1.
-        """
-        scored, (batch, rows, _), count = self.scored, log_probs.shape, self.tokens.shape[1]
-        column = self.tokens[..., scored.token_log_probs.shape[-1], None] - first_id
-        chosen = log_probs[:, rows - count :].gather(-1, column)
-        token_log_probs = torch.cat([scored.token_log_probs, chosen], -1)
-        longer = DecodedItems(scored.leaf, scored.scores + chosen[..., 0], scored.path, token_log_probs)
-        parent = torch.arange(rows - count, rows, device=log_probs.device).expand(batch, -1)
-        return GivenItems(self.tokens, longer, parent)
-
-
-def given_items(
-    runtime: Runtime, trie: Trie, settings: SearchSettings, reasoned: ReasoningPaths, items: torch.Tensor
-) -> GivenItems:
-    """Items in the order given, with their first tokens scored; -inf for those that are not in the trie.
-
-    Shape: items (B, U) int64 catalogue rows, U > 0, or `NO_ITEM`.
-    """
-    is_row = items < len(trie.leaf)
-    rows = items.clamp(max=len(trie.leaf) - 1)
-    leaf, tokens = trie.leaf[rows].long(), runtime.item_tokens[rows]  # (B, U), (B, U, M)
-    log_probs = reasoned.first_log_probs  # (B, P, C)
-    merged, carrier = merge_paths(reasoned.scores.log_softmax(-1).unsqueeze(-1) + log_probs, settings.merge)
-    column = tokens[..., 0] - settings.level_ranges[0][0]
-    path = carrier.gather(1, column)
-    chosen = log_probs.flatten(1).gather(1, path * log_probs.shape[2] + column).unsqueeze(-1)
-    scores = merged.gather(1, column).masked_fill(~is_row | (leaf < 0), NEG_INF)
-    return GivenItems(tokens, DecodedItems(leaf.clamp(min=0), scores, path, chosen), path)
 
 
 def score_items(
@@ -72,17 +35,26 @@ def score_items(
     cross: CrossKeysValues,
     reasoned: ReasoningPaths,
     items: torch.Tensor,
+    later: torch.Tensor | None = None,
 ) -> DecodedItems:
     """Items in the order given; -inf for those that are not in the trie, such as `NO_ITEM`.
 
-    Shape: items (B, U) int64 catalogue rows, U > 0.
+    later: log P of their tokens but the first, where it is known. Shapes: items (B, U) int64 catalogue rows, U > 0,
+    later (B, U, M - 1).
     """
-    given = given_items(runtime, trie, settings, reasoned, items)
-    first = given.scored
-    parts = zip(torch.split(first.path, AT_ONCE, 1), torch.split(given.tokens, AT_ONCE, 1), strict=True)
-    later = torch.cat([_later_log_probs(runtime, settings, cross, reasoned, *part) for part in parts], 1)
-    log_probs = torch.cat([first.token_log_probs, later], -1)
-    return DecodedItems(first.leaf, first.scores + later.sum(-1), first.path, log_probs)
+    is_row = items < len(trie.leaf)
+    rows = items.clamp(max=len(trie.leaf) - 1)
+    leaf, tokens = trie.leaf[rows].long(), runtime.item_tokens[rows]  # (B, U), (B, U, M)
+    log_probs = reasoned.first_log_probs  # (B, P, C)
+    merged, carrier = merge_paths(reasoned.scores.log_softmax(-1).unsqueeze(-1) + log_probs, settings.merge)
+    column = tokens[..., 0] - settings.level_ranges[0][0]
+    path = carrier.gather(1, column)
+    first = log_probs.flatten(1).gather(1, path * log_probs.shape[2] + column).unsqueeze(-1)
+    if later is None:
+        parts = zip(torch.split(path, AT_ONCE, 1), torch.split(tokens, AT_ONCE, 1), strict=True)
+        later = torch.cat([_later_log_probs(runtime, settings, cross, reasoned, *part) for part in parts], 1)
+    scores = (merged.gather(1, column) + later.sum(-1)).masked_fill(~is_row | (leaf < 0), NEG_INF)
+    return DecodedItems(leaf.clamp(min=0), scores, path, torch.cat([first, later], -1))
 
 
 def merge_paths(candidates: torch.Tensor, merge: Merge) -> tuple[torch.Tensor, torch.Tensor]:
@@ -95,6 +67,32 @@ def merge_paths(candidates: torch.Tensor, merge: Merge) -> tuple[torch.Tensor, t
     return merged, carrier
 
 
+def decode_ahead(
+    runtime: Runtime,
+    settings: SearchSettings,
+    cross: CrossKeysValues,
+    cache: DecoderCache | None,
+    x: torch.Tensor,
+    items: torch.Tensor,
+) -> tuple[torch.Tensor, DecoderCache, Ahead]:
+    """`decode_step` for the last step of the only path of reasoning, with items that continue it in the same pass.
+
+    The step has one row, for which a CPU reads all weights; with the items' rows it does so no more often. The cache
+    keeps nothing of the items. Shapes: x (B, 1, D) -> hidden (B, 1, D), items (B, U) catalogue rows, or `NO_ITEM`.
+    """
+    tokens = runtime.item_tokens[items.clamp(max=len(runtime.item_tokens) - 1)]  # (B, U, M)
+    if cache is None:
+        cache = DecoderCache(None, x.new_zeros(len(x), 1, 0), torch.zeros(0, dtype=torch.int64, device=x.device))
+    rows = 1 + tokens.shape[1] * (tokens.shape[2] - 1)
+    mask = cache.attention_mask.expand(-1, rows, -1)
+    hidden, past, later = _decode(runtime, settings, cross, cache, mask, x, tokens)
+    slots = len(cache.distance) + 1
+    own = DecoderCache(
+        runtime.first_slots(past, slots), F.pad(cache.attention_mask, (0, 1)), F.pad(cache.distance + 1, (0, 1))
+    )
+    return hidden, own, Ahead(items, later)
+
+
 def _later_log_probs(
     runtime: Runtime,
     settings: SearchSettings,
@@ -105,24 +103,44 @@ def _later_log_probs(
 ) -> torch.Tensor:
     """log P of all tokens of items but the first. Shapes: path (B, U), tokens (B, U, M) -> (B, U, M - 1)."""
     batch, count, levels = tokens.shape
-    later = levels - 1
-    if not later:
+    if levels == 1:
         return reasoned.scores.new_zeros(batch, count, 0)
-    cache, row = reasoned.cache, torch.arange(count * later, device=tokens.device)
-    item, position = row // later, row % later
+    mask = select_rows(reasoned.cache.attention_mask, path).repeat_interleave(levels - 1, 1)
+    nothing = reasoned.states.new_zeros(batch, 0, reasoned.states.shape[-1])
+    return _decode(runtime, settings, cross, reasoned.cache, mask, nothing, tokens)[2]
+
+
+def _decode(
+    runtime: Runtime,
+    settings: SearchSettings,
+    cross: CrossKeysValues,
+    cache: DecoderCache,
+    mask: torch.Tensor,
+    x: torch.Tensor,
+    tokens: torch.Tensor,
+) -> tuple[torch.Tensor, KeysValues, torch.Tensor]:
+    """One pass over F = 0 or 1 rows that come next, and behind them over all tokens but the last of U items.
+
+    mask: what rows see of the cache. Shapes: mask (B, F + U * (M - 1), W), x (B, F, D), tokens (B, U, M) -> hidden
+    (B, F, D), the past with all rows, and log P of the tokens but the first (B, U, M - 1).
+    """
+    (batch, first, _), (_, count, levels) = x.shape, tokens.shape
+    later = levels - 1
+    row = torch.arange(-first, count * later, device=x.device)
+    item, position = row // later, (row % later + first).masked_fill(row < 0, 0)  # all continue item -1, which is x
     behind = position[:, None] - position
+    is_hidden = (behind < 0) | ((item[:, None] != item) & (item >= 0))
+    own_mask = x.new_zeros(behind.shape).masked_fill(is_hidden, NEG_INF)
     distance = torch.cat([cache.distance + 1 + position[:, None], behind.clamp(min=0)], 1)
-    is_prefix = (item[:, None] == item) & (behind >= 0)
-    own_mask = cache.attention_mask.new_zeros(behind.shape).masked_fill(~is_prefix, NEG_INF)
-    reasoning_mask = select_rows(cache.attention_mask, path).repeat_interleave(later, 1)
-    attention_mask = torch.cat([reasoning_mask, own_mask.expand(batch, -1, -1)], -1)
+    attention_mask = torch.cat([mask, own_mask.expand(batch, -1, -1)], -1)
     bias = runtime.relative_bias[:, distance] + attention_mask.unsqueeze(1)
-    hidden, _ = runtime.step(runtime.embed(tokens[:, :, :-1].flatten(1)), bias, cross, cache.past)
-    hidden = hidden.view(batch, count, later, -1)
+    rows = torch.cat([x, runtime.embed(tokens[:, :, :-1].flatten(1))], 1)
+    hidden, past = runtime.step(rows, bias, cross, cache.past)
+    of_items = hidden[:, first:].view(batch, count, later, -1)
     of_levels = [
-        token_log_probs(runtime, settings, hidden[:, :, level], block).gather(
+        token_log_probs(runtime, settings, of_items[:, :, level], block).gather(
             -1, tokens[..., level + 1, None] - block[0]
         )
         for level, block in enumerate(settings.level_ranges[1:])
     ]
-    return torch.cat(of_levels, -1)
+    return hidden[:, :first], past, torch.cat(of_levels, -1)

@@ -310,13 +310,16 @@ def test_reasoning_paths_do_not_multiply_the_beam(monkeypatch: pytest.MonkeyPatc
     assert rows == [1, 5, 5, 6, 6]  # start, two steps of five paths, two item tokens of six beams
 
 
-def test_candidates_share_the_passes_of_the_beam(monkeypatch: pytest.MonkeyPatch):
+def test_candidates_of_the_memory_share_the_pass_of_the_last_step(monkeypatch: pytest.MonkeyPatch):
     bundle = tiny_model(40, neighbours=True, neighbours_weight=1.0, gate=GATE, dense_candidates=4, seed=4)
     engine = Engine(bundle)
     rows = rows_of_passes(engine, monkeypatch)
-    (found,) = ask(engine, Request((1, 2), 10, 6, 0))
-    assert rows == [1, 6 + 4, 6 + 4]
+    (found,) = ask(engine, Request((1, 2), 10, 6, 1))
+    assert rows == [1, 1 + 4 * 2, 6, 6]
     assert len(set(found.items)) == len(found.items)  # what the beam finds too is listed once
+    rows.clear()
+    ask(engine, Request((1, 2), 10, 6, 1, paths=2))  # any of which may carry a candidate
+    assert rows == [1, 2, 6, 6, 4 * 2]
 
 
 def test_candidates_are_looked_for_among_as_many_as_the_rules_can_bar(monkeypatch: pytest.MonkeyPatch):
@@ -339,14 +342,20 @@ def test_candidates_are_looked_for_among_as_many_as_the_rules_can_bar(monkeypatc
     assert read == [2 + 3, touched] and touched > 2 + 3
 
 
-def test_an_answer_does_not_depend_on_whether_the_memory_decides_for_the_whole_batch():
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("steps", [0, 1, 2])
+def test_an_answer_does_not_depend_on_whether_the_memory_decides_for_the_whole_batch(runtime, steps):
+    """Candidates are decoded along with the reasoning where it does, and in a pass of their own where it does not."""
     bundle = tiny_model(
         40, neighbours=True, neighbours_weight=1.0, gate=GATE, dense_weight=0.5, dense_candidates=4, seed=9
     )
-    request = Request((1, 2), 10, 6, 1)
-    (alone,) = ask(Engine(bundle), request)
-    together, _ = ask(Engine(bundle), request, replace(request, neighbours_weight=0.0))
-    assert_same_answer(together, alone)
+    engine, request = Engine(bundle, runtime=runtime), Request((1, 2), 10, 6, steps, explain=True)
+    (alone,) = ask(engine, request)
+    together, _ = ask(engine, request, replace(request, neighbours_weight=0.0))
+    assert_same_answer(together, alone, TOLERANCE)
+    assert alone.trace is not None and together.trace is not None
+    np.testing.assert_allclose(together.trace.token_log_probs, alone.trace.token_log_probs, atol=TOLERANCE)
+    assert_as_reference(bundle, request, alone)
 
 
 def test_paths_are_the_likeliest(monkeypatch: pytest.MonkeyPatch):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -71,10 +71,10 @@ def parts():
 @torch.inference_mode()
 @pytest.mark.parametrize("ruled", [False, True])
 @pytest.mark.parametrize("dense", [False, True])
-@pytest.mark.parametrize("memory", ["none", "added", "mixed"])
+@pytest.mark.parametrize("memory", ["none", "added", "mixed", "decides"])
 def test_replays_answer_like_the_search(parts, ruled, dense, memory):
     runtime, trie, settings, book = parts
-    graphs = GraphSearch(runtime, trie, settings, run_again)
+    graphs, paths = GraphSearch(runtime, trie, settings, run_again), 1 if memory == "decides" else 2
     rng = torch.Generator().manual_seed(0)
     for batch, history in ((1, 3), (3, 40), (1, 33), (5, 8), (3, 7), (1, 1)):
         hidden = torch.randn(batch, history, 16, generator=rng)
@@ -87,6 +87,7 @@ def test_replays_answer_like_the_search(parts, ruled, dense, memory):
             "none": None,
             "added": MemoryScores(items, scores, scores[:, 0] - 3, None),
             "mixed": MemoryScores(items, scores.exp(), torch.zeros(batch), gate),
+            "decides": MemoryScores(items, scores.exp(), torch.zeros(batch), gate, decides=True),
         }[memory]
         rules = [Rules(exclude=(row, 2 * row), catalogue="small" if row == 2 else None) for row in range(batch)]
         rules += [Rules()] * (padded_batch(batch) - batch)
@@ -95,10 +96,10 @@ def test_replays_answer_like_the_search(parts, ruled, dense, memory):
         buckets = torch.randint(0, 32, mask.shape, generator=rng) * mask if dense else None
         with book.blocked(rules) as blocked:
             options = {"steps": 2, "beam_width": 12, "dense_weight": weight, "memory": found_in_memory}
-            found = graphs.search(hidden, mask, paths=2, blocked=blocked, buckets=buckets, **options)
+            found = graphs.search(hidden, mask, paths=paths, blocked=blocked, buckets=buckets, **options)
         cross = runtime.cross_keys_values(hidden, mask, buckets)
         with book.blocked(rules[:batch]) as blocked:
-            expected = search(runtime, trie, settings, cross, blocked=blocked, **options)
+            expected = search(runtime, trie, replace(settings, paths=paths), cross, blocked=blocked, **options)
         assert_same_beams(found, expected)
     assert len(graphs._graphs) == 5  # (1, 32) served two of the six
 

@@ -3,10 +3,11 @@
     OMP_NUM_THREADS=1 python -m benchmarks.service.http_cost
 
 Engine and service run on the same core with one thread of arithmetic, the sender on the others. They take short turns,
-so that a noisy moment affects both. `share` is the service's throughput relative to the engine's, the median over
-rounds; `cpu_share` compares CPU time per request instead, which other work on the machine affects less. HTTP costs
-about the same for every model, so its share depends on the model: there are two, the bundle's and a random one of 5M
-parameters.
+so that a noisy moment affects both, and are started several times, because two processes of the same program differ by
+some percent for as long as they live. `share` is the service's throughput relative to the engine's, the median over the
+turns of all processes; `cpu_share` compares CPU time per request instead, which other work on the machine affects less.
+HTTP costs about the same for every model, so its share depends on the model: there are two, the bundle's and a random
+one of 5M parameters.
 
 The service runs at its default log level and writes a line per request (`log_lines`); a second one, at level `warning`,
 shows what these lines cost. `holds` is judged at the default level.
@@ -14,6 +15,7 @@ shows what these lines cost. `holds` is judged at the default level.
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 import time
@@ -23,7 +25,7 @@ from itertools import cycle
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -50,13 +52,21 @@ Row = dict[str, Any]
 Turn = tuple[float, float, float, float]  # requests a second and CPU seconds per request: of the engine, of the service
 
 
+class Turns(NamedTuple):
+    """Of one process of the service, and how many lines it logged per request."""
+
+    turns: list[Turn]
+    log_lines: float
+
+
 def main() -> int:
     parser = argument_parser("benchmarks.service.http_cost", __doc__)
     parser.add_argument("--bundle", type=Path, default=Path("bundles/demo"))
     parser.add_argument("--runtime", default="onnx")
     parser.add_argument("--steps", type=numbers, default=[0, 4], help="reasoning steps (0,4)")
     parser.add_argument("--cores", default="0", help="of engine and service; the sender gets the others (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--repeats", type=int, default=5, help="how often all are started (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=2, help="turns of each, every time (%(default)s)")
     parser.add_argument("--seconds", type=float, default=1, help="length of a turn (%(default)s)")
     parser.add_argument("--out", type=result_file, default=ROOT / "benchmarks/results/http_cost.json")
     options = parser.parse_args()
@@ -65,18 +75,14 @@ def main() -> int:
     with TemporaryDirectory() as folder:
         bundles = {"bundle": options.bundle, "random": write_random(random_bundle(), Path(folder) / "random")}
         for kind, bundle in bundles.items():
-            with ExitStack() as stack:
-                alone = stack.enter_context(engine(bundle, options.runtime, options.seconds, cores))
-                services = {
-                    level: stack.enter_context(service(bundle, options.runtime, arguments, cores))
-                    for level, arguments in LOG_LEVELS.items()
-                }
-                for steps in options.steps:
-                    found = in_turns(bundle, steps, alone, services, rest, options.rounds, options.seconds)
-                    for level, (turns, log_lines) in found.items():
-                        row = {"model": name(bundle), "steps": steps, "log_level": level, "log_lines": log_lines}
-                        rows.append(row | summarise(turns, AT_LEAST[kind] if level == "default" else None))
-                        print(table(rows[-1:], COLUMNS), flush=True)
+            found: dict[tuple[int, str], list[Turns]] = {}
+            for _ in range(options.repeats):
+                for key, turns in measure(bundle, options, cores, rest).items():
+                    found.setdefault(key, []).append(turns)
+            for (steps, level), repeats in sorted(found.items()):
+                row = {"model": name(bundle), "steps": steps, "log_level": level}
+                rows.append(row | summarise(repeats, AT_LEAST[kind] if level == "default" else None))
+                print(table(rows[-1:], COLUMNS), flush=True)
     print("\n" + table(rows, COLUMNS))
     run.record(options.out, [0], rows, beam=BEAM, batch=BATCH, clients=CLIENTS)
     return 0 if all(row.get("holds", True) for row in rows) else 1
@@ -104,6 +110,23 @@ def service(bundle: Path, runtime: str, options: Sequence[str], cores: set[int])
         yield server
 
 
+def measure(
+    bundle: Path, options: argparse.Namespace, cores: set[int], rest: set[int] | None
+) -> dict[tuple[int, str], Turns]:
+    """Starts engine and services once. By number of steps and log level."""
+    with ExitStack() as stack:
+        alone = stack.enter_context(engine(bundle, options.runtime, options.seconds, cores))
+        services = {
+            level: stack.enter_context(service(bundle, options.runtime, arguments, cores))
+            for level, arguments in LOG_LEVELS.items()
+        }
+        return {
+            (steps, level): turns
+            for steps in options.steps
+            for level, turns in in_turns(bundle, steps, alone, services, rest, options.rounds, options.seconds).items()
+        }
+
+
 def in_turns(
     bundle: Path,
     steps: int,
@@ -112,8 +135,8 @@ def in_turns(
     cores: set[int] | None,
     rounds: int,
     seconds: float,
-) -> dict[str, tuple[list[Turn], float]]:
-    """Engine and services, one after the other, `rounds` times. By service: its turns, and log lines per request."""
+) -> dict[str, Turns]:
+    """Engine and services, one after the other, `rounds` times. By service."""
     assert alone.stdin and alone.stdout
     path = f"/recommend?reasoning_steps={steps}"
     bodies = [{"path": path, "body": {"history": ids, "beam_width": BEAM}} for ids in histories_of_ids(bundle)]
@@ -135,14 +158,16 @@ def in_turns(
             requests[level] += len(sent)
     for level, server in services.items():
         lines[level] += server.log_lines()
-    return {level: (turns[level], round(lines[level] / requests[level], 2)) for level in services}
+    return {level: Turns(turns[level], lines[level] / requests[level]) for level in services}
 
 
-def summarise(turns: Sequence[Turn], at_least: float | None) -> Row:
-    """Medians over turns, and whether the share of the throughput is high enough."""
+def summarise(repeats: Sequence[Turns], at_least: float | None) -> Row:
+    """Medians over the turns of all processes, and whether the share of the throughput is high enough."""
+    turns = [turn for repeat in repeats for turn in repeat.turns]
     engine_rate, engine_cpu, http_rate, http_cpu = (median(values) for values in zip(*turns, strict=True))
     shares = [http / engine for engine, _, http, _ in turns]
     row: Row = {
+        "log_lines": round(median(repeat.log_lines for repeat in repeats), 2),
         "engine_per_s": round(engine_rate, 1),
         "http_per_s": round(http_rate, 1),
         "share": round(median(shares), 3),

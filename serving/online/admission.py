@@ -219,8 +219,9 @@ class Admission(Generic[T]):
         work, in_time = self._seconds_of(before, pace), False
         wait = max(work, self._seconds_to_turn(demand.client))
         for plan in demand.plans():
-            if self._meets_deadline(plan, before.get(plan, 0), wait, pace, left, demand.flexible):
-                if self._has_room(plan, before.get(plan, 0), work, pace):
+            mates = before.get(plan, 0) % self._jobs_per_batch(plan)
+            if self._meets_deadline(plan, mates, wait, pace, left, demand.flexible):
+                if self._has_room(plan, mates, work, pace):
                     return plan
                 in_time = True
         if not in_time and all(self._batch_seconds(plan, 1, _share(demand)) > left for plan in demand.plans()):
@@ -241,27 +242,20 @@ class Admission(Generic[T]):
             self._refused.clear()
         self._refused[client if client in self._shares else NEWCOMER] = until, wait
 
-    def _meets_deadline(self, plan: Plan, alike: int, wait: float, pace: float, left: float, flexible: bool) -> bool:
-        """alike: jobs of the plan that run before."""
+    def _meets_deadline(self, plan: Plan, mates: int, wait: float, pace: float, left: float, flexible: bool) -> bool:
+        """mates: the jobs before it in its batch."""
         if left == math.inf:
             return True
-        ahead, batch_mates = self._ahead(plan, alike, wait, pace)
+        ahead = max(0.0, wait - pace * self._batch_seconds(plan, mates))  # until its batch begins, at worst
         # A fixed plan on an idle engine is tried if it usually fits: refusing it would help nobody.
-        share = LIKELY if flexible or ahead else TYPICAL
-        seconds = self._batch_seconds(plan, batch_mates + 1, share)
+        seconds = self._batch_seconds(plan, mates + 1, LIKELY if flexible or ahead else TYPICAL)
         return WAIT_SAFETY_FACTOR * ahead + seconds <= left
 
-    def _has_room(self, plan: Plan, alike: int, work: float, pace: float) -> bool:
+    def _has_room(self, plan: Plan, mates: int, work: float, pace: float) -> bool:
         if not self._depth:
             return True  # work larger than the whole bound is still done, once the engine is free
-        mates = alike % self._jobs_per_batch(plan)
         more = self._batch_seconds(plan, mates + 1) - self._batch_seconds(plan, mates)
         return work + pace * more <= self._max_wait
-
-    def _ahead(self, plan: Plan, alike: int, wait: float, pace: float) -> tuple[float, int]:
-        """For a job that enters now: seconds until its batch begins, at worst, and how many others that batch has."""
-        mates = alike % self._jobs_per_batch(plan)
-        return max(0.0, wait - pace * self._batch_seconds(plan, mates)), mates
 
     def _before(self, client: Hashable) -> dict[Plan, int]:
         """How many jobs of each plan run before a job of the client that enters now."""

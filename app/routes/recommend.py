@@ -14,7 +14,6 @@ from fastapi import Depends, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError, WithJsonSchema
 from starlette.datastructures import QueryParams
-from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -132,16 +131,17 @@ def ahead_of(app: ASGIApp) -> ASGIApp:
     }
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] not in routes:
+            await app(scope, receive, send)
+            return
         scope["route"] = route = routes[scope["path"]]
-        await route.handle(scope, receive, send)
+        try:
+            await route.handle(scope, receive, send)
+        except errors.EXPECTED as error:
+            response = await errors.handle(Request(scope), error)
+            await response(scope, receive, send)
 
-    direct = ExceptionMiddleware(answer, errors.HANDLERS)
-
-    async def choose(scope: Scope, receive: Receive, send: Send) -> None:
-        is_direct = scope["type"] == "http" and scope["path"] in routes
-        await (direct if is_direct else app)(scope, receive, send)
-
-    return choose
+    return answer
 
 
 @lru_cache(64)  # there are few different queries

@@ -121,7 +121,9 @@ class Neighbours:
         # numpy sorts integers of up to 16 bits digit by digit, in a third of the time that comparing wider ones takes.
         order = np.lexsort((item.astype(np.uint16), (item >> 16).astype(np.uint16)))
         item = item[order]
-        starts = np.flatnonzero(np.diff(item, prepend=-1))
+        is_first = np.ones(len(item), bool)
+        np.not_equal(item[1:], item[:-1], out=is_first[1:])
+        starts = np.flatnonzero(is_first)
         n = np.add.reduceat(weight[order], starts) if len(starts) else weight
         is_positive = n > 0
         return item[starts[is_positive]], n[is_positive]

@@ -69,7 +69,7 @@ def favoured(
             own = own + boosts.of_items(best)
         items.append(dense.best)
         bonus.append(own.masked_fill(left_out, NEG_INF))
-    return Favoured(torch.cat(items, 1), torch.cat(bonus, 1))
+    return Favoured(*(part[0] if len(part) == 1 else torch.cat(part, 1) for part in (items, bonus)))
 
 
 def best_candidates(trie: Trie, count: int, blocked: Blocked | None, favours: Favoured) -> torch.Tensor:

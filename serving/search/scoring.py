@@ -9,7 +9,6 @@ single path of reasoning, items that are known before it ends share the pass of 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 from serving.items.trie import Trie
 from serving.network.runtime import Runtime
@@ -86,11 +85,10 @@ def decode_ahead(
     rows = 1 + tokens.shape[1] * (tokens.shape[2] - 1)
     mask = cache.attention_mask.expand(-1, rows, -1)
     hidden, past, later = _decode(runtime, settings, cross, cache, mask, x, tokens)
-    slots = len(cache.distance) + 1
-    own = DecoderCache(
-        runtime.first_slots(past, slots), F.pad(cache.attention_mask, (0, 1)), F.pad(cache.distance + 1, (0, 1))
-    )
-    return hidden, own, Ahead(items, later)
+    slots = len(cache.distance) + 1  # of one sequence, each of which is in the prefix of all that follows
+    distance = torch.arange(slots - 1, -1, -1, device=x.device)
+    cache = DecoderCache(runtime.first_slots(past, slots), x.new_zeros(len(x), 1, slots), distance)
+    return hidden, cache, Ahead(items, later)
 
 
 def _later_log_probs(
@@ -105,7 +103,7 @@ def _later_log_probs(
     batch, count, levels = tokens.shape
     if levels == 1:
         return reasoned.scores.new_zeros(batch, count, 0)
-    mask = select_rows(reasoned.cache.attention_mask, path).repeat_interleave(levels - 1, 1)
+    mask = select_rows(reasoned.cache.attention_mask, path).repeat(1, levels - 1, 1)
     nothing = reasoned.states.new_zeros(batch, 0, reasoned.states.shape[-1])
     return _decode(runtime, settings, cross, reasoned.cache, mask, nothing, tokens)[2]
 
@@ -121,26 +119,26 @@ def _decode(
 ) -> tuple[torch.Tensor, KeysValues, torch.Tensor]:
     """One pass over F = 0 or 1 rows that come next, and behind them over all tokens but the last of U items.
 
-    mask: what rows see of the cache. Shapes: mask (B, F + U * (M - 1), W), x (B, F, D), tokens (B, U, M) -> hidden
-    (B, F, D), the past with all rows, and log P of the tokens but the first (B, U, M - 1).
+    The items' first tokens come first, then their second ones. mask: what rows see of the cache. Shapes: mask
+    (B, F + (M - 1) * U, W), x (B, F, D), tokens (B, U, M) -> hidden (B, F, D), the past with all rows, and log P of the
+    tokens but the first (B, U, M - 1).
     """
     (batch, first, _), (_, count, levels) = x.shape, tokens.shape
-    later = levels - 1
-    row = torch.arange(-first, count * later, device=x.device)
-    item, position = row // later, (row % later + first).masked_fill(row < 0, 0)  # all continue item -1, which is x
+    row = torch.arange(-first, count * (levels - 1), device=x.device)  # x is row -1, which all items continue
+    item, position = row % count, row // count + first
     behind = position[:, None] - position
-    is_hidden = (behind < 0) | ((item[:, None] != item) & (item >= 0))
+    is_hidden = (behind < 0) | ((item[:, None] != item) & (row >= 0))
     own_mask = x.new_zeros(behind.shape).masked_fill(is_hidden, NEG_INF)
     distance = torch.cat([cache.distance + 1 + position[:, None], behind.clamp(min=0)], 1)
     attention_mask = torch.cat([mask, own_mask.expand(batch, -1, -1)], -1)
     bias = runtime.relative_bias[:, distance] + attention_mask.unsqueeze(1)
-    rows = torch.cat([x, runtime.embed(tokens[:, :, :-1].flatten(1))], 1)
+    by_level = tokens.transpose(1, 2)  # (B, M, U)
+    rows = torch.cat([x, runtime.embed(by_level[:, :-1].flatten(1))], 1)
     hidden, past = runtime.step(rows, bias, cross, cache.past)
-    of_items = hidden[:, first:].view(batch, count, later, -1)
-    of_levels = [
-        token_log_probs(runtime, settings, of_items[:, :, level], block).gather(
-            -1, tokens[..., level + 1, None] - block[0]
+    later = [
+        token_log_probs(runtime, settings, of_level, block).gather(-1, token.unsqueeze(-1) - block[0])
+        for of_level, token, block in zip(
+            torch.split(hidden[:, first:], count, 1), by_level[:, 1:].unbind(1), settings.level_ranges[1:], strict=True
         )
-        for level, block in enumerate(settings.level_ranges[1:])
     ]
-    return hidden[:, :first], past, torch.cat(of_levels, -1)
+    return hidden[:, :first], past, torch.cat(later, -1)

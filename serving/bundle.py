@@ -154,7 +154,14 @@ def _open(folder: Path, manifest: dict[str, Any], version: str) -> Bundle:
     if trie is not None:
         _check_trie(trie, catalogue.tokens)
         catalogue.fields.arrange(trie.order)
-    network = StreamRec(config, len(catalogue), settings.step_form, settings.ages, times=settings.time_bias)
+    network = StreamRec(
+        config,
+        len(catalogue),
+        settings.step_form,
+        settings.ages,
+        times=settings.time_bias,
+        reads_items=settings.item_input,
+    )
     network.t5.load_state_dict(_read_weights(folder, "model/model.safetensors"), assign=True)
     network.heads.load_state_dict(_read_weights(folder, "heads.safetensors"), assign=True)
     return Bundle(

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from serving.bundle import Bundle
 from serving.errors import BundleError, EngineError, RequestError
 from serving.items.events import time_buckets
-from serving.items.histories import history_tokens
+from serving.items.histories import history_items, history_tokens
 from serving.items.live import LiveIndex
 from serving.items.nearest import nearest_items
 from serving.items.neighbours import NO_ITEM
@@ -74,7 +74,9 @@ class Engine:
         tokens, mask = history_tokens(
             histories, self.bundle.catalogue.tokens, settings.max_items, settings.suffix_tokens
         )
-        hidden = self.runtime.encode(tokens.to(self.runtime.device), mask.to(self.runtime.device)).cpu()
+        device = self.runtime.device
+        items = history_items(histories, settings.max_items).to(device) if settings.item_input else None
+        hidden = self.runtime.encode(tokens.to(device), mask.to(device), items).cpu()
         rows = (row[real].numpy() for row, real in zip(hidden, mask, strict=True))
         return [EncoderState(row.astype(self.state_dtype)) for row in rows]
 

@@ -59,7 +59,12 @@ def settings_to_json(vocabulary: Vocabulary, settings: BundleSettings, neighbour
             "neighbours_gate": _gate_to_json(settings.gate),
             "merge": settings.merge,
         },
-        "encoder": {"attention": settings.attention, "age_bias": settings.age_bias, "time_bias": settings.time_bias},
+        "encoder": {
+            "attention": settings.attention,
+            "age_bias": settings.age_bias,
+            "time_bias": settings.time_bias,
+            "item_input": settings.item_input,
+        },
     }
 
 
@@ -82,6 +87,7 @@ def settings_from_json(manifest: dict[str, Any]) -> BundleSettings:
         normalise=score.get("normalise", "vocabulary"),
         age_bias=bool(manifest["encoder"].get("age_bias", False)),
         time_bias=bool(manifest["encoder"].get("time_bias", False)),
+        item_input=bool(manifest["encoder"].get("item_input", False)),
         type_weights=tuple(history.get("type_weights", {}).items()),
     )
     for name, values in CHOICES.items():

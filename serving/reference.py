@@ -44,7 +44,8 @@ class Reference:
             [history], bundle.catalogue.tokens, self.settings.max_items, self.settings.suffix_tokens
         )
         per_item = len(self.items[0])
-        hidden = self.network.t5.encode(tokens, mask, self.settings.attention, per_item)
+        items = torch.tensor([self.history], dtype=torch.int64) if self.settings.item_input else None
+        hidden = self.network.encode(tokens, mask, self.settings.attention, per_item, items)
         self.cross = self.network.cross_keys_values(hidden, mask, per_item, self._buckets(events, tokens.shape[1]))
 
     def _buckets(self, events: EventData | None, width: int) -> torch.Tensor | None:

@@ -104,6 +104,7 @@ class BundleSettings:
     in older bundles.
     age_bias: whether the decoder's cross-attention has a bias per age of an item, 0..max_items - 1 (heads.safetensors).
     time_bias: whether it has one by how long before the newest event an item's was (heads.safetensors).
+    item_input: whether the encoder reads a vector of each item beside its tokens (heads.safetensors).
     type_weights: how much events of a type count in the item memory, 1 where a type is not named; those of weight 0 are
     left out of histories.
     """
@@ -123,6 +124,7 @@ class BundleSettings:
     normalise: Normalise = "vocabulary"
     age_bias: bool = False
     time_bias: bool = False
+    item_input: bool = False
     type_weights: tuple[tuple[str, float], ...] = ()
 
     @property

@@ -72,7 +72,7 @@ def tiny_model(
         vocabulary.size, d_model=width, d_kv=8, d_ff=32, num_layers=2, num_decoder_layers=2, num_heads=2
     )
     made = BundleSettings(**{"max_items": 6, "default_steps": min(2, max_steps), "step_form": step_form, **settings})  # type: ignore[arg-type]
-    network = StreamRec(config, items, step_form, made.ages, times=made.time_bias)
+    network = StreamRec(config, items, step_form, made.ages, times=made.time_bias, reads_items=made.item_input)
     for parameter in network.heads.parameters():  # zero-initialised parts would hide mistakes
         torch.nn.init.normal_(parameter, std=0.3)
     catalogue = Catalogue(

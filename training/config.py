@@ -96,6 +96,7 @@ class ModelSettings(Settings):
     age_bias: a bias of the decoder's cross-attention by an item's age, 0 for the newest. With attention
     causal-by-item and without end_token, training is packed: several times faster.
     time_bias: another one by how long before the newest event an item's was; the data's times must be seconds.
+    item_input: the encoder reads a vector of each item beside its tokens, which tell it apart only together.
     normalise: what a token's softmax runs over, the tokens that may stand at its position (`block`) or the whole
     `vocabulary` [paper].
     """
@@ -111,6 +112,7 @@ class ModelSettings(Settings):
     attention: EncoderAttention = "bidirectional"
     age_bias: bool = False
     time_bias: bool = False
+    item_input: bool = False
     max_steps: Count = 4
     reasoning_codes: Count = 32
     step_form: StepForm = "both"

@@ -105,8 +105,8 @@ def verify(bundle_folder: Path) -> None:
 
     bundle = Bundle.load(bundle_folder)
     settings = bundle.settings
-    if settings.attention != "bidirectional" or settings.age_bias or settings.time_bias:
-        return  # transformers has none of these; the model card says how to build the mask and the bias
+    if settings.attention != "bidirectional" or settings.age_bias or settings.time_bias or settings.item_input:
+        return  # transformers has none of these; the model card says how to build mask, bias and input
     t5 = bundle.network.t5
     tokens, mask = history_tokens(
         [tuple(range(min(3, len(bundle.catalogue))))],
@@ -118,7 +118,9 @@ def verify(bundle_folder: Path) -> None:
     at = torch.arange(inputs.shape[1])
     bias = t5.decoder.position_bias(at, at).masked_fill(at[None, :] > at[:, None], float("-inf"))
     per_item = bundle.catalogue.tokens.shape[1]
-    cross = bundle.network.cross_keys_values(t5.encode(tokens, mask, "bidirectional", per_item), mask, per_item)
+    cross = bundle.network.cross_keys_values(
+        bundle.network.encode(tokens, mask, "bidirectional", per_item), mask, per_item
+    )
     ours = t5.logits(t5.decode(t5.shared(inputs), bias.unsqueeze(0), cross, None)[0])
     theirs: Any = T5ForConditionalGeneration.from_pretrained(bundle_folder / "model")
     expected = theirs.eval()(input_ids=tokens, attention_mask=mask.long(), decoder_input_ids=inputs).logits

@@ -67,6 +67,11 @@ def model_card(
             "event whose time is known an item's was: row min(31, 1 + floor(log2(1 + t))), column h of "
             "`time_bias.weight` (heads.safetensors); row 0 where the time is unknown, and for what follows the items.\n"
         )
+    if model.item_input:
+        causal += (
+            "\nThe encoder's input of each of an item's tokens is the token's embedding plus the item's row of "
+            "`item_input.weight` (heads.safetensors); nothing is added for items that came after training.\n"
+        )
     near = judged = ""
     excluded = "excluded, as by default in a request" if config.evaluation.exclude_seen else "not excluded"
     if work.settings.neighbours_weight:

@@ -206,12 +206,20 @@ def _entries(items: Items, catalogue: Catalogue) -> list[Entry]:
 
 
 def with_items(network: StreamRec, items: int) -> StreamRec:
-    """A copy of the network for more items: one that is new has no free vector yet."""
+    """A copy of the network for more items: one that is new has no vectors of its own yet."""
     width = network.t5.config.d_model
-    larger = StreamRec(network.t5.config, items, network.step_form, network.ages, times=network.times)
+    larger = StreamRec(
+        network.t5.config,
+        items,
+        network.step_form,
+        network.ages,
+        times=network.times,
+        reads_items=network.reads_items,
+    )
     weights = dict(network.state_dict())
-    free = weights["heads.item_free.weight"]
-    weights["heads.item_free.weight"] = torch.cat([free, torch.zeros(items - len(free), width)])
+    for name in ("heads.item_free.weight", "heads.item_input.weight"):
+        if name in weights:
+            weights[name] = torch.cat([weights[name], torch.zeros(items - len(weights[name]), width)])
     larger.load_state_dict(weights)
     return larger.eval()
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from serving.items.events import gap_buckets, time_buckets
-from serving.items.histories import history_tokens
+from serving.items.histories import history_items, history_tokens
 from serving.items.neighbours import Neighbours
 from serving.items.trie import Trie, build_trie
 from serving.items.vocabulary import END, Vocabulary
@@ -103,11 +103,12 @@ class Workspace:
         if isinstance(rows, Examples):
             item = rows.targets(index)[:, None]
             return Batch(self.encode_rows(rows, index), item, np.ones_like(item, dtype=bool))
-        per_item, t5 = self.item_tokens.shape[1], self.network.t5
+        per_item = self.item_tokens.shape[1]
         items, real, first = rows.items(index, targets)
-        tokens = self.item_tokens[self.send(items[:, :-1])].flatten(1)  # (B, S)
+        history = self.send(items[:, :-1])
+        tokens = self.item_tokens[history].flatten(1)  # (B, S)
         every = torch.ones(1, tokens.shape[1], dtype=torch.bool, device=self.device)  # no target sees the padding
-        hidden = t5.encode(tokens, every, self.settings.attention, per_item)
+        hidden = self.network.encode(tokens, every, self.settings.attention, per_item, history)
         seconds = rows.seconds_back(index, targets)
         buckets = None if seconds is None else self.send(gap_buckets(seconds))
         return Batch(self.network.prefixes(hidden, first, targets, per_item, buckets), items[:, first:], real)
@@ -141,7 +142,8 @@ class Workspace:
         tokens, mask = history_tokens(histories, self.item_tokens_np, self.settings.max_items, self.suffix)
         tokens, mask = self.send(tokens), self.send(mask)
         per_item = self.item_tokens.shape[1]
-        hidden = self.network.t5.encode(tokens, mask, self.settings.attention, per_item)
+        items = self.send(history_items(histories, self.settings.max_items)) if self.settings.item_input else None
+        hidden = self.network.encode(tokens, mask, self.settings.attention, per_item, items)
         return self.network.cross_keys_values(hidden, mask, per_item, self._buckets(times, tokens.shape[1]))
 
     def _buckets(self, times: Sequence[np.ndarray | None] | None, width: int) -> torch.Tensor | None:
@@ -167,6 +169,7 @@ def bundle_settings(model: ModelSettings, default_steps: int = 0, dense_weight: 
         normalise=model.normalise,
         age_bias=model.age_bias,
         time_bias=model.time_bias,
+        item_input=model.item_input,
     )
 
 
@@ -198,6 +201,7 @@ def make_workspace(
         model.step_form,
         bundle_settings(model).ages,
         times=model.time_bias,
+        reads_items=model.item_input,
     )
     return workspace_of(config, split, vocabulary, network, vocabulary.tokens_of(codes), embedding, device)
 

@@ -84,7 +84,7 @@ def make_case(model: Model, steps: int, batch: int, beams: int, seed: int) -> Ca
     rows = np.random.default_rng(seed).integers(0, len(model.item_tokens), (batch, HISTORY_ITEMS))
     tokens = model.item_tokens[torch.from_numpy(rows)].flatten(1)
     mask = torch.ones_like(tokens, dtype=torch.bool)
-    hidden = model.network.t5.encode(tokens, mask, "bidirectional", model.vocabulary.tokens_per_item)
+    hidden = model.network.encode(tokens, mask, "bidirectional", model.vocabulary.tokens_per_item)
     return Case(steps, beams, tokens, hidden)
 
 

@@ -32,3 +32,12 @@ def history_tokens(
         tokens[np.arange(len(recent)), end + offset] = token
     mask = position < np.maximum(1, end + len(suffix))[:, None]
     return torch.from_numpy(tokens), torch.from_numpy(mask)
+
+
+def history_items(histories: Sequence[Sequence[int] | np.ndarray], max_items: int) -> torch.Tensor:
+    """Catalogue rows of the last items, oldest first, -1 behind the shorter ones. Shape: (B, longest) int64."""
+    recent = [np.asarray(history[-max_items:], dtype=np.int64) for history in histories]
+    items = np.full((len(recent), max(map(len, recent))), -1, np.int64)
+    for row, own in enumerate(recent):
+        items[row, : len(own)] = own
+    return torch.from_numpy(items)

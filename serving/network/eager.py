@@ -57,8 +57,8 @@ class EagerRuntime:
         with torch.inference_mode(False), torch.no_grad():
             return self.vectors_of(self.sampled_items)
 
-    def encode(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        return self.network.t5.encode(tokens, mask, self.attention, self.item_tokens.shape[1])
+    def encode(self, tokens: torch.Tensor, mask: torch.Tensor, items: torch.Tensor | None = None) -> torch.Tensor:
+        return self.network.encode(tokens, mask, self.attention, self.item_tokens.shape[1], items)
 
     def cross_keys_values(
         self, hidden: torch.Tensor, mask: torch.Tensor, buckets: torch.Tensor | None = None

@@ -9,7 +9,9 @@ from torch import nn
 
 from serving.items.events import TIME_BUCKETS
 from serving.network.t5 import T5, CrossKeysValues, ModelConfig, float_mask
-from serving.types import StepForm
+from serving.types import EncoderAttention, StepForm
+
+FORGOTTEN = 0.1  # share of a history's items
 
 
 class Heads(nn.Module):
@@ -19,6 +21,9 @@ class Heads(nn.Module):
     residual   r_i = MLP_r(t - s_{i-1})                    [paper, stage 2]
     feedback   input of step i gets W s_{i-1}              [open: continuous thinking, zero at the start]
     item_free  v = sum of the item's token embeddings + a free vector   [open: what the dense score compares with]
+    item_input the encoder's input of each of an item's tokens also gets a vector of the item, zero at the start
+               [open: only where `reads_items`]. Its tokens tell an item apart only together; with this, attention
+               sees which item it is at once.
     age_bias   the decoder's cross-attention scores of an item get b[age, head], its newest item has age 0
                [open: so that a packed encoder pass can serve all prefixes; only where `ages` > 0]. It begins as ALiBi
                (Press et al. 2022), -age / 2^head: from zeros, what is recent takes hundreds of steps to be found.
@@ -26,14 +31,14 @@ class Heads(nn.Module):
                [open: only where `times`]
     """
 
-    def __init__(self, width: int, items: int, ages: int, heads: int, *, times: bool) -> None:
+    def __init__(self, width: int, items: int, ages: int, heads: int, *, times: bool, reads_items: bool) -> None:
         super().__init__()
         self.state = _mlp(width)
         self.residual = _mlp(width)
         self.feedback = nn.Linear(width, width, bias=False)
-        # numpy's zeros take neither memory nor time until they are written to, which a bundle's weights replace before.
-        zeros = torch.from_numpy(np.zeros((items, width), np.float32))
-        self.item_free = nn.Embedding.from_pretrained(zeros, freeze=False)  # type: ignore[no-untyped-call]
+        self.item_free = _zeros(items, width)
+        if reads_items:
+            self.item_input = _zeros(items, width)
         nn.init.zeros_(self.feedback.weight)
         if ages:
             self.age_bias = nn.Embedding(ages, heads)
@@ -48,17 +53,54 @@ class StreamRec(nn.Module):
     """T5 and heads together, with what needs both: the input of a reasoning step and the vectors of items.
 
     ages: how many ages of a history's items the cross-attention tells apart; 0: none, as in T5. times: whether it tells
-    apart how long before the newest event each was.
+    apart how long before the newest event each was. reads_items: whether the encoder reads vectors of the items beside
+    their tokens.
     """
 
     def __init__(
-        self, config: ModelConfig, items: int, step_form: StepForm, ages: int = 0, *, times: bool = False
+        self,
+        config: ModelConfig,
+        items: int,
+        step_form: StepForm,
+        ages: int = 0,
+        *,
+        times: bool = False,
+        reads_items: bool = False,
     ) -> None:
         super().__init__()
         self.t5 = T5(config)
-        self.heads = Heads(config.d_model, items, ages, config.num_heads, times=times)
+        self.heads = Heads(config.d_model, items, ages, config.num_heads, times=times, reads_items=reads_items)
         self.step_form = step_form
-        self.ages, self.times = ages, times
+        self.ages, self.times, self.reads_items = ages, times, reads_items
+
+    def embed_history(self, tokens: torch.Tensor, items: torch.Tensor | None, per_item: int) -> torch.Tensor:
+        """The encoder's input. items: of the tokens, for a network that reads them; others ignore them.
+
+        While training, FORGOTTEN of the items are read by their tokens alone, as one is that comes after training.
+        Shapes: tokens (B, S) int64, items (B, n) int64 catalogue rows, oldest first, -1 = none -> (B, S, D).
+        """
+        x: torch.Tensor = self.t5.shared(tokens)
+        if not self.reads_items:
+            return x
+        assert items is not None
+        table = self.heads.item_input
+        known = (items >= 0) & (items < table.num_embeddings)
+        if self.training:
+            known &= torch.rand(items.shape, device=items.device) >= FORGOTTEN
+        vectors = table(items.clamp(0, table.num_embeddings - 1)) * known.unsqueeze(-1)
+        vectors = vectors.repeat_interleave(per_item, 1)
+        return x + F.pad(vectors, (0, 0, 0, x.shape[1] - vectors.shape[1]))
+
+    def encode(
+        self,
+        tokens: torch.Tensor,
+        mask: torch.Tensor,
+        attention: EncoderAttention,
+        per_item: int,
+        items: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Encodes histories. Shapes: mask (B, S) bool, real positions; tokens and items as above -> (B, S, D)."""
+        return self.t5.encode(self.embed_history(tokens, items, per_item), mask, attention, per_item)
 
     def step_input(self, token: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
         """The decoder's input for a reasoning step: the token o_i, the fed-back state s_{i-1}, or both.
@@ -145,6 +187,13 @@ class StreamRec(nn.Module):
 def dense_logits(state: torch.Tensor, item_vectors: torch.Tensor) -> torch.Tensor:
     """<s, v_i> / sqrt(D), the state against every item. Shapes: (..., D), (I, D) -> (..., I)."""
     return F.linear(state * state.shape[-1] ** -0.5, item_vectors)
+
+
+def _zeros(items: int, width: int) -> nn.Embedding:
+    """numpy's zeros take neither memory nor time until they are written to, which a bundle's weights replace before."""
+    zeros = torch.from_numpy(np.zeros((items, width), np.float32))
+    table: nn.Embedding = nn.Embedding.from_pretrained(zeros, freeze=False)  # type: ignore[no-untyped-call]
+    return table
 
 
 def _mlp(width: int) -> nn.Sequential:

@@ -61,9 +61,10 @@ class OnnxRuntime(EagerRuntime):
         )
         self._inputs = [value.name for value in self._step.get_inputs()]
 
-    def encode(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        bias = self.network.t5.encoder_bias(mask, self.attention, self.item_tokens.shape[1])
-        inputs = {"x": self.network.t5.shared(tokens).numpy(), "bias": bias.numpy()}
+    def encode(self, tokens: torch.Tensor, mask: torch.Tensor, items: torch.Tensor | None = None) -> torch.Tensor:
+        per_item = self.item_tokens.shape[1]
+        bias = self.network.t5.encoder_bias(mask, self.attention, per_item)
+        inputs = {"x": self.network.embed_history(tokens, items, per_item).numpy(), "bias": bias.numpy()}
         return torch.from_numpy(_run(self._encoder, inputs)[0])
 
     def cross_keys_values(

@@ -37,8 +37,8 @@ class Runtime(Protocol):
         """The vectors of `sampled_items`. Shape: (n, D)."""
         ...
 
-    def encode(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Encodes histories. Shapes: (B, S) int64, (B, S) bool -> (B, S, D)."""
+    def encode(self, tokens: torch.Tensor, mask: torch.Tensor, items: torch.Tensor | None = None) -> torch.Tensor:
+        """Encodes histories. items: see `StreamRec.embed_history`. Shapes: (B, S) int64, (B, S) bool -> (B, S, D)."""
         ...
 
     def cross_keys_values(

@@ -255,15 +255,13 @@ class T5(nn.Module):
             if kind in stds:
                 nn.init.normal_(parameter, std=stds[kind])
 
-    def encode(
-        self, tokens: torch.Tensor, mask: torch.Tensor, attention: EncoderAttention, per_item: int
-    ) -> torch.Tensor:
-        """Encodes histories. Shapes: tokens (B, S) int64, mask (B, S) bool, real positions -> (B, S, D).
+    def encode(self, x: torch.Tensor, mask: torch.Tensor, attention: EncoderAttention, per_item: int) -> torch.Tensor:
+        """Encodes embedded histories. Shapes: x (B, S, D), mask (B, S) bool, real positions -> (B, S, D).
 
         `causal-by-item`: a token sees its own and earlier items only (`per_item` tokens each, from position 0).
         """
         bias = self.encoder_bias(mask, attention, per_item)
-        x: torch.Tensor = self.encoder.dropout(self.shared(tokens))
+        x = self.encoder.dropout(x)
         for block in self.encoder.blocks:
             x, _ = block(x, bias)
         x = self.encoder.dropout(self.encoder.final_layer_norm(x))

@@ -14,7 +14,7 @@ import torch
 
 from serving.items.blocked import Blocked
 from serving.items.events import time_buckets
-from serving.items.histories import history_tokens
+from serving.items.histories import history_items, history_tokens
 from serving.items.neighbours import Neighbours
 from serving.items.rules import RuleBook
 from serving.items.trie import Trie, build_trie
@@ -142,7 +142,9 @@ class Ranker:
         if settings.time_bias and events is not None:
             times = [each.times for each in events]
             buckets = torch.from_numpy(time_buckets(times, settings.max_items, tokens.shape[1])).to(runtime.device)
-        return EncodedBatch(runtime.cross_keys_values(runtime.encode(tokens, mask), mask, buckets), memory)
+        items = history_items(histories, settings.max_items).to(runtime.device) if settings.item_input else None
+        hidden = runtime.encode(tokens, mask, items)
+        return EncodedBatch(runtime.cross_keys_values(hidden, mask, buckets), memory)
 
     @torch.inference_mode()
     def propose(

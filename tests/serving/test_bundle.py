@@ -87,8 +87,8 @@ def test_every_setting_and_note_off_its_default_is_read_back(tmp_path):
     made = tiny_model(
         max_items=7, suffix_tokens=(1,), default_steps=3, step_form="state", paths=2, merge="max", temperature=0.7,
         dense_weight=0.25, dense_candidates=5, neighbours_weight=0.5, attention="causal-by-item", normalise="block",
-        gate=Gate(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8), age_bias=True, time_bias=True, neighbours=True,
-        int8={"passed": False},
+        gate=Gate(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8), age_bias=True, time_bias=True, item_input=True,
+        neighbours=True, int8={"passed": False},
         type_weights=(("view", 0.0), ("purchase", 2.5)),
     )  # fmt: skip
     plain = BundleSettings()

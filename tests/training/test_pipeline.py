@@ -106,13 +106,15 @@ def test_the_log_holds_losses_and_diagnostics_of_every_stage(made):
     assert '"u0"' not in text and '"i0"' not in text
 
 
-def test_a_model_that_reads_times_goes_through_all_stages(tmp_path, capsys):
+def test_a_model_that_reads_times_and_items_goes_through_all_stages(tmp_path, capsys):
     data = write_shop(tmp_path / "shop", first=1_700_000_000, pause=3600)
-    assert main(command("run", data, tmp_path / "bundle", "model.time_bias=true")) == 0
+    assert main(command("run", data, tmp_path / "bundle", "model.time_bias=true", "model.item_input=true")) == 0
     bundle = Bundle.load(tmp_path / "bundle")
     assert bundle.settings.time_bias and bundle.network.heads.time_bias.weight.any()
+    assert bundle.settings.item_input and bundle.network.heads.item_input.weight.any()
     card = (tmp_path / "bundle" / "README.md").read_text()
-    assert "`time_bias.weight` (heads.safetensors)" in card and "Full ranking for 20 of 60 users" in card
+    assert "`time_bias.weight` (heads.safetensors)" in card and "`item_input.weight` (heads.safetensors)" in card
+    assert "Full ranking for 20 of 60 users" in card
     assert "Validation while training is on 20 of 60 users" in capsys.readouterr().out
     assert main(["evaluate", "--bundle", str(tmp_path / "bundle"), "--data", str(data), "--steps", "0"]) == 0
     measured = json.loads(capsys.readouterr().out)

@@ -20,12 +20,13 @@ from serving.online.catalogues import KIND
 from serving.online.changelog import CHANGES_FILE, FileLog, RedisLog, stream_key
 from serving.online.live_catalogue import LiveCatalogue
 from serving.online.redis_link import RedisLink, connect
-from tests.builders import tiny_bundle
+from tests.builders import tiny_bundle, tiny_model
 from tests.conftest import RedisServer
 from tests.training.shops import command
 from tests.training.small import ITEMS, walks
 from tests.waiting import DEADLINE
 from training.__main__ import main
+from training.update import with_items
 
 FROM_TEXT = (
     "tokenizer.kind=rqvae", "tokenizer.source=text", "tokenizer.rqvae.steps=20", "tokenizer.rqvae.warmup_steps=5",
@@ -164,6 +165,12 @@ def test_without_steps_the_weights_stay_and_a_new_item_has_no_free_vector(
     free = after.pop("heads.item_free.weight")
     assert torch.equal(free[:ITEMS], before.pop("heads.item_free.weight")) and not free[ITEMS:].any()
     assert len(free) == ITEMS + 2 and all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_what_the_encoder_reads_of_a_new_item_is_its_tokens_alone() -> None:
+    network = tiny_model(4, item_input=True).network
+    larger = with_items(network, 6).heads.item_input.weight
+    assert torch.equal(larger[:4], network.heads.item_input.weight) and not larger[4:].any()
 
 
 def test_the_memory_is_fitted_to_the_new_interactions(earlier: Path, new_data: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from serving.network.model import StreamRec, dense_logits
+from serving.network.model import FORGOTTEN, StreamRec, dense_logits
 from serving.network.t5 import ModelConfig
 from serving.types import StepForm
 
@@ -79,3 +79,30 @@ def test_prefixes_see_their_own_items_and_know_how_old_each_is():
         seen, unseen = cross.bias[1, :, prefix, : len(age)], cross.bias[1, :, prefix, len(age) :]
         torch.testing.assert_close(seen, network.heads.age_bias.weight[age].T)
         assert (unseen == float("-inf")).all()
+
+
+@torch.no_grad()
+def test_the_encoder_reads_a_vector_of_each_item_that_it_was_trained_on():
+    torch.manual_seed(0)
+    network = StreamRec(CONFIG, items=4, step_form="both", reads_items=True).eval()
+    tokens = torch.tensor([[3, 7, 4, 7, 5, 8, 1], [3, 7, 0, 0, 0, 0, 0]])  # two tokens an item; 1 ends the history
+    items = torch.tensor([[3, 9, 0], [3, -1, -1]])  # 9 came after training
+    table, embedded = network.heads.item_input.weight, network.t5.shared.weight[tokens]
+    torch.testing.assert_close(network.embed_history(tokens, items, 2), embedded)  # all are zero at the start
+    torch.nn.init.normal_(table)
+    added = network.embed_history(tokens, items, 2) - embedded
+    nothing = torch.zeros(WIDTH)
+    torch.testing.assert_close(added[0], torch.stack([table[3]] * 2 + [nothing] * 2 + [table[0]] * 2 + [nothing]))
+    torch.testing.assert_close(added[1], torch.stack([table[3]] * 2 + [nothing] * 5))
+
+
+@torch.no_grad()
+def test_while_training_some_items_are_read_by_their_tokens_alone():
+    torch.manual_seed(0)
+    network = StreamRec(CONFIG, items=4, step_form="both", reads_items=True).train()
+    torch.nn.init.normal_(network.heads.item_input.weight)
+    tokens, items = torch.full((100, 40), 3), torch.zeros(100, 20, dtype=torch.int64)
+    added = network.embed_history(tokens, items, 2) - network.t5.shared.weight[3]
+    forgotten = (added.abs().amax(-1) < 1e-6).view(100, 20, 2)
+    assert torch.equal(forgotten[..., 0], forgotten[..., 1])  # an item's tokens are read alike
+    assert abs(float(forgotten.float().mean()) - FORGOTTEN) < 0.05

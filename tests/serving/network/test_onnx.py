@@ -19,7 +19,7 @@ from onnx import TensorProto, helper
 from serving.bundle import Bundle
 from serving.engine import Engine
 from serving.errors import BundleError
-from serving.items.histories import history_tokens
+from serving.items.histories import history_items, history_tokens
 from serving.network.eager import EagerRuntime
 from serving.network.onnx import OnnxRuntime, _run, _session
 from serving.network.t5 import KeysValues
@@ -67,16 +67,18 @@ def caches_are_close(ours: list[np.ndarray], theirs: KeysValues) -> None:
     rows=st.lists(st.integers(1, 6), min_size=1, max_size=4),
     attention=st.sampled_from(["bidirectional", "causal-by-item"]),
     age_bias=st.booleans(),
+    item_input=st.booleans(),
 )
 @torch.inference_mode()
-def test_every_pass_equals_eager_torch(seed, batch, rows, attention, age_bias):
-    bundle = tiny_model(30, seed=seed, attention=attention, age_bias=age_bias)
+def test_every_pass_equals_eager_torch(seed, batch, rows, attention, age_bias, item_input):
+    bundle = tiny_model(30, seed=seed, attention=attention, age_bias=age_bias, item_input=item_input)
     eager, onnx = runtimes(bundle)
     rng, config = np.random.default_rng(seed), bundle.network.t5.config
     torch.manual_seed(seed)
-    tokens, mask = history_tokens(random_histories(rng, 30, batch), bundle.catalogue.tokens, 6, ())
-    hidden = eager.encode(tokens, mask)
-    close(onnx.encode(tokens, mask)[mask], hidden[mask])
+    histories = random_histories(rng, 30, batch)
+    (tokens, mask), items = history_tokens(histories, bundle.catalogue.tokens, 6, ()), history_items(histories, 6)
+    hidden = eager.encode(tokens, mask, items)
+    close(onnx.encode(tokens, mask, items)[mask], hidden[mask])
     expected, cross = eager.cross_keys_values(hidden, mask), onnx.cross_keys_values(hidden, mask)
     close(cross.bias, expected.bias)
     of_heads = [array.reshape(*array.shape[:2], config.num_heads, -1).swapaxes(1, 2) for array in cross.layers]
@@ -106,9 +108,10 @@ def test_every_pass_equals_eager_torch(seed, batch, rows, attention, age_bias):
     dense=st.sampled_from([0.0, 0.7]),
     beam=st.sampled_from([5, 64]),
     age_bias=st.booleans(),
+    item_input=st.booleans(),
 )
-def test_answers_equal_eager_torch(seed, items, steps, form, batch, paths, dense, beam, age_bias):
-    options = {"step_form": form, "dense_weight": dense, "paths": paths, "age_bias": age_bias}
+def test_answers_equal_eager_torch(seed, items, steps, form, batch, paths, dense, beam, age_bias, item_input):
+    options = {"step_form": form, "dense_weight": dense, "paths": paths, "age_bias": age_bias, "item_input": item_input}
     bundle = tiny_model(items, seed=seed, suffix_tokens=(1,), **options)
     rng = np.random.default_rng(seed)
     requests = [

@@ -22,7 +22,7 @@ def test_transformers_opens_the_bundle_and_agrees(tmp_path):
     decoder = torch.tensor([[2, 10, 11, 17]]).expand(3, -1)
     expected = theirs(input_ids=tokens, attention_mask=mask.long(), decoder_input_ids=decoder).logits
     t5 = bundle.network.t5
-    cross = bundle.network.cross_keys_values(t5.encode(tokens, mask, "bidirectional", 3), mask, 3)
+    cross = bundle.network.cross_keys_values(bundle.network.encode(tokens, mask, "bidirectional", 3), mask, 3)
     at = torch.arange(decoder.shape[1])
     bias = t5.decoder.position_bias(at, at).masked_fill(at[None, :] > at[:, None], float("-inf"))
     hidden, _ = t5.decode(t5.shared(decoder), bias.unsqueeze(0), cross, None)
@@ -72,10 +72,10 @@ def test_a_causal_encoder_does_not_see_later_items(tmp_path):
     network = Bundle.load(tiny_bundle(tmp_path / "b")).network
     tokens = torch.randint(8, 20, (1, 9))
     mask = torch.ones(1, 9, dtype=torch.bool)
-    before = network.t5.encode(tokens, mask, "causal-by-item", 3)
+    before = network.encode(tokens, mask, "causal-by-item", 3)
     changed = tokens.clone()
     changed[0, 6:] = 9
-    after = network.t5.encode(changed, mask, "causal-by-item", 3)
+    after = network.encode(changed, mask, "causal-by-item", 3)
     torch.testing.assert_close(before[:, :6], after[:, :6])
     assert not torch.allclose(before[:, 6:], after[:, 6:])
 

@@ -73,6 +73,7 @@ def worlds(draw: st.DrawFn) -> tuple[Bundle, list[Request]]:
         step_form=draw(st.sampled_from(["token", "state", "both"])),
         attention=draw(st.sampled_from(["bidirectional", "causal-by-item"])),
         age_bias=draw(st.booleans()),
+        item_input=draw(st.booleans()),
         suffix_tokens=draw(st.sampled_from([(), (1,)])),
         temperature=draw(st.sampled_from([1.0, 0.8])),
         merge=draw(st.sampled_from(["logsumexp", "max"])),

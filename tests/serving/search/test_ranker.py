@@ -27,7 +27,7 @@ def test_the_ranking_equals_brute_force(dense, monkeypatch):
 @pytest.mark.parametrize("steps", [0, 2])
 def test_the_ranking_by_state_is_that_of_the_dense_score(steps, monkeypatch):
     monkeypatch.setitem(module.BATCH_SIZE, "cpu", 3)
-    bundle = tiny_model(14, seed=3, age_bias=True)
+    bundle = tiny_model(14, seed=3, age_bias=True, item_input=True)
     found = ranker_of(bundle).rank_by_state(HISTORIES, steps)
     for row, history in enumerate(HISTORIES):
         reference = Reference(bundle, history.tolist(), steps)

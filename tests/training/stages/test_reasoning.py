@@ -27,10 +27,10 @@ HISTORIES = [(1, 2, 3), (4,), (9, 8, 7, 6, 5, 4, 3, 2)]
 
 
 def read(bundle: Bundle) -> CrossKeysValues:
-    settings, t5 = bundle.settings, bundle.network.t5
+    settings = bundle.settings
     tokens, mask = history_tokens(HISTORIES, bundle.catalogue.tokens, settings.max_items, settings.suffix_tokens)
     per_item = bundle.vocabulary.tokens_per_item
-    hidden = t5.encode(tokens, mask, settings.attention, per_item)
+    hidden = bundle.network.encode(tokens, mask, settings.attention, per_item)
     return bundle.network.cross_keys_values(hidden, mask, per_item)
 
 

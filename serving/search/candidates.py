@@ -57,17 +57,17 @@ def favoured(
         items.append(memory.items)
         bonus.append(own.masked_fill(memory.items > last, NEG_INF))  # padding, and what no index has room for yet
     if dense is not None and dense.best is not None and dense_weight is not None:
-        best = dense.best.clamp(max=last)
-        own = dense_weight[:, None] * dense.of(runtime, best)
-        left_out = (dense.best == NO_ITEM) | (dense_weight == 0)[:, None]
+        best = dense.best.items
+        own = dense_weight[:, None] * dense.best.scores
+        left_out = (best == NO_ITEM) | (dense_weight == 0)[:, None]
         if memory is not None and memory.gate is None:
-            elsewhere, is_touched = memory.of(dense.best)
+            elsewhere, is_touched = memory.of(best)
             own, left_out = own + elsewhere, left_out | is_touched
         elif memory is not None and memory.gate is not None:
             left_out = left_out | memory.gate[:, None].isfinite()
         if boosts is not None:
-            own = own + boosts.of_items(best)
-        items.append(dense.best)
+            own = own + boosts.of_items(best.clamp(max=last))
+        items.append(best)
         bonus.append(own.masked_fill(left_out, NEG_INF))
     return Favoured(*(part[0] if len(part) == 1 else torch.cat(part, 1) for part in (items, bonus)))
 

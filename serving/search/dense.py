@@ -16,7 +16,7 @@ what the index misses included.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -33,17 +33,26 @@ if TYPE_CHECKING:
 BEST = 64  # items that an index is asked for, at least
 
 
+class Best(NamedTuple):
+    """The items with the highest dense score on the likeliest path, in no order.
+
+    items: (B, C) int64 catalogue rows, NO_ITEM where there are fewer. scores: (B, C) float32.
+    """
+
+    items: torch.Tensor
+    scores: torch.Tensor
+
+
 @dataclass(frozen=True, slots=True)
 class DenseScore:
     """The dense score after each of P reasoning paths, of whatever items are asked for.
 
-    states: (B, P, D). log_partition: (B, P), log Z. best: (B, C) int64, catalogue rows with the highest score on the
-    likeliest path, in no order; NO_ITEM where there are fewer. None if they were not asked for.
+    states: (B, P, D). log_partition: (B, P), log Z. best: None if they were not asked for.
     """
 
     states: torch.Tensor
     log_partition: torch.Tensor
-    best: torch.Tensor | None
+    best: Best | None
 
     def of(self, runtime: Runtime, items: torch.Tensor, path: torch.Tensor | None = None) -> torch.Tensor:
         """Shapes: items (B, N) catalogue rows, path (B, N), the likeliest for all if None -> (B, N)."""
@@ -63,12 +72,13 @@ def dense_score(runtime: Runtime, trie: Trie, states: torch.Tensor, blocked: Blo
     if runtime.item_index is not None:
         return _by_index(runtime, runtime.item_index, states, best)
     logits = dense_logits(states, runtime.item_vectors)  # (B, P, I)
-    named = None
+    log_partition, named = logits.logsumexp(-1), None
     if best:
         is_barred = (trie.leaf < 0).unsqueeze(0) if blocked is None else blocked.items(trie)
         likeliest = logits[:, 0].masked_fill(is_barred[:, : logits.shape[-1]], NEG_INF)
-        named = stable_topk(likeliest, None, min(best, likeliest.shape[1]))
-    return DenseScore(states, logits.logsumexp(-1), named)
+        items = stable_topk(likeliest, None, min(best, likeliest.shape[1]))
+        named = Best(items, logits[:, 0].gather(1, items) - log_partition[:, :1])
+    return DenseScore(states, log_partition, named)
 
 
 def _by_index(runtime: Runtime, index: ItemIndex, states: torch.Tensor, best: int) -> DenseScore:
@@ -84,5 +94,8 @@ def _by_index(runtime: Runtime, index: ItemIndex, states: torch.Tensor, best: in
     # An item that is named leaves the sample; -inf for all others goes to a column that is none.
     spare = terms.shape[1] - 1
     log_partition = terms.scatter(1, column.masked_fill(~is_sampled, spare), NEG_INF).logsumexp(1).view(batch, paths)
-    named = rows.masked_fill(rows < 0, NO_ITEM).view(batch, paths, -1)[:, 0] if best else None
+    named = None
+    if best:
+        items, likeliest = (part.view(batch, paths, -1)[:, 0] for part in (rows, logits))
+        named = Best(items.masked_fill(items < 0, NO_ITEM), likeliest - log_partition[:, :1])
     return DenseScore(states, log_partition, named)

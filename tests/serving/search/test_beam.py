@@ -21,7 +21,7 @@ from serving.reference import Reference
 from serving.search import scoring
 from serving.search.beam import reason
 from serving.search.candidates import favoured
-from serving.search.dense import DenseScore
+from serving.search.dense import Best, DenseScore
 from serving.search.memory import MemoryScores
 from serving.types import Answer, Gate, Request, Rules, RuntimeName
 from tests.answers import assert_same_answer
@@ -393,7 +393,7 @@ def test_the_bonus_of_a_candidate_is_that_of_the_likeliest_path(monkeypatch: pyt
         return scores[0][items]
 
     monkeypatch.setattr(DenseScore, "of", of)
-    dense = DenseScore(scores, scores, torch.tensor([[3, 0]]))
+    dense = DenseScore(scores, scores, Best(torch.tensor([[3, 0]]), scores[:1, [3, 0]]))
     half, inf, never = torch.tensor([0.5]), torch.tensor([float("inf")]), torch.tensor([0.0])
     touched, values = torch.tensor([[0, 2, NO_ITEM]]), torch.tensor([[0.25, 0.75, 0.0]])
     elsewhere = torch.tensor([-3.0])

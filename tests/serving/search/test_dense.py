@@ -55,7 +55,8 @@ def test_the_partition_is_estimated_from_the_best_and_a_sample(monkeypatch: pyte
     found = dense_score(engine.runtime, engine.trie, states, None, 10)
     error = (found.log_partition - exact.log_partition).abs()
     assert error.mean() < 0.04 and error.max() < 0.15
-    assert exact.best is None and found.best is not None and found.best.shape == (50, dense.BEST)
+    assert exact.best is None and found.best is not None and found.best.items.shape == (50, dense.BEST)
+    torch.testing.assert_close(found.best.scores, found.of(engine.runtime, found.best.items), atol=1e-5, rtol=1e-5)
 
 
 def test_explanations_name_the_nearest_items_of_the_index() -> None:

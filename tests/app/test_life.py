@@ -299,8 +299,8 @@ def test_auto_takes_no_steps_that_gain_nothing(gains: list[tuple[float, float, f
         for requested, timeout in product(("auto", None), (None, 50_000)):
             assert ask(client, requested, history=HISTORY, timeout_ms=timeout).json()["reasoning_steps"] == auto
         slow(costs, 100, steps=(2, 3, 4))
-        # one step would be in time, and gains nothing
-        assert ask(client, "auto", history=HISTORY, timeout_ms=50_000).json()["reasoning_steps"] == 0
+        # one step would be in time, and gains nothing; estimates are kept for a moment
+        eventually(lambda: ask(client, "auto", history=HISTORY, timeout_ms=50_000).json()["reasoning_steps"] == 0)
         assert ask(client, 1, history=HISTORY, timeout_ms=50_000).json()["reasoning_steps"] == 1
 
 

@@ -724,3 +724,13 @@ def test_estimates_are_kept_for_a_while_and_no_longer() -> None:
     assert cost_after_a_batch() == 1.0
     clock.now += ESTIMATES_KEPT_S
     assert cost_after_a_batch() == 2.0
+
+
+def test_an_estimate_that_refuses_is_made_again_though_no_batch_runs() -> None:
+    clock, costs = Clock(), Changing()
+    admission = make(clock, costs)
+    with pytest.raises(DeadlineExceeded):
+        admission.decide(demand(deadline=clock.now + 0.9))
+    costs.seconds = 0.5
+    clock.now += ESTIMATES_KEPT_S
+    assert admission.decide(demand(deadline=clock.now + 0.9)) is not None

@@ -26,15 +26,20 @@ def open_engine(settings: Settings, folder: Path) -> Engine:
 
 
 def calibration(settings: Settings, engine: EngineLike) -> Iterator[list[Search]]:
-    """Batches to run once each, so that the first time budget meets measurements instead of guesses, and the first
-    real request no shape that was never run: every number of steps with narrow beams and with full batches."""
+    """Batches to run, so that the first time budget meets measurements instead of guesses: every number of steps with
+    one search, and three of them with batches of every size too, for these take most of a start: none, the default, and
+    the most, which is what those between are taken for until they have been measured. A GPU's graphs are captured here,
+    every one before a request needs it."""
     bundle = engine.bundle
     history = tuple(bundle.catalogue.popular(bundle.max_items, Rules()))
     beam, k = settings.default_beam_width, min(10, settings.default_beam_width)
-    shapes = [(width, 1) for width in narrower_beams(beam, k)]
+    alone = [(width, 1) for width in narrower_beams(beam, k)]
     largest_batch = max(1, min(settings.max_batch, settings.max_batch_rows // beam))
-    shapes += [(beam, 2**power) for power in range(1, largest_batch.bit_length())]
-    for steps, (width, count) in product(range(bundle.max_steps + 1), shapes):
+    batches = [(beam, 2**power) for power in range(1, largest_batch.bit_length())]
+    every = range(bundle.max_steps + 1)
+    in_batches = every if settings.runtime == "cuda" else sorted({0, bundle.default_steps, bundle.max_steps})
+    shapes = [*product(every, alone), *product(in_batches, batches)]
+    for steps, (width, count) in shapes:
         request = Request(history, k, width, steps, Rules(exclude=history))
         for _ in range(CALIBRATION_RUNS):
             yield [Search(engine, request) for _ in range(count)]

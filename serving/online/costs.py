@@ -64,18 +64,27 @@ class CostTable:
     def estimate(self, steps: int, rows: int, share: float = LIKELY, model: str = "") -> float:
         """The seconds within which `share` of such batches finish; 0 while nothing has been measured of the model.
 
-        A shape that was never measured is assumed to cost what the next larger one does, and beyond the largest in
-        proportion to its rows: too much rather than too little. Steps never measured count as the nearest that were.
+        A shape that was never measured is assumed to cost what the next larger one does, of its own number of steps or
+        of a larger one, whichever is less; and beyond the largest in proportion to its rows: too much rather than too
+        little. More steps than were ever measured count as the most that were.
         """
         with self._lock:
             measured = self._runs.get(model)
             if not measured:
                 return 0.0
-            entries = measured.get(steps) or measured[min(measured, key=lambda known: abs(known - steps))]
+            steps = min(steps, max(measured))
+            entries = measured.get(steps, {})
             if rows in entries:
                 return self._decayed(entries[rows], share)
-            nearest = min((known for known in entries if known > rows), default=max(entries))
-            return self._decayed(entries[nearest], share) * max(1.0, rows / nearest)
+            larger = [
+                self._decayed(of_steps[min(known for known in of_steps if known >= rows)], share)
+                for number, of_steps in measured.items()
+                if number >= steps and max(of_steps) >= rows
+            ]
+            if larger:
+                return min(larger)
+            entries = entries or measured[min(number for number in measured if number > steps)]
+            return self._decayed(entries[max(entries)], share) * rows / max(entries)
 
     def table(self, model: str = "") -> list[dict[str, Any]]:
         """The measurements of a model for people: milliseconds, one row per number of steps and of beam rows."""

@@ -354,7 +354,9 @@ def test_the_cost_table_is_measured_at_start_and_kept_up_to_date(client: TestCli
         cost = client.get("/models").json()["models"][0]["cost"]
         return sum(entry["runs"] for entry in cost if (entry["reasoning_steps"], entry["beam_rows"]) == (steps, rows))
 
-    assert all(runs(steps, rows) for steps in range(5) for rows in (10, 25, 50, 100, 200))
+    assert all(runs(steps, rows) for steps in range(5) for rows in (10, 25, 50))
+    assert all(runs(steps, rows) for steps in (0, 2, 4) for rows in (100, 200))  # none, the default, the most
+    assert not any(runs(steps, rows) for steps in (1, 3) for rows in (100, 200))
     before = runs(2, 50)
     ask(client, 2, history=HISTORY)
     assert runs(2, 50) == before + 1

@@ -50,6 +50,18 @@ def test_an_unmeasured_shape_is_taken_for_no_cheaper_than_it_is() -> None:
     assert CostTable(Clock()).estimate(2, 50) == 0.0  # nothing known: try
 
 
+def test_steps_that_no_batch_was_measured_of_count_as_the_next_more_that_were() -> None:
+    table, _ = measured()
+    table.observe(7, 50, 0.08)
+    table.observe(7, 1600, 1.0)
+    table.observe(9, 1600, 0.9)
+    assert table.estimate(6, 50) == pytest.approx(0.08)  # as 7 steps
+    assert table.estimate(2, 1600) == pytest.approx(0.9)  # as 9 steps
+    assert table.estimate(7, 60) == pytest.approx(0.9)
+    assert table.estimate(9, 3200) == pytest.approx(1.8)
+    assert table.estimate(5, 3200) == pytest.approx(2.0)  # as 7 steps, the next more, twice
+
+
 def test_a_slow_estimate_fades_so_that_it_is_tried_again() -> None:
     table, clock = measured()
     table.observe(4, 50, 5.0)

@@ -27,9 +27,9 @@ def open_engine(settings: Settings, folder: Path) -> Engine:
 
 def calibration(settings: Settings, engine: EngineLike) -> Iterator[list[Search]]:
     """Batches to run, so that the first time budget meets measurements instead of guesses: every number of steps with
-    one search, and three of them with batches of every size too, for these take most of a start: none, the default, and
-    the most, which is what those between are taken for until they have been measured. A GPU's graphs are captured here,
-    every one before a request needs it."""
+    one search, but batches of every size only with no steps, the default number and the most, because they take most of
+    a start. Until the others are measured, `CostTable` takes them for the next larger. On a GPU every shape is run:
+    that captures its graph before a request needs it."""
     bundle = engine.bundle
     history = tuple(bundle.catalogue.popular(bundle.max_items, Rules()))
     beam, k = settings.default_beam_width, min(10, settings.default_beam_width)

@@ -15,6 +15,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app.lifecycle import Service
+from app.loading import calibration
 from app.main import create_app
 from serving.engine import Engine
 from serving.online.batcher import FAILURES
@@ -360,6 +361,12 @@ def test_the_cost_table_is_measured_at_start_and_kept_up_to_date(client: TestCli
     before = runs(2, 50)
     ask(client, 2, history=HISTORY)
     assert runs(2, 50) == before + 1
+
+
+def test_on_a_gpu_every_shape_is_run_at_start_so_that_no_request_waits_for_a_graph(engine: ShapedEngine) -> None:
+    batches = calibration(settings(runtime="cuda"), engine)
+    shapes = {(batch[0].request.reasoning_steps, len(batch)) for batch in batches}
+    assert shapes == set(product(range(5), (1, 2, 4)))
 
 
 def test_a_client_that_goes_away_costs_no_search(client: TestClient, engine: ShapedEngine, gate: Gate) -> None:

@@ -43,6 +43,7 @@ from training.export import export
 from training.ids.embed import item_embedding
 from training.ids.semantic_ids import GivenIds, build_semantic_ids
 from training.preflight import RunError, check_data, check_device, check_room, check_work_folder, stored_run
+from training.refit import TRIAL
 from training.stages.begin import begin_reasoning, check_collapse, has_labelled_thoughts
 from training.stages.distributed import SINGLE_PROCESS, Process, join_processes
 from training.stages.loop import Log, Outcome, run_stage
@@ -90,6 +91,7 @@ def run(
         if until == "tokenize":
             return
         stages = [stage for stage in STAGES[: STAGES.index(until) + 1] if stage in TRAINED]
+        check_room(folder, work.network, stages, [TRIAL] if until == "export" and config.refit.epochs else [])
         summary = train(stages, work, folder, process)
         if until == "export" and process.is_first:
             write_version(work, data, folder, bundle_folder, summary)
@@ -117,7 +119,6 @@ def train(
     stages: Sequence[str], work: Workspace, folder: Path, process: Process, continues: bool = False
 ) -> dict[str, Any]:
     """Runs stages one after the other, and returns a summary of each. continues: see `train_stage`."""
-    check_room(folder, work.network, stages)
     drawn, held_out = work.config.evaluation.valid_users, len(work.split.valid_target)
     if process.is_first and drawn < held_out:
         print(f"Validation while training is on {drawn:,} of {held_out:,} users, the same every time.")

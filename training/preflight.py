@@ -83,17 +83,20 @@ def check_data(data: Dataset, split: Split, *, reads_times: bool = False) -> Non
         )
 
 
-def check_room(folder: Path, network: torch.nn.Module, stages: Sequence[str]) -> None:
+def check_room(folder: Path, network: torch.nn.Module, stages: Sequence[str], unvalidated: Sequence[str] = ()) -> None:
     """Raises StorageError if the disk cannot hold what the stages are certain to leave there.
 
     That is, per stage, the best weights and the latest ones with two moments of the optimiser; what an earlier run has
-    left of them is there already.
+    left of them is there already. unvalidated: further stages, which know no best weights.
     """
     weights = sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
     present = sum(
-        file.stat().st_size for stage in stages for file in folder.glob(f"{stage}.*.safetensors") if file.is_file()
+        file.stat().st_size
+        for stage in (*stages, *unvalidated)
+        for file in folder.glob(f"{stage}.*.safetensors")
+        if file.is_file()
     )
-    missing = 4 * weights * len(stages) - present
+    missing = (4 * len(stages) + 3 * len(unvalidated)) * weights - present
     free = shutil.disk_usage(folder).free
     if free < missing:
         raise StorageError(

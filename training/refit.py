@@ -29,6 +29,7 @@ from training.stages.sft import SftStep
 from training.workspace import Workspace
 
 WARMUP = 4  # the learning rate rises for a fourth of the steps
+TRIAL = "refit-trial"  # the stage that every run goes through; the one after it follows where the trial gains
 STEPS = {"pretrain": PretrainStep, "sft": SftStep}
 Recount = Callable[[Split], Neighbours]
 
@@ -51,7 +52,7 @@ def try_on_half(work: Workspace, data: Dataset, recount: Recount | None, folder:
     """What every second user's events teach the answers to the others, see `compare_on`. Arguments as of `learn`."""
     users = np.arange(len(work.split.valid_target))
     learners, judges = users[::2], users[1::2]
-    tried = learn(work, data, learners, recount, folder, log, "refit-trial")
+    tried = learn(work, data, learners, recount, folder, log, TRIAL)
     return {"learnt_from": len(learners), **compare_on(judges, work, tried)}
 
 

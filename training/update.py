@@ -40,7 +40,8 @@ from training.data.feedback import data_folder_of
 from training.data.prepare import Split, split_by, weigh
 from training.data.read import Items, data_files, read_data, read_items
 from training.pipeline import TRAINED, begin_run, check_start, fingerprint, train, write_version
-from training.preflight import RunError, check_data
+from training.preflight import RunError, check_data, check_room
+from training.refit import TRIAL
 from training.stages.distributed import join_processes
 from training.workspace import Workspace, workspace_of
 
@@ -87,6 +88,7 @@ def update(
                 shutil.copytree(folder / "tokenizer", work_folder / "tokenizer", dirs_exist_ok=True)
         work = continued(extended.bundle, config, split, process.device)
         stages = [stage for stage in TRAINED if work.stage_config(stage).steps]
+        check_room(work_folder, work.network, stages, [TRIAL] if config.refit.epochs else [])
         summary = train(stages, work, work_folder, process, continues=True)
         if process.is_first:
             write_version(work, data, work_folder, out, summary, extended.bundle)

@@ -126,6 +126,21 @@ def test_a_disk_that_cannot_hold_the_checkpoints_is_refused(tmp_path, monkeypatc
     (tmp_path / "sft.best.safetensors").write_bytes(b"0" * 1_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=7_100_000))
     check_room(tmp_path, network, ["sft", "rl"])
+    with pytest.raises(StorageError, match="7.1 MB left and this run writes 10.0 MB"):
+        check_room(tmp_path, network, ["sft", "rl"], ["refit-trial"])  # which keeps no best weights
+
+
+def test_a_run_that_learns_from_the_newest_events_needs_room_for_that_too(data, tmp_path, monkeypatch):
+    config = load_config(None, QUICK)
+
+    def asked(until: str, epochs: int) -> float:
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+        settings = config.model_copy(update={"refit": config.refit.model_copy(update={"epochs": epochs})})
+        with pytest.raises(StorageError) as refusal:
+            run(data, tmp_path / f"{until}-{epochs}", settings, until)
+        return float(str(refusal.value).split("writes ")[1].split(" MB")[0])
+
+    assert asked("export", 1) > asked("export", 0) == asked("rl", 1)
 
 
 def test_a_gpu_that_is_not_there_is_refused(data, tmp_path, capsys, monkeypatch):

@@ -28,7 +28,7 @@ from serving.items.titles import read_titles
 from serving.items.trie import Trie
 from serving.items.trie_file import read_trie
 from serving.items.vocabulary import Vocabulary
-from serving.manifest import GET_ANOTHER, check_files, read_manifest, settings_from_json
+from serving.manifest import GET_ANOTHER, OTHER_SUBSETS, SUBSETS, check_files, read_manifest, settings_from_json
 from serving.network.model import StreamRec
 from serving.network.t5 import ModelConfig
 from serving.search.beam import search_settings
@@ -144,7 +144,7 @@ def _open(folder: Path, manifest: dict[str, Any], version: str) -> Bundle:
         raise BundleError(
             f"The model knows {config.vocab_size} tokens and the vocabulary {vocabulary.size}. {GET_ANOTHER}"
         )
-    subsets = {path.stem: _read_json(path) for path in sorted((folder / "catalogues").glob("*.json"))}
+    subsets = _read_subsets(folder, manifest)
     mapped = folder / MAPPED_CATALOGUE if MAPPED_CATALOGUE in manifest["files"] else None
     catalogue = read_catalogue(folder / "catalogue.parquet", vocabulary.tokens_per_item, subsets, mapped)
     if TITLES in manifest["files"]:
@@ -180,6 +180,13 @@ def _open(folder: Path, manifest: dict[str, Any], version: str) -> Bundle:
         item_index=_read_item_index(folder, manifest, len(catalogue), config.d_model),
         sample=[SampleAnswer(**each) for each in _read_json(folder / SAMPLE)] if SAMPLE in manifest["files"] else [],
     )
+
+
+def _read_subsets(folder: Path, manifest: dict[str, Any]) -> dict[str, list[str] | str]:
+    """The named subsets in files that the manifest lists: others are no part of the bundle's version."""
+    files = [folder / name for name in sorted(manifest["files"]) if Path(name).parent == Path(SUBSETS)]
+    subsets = {file.stem: _read_json(file) for file in files if file.suffix == ".json"}
+    return subsets | (_read_json(folder / OTHER_SUBSETS) if OTHER_SUBSETS in manifest["files"] else {})
 
 
 def _read_neighbours(folder: Path, manifest: dict[str, Any], settings: BundleSettings, items: int) -> Neighbours | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -14,6 +16,7 @@ from safetensors.torch import save_file
 
 from serving.bundle import ITEM_INDEX, MAPPED_CATALOGUE, NEIGHBOURS, SAMPLE, TITLES, TRIE, Bundle
 from serving.files import replaced_folder
+from serving.items.catalogue import Catalogue
 from serving.items.catalogue_file import write_catalogue
 from serving.items.item_index import EXACT_ITEMS, build_index, write_index
 from serving.items.neighbours import write_neighbours
@@ -24,12 +27,17 @@ from serving.manifest import (
     FOLDERS,
     FORMAT,
     MANIFEST,
+    OTHER_SUBSETS,
+    SUBSETS,
     bundle_version,
     file_sha256,
     foreign_to_bundle,
     sealed,
     settings_to_json,
 )
+
+FILE_NAME = re.compile(r"[^./\\\0][^/\\\0]*")  # of a named subset, without its .json
+MAX_FILE_NAME = 250  # bytes; file systems permit 255
 
 
 def write_bundle(folder: Path, bundle: Bundle, *, model_card: str, write_tokenizer: Callable[[Path], None]) -> str:
@@ -58,16 +66,26 @@ def _write_files(folder: Path, bundle: Bundle, model_card: str, write_tokenizer:
         write_index(folder / ITEM_INDEX, build_index(len(bundle.catalogue), bundle.vectors_of))
     if bundle.sample:
         _write_json(folder / SAMPLE, [asdict(each) for each in bundle.sample])
-    for name, rows in bundle.catalogue.subsets.items():
-        _write_json(folder / f"catalogues/{name}.json", [bundle.catalogue.item_ids[row] for row in rows])
-    for name, text in bundle.catalogue.filters.items():
-        _write_json(folder / f"catalogues/{name}.json", text)
+    _write_subsets(folder, bundle.catalogue)
     write_tokenizer(folder / "tokenizer")
     (folder / "README.md").write_text(model_card, encoding="utf-8")
     version = _write_manifest(folder, bundle)
     for path in (folder, *folder.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)  # the service may run as another user
     return version
+
+
+def _write_subsets(folder: Path, catalogue: Catalogue) -> None:
+    """A file per named subset, in catalogues/; all whose name cannot be a file's in one."""
+    lists = {name: [catalogue.item_ids[row] for row in rows] for name, rows in catalogue.subsets.items()}
+    others: dict[str, list[str] | str] = {}
+    for name, subset in (lists | catalogue.filters).items():
+        if FILE_NAME.fullmatch(name) and len(os.fsencode(name)) <= MAX_FILE_NAME:
+            _write_json(folder / SUBSETS / f"{name}.json", subset)
+        else:
+            others[name] = subset
+    if others:
+        _write_json(folder / OTHER_SUBSETS, others)
 
 
 def _write_manifest(folder: Path, bundle: Bundle) -> str:

@@ -20,7 +20,9 @@ MANIFEST = "bundle.json"
 SEAL = "manifest_sha256"  # the manifest's hash of itself; older bundles have none
 UNSEALED = "0" * 64
 GET_ANOTHER = "Get a fresh copy of the bundle, or export it again."
-FOLDERS = ("model", "tokenizer", "catalogues")
+SUBSETS = "catalogues"  # a file per named subset, and beside it one of all whose name cannot be a file's
+OTHER_SUBSETS = "catalogues.json"
+FOLDERS = ("model", "tokenizer", SUBSETS)
 REQUIRED_FILES = {"model/config.json", "model/model.safetensors", "heads.safetensors", "catalogue.parquet"}
 CHOICES = {
     "step_form": ("token", "state", "both"),

@@ -5,7 +5,7 @@ A large catalogue is in catalogue.arrow as well, the same table and an index of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +46,7 @@ def write_catalogue(path: Path, catalogue: Catalogue, mapped: Path) -> None:
 
 
 def read_catalogue(
-    path: Path, tokens_per_item: int, subsets: dict[str, Sequence[str] | str], mapped: Path | None = None
+    path: Path, tokens_per_item: int, subsets: Mapping[str, Sequence[str] | str], mapped: Path | None = None
 ) -> Catalogue:
     """Reads catalogue.parquet, or maps catalogue.arrow in its place, and resolves named subsets: lists of item ids, or
     filters. Raises BundleError."""

@@ -21,12 +21,13 @@ from serving.bundle_writer import write_bundle
 from serving.engine import Engine
 from serving.errors import BundleError, StorageError
 from serving.items.catalogue_file import write_catalogue
+from serving.items.filter_parser import parse_filter
 from serving.items.trie import build_trie
 from serving.items.trie_file import write_trie
 from serving.manifest import FORMAT, SEAL, sealed
 from serving.types import Answer, BundleSettings, EncoderState, Gate, Request, Rules, SearchSettings, StateDtype
 from tests.answers import assert_same_answer
-from tests.builders import GATE, tiny_bundle, tiny_model
+from tests.builders import GATE, on_disk, tiny_bundle, tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -431,6 +432,27 @@ def test_a_subset_with_an_unknown_item_is_refused_and_named(copy):
     (copy / "catalogues/small.json").write_text('["i0", "nobody"]')
     reseal(copy, "catalogues/small.json")
     assert "small" in refused(copy)
+
+
+def test_a_named_subset_may_have_any_name(tmp_path):
+    names = ["men/shoes", "../../../escaped", "..", ".hidden", "50% off", "a\\b", "x" * 256, "é" * 200, "plain"]
+    bundle = tiny_model()
+    for row, name in enumerate(names):
+        if row % 2:
+            bundle.catalogue.filters[name] = parse_filter(f"price < {row}").text
+        else:
+            bundle.catalogue.subsets[name] = np.array([row, row + 1])
+    folder = on_disk(tmp_path / "a/b/c/bundle", bundle)
+    found = Bundle.load(folder).catalogue
+    assert found.filters == bundle.catalogue.filters and len(found.filters) == len(names) // 2
+    rows = {name: kept.tolist() for name, kept in found.subsets.items() if name in names}
+    assert rows == {name: [row, row + 1] for row, name in enumerate(names) if row % 2 == 0}
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and not path.is_relative_to(folder)] == []
+
+
+def test_a_file_that_the_manifest_does_not_list_names_no_subset(copy):
+    (copy / "catalogues/more.json").write_text('["i0"]')
+    assert Bundle.load(copy).catalogue.subset_names == ["small"]
 
 
 def test_the_version_follows_the_content(copy, good, tmp_path):

@@ -230,12 +230,11 @@ class Service:
                     raise Conflict(
                         f"{self.settings.max_models} models are loaded, the most permitted; retire one first."
                     )
-                change = await self.models.stage(path)
                 try:
-                    await self.change_models(change)
+                    await self.change_models(await self.models.stage(version, path))
                 finally:
-                    self.models.unstage(change)
-                    if version not in self.models.loaded:
+                    self.models.unstage(version)
+                    if version not in self.models.in_memory:
                         await self.catalogues.forget(version)
             return self.models.loaded[version]
 
@@ -323,7 +322,9 @@ class Service:
 
     async def delete_items(self, item_ids: Sequence[str]) -> None:
         """Takes items out of every answer. Raises StoreUnavailable."""
-        await self.changes.make(KIND, [{"do": "delete", "item_id": item_id} for item_id in item_ids])
+        for result in await self.changes.make(KIND, [{"do": "delete", "item_id": item_id} for item_id in item_ids]):
+            if isinstance(result, Exception):
+                raise result
 
     async def name_catalogue(self, name: str, subset: Entry) -> None:
         """Names a subset: `items`, or the `filter` that they pass.
@@ -331,7 +332,9 @@ class Service:
         Raises StoreUnavailable and RequestError."""
         if "filter" in subset:
             subset = {"filter": parse_filter(subset["filter"]).text}
-        await self.changes.make(KIND, [{"do": "name", "name": name, **subset}])
+        [result] = await self.changes.make(KIND, [{"do": "name", "name": name, **subset}])
+        if isinstance(result, Exception):
+            raise result
 
     async def _apply_to_catalogues(self, entries: Sequence[Entry]) -> Sequence[int | Exception]:
         return (await self.catalogues.apply(entries))[self.bundle.version]

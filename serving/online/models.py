@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
-from serving.errors import ServingError
+from serving.errors import BundleError, ServingError
 from serving.online.deployment import Arm, Conflict, Deployment, Shadow, Traffic
 from serving.online.listing import Recommendation
 from serving.online.observer import Observer
@@ -53,7 +53,8 @@ class Models:
         version = base.bundle.version
         self.deployment = Deployment(base=version, active=version)
         self.loaded = {version: base}
-        self._staged: dict[str, Recommender] = {}
+        self._staged: dict[str, asyncio.Task[Recommender]] = {}  # by version: opened here, and not loaded yet
+        self._wanted: set[str] = set()  # versions of the changes that are being applied
         self._shadows: set[asyncio.Task[None]] = set()
 
     @property
@@ -64,7 +65,7 @@ class Models:
     @property
     def in_memory(self) -> set[str]:
         """The versions that are loaded, and those whose change is still to be applied."""
-        return {*self.loaded, *self._staged}
+        return {*self.loaded, *self._staged, *self._wanted}
 
     # The way of a query
 
@@ -111,23 +112,37 @@ class Models:
         self._observer.shadowed(version, len(set(ours) & set(theirs)) / max(1, len(ours)))
 
     async def close(self) -> None:
-        """Gives up what the shadow still searches for."""
-        for task in self._shadows:
+        """Gives up what the shadow still searches for, and models that are still being opened."""
+        tasks = [*self._shadows, *self._staged.values()]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._shadows, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     # Changes. An operator's process checks a change with the functions below before it is appended to the log of
     # changes; every process then applies the log's entries in the log's order.
 
-    async def stage(self, path: str) -> Change:
+    async def stage(self, version: str, path: str) -> Change:
         """Loads the model in a folder and keeps it until its change is applied. Raises BundleError."""
-        recommender = await self._open(path)
-        self._staged[recommender.bundle.version] = recommender
-        return self._change(do="add", version=recommender.bundle.version, path=path)
+        await self._opened(version, path)
+        return self._change(do="add", version=version, path=path)
 
-    def unstage(self, change: Change) -> None:
-        """Drops a staged model whose change came to nothing."""
-        self._staged.pop(change["version"], None)
+    def unstage(self, version: str) -> None:
+        """Drops a staged model whose change came to nothing; not one that the change of another process waits for."""
+        if version not in self._wanted and (staged := self._staged.pop(version, None)):
+            staged.cancel()
+
+    async def _opened(self, version: str, path: str) -> Recommender:
+        """A model that is opened once, also where this process and another one add it at the same time: a second one
+        would be cut off from the changes of its catalogue."""
+        if version not in self._staged:
+            self._staged[version] = asyncio.create_task(self._open_version(version, path))
+        return await asyncio.shield(self._staged[version])
+
+    async def _open_version(self, version: str, path: str) -> Recommender:
+        recommender = await self._open(path)
+        if recommender.bundle.version != version:
+            raise BundleError(f"The folder {path} holds another version than {version}; load it under its own.")
+        return recommender
 
     def activation(self, version: str) -> Change:
         change = self._checked(self._change(do="activate", version=version))
@@ -159,23 +174,25 @@ class Models:
                 results.append(None)
             except ServingError as error:
                 results.append(error)
-        loaded = {version: await self._model(version, deployment) for version in deployment.versions}
+        self._wanted = set(deployment.versions)
+        try:
+            loaded = {version: await self._model(version, deployment) for version in deployment.versions}
+        finally:
+            self._wanted = set()
         self.loaded = {version: model for version, model in loaded.items() if model is not None}
         self.deployment = deployment
+        for version in deployment.versions:
+            self._staged.pop(version, None)
         return results
 
     async def _model(self, version: str, deployment: Deployment) -> Recommender | None:
-        if known := self.loaded.get(version) or self._staged.pop(version, None):
-            return known
+        if version in self.loaded:
+            return self.loaded[version]
         try:
-            recommender = await self._open(deployment.paths[version])
+            return await self._opened(version, deployment.paths[version])
         except Exception as error:
             log.error("the model %s could not be loaded, and other processes may have it: %s", version, error)
             return None
-        if recommender.bundle.version != version:
-            log.error("the folder %s holds another version than %s", deployment.paths[version], version)
-            return None
-        return recommender
 
 
 def changed(deployment: Deployment, change: Change) -> Deployment:

@@ -184,7 +184,7 @@ async def _put(bundle: Bundle, changes: Sequence[Entry], items: Items | None) ->
         results += await live.apply([each for each in made if not isinstance(each, ServingError)])
     finally:
         await live.close()
-    return Counter(str(result) for result in results if isinstance(result, ServingError))
+    return Counter(str(result) for result in results if isinstance(result, Exception))
 
 
 def _entries(items: Items, catalogue: Catalogue) -> list[Entry]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
-from serving.errors import ServingError, StoreError
+from serving.errors import StoreError
 from serving.online.changelog import ChangeLog, Entry
 from serving.online.live_catalogue import LiveCatalogue
 from serving.online.searching import EngineLike
@@ -49,7 +49,7 @@ class Catalogues:
         if catalogue is not None:
             await catalogue.close()
 
-    async def apply(self, entries: Sequence[Entry]) -> dict[str, list[int | ServingError]]:
+    async def apply(self, entries: Sequence[Entry]) -> dict[str, list[int | Exception]]:
         """Applies entries of the log to every catalogue. Returns the results by model: see `LiveCatalogue.apply`."""
         self._entries += len(entries)
         return {version: await catalogue.apply(entries) for version, catalogue in list(self._by_version.items())}

@@ -37,6 +37,11 @@ ROWS_AT_A_TIME = 16  # that change between two batches: a millisecond or two of 
 LOW_ROOM = 0.25  # left of an index's room, when one with more is begun
 NEAREST_CODES = 8  # of the tokenizer's last level, kept in an entry; others are tried by number
 WINDOW_CHECK_S = 60.0  # the longest sleep between two looks at the clock, which may be set
+PUT = {"item_id", "title", "brand", "categories", "description", "fields"}  # what an entry has that puts an item
+FEW_EDGES = 1000  # which need no tidying
+
+Window = tuple[float | None, float | None]  # when an item is available: from and until, in seconds since 1970
+ALWAYS: Window = None, None
 
 
 class LiveCatalogue:
@@ -51,7 +56,7 @@ class LiveCatalogue:
         self._engine, self._between_batches, self._clock = engine, between_batches, clock
         self.bundle, self.catalogue = engine.bundle, engine.bundle.catalogue
         self._encoder = ThreadPoolExecutor(1, "texts")
-        self._windows: dict[int, tuple[float | None, float | None]] = {}  # available from and until, by row
+        self._windows: dict[int, Window] = {}
         self.changed = ChangedItems(len(self.catalogue))
         self._edges: list[tuple[float, int]] = []  # when a row's window begins or ends: a heap
         self._edges_changed = asyncio.Event()
@@ -142,23 +147,44 @@ class LiveCatalogue:
 
     # Every process: what an entry does
 
-    async def apply(self, entries: Sequence[Entry]) -> list[int | ServingError]:
+    async def apply(self, entries: Sequence[Entry]) -> list[int | Exception]:
         """Applies entries: the row of each item, or why it could not be put; how many rows a named subset gained or
-        lost. Once it returns, searches know of it."""
-        if any(entry["do"] == "put" and self.catalogue.row(entry["item_id"]) is None for entry in entries):
+        lost. Once it returns, searches know of it.
+
+        An entry that cannot be applied takes no other with it: processes read the log in pieces of different sizes."""
+        if any(self._is_new(entry) for entry in entries):
             await asyncio.to_thread(lambda: self._space)  # sorts the IDs of all items, once
         encoded = await self._encoded_again(entries)
-        results: list[int | ServingError] = []
+        results: list[int | Exception] = []
         changed: list[int] = []
         for entry in entries:
-            if entry["do"] == "name":
-                changed += (rows := self._name(entry))
-                results.append(len(rows))
+            try:
+                rows = self._apply(entry, encoded)
+            except ServingError as error:
+                results.append(error)
+            except Exception as error:
+                log.exception("a change of the catalogue could not be applied")
+                results.append(error)
             else:
-                results.append(result := self._apply(entry, encoded))
-                changed += [result] if isinstance(result, int) else []
+                changed += rows
+                results.append(len(rows) if entry["do"] == "name" else rows[0])
         await self._refresh(changed)
         return results
+
+    def _is_new(self, entry: Entry) -> bool:
+        return entry.get("do") == "put" and entry.keys() >= PUT and self.catalogue.row(entry["item_id"]) is None
+
+    def _apply(self, entry: Entry, encoded: Mapping[str, Entry | ServingError]) -> list[int]:
+        """Returns the rows that have changed. Raises ServingError."""
+        match entry.get("do"):
+            case "name":
+                return self._name(entry)
+            case "put":
+                return [self._put(entry, encoded.get(entry["item_id"], entry))]
+            case "delete":
+                return [self._delete(entry)]
+            case other:
+                raise ServingError(f"A change of items of kind {str(other)[:64]!r} was made by a newer version.")
 
     def _name(self, entry: Entry) -> list[int]:
         """Names a subset. Returns the rows that are new in it, or no longer in it."""
@@ -172,29 +198,29 @@ class LiveCatalogue:
         items = {
             entry["item_id"]: entry
             for entry in entries
-            if entry["do"] == "put"
-            and entry.get("codes_of") != self.bundle.version
-            and self.catalogue.row(entry["item_id"]) is None
+            if self._is_new(entry) and entry.get("codes_of") != self.bundle.version
         }
         return dict(zip(items, await self._encoded(list(items.values())), strict=True))
 
-    def _apply(self, entry: Entry, encoded: Mapping[str, Entry | ServingError]) -> int | ServingError:
+    def _put(self, entry: Entry, codes: Entry | ServingError) -> int:
+        """codes: of an item that is new."""
         row = self.catalogue.row(entry["item_id"])
-        if entry["do"] == "delete":
-            if row is None:
-                return RequestError("There is no item with this id.", "item_id")
+        if row is not None:
+            self.catalogue.describe(row, entry["title"], entry["categories"], fields_of(entry))
+        elif isinstance(codes, ServingError):
+            raise codes
         else:
-            if row is None:
-                codes = encoded.get(entry["item_id"], entry)
-                if isinstance(codes, ServingError):
-                    return codes
-                try:
-                    row = self._add(entry, codes)
-                except ServingError as error:
-                    return error
-            else:
-                self.catalogue.describe(row, entry["title"], entry["categories"], fields_of(entry))
-            self._set_window(row, entry["available_from"], entry["available_until"])
+            row = self._add(entry, codes)
+        self._set_window(row, entry["available_from"], entry["available_until"])
+        return self._changed(row, entry)
+
+    def _delete(self, entry: Entry) -> int:
+        row = self.catalogue.row(entry["item_id"])
+        if row is None:
+            raise RequestError("There is no item with this id.", "item_id")
+        return self._changed(row, entry)
+
+    def _changed(self, row: int, entry: Entry) -> int:
         self.changed.note(row, entry.get("at"), is_removed=entry["do"] == "delete")
         self.catalogue.list_item(row, self._is_available(row))
         return row
@@ -240,18 +266,22 @@ class LiveCatalogue:
 
     # When an item is available
 
-    def window(self, row: int) -> tuple[float | None, float | None]:
+    def window(self, row: int) -> Window:
         """From and until when an item may be recommended, in seconds since 1970."""
-        return self._windows.get(row, (None, None))
+        return self._windows.get(row, ALWAYS)
 
     def _set_window(self, row: int, begin: float | None, end: float | None) -> None:
-        self._windows.pop(row, None)
-        if begin is None and end is None:
+        if (begin, end) == self.window(row):
             return
-        self._windows[row] = begin, end
+        self._windows.pop(row, None)
+        if (begin, end) != ALWAYS:
+            self._windows[row] = begin, end
         for edge in (begin, end):
             if edge is not None:
                 heapq.heappush(self._edges, (edge, row))
+        if len(self._edges) > FEW_EDGES + 4 * len(self._windows):  # mostly of windows that have changed since
+            self._edges = [(edge, at) for at, window in self._windows.items() for edge in window if edge is not None]
+            heapq.heapify(self._edges)
         self._edges_changed.set()
 
     def _is_available(self, row: int) -> bool:
@@ -260,6 +290,7 @@ class LiveCatalogue:
 
     async def _keep_windows(self) -> None:
         """Lists and unlists items when their time has come, until it is cancelled."""
+        unfinished: list[int] = []
         while True:
             due: list[int] = []
             while self._edges and self._edges[0][0] <= self._clock():
@@ -267,7 +298,11 @@ class LiveCatalogue:
             changed = [row for row in dict.fromkeys(due) if self.catalogue.listed[row] != self._is_available(row)]
             for row in changed:
                 self.catalogue.list_item(row, self._is_available(row))
-            await self._refresh(changed)
+            try:
+                await self._refresh(unfinished := [*unfinished, *changed])
+                unfinished = []
+            except Exception:  # such as of memory; the windows of other items are kept all the same
+                log.exception("items whose time has come could not be brought into the search, and are tried again")
             wait = min(self._edges[0][0] - self._clock(), WINDOW_CHECK_S) if self._edges else WINDOW_CHECK_S
             self._edges_changed.clear()
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -14,8 +15,10 @@ from serving.engine import Engine
 from serving.errors import NoSemanticId, StoreError
 from serving.online.catalogues import KIND, Catalogues
 from serving.online.changelog import Entry, MemoryLog
+from serving.online.live_catalogue import FEW_EDGES, LiveCatalogue
 from serving.types import Request
 from tests.builders import tiny_model
+from tests.waiting import DEADLINE
 
 NOTHING = {"brand": None, "description": None, "fields": {}, "available_from": None, "available_until": None}
 CODES = {"codes_of": "tiny-0", "codes": [0, 0], "last_codes": [3, 2]}
@@ -101,3 +104,77 @@ def test_a_log_that_lost_entries_is_an_error_for_a_model_that_is_loaded_later() 
         await catalogues.keep(())
 
     asyncio.run(check())
+
+
+def test_an_entry_that_cannot_be_applied_takes_no_other_with_it() -> None:
+    """So it does not matter in which pieces a process reads the log."""
+    damaged = {"kind": KIND, "do": "put", "item_id": "lamp"}
+    entries = [
+        put("i5", "Five"),
+        {"kind": KIND, "do": "rename", "item_id": "i6"},
+        damaged,
+        delete("i4"),
+        {"kind": KIND},
+    ]
+
+    async def check() -> None:
+        for pieces in ([entries], [[entry] for entry in entries]):
+            engine, catalogues = Engine(tiny_model()), Catalogues(MemoryLog(), at_once)
+            await catalogues.add(engine)
+            results = [result for piece in pieces for result in (await catalogues.apply(piece))["tiny-0"]]
+            assert [isinstance(result, Exception) for result in results] == [False, True, True, False, True]
+            assert "rename" in str(results[1])
+            assert engine.bundle.catalogue.titles[5] == "Five" and found(engine) == {*range(60)} - {4}
+            await catalogues.keep(())
+
+    asyncio.run(check())
+
+
+def test_windows_that_are_put_again_and_again_are_not_kept() -> None:
+    far = time.time() + 1e6
+
+    async def check() -> None:
+        catalogue = LiveCatalogue(Engine(tiny_model()), at_once)
+        for day in range(3 * FEW_EDGES):
+            until = far + day // 2 if day < 2 * FEW_EDGES else None
+            await catalogue.apply([put("i3", "Three", available_until=until)])
+            assert catalogue.window(3) == (None, until) and len(catalogue._edges) <= FEW_EDGES + 4
+        await catalogue.apply([put("i4", "Four", available_until=far)])
+        assert (far, 4) in catalogue._edges
+        await catalogue.close()
+
+    asyncio.run(check())
+
+
+def test_windows_are_kept_after_one_could_not_be(caplog: pytest.LogCaptureFixture) -> None:
+    """Such as for lack of memory; what could not be brought into the search comes with the next."""
+
+    class Clock:
+        now = 0.0
+
+        def __call__(self) -> float:
+            return self.now
+
+    async def check() -> None:
+        clock, engine, fails = Clock(), Engine(tiny_model()), asyncio.Event()
+
+        async def between_batches(work: Callable[[], Any]) -> Any:
+            if clock.now == 10 and not fails.is_set():
+                fails.set()
+                raise MemoryError("no room for now")
+            return work()
+
+        catalogue = LiveCatalogue(engine, between_batches, clock)
+        catalogue.start()
+        await catalogue.apply([put(f"i{row}", "timed", available_until=10.0 * (row - 2)) for row in (3, 4)])
+        for clock.now in (10.0, 20.0):
+            catalogue._edges_changed.set()
+            while catalogue._edges and catalogue._edges[0][0] <= clock.now or not fails.is_set():
+                await asyncio.sleep(0)
+        async with asyncio.timeout(DEADLINE):
+            while found(engine) != {*range(60)} - {3, 4}:
+                await asyncio.sleep(0)
+        await catalogue.close()
+
+    asyncio.run(check())
+    assert "no room for now" in caplog.text

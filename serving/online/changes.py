@@ -111,3 +111,5 @@ class Changes:
             waiting = self._waiting.get(str(entry.get("id")))
             if waiting is not None and not waiting.done():
                 waiting.set_result(result)
+            elif isinstance(result, Exception):  # whoever made the change was told, by its own process
+                log.warning("a change of kind %s could not be applied: %s", kind, result)

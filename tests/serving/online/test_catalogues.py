@@ -130,6 +130,31 @@ def test_an_entry_that_cannot_be_applied_takes_no_other_with_it() -> None:
     asyncio.run(check())
 
 
+def test_an_item_that_is_put_twice_keeps_its_first_codes_however_the_log_is_read() -> None:
+    """What is put again has no codes, for the item has some; a process that reads both at once must not make others.
+
+    Where the first is refused, here because its codes are of another model, the second adds the item with its own."""
+    entries = [
+        put("lamp", "Lamp", **CODES), put("lamp", "Other"), put("bare", "Bare", **CODES), put("bare", ""),
+        put("late", "Late", **{**CODES, "codes_of": "other"}), put("late", "Again", **CODES), put("late", "At last"),
+    ]  # fmt: skip
+
+    async def check() -> None:
+        outcomes = []
+        for size in (1, 2, 3, len(entries)):
+            known = (engine := Engine(tiny_model(sizes=(6, 5, 40)))).bundle.catalogue
+            catalogue = LiveCatalogue(engine, at_once)
+            pieces = [entries[at : at + size] for at in range(0, len(entries), size)]
+            results = [result for piece in pieces for result in await catalogue.apply(piece)]
+            rows = [result if isinstance(result, int) else type(result) for result in results]
+            outcomes.append((rows, list(known.titles[60:]), known.tokens[60:].tolist()))
+            await catalogue.close()
+        assert outcomes[0][:2] == ([60, 60, 61, 61, NoSemanticId, 62, 62], ["Other", "", "At last"])
+        assert all(outcome == outcomes[0] for outcome in outcomes)
+
+    asyncio.run(check())
+
+
 def test_windows_that_are_put_again_and_again_are_not_kept() -> None:
     far = time.time() + 1e6
 

@@ -218,13 +218,21 @@ def _token_order(tokens: np.ndarray, first_token: np.ndarray, spans: np.ndarray)
 
     One sort of one number per item, which is several times faster than a sort by M columns.
     """
-    number, size = np.zeros(len(tokens), np.int64), 1
-    for level, span in enumerate(spans.tolist()):
+    return number_rows(tokens, first_token, spans).argsort().astype(np.int32)
+
+
+def number_rows(rows: np.ndarray, first: np.ndarray, spans: np.ndarray) -> np.ndarray:
+    """A number per row of M integers, the same for equal rows alone, in the rows' order.
+
+    first, spans: column j holds first[j] .. first[j] + spans[j] - 1. Shapes: (n, M), (M,), (M,) -> (n,) int64.
+    """
+    number, size = np.zeros(len(rows), np.int64), 1
+    for column, span in enumerate(spans.tolist()):
         if size * span >= 2**63:  # ranks keep the order and are as small as can be
             number = np.unique(number, return_inverse=True)[1].astype(np.int64)
-            size = len(tokens)
+            size = len(rows)
         number *= span
-        number += tokens[:, level]
-        number -= first_token[level]
+        number += rows[:, column]
+        number -= first[column]
         size *= span
-    return number.argsort().astype(np.int32)
+    return number

@@ -49,6 +49,19 @@ def test_token_rows_that_are_items_and_rows_that_are_not():
     assert are_items(written, items).tolist() == [[True, False], [False, False], [True, False]]
 
 
+@pytest.mark.parametrize("levels", [3, 8, 9, 17])
+def test_long_token_rows_are_items_only_where_every_level_agrees(levels: int):
+    """255 codes a level and one number for all others: in 64 bits a ninth level from the right would count nothing."""
+    items = torch.from_numpy(np.random.default_rng(0).integers(0, 255, (50, levels)))
+    items[:2] = torch.tensor([[0], [254]])
+    written = items[:, None].repeat(1, levels + 1, 1)
+    for level in range(levels):  # the last copy stays as it is
+        written[:, level, level] = (written[:, level, level] + 1) % 255
+    known = {tuple(row) for row in items.tolist()}
+    expected = [[tuple(row) in known for row in rows] for rows in written.tolist()]
+    assert are_items(written, items).tolist() == expected
+
+
 def test_diagnostics_of_a_model_that_collapsed_onto_one_code():
     work = small_workspace(small_config("model.step_form=token"))
     histories, target = work.split.valid_history, work.split.valid_target

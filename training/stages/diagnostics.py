@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from serving.items.trie import number_rows
 from serving.network.t5 import CrossKeysValues
 from serving.types import EventData
 from training.stages.predictions import predict_items
@@ -58,7 +59,7 @@ def unparsable_share(work: Workspace, cross: CrossKeysValues, steps: int) -> flo
     trace = reason(network, cross, vocabulary.start_tokens[steps], steps, greedy(network, vocabulary.reasoning_range))
     batch, levels = cross.bias.shape[0], work.item_tokens.shape[1]
     written = torch.zeros(batch, 1, levels, dtype=torch.int64, device=work.device)
-    for level in range(levels):  # levels is 3 to 5: running the prefix again is simpler than a cache
+    for level in range(levels):  # levels are few: running the prefix again is simpler than a cache
         predictions = predict_items(work, decode_items(network, cross, trace, written)[0])
         written[..., level] = predictions.log_probs[level].argmax(-1) + predictions.first[level]
     return float(1 - are_items(written[:, 0], work.item_tokens).float().mean())
@@ -66,12 +67,10 @@ def unparsable_share(work: Workspace, cross: CrossKeysValues, steps: int) -> flo
 
 def are_items(written: torch.Tensor, item_tokens: torch.Tensor) -> torch.Tensor:
     """Which token rows are items. Shapes: (..., M), (I, M) -> (...) bool."""
-    low, high = item_tokens.amin(0), item_tokens.amax(0)
-    span = high - low + 2  # each level's own tokens, and one number for all others; small enough for int64
-    factor = torch.cat([span.new_ones(1), span.flip(0).cumprod(0)[:-1]]).flip(0)
-
-    def number(tokens: torch.Tensor) -> torch.Tensor:
-        of_level = (tokens >= low) & (tokens <= high)
-        return (torch.where(of_level, tokens - low, span - 1) * factor).sum(-1)
-
-    return torch.isin(number(written), number(item_tokens))
+    items, rows = item_tokens.cpu().numpy(), written.flatten(0, -2).cpu().numpy()
+    other = items.max(0) + 1  # stands for all tokens that no item has at a level
+    first = items.min(0)
+    rows = np.where((rows >= first) & (rows < other), rows, other)
+    numbers = number_rows(np.concatenate([items, rows]), first, other - first + 1)
+    found = np.isin(numbers[len(items) :], numbers[: len(items)])
+    return torch.from_numpy(found).view(written.shape[:-1])

@@ -42,7 +42,15 @@ from training.evaluate import validate
 from training.export import export
 from training.ids.embed import item_embedding
 from training.ids.semantic_ids import GivenIds, build_semantic_ids
-from training.preflight import RunError, check_data, check_device, check_room, check_work_folder, stored_run
+from training.preflight import (
+    RunError,
+    check_data,
+    check_device,
+    check_room,
+    check_work_folder,
+    start_afresh,
+    stored_run,
+)
 from training.refit import TRIAL
 from training.stages.begin import begin_reasoning, check_collapse, has_labelled_thoughts
 from training.stages.distributed import SINGLE_PROCESS, Process, join_processes
@@ -201,7 +209,7 @@ def train_stage(
     if starts_to_reason and sft.apart and sft.steps:
         begin_reasoning(work)
     checked = stage != "pretrain" and sft.entropy_floor and has_labelled_thoughts(work)
-    check = partial(check_collapse, work) if checked else None
+    check = partial(check_collapse, work, stage, folder) if checked else None
     step, reasons = TRAINED[stage](work, config), stage != "pretrain"
     return run_stage(stage, work.network, config, work.config.seed, folder, step, lambda: validate(work, reasons), log,
                      process, work.config.precision, check, step.kept, start_competes=not starts_to_reason)  # fmt: skip
@@ -220,16 +228,15 @@ def _same_run(folder: Path, wanted: dict[str, Any]) -> None:
     file = folder / "run.json"
     if file.exists():
         found = stored_run(file)
-        start_afresh = "choose another --out or remove that folder."
         try:
             found["config"] = read_stored_config(found["config"]).to_json()
         except ConfigError as error:
             reason = str(error).rstrip(".")
             raise RunError(
-                f"{folder} belongs to a run with settings of another version ({reason}); {start_afresh}"
+                f"{folder} belongs to a run with settings of another version ({reason}); {start_afresh(folder)}"
             ) from error
         if found != wanted:
-            raise RunError(f"{folder} belongs to a run with other data or settings; {start_afresh}")
+            raise RunError(f"{folder} belongs to a run with other data or settings; {start_afresh(folder)}")
     else:
         _write_json(file, wanted)
 

@@ -18,8 +18,8 @@ from training.data.feedback import SNAPSHOT
 from training.data.prepare import DataError, Dataset, Split
 
 RUN = "run.json"
-# What a run that was killed at once leaves: texts already embedded, what a service had recorded, how its items changed.
 SINCE_1973 = 1e8  # seconds since 1970: order numbers and years are less
+# What a run that was killed at once leaves: texts already embedded, what a service had recorded, how its items changed.
 UNUSED = {"lock", f"{RUN}.partial", "cache", SNAPSHOT, CHANGES_FILE}
 
 
@@ -55,8 +55,13 @@ def stored_run(file: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict) or not isinstance(found.get("config"), dict):
-        raise RunError(f"{file} is damaged, or not of a training run; choose another --out or remove that folder.")
+        raise RunError(f"{file} is damaged, or not of a training run; {start_afresh(file.parent)}")
     return found
+
+
+def start_afresh(folder: Path) -> str:
+    """How to train with other settings or data than those the work folder belongs to, as the end of a sentence."""
+    return f"choose another --out or remove {folder}."
 
 
 def check_data(data: Dataset, split: Split, *, reads_times: bool = False) -> None:

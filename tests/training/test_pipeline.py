@@ -6,6 +6,7 @@ import errno
 import gzip
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -245,10 +246,16 @@ def test_a_wrong_setting_is_named(made, tmp_path, capsys):
 
 def test_a_learning_rate_that_diverges_says_so(made, tmp_path, capsys):
     message = fails(capsys, *command("run", made / "shop", tmp_path / "b", "pretrain.lr=1e30", "pretrain.warmup=0"))
-    assert "pretrain diverged" in message and "pretrain.lr" in message
+    assert "pretrain diverged" in message and "a lower pretrain.lr" in message
     for kept in ("best", "latest"):
         weights = load_file(tmp_path / f"b.work/pretrain.{kept}.safetensors")
         assert all(tensor.isfinite().all() for tensor in weights.values())
+    work, lower = tmp_path / "b.work", command("pretrain", made / "shop", tmp_path / "b")
+    refusal = fails(capsys, *lower)
+    advice = f"choose another --out or remove {work}."
+    assert refusal.endswith(f"belongs to a run with other data or settings; {advice}") and advice in message
+    shutil.rmtree(work)
+    assert main(lower) == 0
 
 
 def test_a_full_disk_stops_with_one_sentence_and_the_run_resumes_once_there_is_room(made, tmp_path, capsys):

@@ -121,6 +121,12 @@ def test_nothing_is_learnt_where_others_get_worse_answers(tmp_path: Path) -> Non
     assert served is work and not report["kept"] and report["trial"]["gain_high"] < 0
 
 
+def test_a_trial_that_diverges_names_the_setting_to_change(tmp_path: Path) -> None:
+    work, data = shop(lambda user, last: last + DRIFT, "sft.steps=0", "refit.lr=1e30")
+    with pytest.raises(FloatingPointError, match=r"refit-trial diverged.* a lower refit\.lr.*remove "):
+        refit(work, data, None, tmp_path)
+
+
 def test_a_run_that_goes_on_reads_back_what_was_learnt(tmp_path: Path) -> None:
     whole, _ = refit(*shop(lambda user, last: last + DRIFT, "sft.steps=0"), None, tmp_path / "whole")
     again, _ = refit(*shop(lambda user, last: last + DRIFT, "sft.steps=0"), None, tmp_path / "whole")

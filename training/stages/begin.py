@@ -10,12 +10,15 @@ from vectors that hardly differ the labels of every user fall on a few codes [op
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from sklearn.cluster import KMeans
 from torch import nn
 
 from training.ids.rqvae import one_thread
+from training.preflight import start_afresh
 from training.stages.reasoning import decode_directly
 from training.workspace import Workspace
 
@@ -88,13 +91,17 @@ def has_labelled_thoughts(work: Workspace) -> bool:
     return labelled and deepest > 0 and (not lengths or deepest in lengths)
 
 
-def check_collapse(work: Workspace, metrics: dict[str, float]) -> None:
-    """Raises CollapseError where the tokens' mean entropy is below `sft.entropy_floor`, a share of its maximum."""
+def check_collapse(work: Workspace, stage: str, folder: Path, metrics: dict[str, float]) -> None:
+    """Raises CollapseError where the tokens' mean entropy is below `sft.entropy_floor`, a share of its maximum.
+
+    stage: the one that trains, 2 or 3. folder: the run's, for its checkpoints.
+    """
     lo, hi = work.vocabulary.reasoning_range
     entropy = float(np.mean([value for name, value in metrics.items() if name.startswith("entropy/")]))
     floor = work.config.sft.entropy_floor * float(np.log(hi - lo))
     if entropy < floor:
         raise CollapseError(
             f"The reasoning tokens have collapsed: their entropy over users is {entropy:.2f} nats, below {floor:.2f}; "
-            "lower sft.lr, keep sft.balanced and sft.apart true, or set sft.entropy_floor=0 to train on regardless."
+            f"run with a lower {stage}.lr and with sft.balanced and sft.apart true, or with sft.entropy_floor=0 to "
+            f"train on regardless, and for that {start_afresh(folder)}"
         )

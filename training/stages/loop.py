@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from serving.files import atomic_write
 from training.config import StageConfig
+from training.preflight import start_afresh
 from training.stages.distributed import SINGLE_PROCESS, BatchShard, Process, Terms
 
 # (step, shard of its batch) -> the shard's part of the loss to minimise and of the terms to log
@@ -163,7 +164,11 @@ def run_stage(
             logs, saves = (done == config.steps or done % every == 0 for every in (LOG_EVERY, config.checkpoint_every))
             evaluates = done == config.steps or (config.eval_every and done % config.eval_every == 0)
             if (logs or saves or evaluates) and not finite:
-                raise FloatingPointError(f"Stage {stage} diverged by step {number}; lower {stage}.lr and run it again.")
+                section = stage.partition("-")[0]  # of the settings: the trial of a stage has those of the stage
+                raise FloatingPointError(
+                    f"Stage {stage} diverged by step {number}; run with a lower {section}.lr, and for that "
+                    f"{start_afresh(folder)}"
+                )
             if logs:
                 values = process.sum_terms(sums)
                 log.write(stage, done, {**values, "grad_norm": float(norm)}, show=False)

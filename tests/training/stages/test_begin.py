@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -87,13 +88,19 @@ def test_fewer_points_than_codes_still_give_codes_that_differ():
     assert found.shape == (5, 2) and len(found.unique(dim=0)) == 5 and found.isfinite().all()
 
 
-def test_a_collapse_ends_the_run_and_a_spread_does_not():
+def test_a_collapse_ends_the_run_and_a_spread_does_not(tmp_path):
     work = small_workspace(small_config("sft.entropy_floor=0.5"))
     lo, hi = work.vocabulary.reasoning_range
     at_the_floor = 0.5 * np.log(hi - lo)
-    check_collapse(work, {"entropy/1": at_the_floor + 0.1, "entropy/2": at_the_floor - 0.05, "score": 0.0})
-    with pytest.raises(CollapseError, match=r"entropy over users is 0\.\d\d nats.*sft\.lr.*sft\.entropy_floor=0"):
-        check_collapse(work, {"entropy/1": at_the_floor - 0.1, "entropy/2": at_the_floor, "score": 1.0})
+    spread = {"entropy/1": at_the_floor + 0.1, "entropy/2": at_the_floor - 0.05, "score": 0.0}
+    collapsed = {"entropy/1": at_the_floor - 0.1, "entropy/2": at_the_floor, "score": 1.0}
+    for stage in ("sft", "rl"):
+        check_collapse(work, stage, tmp_path, spread)
+        with pytest.raises(CollapseError) as error:
+            check_collapse(work, stage, tmp_path, collapsed)
+        assert re.search(r"entropy over users is 0\.\d\d nats", str(error.value))
+        for words in (f"a lower {stage}.lr", "sft.entropy_floor=0", f"choose another --out or remove {tmp_path}."):
+            assert words in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def run(
             # Before the folder is written to, so that bad data leave no trace.
             data = weigh(read_data(data_folder), config.history.type_weights)
             split = split_by(data, config.split, times=config.model.time_bias)
-            check_data(data, split, reads_times=config.model.time_bias)
+            check_data(data, split, reads_times=config.model.time_bias, refits=config.refit.epochs > 0)
             if process.is_first:
                 begin_run(folder, {"data": fingerprint(data_folder), "config": config.to_json()}, data, split)
             if until == "prepare":

@@ -18,6 +18,7 @@ from training.data.feedback import SNAPSHOT
 from training.data.prepare import DataError, Dataset, Split
 
 RUN = "run.json"
+LEAST_JUDGES = 2  # of one user nobody can say what is more than chance
 SINCE_1973 = 1e8  # seconds since 1970: order numbers and years are less
 # What a run that was killed at once leaves: texts already embedded, what a service had recorded, how its items changed.
 UNUSED = {"lock", f"{RUN}.partial", "cache", SNAPSHOT, CHANGES_FILE}
@@ -64,10 +65,13 @@ def start_afresh(folder: Path) -> str:
     return f"choose another --out or remove {folder}."
 
 
-def check_data(data: Dataset, split: Split, *, reads_times: bool = False) -> None:
+def check_data(
+    data: Dataset, split: Split, *, reads_times: bool = False, refits: bool = False, compares: bool = False
+) -> None:
     """Raises DataError for data that can be read and not learnt from or evaluated on.
 
-    reads_times: whether the model reads when events were, as a service will be told in seconds.
+    reads_times: whether the model reads when events were, as a service will be told in seconds. refits: whether it
+    learns from the validation events in the end. compares: whether test events compare it with an earlier one.
     """
     if len(data.items) < 2:
         raise DataError(f"{data.name} has a single item, so there is nothing to choose from; add items.")
@@ -75,12 +79,22 @@ def check_data(data: Dataset, split: Split, *, reads_times: bool = False) -> Non
         raise DataError(
             f"{data.name} has no user with two events for training, so no item follows another; add longer histories."
         )
-    if len(split.valid_target) < 2:
+    if len(split.valid_target) < LEAST_JUDGES:
         raise DataError(
             f"{data.name} has a single user to evaluate on, and the settings of a bundle are chosen on two or more; "
             "add users with at least 3 events."
         )
-
+    if refits and len(split.valid_target) < 2 * LEAST_JUDGES:
+        raise DataError(
+            f"{data.name} has {len(split.valid_target)} users to evaluate on, and refit.epochs needs "
+            f"{2 * LEAST_JUDGES}, to learn from one half and judge by the other; add users with at least 3 events, or "
+            "set refit.epochs=0."
+        )
+    if compares and len(split.test_target) < LEAST_JUDGES:
+        raise DataError(
+            f"{data.name} has a single user with a test event, and an update is compared with the earlier bundle on "
+            "two or more; add users with at least 3 events."
+        )
     if reads_times and not SINCE_1973 <= float(np.median(data.times)) <= MAX_TIMESTAMP:
         raise DataError(
             f"{data.name} does not count its times in seconds since 1970, as model.time_bias needs; write them so, or "

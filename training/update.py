@@ -80,7 +80,7 @@ def update(
             weights = config.history.type_weights.items()  # the newest events may lack some types
             data = weigh(data, {name: weight for name, weight in weights if name in data.type_names})
             split = split_by(data, config.split, times=config.model.time_bias)
-            check_data(data, split, reads_times=config.model.time_bias)
+            check_data(data, split, reads_times=config.model.time_bias, refits=config.refit.epochs > 0, compares=True)
             if process.is_first:
                 wanted = {"data": fingerprint(data_folder), "config": config.to_json(), "earlier": earlier.version}
                 begin_run(work_folder, wanted, data, split)

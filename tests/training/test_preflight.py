@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -184,3 +185,32 @@ def test_a_model_that_reads_times_needs_them_in_seconds(tmp_path):
                 check_data(data, split, reads_times=True)
         else:
             check_data(data, split, reads_times=True)
+
+
+@pytest.mark.parametrize("users", [2, 3, 4])
+def test_learning_from_the_newest_events_needs_two_users_to_judge_it(tmp_path, capsys, users):
+    """With fewer the run would end, after its last stage, in a comparison of one user's answers."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    rows = [f"u{user},i{(user + at) % 5},{at}" for user in range(users) for at in range(4)]
+    (folder / "interactions.csv").write_text("\n".join(["user_id,item_id,timestamp", *rows]) + "\n")
+    shape = ("tokenizer.rqvae.codes=3", "sft.steps=0", "rl.steps=0", "evaluation.choice_users=2")
+    arguments = command("run", folder, tmp_path / "out", *shape, "refit.epochs=1")
+    if users < 4:
+        assert f"has {users} users to evaluate on, and refit.epochs needs 4" in refused(capsys, *arguments)
+        assert not (tmp_path / "out.work/run.json").exists()
+    else:
+        assert main(arguments) == 0
+        trial = json.loads((tmp_path / "out/bundle.json").read_text())["about"]["refit"]["trial"]
+        assert (trial["learnt_from"], trial["users"]) == (2, 2)
+
+
+def test_an_update_needs_two_test_users(data):
+    """A chronological split may have many users to validate on and one to test on."""
+    shop = read_data(data)
+    split = split_by(shop, "leave-one-out")
+    alone = replace(split, test_history=split.test_history[:1], test_target=split.test_target[:1])
+    check_data(shop, alone)
+    check_data(shop, split, compares=True)
+    with pytest.raises(DataError, match="a single user with a test event"):
+        check_data(shop, alone, compares=True)

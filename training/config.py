@@ -156,7 +156,7 @@ class PretrainConfig(StageConfig):
     `neighbours`.
     """
 
-    lr: Number = 3e-3
+    lr: Rate = 3e-3
     label_smoothing: Fraction = 0.1
     plain_weight: Weight = 1.0
     state_weight: Weight = 0.0

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from training.config import ConfigError, RunConfig, load_config, read_stored_config
+from training.config import ConfigError, RunConfig, StageConfig, load_config, read_stored_config
 
 
 def test_no_configuration_gives_the_defaults():
@@ -26,6 +26,21 @@ def test_overrides_win_over_the_file_and_the_file_over_the_defaults(tmp_path):
 def test_an_empty_file_is_the_defaults(tmp_path):
     (tmp_path / "c.yaml").write_text("# nothing\n")
     assert load_config(tmp_path / "c.yaml", []) == RunConfig()
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "rl"])
+def test_a_stage_with_defaults_of_its_own_has_the_bounds_of_all_stages(stage):
+    def refuses(section: type[StageConfig], name: str) -> bool:
+        try:
+            section.model_validate({name: -1})
+        except ValueError:
+            return True
+        return False
+
+    section = type(getattr(RunConfig(), stage))
+    bounded = [name for name in StageConfig.model_fields if refuses(StageConfig, name)]
+    assert {"steps", "lr", "weight_decay"} <= set(bounded)
+    assert [name for name in bounded if not refuses(section, name)] == []
 
 
 def test_every_setting_survives_json():

@@ -22,6 +22,7 @@ from serving.items.events import to_event
 from serving.types import MAX_ID_LENGTH, Event
 
 COLUMNS = ["user_id", "history"]
+CHANGED = "{} has changed since this run began; run the command again."
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,12 +135,14 @@ class ParquetHistories:
         group, done = self.cursor
         if group != part.group or done > part.offset:
             self.batches, done = self.file.iter_batches(self.part_rows, [part.group], COLUMNS), 0
+        batch = None
         for batch in self.batches:  # skips parts that an earlier run or another worker has scored
             done += len(batch)
             if done > part.offset:
                 break
         self.cursor = (part.group, done)
-        assert done == part.offset + part.rows, "Parquet was read in batches of another size"
+        if batch is None or done != part.offset + part.rows:
+            raise ScoreError(CHANGED.format(self.path))
         return batch
 
 
@@ -170,6 +173,8 @@ class JsonHistories:
             number = part.first_row
             while len(found) < part.rows:
                 number, text = number + 1, file.readline()
+                if not text:
+                    raise ScoreError(CHANGED.format(self.path))
                 if text.strip():
                     found.append(_parsed(number, text))
         return found

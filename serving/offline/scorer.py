@@ -87,8 +87,11 @@ class Scorer:
                 else:
                     answered[user.row] = answer
             yield len(batch)
-        if rejects:  # written before the part, because a part that exists is complete
-            with atomic_write(self.task.part_rejects(part.number), suffix) as path:
+        rejects_file = self.task.part_rejects(part.number)  # in place before the part: one that exists is complete
+        if not rejects:
+            rejects_file.unlink(missing_ok=True)  # of an earlier try, in which the engine failed on a row
+        else:
+            with atomic_write(rejects_file, suffix) as path:
                 lines = [json.dumps(asdict(reject)) for reject in sorted(rejects, key=lambda reject: reject.row)]
                 path.write_text("\n".join(lines) + "\n", encoding="utf-8")
         table = pa.Table.from_pylist([answered[row] for row in sorted(answered)], SCHEMA)

@@ -432,6 +432,47 @@ def test_an_engine_that_fails_on_every_row_stops_the_run(bundle, tmp_path):
     assert not task.out.exists()
 
 
+def test_a_part_scored_again_without_rejects_keeps_none_of_an_earlier_try(bundle, tmp_path):
+    data = {"user_id": list("abc"), "history": [["i1"], ["i13"], ["i2"]]}
+    task = Task(bundle, write_parquet(tmp_path / "h.parquet", data), tmp_path / "out.parquet", k=3, beam=4)
+    loaded = Bundle.load(bundle)
+
+    def killed_before_the_part(task: Task, _: Bundle, parts: Any) -> Iterator[int]:
+        for part in parts:
+            yield from Scorer(task, Poisoned(loaded)).score(part)
+            task.part_file(part.number).unlink()
+            raise Killed
+
+    with pytest.raises(Killed):
+        score(task, killed_before_the_part)
+    assert task.part_rejects(0).exists()
+
+    def killed_after_the_part(task: Task, bundle: Bundle, parts: Any) -> Iterator[int]:
+        yield from run_here(task, bundle, parts)
+        raise Killed
+
+    with pytest.raises(Killed):
+        score(task, killed_after_the_part)
+    scored: list[int] = []
+    summary = score(task, lambda task, _, parts: iter(scored.extend(part.number for part in parts) or []))
+    assert (summary.users, summary.rejected, scored) == (3, 0, [])
+    assert [row["user_id"] for row in rows_of(task.out)] == list("abc") and not task.rejects_file.exists()
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+@pytest.mark.parametrize("left", [0, 1, 15])
+def test_a_file_that_has_become_shorter_ends_in_one_sentence(tmp_path, kind, left):
+    write, path = write_parquet if kind == "parquet" else write_json, tmp_path / f"h.{kind}"
+    parts = open_histories(write(path, some_histories(40)), 10).parts()
+    write(path, some_histories(left))
+    opened = open_histories(path, 10)
+    with pytest.raises(ScoreError, match=r"(has changed since this run began|is damaged).*again"):
+        opened.read(parts[-1])
+    if left == 15:
+        with pytest.raises(ScoreError, match="has changed since this run began; run the command again"):
+            opened.read(parts[1])
+
+
 class Instant(Engine):
     """Takes no time and no memory, so that the scoring around it is measured."""
 

@@ -116,12 +116,14 @@ def check_writable(folder: Path) -> None:
 def replaced_folder(folder: Path, foreign: Foreign, kind: str) -> Iterator[Path]:
     """Yields a new folder to fill, which takes the place of `folder` when the block ends without an error.
 
-    Otherwise `folder` stays as it was. Raises StorageError like `check_replaceable`.
+    Otherwise `folder` stays as it was, and where the process is killed it does once this is called again. Raises
+    StorageError like `check_replaceable`.
     """
     unfinished = _unfinished(folder)
-    check_replaceable(folder, foreign, kind)
-    shutil.rmtree(unfinished, ignore_errors=True)
     new, old = unfinished / "new", unfinished / "old"
+    check_replaceable(folder, foreign, kind)
+    _put_back(old, folder)  # an earlier run may have been killed just before `new` took its place
+    shutil.rmtree(unfinished, ignore_errors=True)
     try:
         new.mkdir(parents=True)
         yield new
@@ -133,9 +135,13 @@ def replaced_folder(folder: Path, foreign: Foreign, kind: str) -> Iterator[Path]
                 shutil.rmtree(folder)
         new.rename(folder)
     finally:
-        if old.exists() and not folder.exists():
-            old.rename(folder)
+        _put_back(old, folder)
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _put_back(old: Path, folder: Path) -> None:
+    if old.exists() and not folder.exists():
+        old.rename(folder)
 
 
 def _unfinished(folder: Path) -> Path:

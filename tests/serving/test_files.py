@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from serving.errors import StorageError
 from serving.files import check_replaceable, locked_folder, replaced_folder
+from tests.waiting import DEADLINE
 
+ROOT = Path(__file__).parents[2]
 KIND = "a list"
 
 
@@ -85,6 +89,52 @@ def test_leftovers_of_a_killed_run_are_removed_and_nothing_else(tmp_path):
     with pytest.raises(StorageError, match="was not left by an earlier run"):
         write(tmp_path / "out", "two")
     assert (leftover / "notes").exists() and (tmp_path / "out/list.txt").read_text() == "one"
+
+
+KILLED_EVERYWHERE = """
+import os, sys
+from pathlib import Path
+from serving.files import replaced_folder
+
+folder, calls = Path(sys.argv[1]), {"os.mkdir", "os.rename", "os.remove", "os.rmdir"}
+
+def write(text):
+    with replaced_folder(folder, lambda _: None, "a list") as new:
+        before = (folder / "list.txt").read_text() if folder.exists() else "nothing"
+        (new / "list.txt").write_text(text)
+    return before
+
+def killed(before_call):  # in a child process; whether it was
+    child = os.fork()
+    if child == 0:
+        left = before_call
+        def kill(event, arguments):
+            nonlocal left
+            if event in calls and str(folder.parent) in str(arguments[0]):
+                left -= 1
+                if left < 0:
+                    os._exit(9)
+        sys.addaudithook(kill)
+        write("two")
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+
+call = 0
+write("one")
+while killed(call):
+    there = (folder / "list.txt").read_text() if folder.exists() else None
+    print(there, write("one"))
+    call += 1
+"""
+
+
+def test_a_kill_at_any_moment_loses_neither_the_earlier_folder_nor_the_next_one(tmp_path):
+    command = [sys.executable, "-c", KILLED_EVERYWHERE, str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE, check=True)
+    moments = [tuple(line.split()) for line in done.stdout.splitlines()]
+    assert ("None", "one") in moments, "no kill came between the two renames"
+    assert set(moments) <= {("one", "one"), ("None", "one"), ("two", "two")} and ("two", "two") in moments
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_links_files_and_the_current_folder_are_refused(tmp_path, monkeypatch):

@@ -75,9 +75,9 @@ class Dropout(nn.Dropout):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training or not self.p or x.device.type != "cpu":
             return super().forward(x)
-        kept = round((1 - self.p) * 2**16)
+        kept = min(max(round((1 - self.p) * 2**16), 1), 2**16)  # of the values that a random number may have
         bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-        mask = (bits[: x.numel()].view(x.shape) < kept - 2**15).to(x.dtype)
+        mask = (bits[: x.numel()].view(x.shape) <= kept - 1 - 2**15).to(x.dtype)  # a bound that fits into 16 bits
         return x * mask.mul_(2**16 / kept)
 
 

@@ -67,6 +67,18 @@ def test_dropout_leaves_out_its_share_and_the_mean_as_it_is():
     assert torch.equal(Dropout(0.0)(x), x)
 
 
+@pytest.mark.parametrize("share", [1e-12, 1e-6, 7.6e-6, 2e-5, 0.5, 1 - 2e-5, 1 - 1e-6, 1 - 1e-12])
+def test_dropout_of_any_share_keeps_a_multiple_of_what_it_keeps(share):
+    """The share is rounded to a 65,536th, of which at least one is kept."""
+    torch.manual_seed(0)
+    dropped = Dropout(share)(torch.ones(1_000_000))
+    kept = max(1, round((1 - share) * 2**16)) / 2**16
+    expected = 1_000_000 * kept
+    found = dropped[dropped != 0]
+    assert abs(len(found) - expected) <= 5 * (expected * (1 - kept)) ** 0.5
+    torch.testing.assert_close(found, torch.full_like(found, 1 / kept))
+
+
 @torch.no_grad()
 def test_a_causal_encoder_does_not_see_later_items(tmp_path):
     network = Bundle.load(tiny_bundle(tmp_path / "b")).network

@@ -37,6 +37,8 @@ class Reference:
     def __init__(self, bundle: Bundle, history: Sequence[int], steps: int, events: EventData | None = None) -> None:
         self.bundle, self.settings, self.steps = bundle, bundle.settings, steps
         self.history = list(history)[-self.settings.max_items :]
+        if events is not None:
+            events = events.of(slice(-self.settings.max_items, None))
         self.weights = [1.0] * len(self.history) if events is None else events.weights.tolist()
         self.network = copy.deepcopy(bundle.network).double().eval()
         self.items: list[Tokens] = [tuple(row) for row in bundle.catalogue.tokens.tolist()]

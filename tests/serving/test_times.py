@@ -41,3 +41,17 @@ def test_scores_are_those_of_the_reference_for_one_state(runtime: Any, settings:
     assert np.abs(values[0] - values[2]).max() > 1e-3
     if not bundle.settings.suffix_tokens:  # all items at once say as little as no times at all
         np.testing.assert_allclose(values[2], values[3], atol=1e-4)
+
+
+@pytest.mark.parametrize("runtime", ["eager", "onnx"])
+def test_the_reference_reads_the_newest_events_as_every_runtime_does(runtime: Any) -> None:
+    bundle = tiny_model(40, time_bias=True, suffix_tokens=(1,), neighbours=True, neighbours_weight=0.5, max_items=4)
+    told = EventData(np.linspace(0.2, 1, 6, dtype=np.float32), TIMES)
+    engine = Engine(bundle, runtime=runtime)
+    [answer] = engine.search([Request(HISTORY, 40, 40, 0, events=told)], engine.encode([HISTORY]))
+    scores = dict(zip(answer.items, answer.scores, strict=True))
+    expected, _ = score_all_items(bundle, HISTORY, (), neighbours_weight=0.5, events=told)
+    np.testing.assert_allclose([scores[row] for row in range(40)], expected, atol=1e-4)
+    newest = EventData(told.weights[-4:], TIMES[-4:])
+    same, _ = score_all_items(bundle, HISTORY[-4:], (), neighbours_weight=0.5, events=newest)
+    np.testing.assert_allclose(expected, same)

@@ -190,8 +190,7 @@ class Service:
                 self._measure(searches)
             engine.bundle.catalogue.index_titles()
             self.metrics.show_models(engine.bundle.version)
-            gc.collect()
-            gc.freeze()  # what lives as long as the process need not be searched again: no long collection stalls
+            _keep_for_good()
             gc.set_threshold(YOUNG_OBJECTS)
         except BaseException as error:
             self._fail_to_start(error)
@@ -269,7 +268,7 @@ class Service:
             await self.batcher.between_batches(partial(self._measure, searches))
         await asyncio.to_thread(engine.bundle.catalogue.index_titles)
         await self.catalogues.add(engine)
-        gc.freeze()
+        _keep_for_good()
         return self._recommender(engine)
 
     async def erase_user(self, user_id: str) -> None:
@@ -376,3 +375,9 @@ class Service:
         await self.counters.close()
         if self._redis is not None:
             await self._redis.aclose()
+
+
+def _keep_for_good() -> None:
+    """Spares all that lives now from further searches for garbage, so that no long one stalls the answers."""
+    gc.collect()  # what is garbage already would stay as well
+    gc.freeze()

@@ -156,6 +156,22 @@ def test_a_retired_model_leaves_nothing_behind(begin: Start) -> None:
     assert [model["version"] for model in client.get("/models").json()["models"]] == [BASE]
 
 
+def test_no_garbage_is_kept_for_good_with_a_model(begin: Start) -> None:
+    class Cycle:
+        pass
+
+    client, cycle = begin(), Cycle()
+    cycle.itself = cycle  # type: ignore[attr-defined]
+    garbage = weakref.ref(cycle)
+    gc.disable()
+    try:
+        del cycle
+        add(client, "1")
+        assert garbage() is None
+    finally:
+        gc.enable()
+
+
 def test_what_waits_for_a_retired_model_is_still_answered_by_it(
     begin: Start, engine: ShapedEngine, engines: dict[int, Engine]
 ) -> None:

@@ -15,7 +15,7 @@ from serving.errors import ServingError
 from serving.types import REDIS_PREFIX
 from training.config import ConfigError, load_config
 from training.data.cli import add_data_commands
-from training.data.prepare import read_data
+from training.data.read import read_data
 from training.data.shop import write_demo_shop
 from training.evaluate import evaluate_bundle
 from training.pipeline import STAGES, run

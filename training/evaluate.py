@@ -14,7 +14,9 @@ from serving.bundle import Bundle
 from serving.network.eager import EagerRuntime
 from serving.search.ranker import Ranker
 from serving.types import BundleSettings, EventData
-from training.data.prepare import DataError, Dataset, sample_events, sample_users, split_by, weigh
+from training.data.errors import DataError
+from training.data.prepare import sample_events, sample_users, split_by, weigh
+from training.data.read import Dataset
 from training.metrics import ndcg, paired_gain, recall_ndcg, target_ranks
 from training.stages.diagnostics import reasoning_diagnostics
 from training.workspace import Workspace

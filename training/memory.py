@@ -23,7 +23,8 @@ import numpy as np
 
 from serving.items.neighbours import Neighbours
 from training.config import MemoryParts, RunConfig
-from training.data.prepare import Items, Split
+from training.data.prepare import Split
+from training.data.read import Items
 from training.memory_choice import MemoryChoice, MemorySetting
 
 FOLDS = 2

@@ -15,7 +15,8 @@ from tqdm import tqdm
 from serving.items.neighbours import Neighbours
 from serving.types import EventData
 from training.config import MemoryParts, RunConfig
-from training.data.prepare import Items, Split, sample_events, sample_users
+from training.data.prepare import Split, sample_events, sample_users
+from training.data.read import Items
 from training.linear import LINEAR_GRID, LinearSetting, Moments, largest, linear_weights, predict
 from training.neighbours import (
     GRID,

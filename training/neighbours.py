@@ -23,7 +23,7 @@ from scipy import sparse
 from tqdm import tqdm
 
 from training.config import RunConfig
-from training.data.prepare import Items
+from training.data.read import Items
 from training.ids.embed import collaborative_embedding, embed_text, item_text
 from training.metrics import ndcg
 from training.similar import similar_items

@@ -27,17 +27,8 @@ from serving.items.tokenizer import save_tokenizer
 from serving.manifest import foreign_to_bundle
 from training.config import ConfigError, RunConfig, read_stored_config
 from training.data.feedback import data_folder_of
-from training.data.prepare import (
-    Dataset,
-    Split,
-    describe,
-    load_given_ids,
-    read_data,
-    split_by,
-    statistics,
-    weigh,
-)
-from training.data.read import data_files, folder_name
+from training.data.prepare import Split, describe, split_by, statistics, weigh
+from training.data.read import Dataset, data_files, folder_name, load_given_ids, read_data
 from training.evaluate import validate
 from training.export import export
 from training.ids.embed import item_embedding

@@ -14,8 +14,10 @@ import torch
 from serving.errors import StorageError
 from serving.online.changelog import CHANGES_FILE
 from serving.types import MAX_TIMESTAMP
+from training.data.errors import DataError
 from training.data.feedback import SNAPSHOT
-from training.data.prepare import DataError, Dataset, Split
+from training.data.prepare import Split
+from training.data.read import Dataset
 
 RUN = "run.json"
 LEAST_JUDGES = 2  # of one user nobody can say what is more than chance

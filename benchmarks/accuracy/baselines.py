@@ -28,7 +28,8 @@ from benchmarks.accuracy.full_ranking import HISTORY_ITEMS, Score, rank
 from benchmarks.accuracy.popularity import Popularity
 from benchmarks.common import ROOT, commit, record, result_file, table
 from training.config import EvalConfig, MemoryParts, NeighboursConfig, RunConfig
-from training.data.prepare import Items, Split, leave_one_out, read_data
+from training.data.prepare import Split, leave_one_out
+from training.data.read import Items, read_data
 from training.memory import fit_memory
 from training.metrics import recall_ndcg
 

@@ -20,7 +20,8 @@ from benchmarks.accuracy.full_ranking import rank
 from benchmarks.accuracy.sasrec import Setting
 from benchmarks.common import ROOT, commit, record, table
 from serving.bundle import Bundle
-from training.data.prepare import leave_one_out, read_data
+from training.data.prepare import leave_one_out
+from training.data.read import read_data
 from training.data.shop import write_demo_shop
 from training.evaluate import evaluate_bundle
 from training.metrics import recall_ndcg

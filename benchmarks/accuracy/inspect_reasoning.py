@@ -21,7 +21,8 @@ from benchmarks.common import commit
 from serving.bundle import Bundle
 from serving.engine import Engine
 from serving.types import Answer, Request, Rules
-from training.data.prepare import leave_one_out, read_data
+from training.data.prepare import leave_one_out
+from training.data.read import read_data
 
 SHOWN_ITEMS = 6  # of a history
 NEAREST = 3

@@ -29,7 +29,8 @@ from benchmarks.accuracy.ranks import gain_over
 from benchmarks.accuracy.sasrec import Setting
 from benchmarks.common import argument_parser, commit, record, result_file, table
 from training.config import EvalConfig, MemoryParts, RunConfig
-from training.data.prepare import Items, Split, leave_one_out, read_data
+from training.data.prepare import Split, leave_one_out
+from training.data.read import Items, read_data
 from training.memory import fit_memories
 from training.metrics import mean_metrics, ndcg, target_ranks
 

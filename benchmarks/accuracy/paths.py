@@ -24,7 +24,7 @@ from benchmarks.engine.breakdown import clock
 from serving.bundle import Bundle
 from serving.engine import Engine
 from serving.types import Request, Rules
-from training.data.prepare import Dataset, read_data
+from training.data.read import Dataset, read_data
 from training.evaluate import evaluate_bundle
 
 RESULT = ROOT / "benchmarks/results/paths.json"

@@ -36,7 +36,8 @@ from benchmarks.common import ROOT, Run, argument_parser, result_file, table
 from serving.items.histories import history_tokens
 from training.config import ModelSettings, PretrainConfig, RunConfig
 from training.data.examples import Rows, epoch_batches
-from training.data.prepare import read_data, split_by
+from training.data.prepare import split_by
+from training.data.read import read_data
 from training.data.shop import write_shop
 from training.ids.semantic_ids import random_ids
 from training.stages.distributed import WHOLE_BATCH, Process

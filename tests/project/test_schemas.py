@@ -14,8 +14,9 @@ from jsonschema import Draft202012Validator
 
 from serving.manifest import CHOICES, READABLE, REQUIRED_FILES, settings_from_json, settings_to_json
 from tests.builders import GATE, tiny_model
+from training.data.errors import DataError
 from training.data.interactions import OPTIONAL, WANTED
-from training.data.read import DataError, read_items
+from training.data.read import read_items
 from training.data.shop import write_shop
 
 ROOT = Path(__file__).parents[2]

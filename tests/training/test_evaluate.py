@@ -12,7 +12,8 @@ import torch
 from tests.builders import ranker_of, tiny_bundle, tiny_model
 from tests.training.small import small_config, small_workspace
 from training.__main__ import main
-from training.data.prepare import read_data, sample_users, split_by
+from training.data.prepare import sample_users, split_by
+from training.data.read import read_data
 from training.evaluate import evaluate_bundle, measure, validate
 from training.stages.diagnostics import are_items, pairwise_cosine, reasoning_diagnostics, unparsable_share
 from training.stages.reasoning import decode_items, greedy, reason

@@ -31,7 +31,8 @@ from tests.training.shops import QUICK, command, write_shop
 from tests.waiting import DEADLINE
 from training.__main__ import main
 from training.config import load_config
-from training.data.prepare import read_data, split_by
+from training.data.prepare import split_by
+from training.data.read import read_data
 from training.pipeline import tokenize
 from training.stages.loop import load_checkpoint, save_checkpoint
 

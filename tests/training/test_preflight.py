@@ -17,7 +17,9 @@ from tests.builders import tiny_bundle
 from tests.training.shops import QUICK, command, write_shop
 from training.__main__ import main
 from training.config import load_config
-from training.data.prepare import DataError, read_data, split_by
+from training.data.errors import DataError
+from training.data.prepare import split_by
+from training.data.read import read_data
 from training.data.shop import write_shop as generate_shop
 from training.pipeline import run
 from training.preflight import RunError, check_data, check_room

@@ -18,8 +18,8 @@ from tests.training.shops import command, write_shop
 from tests.training.small import ITEMS, USERS, small_config, small_workspace, walks
 from training.__main__ import main
 from training.data.examples import as_windows, newest_targets, steps_per_epoch
-from training.data.prepare import Split, leave_one_out, read_data, split_by, with_newest
-from training.data.read import Dataset, Items
+from training.data.prepare import Split, leave_one_out, split_by, with_newest
+from training.data.read import Dataset, Items, read_data
 from training.linear import LinearSetting
 from training.memory import make_memory
 from training.memory_choice import MemorySetting

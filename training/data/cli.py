@@ -15,7 +15,8 @@ from tqdm import tqdm
 from serving.types import REDIS_PREFIX
 from training.data.download import AMAZON_2023, amazon_2023
 from training.data.feedback import POSITIVE, convert_feedback
-from training.data.prepare import chronological, describe, leave_one_out, read_data, time_quantiles
+from training.data.prepare import chronological, describe, leave_one_out, time_quantiles
+from training.data.read import read_data
 from training.data.shop import write_shop
 
 

@@ -1,7 +1,4 @@
-"""What training and evaluation do with a data folder: splits by user, and statistics.
-
-Reading and checking is in `data`; its names are importable from here.
-"""
+"""What training and evaluation do with a data folder that `read` has read: splits by user, and statistics."""
 
 from __future__ import annotations
 
@@ -12,26 +9,8 @@ from typing import Literal, TypeVar
 import numpy as np
 
 from serving.types import EventData
-from training.data.read import DataError, Dataset, Items, load_given_ids, read_data
-
-__all__ = [
-    "DataError",
-    "Dataset",
-    "Items",
-    "Split",
-    "chronological",
-    "describe",
-    "leave_one_out",
-    "load_given_ids",
-    "read_data",
-    "sample_events",
-    "sample_users",
-    "statistics",
-    "time_quantiles",
-    "weigh",
-    "with_newest",
-]
-
+from training.data.errors import DataError
+from training.data.read import Dataset
 
 SplitKind = Literal["leave-one-out", "chronological"]
 T = TypeVar("T")

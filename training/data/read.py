@@ -28,8 +28,6 @@ from serving.items.fields import MAX_FIELDS, Value
 from training.data.errors import DataError
 from training.data.interactions import Interactions, find_interactions, open_text, read_interactions
 
-__all__ = ["DataError", "Dataset", "Items", "data_files", "folder_name", "load_given_ids", "read_data", "read_items"]
-
 ITEMS = ("items.jsonl.gz", "items.jsonl")
 MAX_CODE = 1_000_000  # of a given semantic ID: the vocabulary has an embedding for every code below the largest
 TEXTS = ("title", "brand", "categories", "description")

@@ -22,7 +22,8 @@ from serving.files import atomic_write
 from serving.items import tokenizer
 from serving.items.tokenizer import Source, TextLift
 from training.config import TokenizeConfig
-from training.data.prepare import DataError, Items
+from training.data.errors import DataError
+from training.data.read import Items
 
 DOUBLE_ITEMS = 1 << 16  # up to here embeddings are decomposed in double precision, beyond in half the time and memory
 

@@ -17,7 +17,7 @@ from scipy.optimize import linear_sum_assignment
 
 from serving.items.tokenizer import Codec
 from training.config import RqVaeConfig, TokenizeConfig
-from training.data.prepare import DataError
+from training.data.errors import DataError
 from training.ids.embed import ItemEmbedding
 from training.ids.rqvae import Progress, train_rqvae
 

@@ -196,7 +196,8 @@ def test_table_is_aligned_markdown() -> None:
 
 @pytest.mark.skipif(not REFERENCE_DATA.is_dir(), reason="needs ../shared/data, which the repository does not hold")
 def test_reference_figures_of_popularity() -> None:
-    from training.data.prepare import leave_one_out, read_data
+    from training.data.prepare import leave_one_out
+    from training.data.read import read_data
 
     data = read_data(REFERENCE_DATA / "scientific2018")
     rows = baselines.run(

@@ -8,7 +8,7 @@ from benchmarks.engine import fitting
 from serving.bundle import Bundle
 from tests.training.shops import QUICK
 from training.config import load_config
-from training.data.prepare import read_data
+from training.data.read import read_data
 
 
 def test_the_parts_make_a_bundle(tmp_path: Path) -> None:

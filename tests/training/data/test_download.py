@@ -15,7 +15,9 @@ import pytest
 from tests.tools import always_full
 from training.data.cli import add_data_commands
 from training.data.download import TRIES, amazon_2023, download
-from training.data.prepare import DataError, leave_one_out, read_data
+from training.data.errors import DataError
+from training.data.prepare import leave_one_out
+from training.data.read import read_data
 
 RATINGS = "/benchmark/5core/rating_only/Small_Things.csv.gz"
 METADATA = "/raw/meta_categories/meta_Small_Things.jsonl.gz"

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from training.data.read import DataError, Items, read_items
+from training.data.errors import DataError
+from training.data.read import Items, read_items
 
 
 def items(folder: Path, *lines: str | bytes) -> Items:

@@ -16,19 +16,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from training.data.errors import DataError
 from training.data.prepare import (
-    DataError,
     chronological,
     describe,
     leave_one_out,
-    load_given_ids,
-    read_data,
     sample_events,
     split_by,
     statistics,
     time_quantiles,
     weigh,
 )
+from training.data.read import load_given_ids, read_data
 
 HEADER = "user_id,item_id,timestamp\n"
 REAL = Path(__file__).resolve().parents[4] / "shared" / "data"

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training.data.prepare import leave_one_out, read_data
+from training.data.prepare import leave_one_out
+from training.data.read import read_data
 from training.data.shop import (
     BRAND_LOYALTY,
     DEMO_SHOP,

@@ -9,7 +9,8 @@ import pytest
 
 from serving.items import tokenizer
 from training.config import TokenizeConfig
-from training.data.prepare import DataError, Items
+from training.data.errors import DataError
+from training.data.read import Items
 from training.ids import embed
 from training.ids.embed import collaborative_embedding, embed_text, item_embedding, item_text
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from serving.items.tokenizer import PACKAGED, load_tokenizer, rank_text, save_tokenizer
 from tests.tools import require_module
 from training.config import RqVaeConfig, TokenizeConfig
-from training.data.prepare import DataError, Items
+from training.data.errors import DataError
+from training.data.read import Items
 from training.ids.embed import ItemEmbedding, item_embedding, item_text
 from training.ids.semantic_ids import (
     GivenIds,

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from app.schemas.common import HistoryEvent, Problem
 from serving.errors import (
     BundleError,
+    Conflict,
     DeadlineExceeded,
     Draining,
     EngineDead,
@@ -26,8 +27,8 @@ from serving.errors import (
     ServingError,
     StoreUnavailable,
     UnknownCatalogue,
+    UnknownModel,
 )
-from serving.online.deployment import Conflict, UnknownModel
 
 RETRY_AFTER = 1  # seconds, where there is no better estimate
 

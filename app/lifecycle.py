@@ -18,7 +18,7 @@ from app.metrics import Metrics
 from app.settings import Settings
 from app.stores import open_stores
 from serving.bundle import Bundle
-from serving.errors import BundleError, EngineError, ServingError, StoreError, StoreUnavailable
+from serving.errors import BundleError, Conflict, EngineError, ServingError, StoreError, StoreUnavailable
 from serving.items.filter_parser import parse_filter
 from serving.manifest import read_manifest
 from serving.online import trends
@@ -28,7 +28,6 @@ from serving.online.catalogues import KIND, Catalogues
 from serving.online.changelog import Entry
 from serving.online.changes import Changes
 from serving.online.costs import CostTable
-from serving.online.deployment import Conflict
 from serving.online.live_catalogue import LiveCatalogue
 from serving.online.models import Change, Models
 from serving.online.observer import Observer

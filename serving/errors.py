@@ -5,6 +5,8 @@ ServingError
 ├── RequestError         a request that cannot be answered as it is; `field` names the field at fault
 │   ├── UnknownCatalogue a named subset that does not exist
 │   └── FilterError      a filter that cannot be read; `position` of the first character at fault
+├── Conflict             a change that does not fit what is deployed
+├── UnknownModel         no model of this version is loaded
 ├── NoSemanticId         a new item cannot get a semantic ID
 ├── Overloaded           no room in the queue; `retry_after` seconds
 ├── DeadlineExceeded     the time budget cannot be met
@@ -48,6 +50,14 @@ class FilterError(RequestError):
     def __init__(self, fault: str, position: int, field: str = "filter") -> None:
         super().__init__(f"At character {position} of the filter: {fault}.", field)
         self.fault, self.position = fault, position
+
+
+class Conflict(ServingError):
+    """A change that does not fit what is deployed, such as to retire the model that answers."""
+
+
+class UnknownModel(ServingError):
+    """No model of this version is loaded."""
 
 
 class NoSemanticId(ServingError):

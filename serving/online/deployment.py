@@ -10,15 +10,7 @@ import random
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 
-from serving.errors import ServingError
-
-
-class Conflict(ServingError):
-    """A change that does not fit what is deployed, such as to retire the model that answers."""
-
-
-class UnknownModel(ServingError):
-    """No model of this version is loaded."""
+from serving.errors import Conflict, UnknownModel
 
 
 @dataclass(frozen=True, slots=True)

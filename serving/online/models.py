@@ -13,8 +13,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
-from serving.errors import BundleError, ServingError
-from serving.online.deployment import Arm, Conflict, Deployment, Shadow, Traffic
+from serving.errors import BundleError, Conflict, ServingError
+from serving.online.deployment import Arm, Deployment, Shadow, Traffic
 from serving.online.listing import Recommendation
 from serving.online.observer import Observer
 from serving.online.query import Query

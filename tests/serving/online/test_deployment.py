@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 
-from serving.errors import ServingError
-from serving.online.deployment import Arm, Conflict, Deployment, Shadow, Traffic, UnknownModel
+from serving.errors import Conflict, ServingError, UnknownModel
+from serving.online.deployment import Arm, Deployment, Shadow, Traffic
 from serving.online.models import changed
 
 START = Deployment(base="a", active="a")

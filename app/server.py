@@ -23,7 +23,7 @@ from app.guard import Bounds, Connections, Guard
 from app.lifecycle import Service
 from app.main import create_app
 from app.settings import Settings
-from app.slot import WorkerSlot
+from app.slot import SAME_SIGNAL_S, WorkerSlot
 from serving.errors import ServingError
 from serving.types import Rules
 
@@ -31,7 +31,6 @@ log = logging.getLogger("streamrec.server")
 
 FILES_KEPT = 128  # file descriptors for everything but connections
 CLOSE_S = 3.0  # for closing files and connections once requests are finished or given up
-SAME_SIGNAL_S = 1.0  # timeout(1), shells and wrappers send a signal twice; it is meant once
 _DEV_NULL = open(os.devnull, "w")  # open as long as the process lives
 
 

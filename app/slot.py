@@ -12,6 +12,7 @@ from pathlib import Path
 from serving.files import atomic_write
 
 METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # the environment variable through which workers share their metrics
+SAME_SIGNAL_S = 1.0  # timeout(1), shells and wrappers send a signal twice; it is meant once
 
 
 @dataclass(frozen=True, slots=True)

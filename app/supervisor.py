@@ -22,7 +22,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from app.settings import Settings
-from app.slot import METRICS_FOLDER, WorkerSlot
+from app.slot import METRICS_FOLDER, SAME_SIGNAL_S, WorkerSlot
 from serving.online.watchdog import LOOK_EVERY, Watchdog
 
 log = logging.getLogger("streamrec.workers")
@@ -30,7 +30,6 @@ log = logging.getLogger("streamrec.workers")
 KILL_AFTER_S = 5.0  # beyond the drain timeout; a worker ends itself before (app/server.py)
 LONGEST_PAUSE_S = 60.0
 HEALTHY_AFTER_S = 60.0  # a worker that lived so long was sound: its replacement starts at once
-SAME_SIGNAL_S = 1.0  # timeout(1), shells and wrappers send a signal twice; it is meant once
 
 
 def pause_before(deaths: int) -> float:

@@ -7,12 +7,12 @@ import json
 import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from serving.errors import BundleError
 from serving.items.neighbours import Neighbours
 from serving.items.vocabulary import Vocabulary
-from serving.types import BundleSettings, Gate
+from serving.types import BundleSettings, EncoderAttention, Gate, Merge, Normalise, StepForm
 
 FORMAT = 3  # from 2 on a bundle says what its softmax runs over; from 3 on its gate may have powers
 READABLE = (1, 2, 3)
@@ -25,10 +25,10 @@ OTHER_SUBSETS = "catalogues.json"
 FOLDERS = ("model", "tokenizer", SUBSETS)
 REQUIRED_FILES = {"model/config.json", "model/model.safetensors", "heads.safetensors", "catalogue.parquet"}
 CHOICES = {
-    "step_form": ("token", "state", "both"),
-    "merge": ("logsumexp", "max"),
-    "attention": ("bidirectional", "causal-by-item"),
-    "normalise": ("block", "vocabulary"),
+    "step_form": get_args(StepForm),
+    "merge": get_args(Merge),
+    "attention": get_args(EncoderAttention),
+    "normalise": get_args(Normalise),
 }
 
 

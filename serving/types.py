@@ -29,6 +29,8 @@ Normalise = Literal["block", "vocabulary"]
 RuntimeName = Literal["eager", "onnx", "onnx-int8", "cuda"]
 StateDtype = Literal["float32", "float16"]
 
+NEG_INF = float("-inf")  # the score of what may not be, and the bias of what is not attended to
+
 # Characters (code points) of a user's or an item's id: what can be trained can be sent over HTTP and scored offline.
 MAX_ID_LENGTH = 256
 MAX_TYPE_LENGTH = 64  # characters of an event's type

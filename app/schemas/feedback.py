@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from app.schemas.common import Body, Id, RecommendationId
+from serving.types import MAX_TIMESTAMP
 
 FeedbackEvent = Literal["impression", "click", "like", "dislike", "cart", "purchase", "play", "share"]
 
@@ -19,7 +20,7 @@ class FeedbackRequest(Body):
     event: FeedbackEvent
     value: float | None = Field(None, description="such as a price or seconds played; kept as it is")
     time: float | None = Field(
-        None, ge=0, le=1e11, description="seconds since the epoch; default: when the request came"
+        None, ge=0, le=MAX_TIMESTAMP, description="seconds since the epoch; default: when the request came"
     )
 
 

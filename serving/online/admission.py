@@ -42,6 +42,7 @@ T = TypeVar("T")
 # In the order in which they follow.
 State = Literal["loading", "warming", "replaying", "ready", "draining", "engine dead"]
 
+DEAD = "The engine has stopped; restart the service."
 QUEUE_FULL = "The queue is full; try again later."
 NEVER = (-math.inf, 0.0)
 NEWCOMER = object()  # stands for every client that is not active: what one of them is refused, all are
@@ -193,7 +194,7 @@ class Admission(Generic[T]):
             case "draining":
                 raise Draining("The service is shutting down; send the request to another replica.")
             case "engine dead":
-                raise EngineDead("The engine has stopped; restart the service.")
+                raise EngineDead(DEAD)
 
     def decide(self, demand: Demand | None = None, client: Hashable = None) -> Plan | None:
         """The plan with which a request may enter now, the largest that fits both the deadline and the queue.
@@ -411,11 +412,6 @@ class Admission(Generic[T]):
     def depth(self) -> int:
         """Jobs that wait."""
         return self._depth
-
-    @property
-    def expected_wait(self) -> float:
-        """Seconds until everything that waits and runs is done."""
-        return self._seconds_of({plan: len(group) for plan, group in self._waiting.items()}, self._pace())
 
     def _seconds_of(self, jobs: dict[Plan, int], pace: float) -> float:
         """Seconds until so many jobs of each plan are done, and what runs before them."""

@@ -23,14 +23,13 @@ from itertools import repeat
 from typing import Any, Generic, TypeVar
 
 from serving.errors import DeadlineExceeded, EngineDead
-from serving.online.admission import Admission, Demand, Job, Plan
+from serving.online.admission import DEAD, Admission, Demand, Job, Plan
 from serving.online.watchdog import Watchdog
 
 T = TypeVar("T")
 R = TypeVar("R")
 X = TypeVar("X")
 
-DEAD = "The engine has stopped; restart the service."
 FAILURES = 3  # batches in a row in which nobody was answered; then the engine has to show that it works
 
 

@@ -37,7 +37,6 @@ from serving.network.runtime import Runtime
 from serving.network.t5 import CrossKeysValues
 from serving.search.candidates import best_candidates, favoured, known_ahead, with_candidates
 from serving.search.decoder import (
-    NEG_INF,
     Ahead,
     DecodedItems,
     DecoderCache,
@@ -50,7 +49,7 @@ from serving.search.decoder import (
 from serving.search.dense import DenseScore, dense_score
 from serving.search.memory import MemoryScores, mixed
 from serving.search.scoring import decode_ahead, merge_paths, score_items
-from serving.types import Beams, BundleSettings, SearchSettings
+from serving.types import NEG_INF, Beams, BundleSettings, SearchSettings
 
 
 def search_settings(vocabulary: Vocabulary, settings: BundleSettings) -> SearchSettings:

@@ -17,10 +17,10 @@ from serving.items.boosts import Boosts
 from serving.items.neighbours import NO_ITEM
 from serving.items.trie import Trie
 from serving.network.runtime import Runtime
-from serving.search.decoder import NEG_INF, DecodedItems, stable_topk
+from serving.search.decoder import DecodedItems, stable_topk
 from serving.search.dense import DenseScore
 from serving.search.memory import MemoryScores
-from serving.types import SearchSettings
+from serving.types import NEG_INF, SearchSettings
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,7 @@ import torch
 
 from serving.network.runtime import Runtime
 from serving.network.t5 import CrossKeysValues, KeysValues
-from serving.types import SearchSettings
-
-NEG_INF = float("-inf")
+from serving.types import NEG_INF, SearchSettings
 
 
 @dataclass(frozen=True, slots=True)

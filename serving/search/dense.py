@@ -25,7 +25,8 @@ from serving.items.neighbours import NO_ITEM
 from serving.items.trie import Trie
 from serving.network.model import dense_logits
 from serving.network.runtime import Runtime
-from serving.search.decoder import NEG_INF, select_rows, stable_topk
+from serving.search.decoder import select_rows, stable_topk
+from serving.types import NEG_INF
 
 if TYPE_CHECKING:
     from serving.items.item_index import ItemIndex

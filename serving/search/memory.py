@@ -26,9 +26,7 @@ import torch
 import torch.nn.functional as F
 
 from serving.items.neighbours import NO_ITEM, Neighbours, Shares
-from serving.types import BundleSettings, EventData
-
-NEG_INF = float("-inf")
+from serving.types import NEG_INF, BundleSettings, EventData
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,9 +24,8 @@ from serving.network.runtime import Runtime
 from serving.network.t5 import CrossKeysValues
 from serving.search.beam import propose_items, reason, search, search_settings
 from serving.search.candidates import known_ahead
-from serving.search.decoder import NEG_INF
 from serving.search.memory import MemoryScores, look_up, weighted
-from serving.types import Beams, BundleSettings, EventData, Rules
+from serving.types import NEG_INF, Beams, BundleSettings, EventData, Rules
 
 TOP = 10
 # Histories searched together. A CPU gains nothing from more; a GPU would idle between smaller batches.

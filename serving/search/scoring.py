@@ -14,7 +14,6 @@ from serving.items.trie import Trie
 from serving.network.runtime import Runtime
 from serving.network.t5 import CrossKeysValues, KeysValues
 from serving.search.decoder import (
-    NEG_INF,
     Ahead,
     DecodedItems,
     DecoderCache,
@@ -22,7 +21,7 @@ from serving.search.decoder import (
     select_rows,
     token_log_probs,
 )
-from serving.types import Merge, SearchSettings
+from serving.types import NEG_INF, Merge, SearchSettings
 
 AT_ONCE = 64
 

@@ -95,6 +95,17 @@ class Gate:
 
 
 @dataclass(frozen=True, slots=True)
+class Ages:
+    """How a network tells a history's items apart by age, the newest being of age 0.
+
+    number: of ages that it knows; 0: none, as in T5. suffix: tokens that follow the items and are of age 0.
+    """
+
+    number: int = 0
+    suffix: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class BundleSettings:
     """Everything that decides what an answer is, apart from the weights.
 
@@ -130,9 +141,8 @@ class BundleSettings:
     type_weights: tuple[tuple[str, float], ...] = ()
 
     @property
-    def ages(self) -> int:
-        """How many ages of items the network tells apart; 0: none."""
-        return self.max_items if self.age_bias else 0
+    def ages(self) -> Ages:
+        return Ages(self.max_items if self.age_bias else 0, len(self.suffix_tokens))
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,9 @@ from torch import nn
 
 from serving.items.events import TIME_BUCKETS
 from serving.network.t5 import T5, CrossKeysValues, ModelConfig, float_mask
-from serving.types import EncoderAttention, StepForm
+from serving.types import Ages, EncoderAttention, StepForm
 
+NO_AGES = Ages()
 FORGOTTEN = 0.1  # share of a history's items
 
 
@@ -52,9 +53,8 @@ class Heads(nn.Module):
 class StreamRec(nn.Module):
     """T5 and heads together, with what needs both: the input of a reasoning step and the vectors of items.
 
-    ages: how many ages of a history's items the cross-attention tells apart; 0: none, as in T5. times: whether it tells
-    apart how long before the newest event each was. reads_items: whether the encoder reads vectors of the items beside
-    their tokens.
+    ages: what the cross-attention knows of the age of a history's items. times: whether it tells apart how long before
+    the newest event each was. reads_items: whether the encoder reads vectors of the items beside their tokens.
     """
 
     def __init__(
@@ -62,14 +62,14 @@ class StreamRec(nn.Module):
         config: ModelConfig,
         items: int,
         step_form: StepForm,
-        ages: int = 0,
+        ages: Ages = NO_AGES,
         *,
         times: bool = False,
         reads_items: bool = False,
     ) -> None:
         super().__init__()
         self.t5 = T5(config)
-        self.heads = Heads(config.d_model, items, ages, config.num_heads, times=times, reads_items=reads_items)
+        self.heads = Heads(config.d_model, items, ages.number, config.num_heads, times=times, reads_items=reads_items)
         self.step_form = step_form
         self.ages, self.times, self.reads_items = ages, times, reads_items
 
@@ -132,8 +132,8 @@ class StreamRec(nn.Module):
         """
         bias = float_mask(mask)
         item = torch.arange(mask.shape[1], device=mask.device) // per_item
-        if self.ages:
-            newest = mask.sum(1, keepdim=True) // per_item - 1
+        if self.ages.number:
+            newest = (mask.sum(1, keepdim=True) - self.ages.suffix) // per_item - 1
             bias = bias + self.bias_of_age(newest - item).unsqueeze(2)
         if self.times:
             of_position = torch.zeros_like(mask, dtype=torch.int64) if buckets is None else buckets[:, item]
@@ -159,8 +159,8 @@ class StreamRec(nn.Module):
         return self.t5.cross_keys_values(hidden, bias.expand(len(hidden), -1, -1, -1))
 
     def bias_of_age(self, age: torch.Tensor) -> torch.Tensor:
-        """Shape: (B, ...) int64, cut to 0..ages - 1 -> (B, H, ...)."""
-        bias: torch.Tensor = self.heads.age_bias(age.clamp(0, self.ages - 1))
+        """Shape: (B, ...) int64, cut to the ages that it knows -> (B, H, ...)."""
+        bias: torch.Tensor = self.heads.age_bias(age.clamp(0, self.ages.number - 1))
         return bias.movedim(-1, 1)
 
     def bias_of_time(self, bucket: torch.Tensor) -> torch.Tensor:

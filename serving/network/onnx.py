@@ -57,7 +57,7 @@ class OnnxRuntime(EagerRuntime):
         self._encoder = _session(onnx_graph.encoder(t5), threads)
         self._cross = _session(onnx_graph.cross_keys_values(t5), threads)
         self._step = _session(
-            onnx_graph.step(t5, int8, cross_heads=heads if network.ages or network.times else 1), threads
+            onnx_graph.step(t5, int8, cross_heads=heads if network.ages.number or network.times else 1), threads
         )
         self._inputs = [value.name for value in self._step.get_inputs()]
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from serving.bundle import Bundle
+from serving.engine import Engine
 from serving.network.model import FORGOTTEN, StreamRec, dense_logits
 from serving.network.t5 import ModelConfig
-from serving.types import StepForm
+from serving.types import Ages, RuntimeName, StepForm
+from tests.builders import tiny_bundle, tiny_model
 
 WIDTH = 6
 CONFIG = ModelConfig(12, d_model=WIDTH, d_kv=2, d_ff=4, num_layers=1, num_decoder_layers=1, num_heads=2)
@@ -35,7 +40,7 @@ def test_a_step_reads_the_token_the_state_or_both():
 
 @torch.no_grad()
 def test_a_new_network_feeds_nothing_back_and_knows_items_by_their_tokens_alone():
-    network = StreamRec(CONFIG, items=2, step_form="both", ages=3)
+    network = StreamRec(CONFIG, items=2, step_form="both", ages=Ages(3))
     token, state = torch.tensor([[3, 5]]), torch.randn(1, 2, WIDTH)
     torch.testing.assert_close(network.step_input(token, state), network.t5.shared.weight[token])
     item_tokens = torch.tensor([[3, 7, 9], [4, 7, 9]])
@@ -70,7 +75,7 @@ def test_heads_are_two_layers_with_a_relu_between():
 def test_prefixes_see_their_own_items_and_know_how_old_each_is():
     """Of a history of four items with two tokens each: the prefixes of two, three and four items."""
     torch.manual_seed(0)
-    network = StreamRec(CONFIG, items=4, step_form="both", ages=2)
+    network = StreamRec(CONFIG, items=4, step_form="both", ages=Ages(2))
     torch.nn.init.normal_(network.heads.age_bias.weight)
     cross = network.prefixes(torch.randn(3, 8, WIDTH), first=2, targets=3, per_item=2)
     assert cross.bias.shape == (3, 2, 3, 8)  # B, H, T, S
@@ -106,3 +111,29 @@ def test_while_training_some_items_are_read_by_their_tokens_alone():
     forgotten = (added.abs().amax(-1) < 1e-6).view(100, 20, 2)
     assert torch.equal(forgotten[..., 0], forgotten[..., 1])  # an item's tokens are read alike
     assert abs(float(forgotten.float().mean()) - FORGOTTEN) < 0.05
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("per_item", [1, 2, 3])
+@pytest.mark.parametrize("suffix", [0, 1, 2, 3, 4])
+def test_what_follows_the_items_does_not_make_them_older(per_item: int, suffix: int):
+    """Of three items and of one: the suffix may be as long as an item, or longer."""
+    network = StreamRec(CONFIG, items=4, step_form="both", ages=Ages(5, suffix))
+    torch.nn.init.normal_(network.heads.age_bias.weight)
+    real = torch.tensor([[3 * per_item + suffix], [per_item + suffix]])
+    mask = torch.arange(3 * per_item + suffix) < real
+    bias = network.history_bias(mask, per_item)
+    for row, ages in enumerate(([2, 1, 0], [0])):
+        expected = [age for age in ages for _ in range(per_item)] + [0] * suffix
+        torch.testing.assert_close(bias[row, :, 0, : len(expected)], network.heads.age_bias.weight[expected].T)
+        assert (bias[row, :, 0, len(expected) :] == float("-inf")).all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("runtime", ["eager", "onnx"])
+def test_every_runtime_knows_the_suffix_of_its_bundle(tmp_path: Path, runtime: RuntimeName):
+    folder = tiny_bundle(tmp_path / "b", sizes=(80,), age_bias=True, suffix_tokens=(1,))
+    for bundle in (Bundle.load(folder), tiny_model(sizes=(80,), age_bias=True, suffix_tokens=(1,))):
+        mask = torch.ones(1, 4, dtype=torch.bool)  # of three items
+        bias = Engine(bundle, runtime=runtime).runtime.cross_keys_values(torch.randn(1, 4, 16), mask).bias
+        torch.testing.assert_close(bias[0, :, 0], bundle.network.heads.age_bias.weight[[2, 1, 0, 0]].T)

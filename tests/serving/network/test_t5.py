@@ -10,6 +10,7 @@ from serving.bundle import Bundle
 from serving.items.histories import history_tokens
 from serving.network.model import StreamRec
 from serving.network.t5 import T5, Dropout, ModelConfig
+from serving.types import Ages
 from tests.builders import tiny_bundle
 
 
@@ -93,7 +94,9 @@ def test_a_causal_encoder_does_not_see_later_items(tmp_path):
 
 
 def test_the_age_bias_begins_as_a_recency_that_halves_from_head_to_head():
-    table = StreamRec(ModelConfig(20, 16, 4, 16, 1, 1, 3), items=2, step_form="both", ages=4).heads.age_bias.weight
+    table = StreamRec(
+        ModelConfig(20, 16, 4, 16, 1, 1, 3), items=2, step_form="both", ages=Ages(4)
+    ).heads.age_bias.weight
     torch.testing.assert_close(
         table.detach(), torch.tensor([[0.0, 0, 0], [-1, -0.5, -0.25], [-2, -1, -0.5], [-3, -1.5, -0.75]])
     )

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from serving.bundle import Bundle
 from serving.errors import ServingError
 from serving.types import REDIS_PREFIX
-from training.config import ConfigError, load_config
+from training.config_file import ConfigError, load_config
 from training.data.cli import add_data_commands
 from training.data.read import read_data
 from training.data.shop import write_demo_shop

@@ -25,7 +25,8 @@ from serving.bundle import Bundle
 from serving.files import atomic_write, check_replaceable, locked_folder
 from serving.items.tokenizer import save_tokenizer
 from serving.manifest import foreign_to_bundle
-from training.config import ConfigError, RunConfig, read_stored_config
+from training.config import RunConfig
+from training.config_file import ConfigError, read_stored_config
 from training.data.feedback import data_folder_of
 from training.data.prepare import Split, describe, split_by, statistics, weigh
 from training.data.read import Dataset, data_files, folder_name, load_given_ids, read_data

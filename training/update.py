@@ -35,7 +35,8 @@ from serving.online.changelog import CHANGES_FILE, Entry, FileLog, RedisLog, enc
 from serving.online.live_catalogue import LiveCatalogue
 from serving.online.redis_link import RedisLink, connect
 from serving.types import REDIS_PREFIX
-from training.config import RunConfig, override_config, read_stored_config
+from training.config import RunConfig
+from training.config_file import override_config, read_stored_config
 from training.data.feedback import data_folder_of
 from training.data.prepare import Split, split_by, weigh
 from training.data.read import Items, data_files, read_data, read_items

@@ -29,7 +29,8 @@ from benchmarks.accuracy.ranks import (
     save_ranks,
 )
 from benchmarks.accuracy.variants import LENGTHS, OWN, SLOW, STAGES, VARIANTS, Setup, train_variant, training_minutes
-from training.config import RunConfig, read_stored_config
+from training.config import RunConfig
+from training.config_file import read_stored_config
 from training.join import Join, fit_join
 from training.metrics import mean_metrics, ndcg
 from training.pipeline import tokenize

@@ -34,7 +34,8 @@ from serving.online.admission import Plan
 from serving.online.live_catalogue import LiveCatalogue
 from serving.online.query import Query
 from serving.online.recommender import recommend_batch
-from training.config import RunConfig, load_config
+from training.config import RunConfig
+from training.config_file import load_config
 from training.data.prepare import leave_one_out, sample_users
 from training.data.read import Dataset, Items, read_data
 from training.ids.embed import embed_text, item_text, keep_embedding

@@ -18,7 +18,8 @@ from typing import Any, Literal
 from safetensors import SafetensorError
 
 from benchmarks.common import commit, machine
-from training.config import ConfigError, RunConfig, load_config, read_stored_config
+from training.config import RunConfig
+from training.config_file import ConfigError, load_config, read_stored_config
 from training.pipeline import run
 from training.stages.loop import read_meta
 

@@ -17,7 +17,8 @@ from benchmarks.accuracy.variants import SEEN_PERMITTED, Setup, share_cache
 from benchmarks.accuracy.views import MERGES, Lists, find_lists, merge, training_step, views_of
 from benchmarks.common import commit
 from serving.files import atomic_write, locked_folder
-from training.config import RunConfig, load_config
+from training.config import RunConfig
+from training.config_file import load_config
 from training.data.prepare import split_by
 from training.data.read import read_data
 from training.evaluate import validate

@@ -21,7 +21,8 @@ from benchmarks.accuracy.full_ranking import top_items
 from serving.items.trie import build_trie
 from serving.items.vocabulary import FIRST_START, Vocabulary
 from serving.types import Rules
-from training.config import ConfigError, RunConfig
+from training.config import RunConfig
+from training.config_file import ConfigError
 from training.stages.distributed import BatchShard, Terms
 from training.stages.loop import Step
 from training.stages.pretrain import PretrainStep

@@ -28,7 +28,8 @@ from benchmarks.accuracy import converged
 from benchmarks.accuracy.variants import SEEN_PERMITTED, share_cache
 from benchmarks.common import commit, record, table
 from serving.types import BundleSettings
-from training.config import ConfigError, RunConfig, load_config
+from training.config import RunConfig
+from training.config_file import ConfigError, load_config
 from training.data.prepare import split_by
 from training.data.read import Dataset, read_data
 from training.evaluate import measure

@@ -37,7 +37,8 @@ from safetensors.numpy import load_file
 
 from benchmarks.common import ROOT, Run, argument_parser, table
 from benchmarks.engine.constraint import sizes
-from training.config import RunConfig, load_config
+from training.config import RunConfig
+from training.config_file import load_config
 from training.data.prepare import split_by
 from training.data.read import Items, read_data
 from training.memory import fit_memory

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from training.config import RunConfig, load_config
+from training.config import RunConfig
+from training.config_file import load_config
 from training.data.prepare import Split
 from training.workspace import Workspace, make_workspace
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from training.config import ConfigError, RunConfig, StageConfig, load_config, read_stored_config
+from training.config import RunConfig, StageConfig
+from training.config_file import ConfigError, load_config, read_stored_config
 
 
 def test_no_configuration_gives_the_defaults():

@@ -13,7 +13,7 @@ from serving.bundle import Bundle
 from tests.training.shops import command, write_shop
 from tests.training.small import small_config
 from training.__main__ import main
-from training.config import ConfigError
+from training.config_file import ConfigError
 from training.data.read import Items
 from training.linear import largest
 from training.neighbours import (

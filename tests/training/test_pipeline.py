@@ -30,7 +30,7 @@ from tests.tools import always_full
 from tests.training.shops import QUICK, command, write_shop
 from tests.waiting import DEADLINE
 from training.__main__ import main
-from training.config import load_config
+from training.config_file import load_config
 from training.data.prepare import split_by
 from training.data.read import read_data
 from training.pipeline import tokenize

@@ -16,7 +16,7 @@ from serving.errors import StorageError
 from tests.builders import tiny_bundle
 from tests.training.shops import QUICK, command, write_shop
 from training.__main__ import main
-from training.config import load_config
+from training.config_file import load_config
 from training.data.errors import DataError
 from training.data.prepare import split_by
 from training.data.read import read_data

@@ -15,7 +15,7 @@ from benchmarks.accuracy.view_networks import Networks
 from benchmarks.accuracy.views import MERGES, Lists, correlation, find_lists, merge, overlap, training_step, views_of
 from serving.items.vocabulary import FIRST_START
 from tests.training.small import ITEMS, small_config, small_workspace
-from training.config import ConfigError
+from training.config_file import ConfigError
 from training.data.shop import write_shop
 from training.stages.distributed import WHOLE_BATCH
 from training.stages.pretrain import PretrainStep

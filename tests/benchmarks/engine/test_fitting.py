@@ -7,7 +7,7 @@ from pathlib import Path
 from benchmarks.engine import fitting
 from serving.bundle import Bundle
 from tests.training.shops import QUICK
-from training.config import load_config
+from training.config_file import load_config
 from training.data.read import read_data
 
 

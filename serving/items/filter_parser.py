@@ -200,7 +200,7 @@ def _value(tree: Tree[Token]) -> Value:
         if seconds > MAX_SPAN:
             raise FilterError("name a time span of at most 100 years", _position(tree))
         return Moment(-seconds if rest and rest[0] == "-" else seconds, from_now=True)
-    value = json.loads(str(first))
+    value = json.loads(str(first), parse_int=float)
     if isinstance(value, bool):
         return value
     if isinstance(value, str):
@@ -208,9 +208,9 @@ def _value(tree: Tree[Token]) -> Value:
             raise FilterError(f"the string {LONE_SURROGATE}", _position(tree))
         time = to_time(value)
         return value if time is None else Moment(time)
-    if not math.isfinite(float(value)):
+    if not math.isfinite(value):
         raise FilterError("the number is too large", _position(tree))
-    return float(value)
+    return float(value) + 0.0  # -0 is 0
 
 
 def _cost(condition: Condition) -> int:

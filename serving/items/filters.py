@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Literal, TypeVar
 
 from serving.items.fields import from_time
@@ -148,4 +149,5 @@ def _value(value: Value) -> str:
         return json.dumps(value, ensure_ascii=False)
     if not value.from_now:
         return json.dumps(from_time(value.seconds))
-    return f"now {'-' if value.seconds < 0 else '+'} {abs(value.seconds)!r}s" if value.seconds else "now"
+    span = f"{Decimal(repr(abs(value.seconds))):f}s"  # without an exponent: a span has none
+    return f"now {'-' if value.seconds < 0 else '+'} {span}" if value.seconds else "now"

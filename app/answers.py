@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from app.schemas.answers import (
@@ -20,6 +20,7 @@ from app.schemas.recommend import RankRequest, RecommendRequest
 from serving.bundle import Bundle
 from serving.items.catalogue import Catalogue
 from serving.items.events import are_ids
+from serving.items.fields import to_datetime
 from serving.online import query as online
 from serving.online import receipts
 from serving.online.listing import Recommendation
@@ -108,7 +109,7 @@ def to_response(bundle: Bundle, query: Query, found: Recommendation, secret: byt
 
 def to_time(seconds: float | None) -> datetime | None:
     """seconds: since 1970."""
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+    return None if seconds is None else to_datetime(seconds)
 
 
 def to_items(catalogue: Catalogue, rows: Sequence[int], scores: Sequence[float]) -> list[RecommendedItem]:

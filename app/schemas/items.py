@@ -5,11 +5,20 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AwareDatetime, BaseModel, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, AwareDatetime, BaseModel, Field, StringConstraints, model_validator
 
 from app.schemas.common import Body, Id, Problem, Text
+from serving.items.fields import to_seconds
+
+
+def _can_be_written(time: datetime) -> datetime:
+    if to_seconds(time) is None:
+        raise ValueError("must lie in the years 1 to 9999 in UTC; leave it out for no bound")
+    return time
+
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+Time = Annotated[AwareDatetime, AfterValidator(_can_be_written)]
 Words = Annotated[Text, Field(max_length=1000)]
 FieldValue = Words | float | bool | Annotated[list[Words], Field(max_length=100)]
 
@@ -58,8 +67,8 @@ class ItemFields(Body):
         {},
         description="what else is known, for filters: numbers, strings, booleans, lists; ISO 8601 strings are times",
     )
-    available_from: AwareDatetime | None = Field(None, strict=False, description="before, it is never recommended")
-    available_until: AwareDatetime | None = Field(None, strict=False, description="from then on, neither")
+    available_from: Time | None = Field(None, strict=False, description="before, it is never recommended")
+    available_until: Time | None = Field(None, strict=False, description="from then on, neither")
 
     @model_validator(mode="after")
     def _window_is_open(self) -> Self:
@@ -71,8 +80,8 @@ class ItemFields(Body):
         """As the log of changes has it: times in seconds since 1970."""
         begin, end = self.available_from, self.available_until
         times = {
-            "available_from": None if begin is None else begin.timestamp(),
-            "available_until": None if end is None else end.timestamp(),
+            "available_from": None if begin is None else to_seconds(begin),
+            "available_until": None if end is None else to_seconds(end),
         }
         return self.model_dump(exclude={"item_id"}) | {"item_id": item_id} | times
 

@@ -7,6 +7,7 @@ Read on any thread, changed on one.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -22,8 +23,22 @@ Value = str | float | bool | Sequence[str]
 
 EARLY_BYTES = 256 << 20  # of indexes that no filter has asked for yet: nine fields of a million items
 NO_FIELDS: Mapping[str, Value] = {}
+EARLIEST = datetime.min.replace(tzinfo=UTC).timestamp()  # of the times that can be written
+LATEST = math.nextafter(datetime.max.replace(tzinfo=UTC).timestamp(), 0.0)  # the year 10000 begins with the next number
 MAX_FIELDS = 256  # of different names, in one catalogue: each is a column of all items
 _TIME = re.compile(r"\d{4}-\d\d-\d\d(T\d\d:\d\d(:\d\d(\.\d{1,6})?)?(Z|[+-]\d\d:\d\d)?)?", re.ASCII)
+
+
+def to_seconds(time: datetime) -> float | None:
+    """A time with a zone in seconds since 1970; None if it cannot be written in UTC again: near the calendar's ends a
+    zone, or the 30 us that such numbers are apart, leads beyond them."""
+    seconds = time.timestamp()
+    return seconds if EARLIEST <= seconds <= LATEST else None
+
+
+def to_datetime(seconds: float) -> datetime:
+    """In UTC. The nearest in the calendar: earlier versions have stored times beyond its ends."""
+    return datetime.fromtimestamp(min(max(seconds, EARLIEST), LATEST), UTC)
 
 
 def to_time(text: str) -> float | None:
@@ -32,13 +47,13 @@ def to_time(text: str) -> float | None:
         return None
     try:
         time = datetime.fromisoformat(text)
-        return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC).timestamp()
-    except (ValueError, OverflowError):
+    except ValueError:
         return None
+    return to_seconds(time if time.tzinfo else time.replace(tzinfo=UTC))
 
 
 def from_time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
+    return to_datetime(seconds).isoformat().replace("+00:00", "Z")
 
 
 class Strings:

@@ -178,6 +178,27 @@ def test_an_item_is_available_in_its_window_alone(serve: Serve) -> None:
     assert naive.status_code == 422 and naive.json()["field"] == "available_from"
 
 
+@pytest.mark.parametrize("time", [
+    "9999-12-31T23:59:59.999999Z", "9999-12-31T23:59:59-01:00", "0001-01-01T00:00:00+05:00",
+])  # fmt: skip
+def test_a_time_beyond_the_calendar_is_refused_and_the_last_one_in_it_is_not(serve: Serve, time: str) -> None:
+    client = serve()
+    for field in ("available_from", "available_until"):
+        refused = put(client, "i7", **{field: time})
+        assert refused.status_code == 422 and refused.json()["field"] == field
+        assert "must lie in the years 1 to 9999 in UTC" in refused.json()["detail"]
+    known = {"available_from": "0001-01-01T00:00:00Z", "available_until": "9999-12-31T23:59:59Z"}
+    assert put(client, "i7", **known, fields={"released": time}).json().items() >= known.items()
+    assert client.get("/items/i7").json()["fields"] == {"released": time}  # a string
+    assert client.get("/items?limit=100").status_code == 200 and "i7" in everything(client)
+    entry = {"do": "put", "item_id": "i8", "title": "Eight", "brand": None, "categories": [], "fields": {}}
+    stored = {"available_from": None, "available_until": 253402300800.0}  # by an earlier version
+    service = client.app.state.service  # type: ignore[attr-defined]
+    client.portal.call(service.changes.make, "catalogue", [entry | stored])  # type: ignore[union-attr]
+    assert client.get("/items/i8").json()["available_until"].startswith("9999-12-31T23:59:59")
+    assert changed_items(client)["items"][0]["item_id"] == "i8"
+
+
 def test_many_are_put_with_a_result_for_each(serve: Serve) -> None:
     client = serve()
     items = [{"item_id": f"n{n}", "title": f"new {n}", "categories": ["new"]} for n in range(5)]

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from serving.errors import FilterError, UnknownCatalogue
 from serving.items.catalogue import NOW_STEP_S, Catalogue
 from serving.items.catalogue_file import read_catalogue, write_catalogue
-from serving.items.fields import MAX_FIELDS, Fields, to_time
+from serving.items.fields import MAX_FIELDS, Fields, from_time, to_time
 from serving.items.filter_parser import MAX_COST, MAX_DEPTH, MAX_LENGTH, MAX_WORDS, PARSER, known, parse_filter
 from serving.items.matching import Items, matching
 from serving.items.rules import RuleBook
@@ -241,6 +241,44 @@ def test_the_one_spelling_of_any_number_and_time_means_the_same(operand: str, or
     read = parse_filter(f"a {order} {operand}")
     known.clear()
     assert parse_filter(read.text) == read
+
+
+ends = st.one_of(
+    st.datetimes(timezones=st.timezones()),
+    st.datetimes(min_value=datetime(9999, 12, 30)),
+    st.datetimes(max_value=datetime(1, 1, 2)),
+)
+hours = st.integers(-23, 23).map(lambda hours: timezone(timedelta(hours=hours)))
+
+
+@settings(max_examples=300, deadline=None)
+@given(time=ends, zone=hours)
+def test_a_string_is_a_time_if_it_can_be_written_again(time: datetime, zone: timezone) -> None:
+    text = time.replace(tzinfo=zone).isoformat()
+    seconds, fields = to_time(text), columns([{"at": text}])
+    if seconds is None:  # beyond the calendar's ends in UTC, or less than the distance of two numbers from them
+        assert fields.of(0) == {"at": text}
+        assert min(time - datetime.min, datetime.max - time) < timedelta(hours=24)
+        return
+    shown = str(fields.of(0)["at"])
+    assert to_time(shown) == seconds and parse_filter(f"at == {json.dumps(text)}").text == f'at == "{shown}"'
+    assert abs(datetime.fromisoformat(shown) - datetime.fromisoformat(text)) <= timedelta(microseconds=16)
+
+
+@pytest.mark.parametrize("text, is_time", [
+    ("9999-12-31T23:59:59.999999Z", False), ("9999-12-31T23:59:59.99995Z", True), ("9999-12-31T23:59:59Z", True),
+    ("9999-12-31T23:59:59-01:00", False), ("9999-12-31T23:59:59+01:00", True),
+    ("0001-01-01T00:00:00+05:00", False), ("0001-01-01T00:00:00-05:00", True), ("0001-01-01", True),
+])  # fmt: skip
+def test_times_at_the_ends_of_the_calendar(text: str, is_time: bool) -> None:
+    assert (to_time(text) is not None) == is_time
+    if not is_time:
+        with pytest.raises(FilterError, match="only numbers and times have an order"):
+            parse_filter(f'released < "{text}"')
+
+
+def test_a_time_that_an_earlier_version_has_stored_beyond_the_calendar_can_be_read() -> None:
+    assert from_time(253402300800.0) == "9999-12-31T23:59:59.999969Z" and from_time(-1e12) == "0001-01-01T00:00:00Z"
 
 
 WORDS = [

@@ -76,10 +76,12 @@ class LocalImpressions:
     async def take(self, user: str, item_id: str) -> None:
         items = self._shown.get(user, OrderedDict())
         self._entries -= items.pop(item_id, None) is not None
+        if not items:
+            self._forget(user)  # nothing counts users without items
 
     async def get(self, user: str) -> list[str]:
         now = self._clock()
-        while self._shown and next(reversed(next(iter(self._shown.values())).values()), 0.0) <= now:
+        while self._shown and next(reversed(next(iter(self._shown.values())).values())) <= now:
             self._forget(next(iter(self._shown)))
         return [item_id for item_id, until in self._shown.get(user, {}).items() if until > now]
 

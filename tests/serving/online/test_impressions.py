@@ -101,6 +101,24 @@ def test_a_process_keeps_so_many_of_all_users(monkeypatch: pytest.MonkeyPatch) -
     asyncio.run(work())
 
 
+def test_a_process_forgets_who_has_taken_all_that_was_shown() -> None:
+    async def work() -> None:
+        store = LocalImpressions(WINDOW, Clock())
+        for number in range(100):
+            await store.show(f"u{number}", "i1")
+            await store.show(f"u{number}", "i2")
+            await store.take(f"u{number}", "i1")
+            await store.take(f"u{number}", "never shown")
+            if number != 7:
+                await store.take(f"u{number}", "i2")
+        assert (list(store._shown), store._entries) == (["u7"], 1)
+        assert await store.get("u7") == ["i2"] and await store.get("u8") == []
+        await store.show("u8", "i3")
+        assert await store.get("u8") == ["i3"] and store._entries == 2
+
+    asyncio.run(work())
+
+
 def test_a_redis_that_does_not_answer_or_refuses_is_said(redis_server: RedisServer) -> None:
     async def work(store: RedisImpressions) -> None:
         redis_server.fill()

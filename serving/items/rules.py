@@ -105,16 +105,19 @@ class RuleBook:
         in_use = self._boosting.copy()
         marks = [self._mark(rule, in_use) for rule in rules]
         lists, sets = any(len(nodes) or inverted for nodes, inverted, _ in marks), any(slot for _, _, slot in marks)
+        index = None
+        if lists:  # made before anything is written: to clear the rows again takes no more memory
+            entries = [nodes + np.int64(row) * self._row_width for row, (nodes, _, _) in enumerate(marks)]
+            index = torch.from_numpy(np.concatenate(entries)).to(self._device)
         self._busy = True
-        self._fill(self._set_offset, self._host_set_offset, [self.sets.offsets(slot) for _, _, slot in marks])
-        if lists:
-            self._fill(self._inverted, self._host_inverted, [[-inverted] for _, inverted, _ in marks])
-            index = np.concatenate([nodes + np.int64(row) * self._row_width for row, (nodes, _, _) in enumerate(marks)])
-            self._write(index, -1)
         try:
+            self._fill(self._set_offset, self._host_set_offset, [self.sets.offsets(slot) for _, _, slot in marks])
+            if index is not None:
+                self._fill(self._inverted, self._host_inverted, [[-inverted] for _, inverted, _ in marks])
+                self._write(index, -1)
             yield replace(self._view(len(rules), lists, sets), most=self._most_blocked(rules, marks))
         finally:
-            if lists:
+            if index is not None:
                 self._write(index, 0)
             self._busy = False
 
@@ -169,25 +172,26 @@ class RuleBook:
         if self._device.type != "cpu":
             buffer.copy_(torch.from_numpy(host))
 
-    def _write(self, index: np.ndarray, bit: int) -> None:
+    def _write(self, index: torch.Tensor, bit: int) -> None:
         """Sets entries of the requests' own rows, which are numbered through all rows. Shape: (n,) int64."""
         if self._device.type == "cpu":
-            self._own.numpy().reshape(-1)[index] = bit  # the same memory; torch's index_fill takes ten times as long
+            self._own.numpy().reshape(-1)[index.numpy()] = bit  # torch's index_fill takes ten times as long
         else:
-            self._own.view(-1).index_fill_(0, torch.from_numpy(index).to(self._device), bit)
+            self._own.view(-1).index_fill_(0, index, bit)
 
     def _allocate(self, rows: int) -> None:
         self._views: dict[tuple[int, bool, bool], Blocked] = {}  # by batch, and whether lists and sets are read
         with torch.inference_mode(False):  # later calls write to them, in inference mode or not
-            if self._device.type == "cpu":
-                self._own = torch.from_numpy(np.zeros((rows, self._row_width), dtype=np.int8))
-            else:
-                self._own = torch.zeros(rows, self._row_width, dtype=torch.int8, device=self._device)
             self._own_offset = torch.arange(rows, device=self._device).unsqueeze(1) * self._row_width
             self._host_inverted = np.zeros((rows, 1), np.int8)
             self._host_set_offset = np.zeros((rows, self._levels + 1), np.int64)
             self._inverted = torch.from_numpy(self._host_inverted).to(self._device)
             self._set_offset = torch.from_numpy(self._host_set_offset).to(self._device)
+            # Last: by its length the other buffers are known to be long enough.
+            if self._device.type == "cpu":
+                self._own = torch.from_numpy(np.zeros((rows, self._row_width), dtype=np.int8))
+            else:
+                self._own = torch.zeros(rows, self._row_width, dtype=torch.int8, device=self._device)
 
 
 def _array(rows: tuple[int, ...]) -> np.ndarray:

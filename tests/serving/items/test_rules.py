@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from typing import Any
 
 import numpy as np
 import pytest
@@ -146,6 +147,44 @@ def test_nothing_is_left_in_the_buffers():
         ask(book, trie, [everything, Rules(catalogue="d")])
     nodes, items = ask(book, trie, [Rules(exclude=(3,)), Rules()])
     assert items.sum() == 1 and items[0, 3] and not nodes[1].any()
+
+
+@pytest.mark.parametrize("step", ["_fill", "_write", "_view"])
+def test_a_batch_that_fails_at_any_step_does_not_stop_those_behind_it(
+    step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalogue = shop(60, 0)
+    trie = build_trie(catalogue.tokens)
+    book = RuleBook(trie, catalogue.sets)
+    do, calls = getattr(book, step), []
+
+    def fails_once(*arguments: Any) -> Any:
+        calls.append(1)
+        done = do(*arguments)
+        if len(calls) == 1:
+            raise MemoryError
+        return done
+
+    monkeypatch.setattr(book, step, fails_once)
+    with pytest.raises(MemoryError), book.blocked([Rules(deny=(1, 2)), Rules(allow=(3,))]):
+        pass
+    assert not book._own.any()
+    _, items = ask(book, trie, [Rules(deny=(4,)), Rules()])
+    assert np.argwhere(items).tolist() == [[0, 4]]
+
+
+def test_a_batch_for_which_there_is_no_room_does_not_stop_those_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    catalogue = shop(60, 0)
+    trie = build_trie(catalogue.tokens)
+    book = RuleBook(trie, catalogue.sets)
+    for name in ("arange", "from_numpy"):
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, name, lambda *_, **__: (_ for _ in ()).throw(MemoryError))
+            with pytest.raises(MemoryError), book.blocked([Rules(deny=(1,))] * 4):
+                pass
+        _, items = ask(book, trie, [Rules(deny=(row,)) for row in range(4)])
+        assert np.argwhere(items).tolist() == [[row, row] for row in range(4)]
+        book = RuleBook(trie, catalogue.sets)
 
 
 def test_a_batch_without_rules_is_searched_without_any() -> None:

@@ -68,24 +68,34 @@ class LocalFeedback:
     def __init__(self, files: FeedbackFiles | None) -> None:
         self._files, self.is_kept = files, files is not None
         self._seen: OrderedDict[bytes, None] = OrderedDict()
+        self._storing: dict[bytes, asyncio.Task[None]] = {}  # events that wait for the disk
 
     async def add(self, recommendation_id: str, record: Record, is_hit: bool) -> Added:
         event, hit = _event_key(recommendation_id, record), _event_key(recommendation_id)
         if event in self._seen:
             return Added(False, False)
-        self._seen[event] = None  # before it is stored: the same event may come again meanwhile
+        if event in self._storing:
+            await asyncio.shield(self._storing[event])  # raises what kept the first from being stored
+            return Added(False, False)
+        self._storing[event] = asyncio.create_task(self._store(event, record))
+        await asyncio.shield(self._storing[event])  # it is stored even if nobody waits for it any more
+        is_first_hit = is_hit and hit not in self._seen
+        if is_first_hit:
+            self._remember(hit)
+        return Added(True, is_first_hit)
+
+    async def _store(self, event: bytes, record: Record) -> None:
         try:
             if self._files is not None:
                 await self._files.append(record)
-        except BaseException:
-            self._seen.pop(event, None)
-            raise
-        is_first_hit = is_hit and hit not in self._seen
-        if is_first_hit:
-            self._seen[hit] = None
+            self._remember(event)
+        finally:
+            del self._storing[event]
+
+    def _remember(self, key: bytes) -> None:
+        self._seen[key] = None
         while len(self._seen) > MAX_SEEN:
             self._seen.popitem(last=False)
-        return Added(True, is_first_hit)
 
     async def erase(self, user: str) -> None:
         if self._files is not None:

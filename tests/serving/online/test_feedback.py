@@ -104,6 +104,60 @@ def test_a_disk_that_refuses_counts_nothing_and_the_event_may_come_again(tmp_pat
     assert read(tmp_path / "feedback") == [record()]
 
 
+class Disk:
+    """Files that write when the test lets them, or cannot."""
+
+    def __init__(self, error: StoreUnavailable | None = None) -> None:
+        self.reached, self.released, self.error = asyncio.Event(), asyncio.Event(), error
+        self.lines: list[Any] = []
+
+    async def append(self, written: Any) -> None:
+        self.reached.set()
+        await self.released.wait()
+        if self.error is not None:
+            raise self.error
+        self.lines.append(written)
+
+
+@pytest.mark.parametrize("error", [None, StoreUnavailable("The disk is full.")], ids=["stored", "refused"])
+def test_the_same_event_again_waits_for_the_first_to_be_stored(error: StoreUnavailable | None) -> None:
+    async def run() -> None:
+        disk = Disk(error)
+        store = local(disk)  # type: ignore[arg-type]
+        adds = [asyncio.create_task(store.add("r", record(), True)) for _ in range(3)]
+        await disk.reached.wait()
+        await asyncio.sleep(0)
+        assert not any(add.done() for add in adds)
+        disk.released.set()
+        results = await asyncio.gather(*adds, return_exceptions=True)
+        if error is not None:
+            assert results == [error] * 3 and disk.lines == []
+            disk.error = None  # it may come again
+            results = [await store.add("r", record(), True) for _ in range(3)]
+        assert results == [Added(True, True), Added(False, False), Added(False, False)] and disk.lines == [record()]
+        assert store._storing == {}
+
+    asyncio.run(run())
+
+
+def test_an_event_whose_client_has_left_is_stored_once() -> None:
+    async def run() -> None:
+        disk = Disk()
+        store = local(disk)  # type: ignore[arg-type]
+        first = asyncio.create_task(store.add("r", record(), True))
+        await disk.reached.wait()
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        again = asyncio.create_task(store.add("r", record(), True))
+        await asyncio.sleep(0)
+        disk.released.set()
+        assert await again == await store.add("r", record(), True) == Added(False, False)
+        assert disk.lines == [record()]
+
+    asyncio.run(run())
+
+
 def test_more_than_the_disk_takes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feedback, "MAX_PENDING", 5)
 

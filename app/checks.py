@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Container, Coroutine, Iterable
 from typing import Any, get_args, get_origin
+from urllib.parse import unquote_to_bytes
 
 from fastapi import APIRouter, Depends, HTTPException, Request, Response, params
 from fastapi.dependencies.utils import get_flat_params
@@ -106,8 +107,16 @@ def admin_router(**options: Any) -> APIRouter:
 def check_path(scope: Scope) -> None:
     """Raises RequestError for an id that is not UTF-8. The server reads what is not as U+FFFD, and two users would be
     one."""
-    if "\ufffd" in scope["path"] and b"%ef%bf%bd" not in scope.get("raw_path", b"").lower():
+    if "\ufffd" in scope["path"] and not _is_utf8(scope.get("raw_path") or b"%ff"):  # few paths have a U+FFFD
         raise RequestError("The path is not UTF-8; encode ids as UTF-8 and each byte with %.", "path")
+
+
+def _is_utf8(encoded: bytes) -> bool:
+    try:
+        unquote_to_bytes(encoded).decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def is_list(annotation: Any) -> bool:
@@ -116,9 +125,12 @@ def is_list(annotation: Any) -> bool:
 
 
 def check_query(query: bytes, known: Iterable[str], lists: Container[str] = ()) -> None:
-    """Raises RequestError for a parameter that the route does not know, or that is given twice and is no list."""
+    """Raises RequestError for a query that is not UTF-8, and for a parameter that the route does not know, or that is
+    given twice and is no list."""
     if not query:
         return
+    if not _is_utf8(query):
+        raise RequestError("The query is not UTF-8; encode text as UTF-8 and each byte with %.", "query")
     seen = set()
     for name, _ in QueryParams(query).multi_items():
         if name not in known:

@@ -7,6 +7,7 @@ import gzip
 import json
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from fastapi.testclient import TestClient
@@ -147,15 +148,30 @@ def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_fault_of_the_servi
 
 
 def test_ids_that_are_not_utf8_are_not_taken_for_one_another(shared: TestClient) -> None:
-    for path in ("/users/%ff/events", "/users/a%fe/events"):
+    for path in (
+        "/users/%ff/events", "/users/a%fe/events", "/users/%ff%ef%bf%bd/events", "/users/%ef%bf%bd%ff/events",
+        "/users/%ed%a0%80/events", "/users/\ufffd%c3/events",
+    ):  # fmt: skip
         refused = shared.post(path, json=WITH_BODY["/users/u/events"])
         assert refused.status_code == 422 and "UTF-8" in refused.json()["detail"]
     assert shared.get("/users/%ff").status_code == shared.get("/items/%ff").status_code == 422
-    for user in ("é", "\ufffd"):
-        assert shared.post(f"/users/{user}/events", json=WITH_BODY["/users/u/events"]).json()["user_id"] == user
+    for path in ("/users/%ff%EF%BF%BD", "/items/%ef%bf%bd%FF", "/items/%ff%ef%bf%bd/similar"):
+        assert shared.get(path).status_code == 422
+    for user in ("é", "\ufffd", "\ufffd\ufffd"):
+        assert shared.post(f"/users/{quote(user)}/events", json=WITH_BODY["/users/u/events"]).json()["user_id"] == user
 
 
 # The query
+
+
+def test_a_query_that_is_not_utf8_is_refused(shared: TestClient) -> None:
+    for query in ("deny=%ff", "deny=%ef%bf%bd&deny=%fe", "allow=a%ed%a0%80", "%ff=1"):
+        refused = shared.get(f"/popular?{query}")
+        assert refused.status_code == 422 and refused.json()["field"] == "query"
+        assert "UTF-8" in refused.json()["detail"]
+    for text in ("é", "\ufffd", "%ff", "a+b c"):
+        found = shared.get("/popular", params={"deny": text})
+        assert found.status_code == 200 and found.json()["unknown_items"] == [text]
 
 
 def test_every_route_names_a_query_parameter_it_does_not_know(shared: TestClient) -> None:

@@ -28,7 +28,7 @@ class Item(BaseModel):
     title: str | None
     categories: list[str]
     brand: str | None = None
-    fields: dict[str, FieldValue] = {}
+    fields: dict[str, str | float | bool | list[str]] = {}  # a bundle's have no bounds
     available_from: datetime | None = None
     available_until: datetime | None = None
     popularity: float

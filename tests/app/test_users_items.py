@@ -30,6 +30,25 @@ def test_a_known_history_answers_like_a_sent_one(client: TestClient) -> None:
     assert ids(ask(client, 2, user_id="u1", history=["i9"], k=6)) != ids(known)  # what is sent comes first
 
 
+def test_items_of_a_bundle_are_shown_whatever_their_fields() -> None:
+    """What operators put has bounds; what a model was trained with has none."""
+    bundle = tiny_model()
+    fields = {"text": "é" * 5000, "tags": [f"tag {n}" for n in range(300)], "n" * 200: 1.5, "new": True}
+    fields |= {f"field {n:03}": n + 0.5 for n in range(100)}
+    categories = [f"{n:0300}" for n in range(150)]
+    bundle.catalogue.describe(3, "T" * 3000, categories, fields)
+    bundle.catalogue.describe(4, None, [], {"": "", "one": ["x" * 2000]})
+    with TestClient(create_app(settings(), Engine(bundle)), raise_server_exceptions=False) as client:
+        found = ready(client).get("/items?limit=100")
+        assert found.status_code == 200
+        shown = {item["item_id"]: item for item in found.json()["items"]}
+        assert len(shown) == 60 and shown["i3"]["fields"] == fields
+        assert (shown["i3"]["title"], shown["i3"]["categories"]) == ("T" * 3000, categories)
+        assert shown["i4"]["fields"] == {"": "", "one": ["x" * 2000]}
+        assert client.get("/items/i3").json() == shown["i3"]
+        assert client.get("/items/i1/similar?k=59").status_code == client.get("/popular?k=60").status_code == 200
+
+
 def test_erasing_leaves_nothing(client: TestClient) -> None:
     client.post("/users/u1/events", json={"items": ["i1"]})
     ask(client, user_id="u1")

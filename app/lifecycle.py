@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
+from typing import NamedTuple
 
 from redis.exceptions import RedisError
 
@@ -44,6 +45,14 @@ log = logging.getLogger("streamrec.service")
 ASK_REDIS_EVERY = 5.0  # seconds
 NOT_TAKEN = ("impression", "dislike")  # events that make no item popular
 YOUNG_OBJECTS = 10_000  # before Python looks for garbage among them; its 700 are what few requests at a time make
+
+
+class Applied(NamedTuple):
+    """What a change of the catalogue has come to: see `LiveCatalogue.apply`. row: of `items`, those of the model that
+    was active."""
+
+    items: LiveCatalogue
+    row: int
 
 
 class Service:
@@ -309,8 +318,8 @@ class Service:
         self.check_ready()
         return self.catalogues.of(self.bundle.version)
 
-    async def put_items(self, items: Sequence[Entry]) -> list[int | Exception]:
-        """Puts items, see `LiveCatalogue.put_entries`: the row of each, or why it could not be put.
+    async def put_items(self, items: Sequence[Entry]) -> list[Applied | Exception]:
+        """Puts items, see `LiveCatalogue.put_entries`: where each is, or why it could not be put.
 
         Raises StoreUnavailable, and then nothing is known to be done."""
         made = await self.items.put_entries(items)
@@ -334,8 +343,11 @@ class Service:
         if isinstance(result, Exception):
             raise result
 
-    async def _apply_to_catalogues(self, entries: Sequence[Entry]) -> Sequence[int | Exception]:
-        return (await self.catalogues.apply(entries))[self.bundle.version]
+    async def _apply_to_catalogues(self, entries: Sequence[Entry]) -> Sequence[Applied | Exception]:
+        """With its catalogue, for another model may be active once whoever made a change sees the result."""
+        results = (await self.catalogues.apply(entries))[self.bundle.version]
+        items = self.catalogues.of(self.bundle.version)
+        return [each if isinstance(each, Exception) else Applied(items, each) for each in results]
 
     def check_ready(self) -> None:
         """Raises what keeps the service from answering."""

@@ -27,6 +27,7 @@ from app.schemas.items import (
 from serving.errors import RequestError
 from serving.items.catalogue import Catalogue
 from serving.online import query as online
+from serving.online.live_catalogue import LiveCatalogue
 from serving.online.similar import By, Similar
 
 router = revalidated_router(
@@ -48,9 +49,9 @@ async def find_items(
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> ItemsResponse:
     """Items whose title contains every word of the query, most popular first; without a query, all items."""
-    service.check_ready()
-    rows = await asyncio.to_thread(service.bundle.catalogue.find_titles, query, limit)
-    return ItemsResponse(items=[_item(service, row) for row in rows])
+    items = service.items  # once: another model may become active meanwhile
+    rows = await asyncio.to_thread(items.catalogue.find_titles, query, limit)
+    return ItemsResponse(items=[_item(items, row) for row in rows])
 
 
 # Ahead of the route for an item: one whose id ends in "/similar" is not found by it.
@@ -79,7 +80,7 @@ async def similar_items(
 @router.get("/{item_id:anything}", response_model=Item, response_model_exclude_unset=True, responses=declared(404))
 async def read_item(item_id: ItemId, service: ServiceDep) -> Item:
     service.check_ready()
-    return _item(service, _row(service, item_id))
+    return _item(service.items, _row(service, item_id))
 
 
 @changes.put("/{item_id:anything}", response_model=Item, response_model_exclude_unset=True, responses=declared(409))
@@ -90,7 +91,7 @@ async def put_item(item_id: ItemId, body: ItemFields, service: ServiceDep) -> It
     [result] = await service.put_items([body.to_entry(item_id)])
     if isinstance(result, Exception):
         raise result
-    return _item(service, result)
+    return _item(*result)
 
 
 @changes.post("", response_model=ItemsPut, response_model_exclude_unset=True)
@@ -107,7 +108,7 @@ async def put_items(body: ItemsRequest, service: ServiceDep) -> ItemsPut:
 
     def result(item: PutItem) -> Item | Problem:
         found = put[item.item_id] if item is first[item.item_id] else doubled
-        return errors.problem(found) if isinstance(found, Exception) else _item(service, found)
+        return errors.problem(found) if isinstance(found, Exception) else _item(*found)
 
     return ItemsPut(results=[result(item) for item in body.items])
 
@@ -138,9 +139,9 @@ def _similar(catalogue: Catalogue, similar: Similar) -> SimilarItem:
     )
 
 
-def _item(service: Service, row: int) -> Item:
+def _item(items: LiveCatalogue, row: int) -> Item:
     """What was put with the item alone has fields and times, and only those that were named."""
-    catalogue, (begin, end) = service.bundle.catalogue, service.items.window(row)
+    catalogue, (begin, end) = items.catalogue, items.window(row)
     more: dict[str, Any] = {}
     fields = catalogue.fields_of(row)
     if isinstance(fields.get("brand"), str):

@@ -15,11 +15,13 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from app.main import create_app
 from serving import sample
 from serving.engine import Engine
+from serving.items.catalogue import Catalogue
 from serving.types import Request, Rules
 from tests.answers import assert_same_answer
-from tests.app.conftest import ShapedEngine, Start
+from tests.app.conftest import ShapedEngine, Start, ready, settings
 from tests.app.test_metrics import read
 from tests.app.test_recommend import HISTORY, ask, with_ids
 from tests.app.test_security import digest, sending
@@ -85,6 +87,45 @@ def expected(engine: Engine, rows: Sequence[int] = (1, 2, 3), steps: int = 2) ->
 
 
 # One after the other
+
+
+def test_an_item_is_shown_as_the_model_has_it_that_it_was_put_into(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though another one becomes active, with other rows, before the answer is written."""
+    on_disk(tmp_path / "small", tiny_model(20, seed=3))
+    values = settings(models_dir=tmp_path, runtime="eager", admin_keys=digest("admin"))
+    app = create_app(values, Engine(tiny_model()))
+    with TestClient(app, raise_server_exceptions=False) as client:
+        service, portal = ready(client).app.state.service, client.portal  # type: ignore[attr-defined]
+        assert portal is not None
+        small, make, find = add(client, "small"), service.changes.make, Catalogue.find_titles
+
+        async def and_activate(kind: str, entries: Sequence[Any]) -> list[Any]:
+            results: list[Any] = await make(kind, entries)
+            await make("model", [service.models.activation(small)])
+            return results
+
+        def find_and_activate(*arguments: Any) -> list[int]:
+            found = find(*arguments)
+            portal.call(make, "model", [service.models.activation(small)])
+            return found
+
+        with monkeypatch.context() as patch:
+            patch.setattr(service.changes, "make", and_activate)
+            one = send(client, "PUT", "/items/i40", json={"title": "Forty"})
+            assert active(client) == [small]
+            assert one.status_code == 200 and (one.json()["item_id"], one.json()["title"]) == ("i40", "Forty")
+            portal.call(make, "model", [service.models.activation(BASE)])
+            items = [{"item_id": "i50", "title": "Fifty"}, {"item_id": "i3", "title": "Three"}]
+            many = send(client, "POST", "/items", json={"items": items}).json()["results"]
+            assert [(item["item_id"], item["title"]) for item in many] == [("i50", "Fifty"), ("i3", "Three")]
+            tokens = tiny_model().catalogue.tokens[[40, 50, 3]].tolist()
+            assert [one.json()["tokens"], *(item["tokens"] for item in many)] == tokens
+        portal.call(make, "model", [service.models.activation(BASE)])
+        monkeypatch.setattr(Catalogue, "find_titles", find_and_activate)
+        found = client.get("/items?query=fifty")
+        assert active(client) == [small] and [item["item_id"] for item in found.json()["items"]] == ["i50"]
 
 
 def test_a_model_is_loaded_beside_activated_and_rolled_back(begin: Start, engines: dict[int, Engine]) -> None:

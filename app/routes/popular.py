@@ -42,10 +42,15 @@ async def trending(
 
 async def _answer(service: Service, rules: online.Query, k: int, window: Window, is_rise: bool) -> PopularResponse:
     service.check_ready()
-    bundle, counters = service.bundle, service.counters
+    recommender, counters = service.recommender, service.counters
+    bundle = recommender.bundle
     resolved = online.resolve(bundle, rules, ())
-    rank, choose = (trends.trending, trends.permitted) if is_rise else (trends.popular, trends.filled)
-    found = choose(bundle.catalogue, await rank(counters, bundle.catalogue, window), resolved.rules, k)
+    if is_rise:
+        rising = await trends.trending(counters, bundle.catalogue, window)
+        found = trends.permitted(bundle.catalogue, rising, resolved.rules, k)
+    else:
+        taken = await trends.popular(counters, bundle.catalogue, window)
+        found = await trends.filled(recommender.popular, taken, resolved.rules, k)
     return PopularResponse(
         model_version=bundle.version,
         window=window,

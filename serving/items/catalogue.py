@@ -26,6 +26,8 @@ from serving.items.row_index import RowIndex
 from serving.items.titles import TitleIndex, build_title_index
 from serving.types import Boost, Rules
 
+AT_ONCE = 256  # rows whose rules are looked at together
+WALKED = 2048  # of the most popular items are looked at one by one, in about a millisecond
 NOW_STEP_S = 60.0  # what `now` stands for in a filter moves on so often, and sets of items that depend on it with it
 
 
@@ -224,17 +226,37 @@ class Catalogue:
         passes = self._passes(rules, Items(self.fields, len(indices), np.array([items[i] for i in indices], np.int64)))
         return [index for index, passed in zip(indices, passes.tolist(), strict=True) if passed]
 
+    def first_permitted(self, rows: Sequence[int], rules: Rules, k: int) -> list[int]:
+        """The first k of the `permitted_indices` of distinct rows, looking at hardly more rows than that takes."""
+        indices: list[int] = []
+        for begin in range(0, len(rows), AT_ONCE):
+            if len(indices) >= k:
+                break
+            found = self.permitted_indices(rows[begin : begin + AT_ONCE], rules)
+            indices += [begin + index for index in found]
+        return indices[:k]
+
     def popular(self, k: int, rules: Rules, boosts: Sequence[Boost] = ()) -> list[int]:
-        """The k most popular permitted items, most popular first, as boosts multiply their popularity."""
-        permitted, order = self.permitted(rules), self._by_popularity
+        """The k most popular permitted items, most popular first, as boosts multiply their popularity; of equally
+        popular ones the first row. Raises UnknownCatalogue, RequestError.
+
+        With boosts, and where the most popular items do not tell, this passes over the whole catalogue.
+        """
+        if not boosts and (found := self.popular_at_once(k, rules)) is not None:
+            return found
+        rows = np.flatnonzero(self.permitted(rules))
+        worth = self.popularity[rows]
         if boosts:
-            count = len(permitted)
-            worth = self.popularity[:count] * np.exp(self.log_factors(boosts, np.arange(count)))
-            order = np.argsort(-worth, kind="stable")
-        if len(order) < len(permitted):  # nobody has seen those that were added
-            order = np.concatenate([order, np.arange(len(order), len(permitted))])
-        rows: list[int] = order[permitted[order]][:k].tolist()
-        return rows
+            worth = worth * np.exp(self.log_factors(boosts, rows))
+        best: list[int] = rows[_largest(worth, k)].tolist()
+        return best
+
+    def popular_at_once(self, k: int, rules: Rules) -> list[int] | None:
+        """`popular` without boosts, as far as the WALKED most popular items tell. None: they do not."""
+        self.check_names(rules)
+        first = self._by_popularity[:WALKED].tolist()
+        indices = self.first_permitted(first, rules, k)
+        return [first[index] for index in indices] if len(indices) == k or len(first) == len(self) else None
 
     def index_titles(self) -> None:
         """Builds what `find_titles` reads, so that the first search does not pay for it."""
@@ -332,6 +354,17 @@ def _rows_by_id(item_ids: Column[str], index: RowIndex | None) -> dict[str, int]
     if rows.has_doubles() if isinstance(rows, RowIndex) else len(rows) < len(item_ids):
         raise BundleError("Two items of the catalogue share one id; remove the duplicate and export the bundle again.")
     return rows
+
+
+def _largest(values: np.ndarray, k: int) -> np.ndarray:
+    """Where the k largest values are, the largest first, and of equal ones the first: as a stable sort has them, for
+    the cost of a selection. Shape: (n,) -> (min(k, n),) int64."""
+    if not 0 < k < len(values):
+        return np.argsort(-values, kind="stable")[:k]
+    least = np.partition(values, -k)[-k]
+    larger = np.flatnonzero(values > least)
+    larger = larger[np.argsort(-values[larger], kind="stable")]
+    return np.concatenate([larger, np.flatnonzero(values == least)[: k - len(larger)]])
 
 
 def _holds(ascending: np.ndarray, row: int) -> bool:

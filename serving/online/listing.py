@@ -7,8 +7,6 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Literal
 
-import numpy as np
-
 from serving.bundle import Bundle
 from serving.online import receipts
 from serving.online.admission import Plan
@@ -16,7 +14,7 @@ from serving.online.cache import Source
 from serving.online.diversity import choose
 from serving.online.impressions import lowered
 from serving.online.query import Query, Resolved
-from serving.online.trends import Ranked, boosted, filled
+from serving.online.trends import Ranked
 from serving.types import Answer, Rules, Trace
 
 
@@ -70,20 +68,11 @@ def popular(
     resolved: Resolved,
     beam_width: int,
     started: float,
-    ranked: Ranked | None = None,
+    ranked: Ranked,
     rotated: Collection[str] = (),
 ) -> Recommendation:
-    """For those of whom nothing is known: those of the ranked items that the rules permit, then the most popular.
-    rotated: items that go down."""
-    catalogue, k = bundle.catalogue, query.found(beam_width)
-    if ranked is None:
-        items = catalogue.popular(k, resolved.rules, resolved.boosts)
-        worth = catalogue.popularity[items] * np.exp(catalogue.log_factors(resolved.boosts, items))
-        ranked = Ranked(items, worth.tolist())
-    else:
-        if resolved.boosts:
-            ranked = boosted(catalogue, ranked, resolved.boosts)
-        ranked = filled(catalogue, ranked, resolved.rules, k)
+    """For those of whom nothing is known. ranked: as many popular items as the query has to find, which its rules
+    permit. rotated: items that go down."""
     answer = to_list(bundle, query, Answer(*ranked), rotated, are_logs=False)
     plan, seconds = Plan(0, beam_width), {"total": time.monotonic() - started}
     return Recommendation(answer.items, answer.scores, "popularity", plan, resolved.unknown_items, seconds=seconds)

@@ -24,11 +24,13 @@ from serving.online.cache import Lookup, StateCache
 from serving.online.impressions import Impressions
 from serving.online.listing import Recommendation, popular, to_list, without_invalid
 from serving.online.observer import Observer
-from serving.online.query import Query, resolve, to_request
+from serving.online.passes import Passes
+from serving.online.popular_items import PopularItems
+from serving.online.query import Query, Resolved, resolve, to_request
 from serving.online.redis_link import RedisDown
 from serving.online.searching import EngineLike, Search, encode_and_search
 from serving.online.similar import SimilarItems
-from serving.online.trends import Ranked
+from serving.online.trends import Ranked, boosted, filled, of_bundle
 from serving.online.users import UserStore, digest
 from serving.search.scoring import AT_ONCE
 from serving.types import Answer, Event, Rules, searches_of
@@ -73,7 +75,9 @@ class Recommender:
         self._batcher, self._cache, self._users, self._limits = batcher, cache, users, limits
         self._user_secret, self._observer, self._cold_list = user_secret, observer or Observer(), cold_list
         self._impressions = impressions
-        self.similar = SimilarItems(self.bundle)
+        passes = Passes()
+        self.similar = SimilarItems(self.bundle, passes)
+        self.popular = PopularItems(self.bundle.catalogue, passes)
         self._state_version = f"{self.bundle.version} {runtime}"
 
     async def recommend(self, query: Query) -> Recommendation:
@@ -88,7 +92,7 @@ class Recommender:
         rotated = await self._rotated(query) if query.rotation else ()
         if not resolved.history:
             self._observer.fell_back("unknown_items" if resolved.unknown_items else "cold_user")
-            ranked = None if self._cold_list is None else await self._cold_list(self.bundle.catalogue)
+            ranked = await self._most_popular(resolved, query.found(demand.beam_width))
             return self._observed(popular(self.bundle, query, resolved, demand.beam_width, started, ranked, rotated))
         lookup, seconds = Lookup("off"), dict[str, float]()
         if query.user_id is not None:
@@ -115,6 +119,14 @@ class Recommender:
             answer.trace,
         )
         return self._observed(found)
+
+    async def _most_popular(self, resolved: Resolved, k: int) -> Ranked:
+        """The k most popular items that the rules permit, by the cold list and then in the bundle."""
+        catalogue, rules, boosts = self.bundle.catalogue, resolved.rules, resolved.boosts
+        if self._cold_list is None:
+            return of_bundle(catalogue, await self.popular.find(k, rules, boosts), boosts)
+        ranked = await self._cold_list(catalogue)
+        return await filled(self.popular, boosted(catalogue, ranked, boosts) if boosts else ranked, rules, k)
 
     def _observed(self, found: Recommendation) -> Recommendation:
         self._observer.answered(self.bundle.version, found.source, found.plan.steps, found.seconds["total"])
@@ -227,7 +239,10 @@ def recommend_batch(engine: EngineLike, queries: Sequence[Query], plan: Plan) ->
 
     def finished(i: int) -> Recommendation:
         if i not in answers:
-            return popular(bundle, queries[i], resolved[i], plan.beam_width, started)
+            rules, boosts = resolved[i].rules, resolved[i].boosts
+            rows = bundle.catalogue.popular(queries[i].found(plan.beam_width), rules, boosts)
+            ranked = of_bundle(bundle.catalogue, rows, boosts)
+            return popular(bundle, queries[i], resolved[i], plan.beam_width, started, ranked)
         answer = to_list(bundle, queries[i], without_invalid(bundle, answers[i], resolved[i].rules))
         seconds = answer.seconds | {"total": time.monotonic() - started}
         return Recommendation(

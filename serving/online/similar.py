@@ -8,20 +8,20 @@ A vector is made from an item's semantic ID, and so from its text: an item that 
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
 
 from serving.bundle import Bundle
-from serving.errors import Overloaded, RequestError
+from serving.errors import RequestError
+from serving.online.passes import Passes
 from serving.types import Rules
 
 By = Literal["together", "content"]
 
 BLOCK = 65536  # rows whose vectors are kept together
-MAX_WAITING = 32  # comparisons with a whole catalogue; one runs at a time, so that it takes one core from the engine
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,17 +36,15 @@ class Similar:
 class SimilarItems:
     """Those of one bundle, whose catalogue may change meanwhile. To be called on one event loop."""
 
-    def __init__(self, bundle: Bundle) -> None:
-        self._bundle = bundle
+    def __init__(self, bundle: Bundle, passes: Passes | None = None) -> None:
+        self._bundle, self._passes = bundle, passes or Passes()
         self._blocks: list[np.ndarray] = []  # unit vectors of the catalogue's rows, made when they are first needed
-        self._one = asyncio.Lock()
-        self._waiting = 0
 
     async def find(self, item: int, rules: Rules, k: int, by: By | None = None) -> list[Similar]:
         """Up to k permitted items other than `item`, a catalogue row. by: None stands for those taken together with it,
         best first, and behind them, as far as k is not reached, those with similar content.
 
-        Raises RequestError, UnknownCatalogue, and Overloaded where too many wait for the same.
+        Raises RequestError, UnknownCatalogue, and Overloaded where too many wait for a pass.
         """
         self._bundle.catalogue.check_names(rules)
         if by == "together" and self._bundle.neighbours is None:
@@ -56,7 +54,7 @@ class SimilarItems:
         if by == "together" or len(found) == k:
             return found
         others = replace(rules, exclude=(*rules.exclude, *(each.item for each in found)))
-        return found + await self._by_content(item, others, k - len(found))
+        return found + await self._passes.run(partial(self._compare, item, others, k - len(found)))
 
     def _together(self, item: int, rules: Rules) -> list[Similar]:
         bundle = self._bundle
@@ -70,16 +68,6 @@ class SimilarItems:
             for i in bundle.catalogue.permitted_indices(rows, rules)
             if values[i] > 0
         ]
-
-    async def _by_content(self, item: int, rules: Rules, k: int) -> list[Similar]:
-        if self._waiting >= MAX_WAITING:
-            raise Overloaded("Too many requests wait for similar items; try again shortly.", 1.0)
-        self._waiting += 1
-        try:
-            async with self._one:
-                return await asyncio.to_thread(self._compare, item, rules, k)
-        finally:
-            self._waiting -= 1
 
     def _compare(self, item: int, rules: Rules, k: int) -> list[Similar]:
         catalogue = self._bundle.catalogue

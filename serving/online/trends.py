@@ -18,10 +18,10 @@ import numpy as np
 
 from serving.items.catalogue import Catalogue
 from serving.online.counters import Counters, Window
+from serving.online.popular_items import PopularItems
 from serving.types import Boost, Rules
 
 PRIOR = 100.0  # events
-AT_ONCE = 256  # rows whose rules are looked at
 
 
 class Ranked(NamedTuple):
@@ -50,16 +50,13 @@ async def trending(counters: Counters, catalogue: Catalogue, window: Window = "d
 
 def permitted(catalogue: Catalogue, ranked: Ranked, rules: Rules, k: int) -> Ranked:
     """The first k that rules permit."""
-    rows: list[int] = []
-    scores: list[float] = []
-    for begin in range(0, len(ranked.rows), AT_ONCE):
-        if len(rows) >= k:
-            break
-        some = ranked.rows[begin : begin + AT_ONCE]
-        for index in catalogue.permitted_indices(some, rules):
-            rows.append(some[index])
-            scores.append(ranked.scores[begin + index])
-    return Ranked(rows[:k], scores[:k])
+    indices = catalogue.first_permitted(ranked.rows, rules, k)
+    return Ranked([ranked.rows[index] for index in indices], [ranked.scores[index] for index in indices])
+
+
+def of_bundle(catalogue: Catalogue, rows: Sequence[int], boosts: Sequence[Boost] = ()) -> Ranked:
+    """Rows with their popularity in the bundle, as boosts multiply it."""
+    return Ranked([*rows], (catalogue.popularity[rows] * np.exp(catalogue.log_factors(boosts, rows))).tolist())
 
 
 def boosted(catalogue: Catalogue, ranked: Ranked, boosts: Sequence[Boost]) -> Ranked:
@@ -68,12 +65,13 @@ def boosted(catalogue: Catalogue, ranked: Ranked, boosts: Sequence[Boost]) -> Ra
     return _ranked(catalogue, rows, np.array(ranked.scores) * np.exp(catalogue.log_factors(boosts, rows)))
 
 
-def filled(catalogue: Catalogue, ranked: Ranked, rules: Rules, k: int) -> Ranked:
-    """The same, and behind them, as far as k is not reached, what is most popular in the bundle, with a score of 0."""
-    first = permitted(catalogue, ranked, rules, k)
+async def filled(items: PopularItems, ranked: Ranked, rules: Rules, k: int) -> Ranked:
+    """The first k that rules permit, and behind them, as far as k is not reached, what is most popular in the bundle,
+    with a score of 0. Raises what `PopularItems.find` raises."""
+    first = permitted(items.catalogue, ranked, rules, k)
     if len(first.rows) == k:
-        return first  # the bundle's need a pass over the whole catalogue
-    others = catalogue.popular(k - len(first.rows), replace(rules, exclude=(*rules.exclude, *first.rows)))
+        return first
+    others = await items.find(k - len(first.rows), replace(rules, exclude=(*rules.exclude, *first.rows)))
     return Ranked([*first.rows, *others], [*first.scores, *[0.0] * len(others)])
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 
+from serving.items.catalogue import Catalogue
 from serving.online import counters
 from serving.types import Rules
-from tests.app.conftest import ShapedEngine, Start
+from tests.app.conftest import Gate, ShapedEngine, Start
 from tests.app.test_feedback import send
 from tests.app.test_recommend import HISTORY, ask, ids
 from tests.conftest import RedisServer
-from tests.waiting import eventually
+from tests.waiting import DEADLINE, eventually
 
 
 def happened(client: TestClient, *items: str, users: int = 1) -> None:
@@ -107,3 +109,26 @@ def test_replicas_count_together_and_go_on_without_redis(
     for client in (one, other):
         assert has_all(client) and ids(ask(client, k=2)) == ["i7", "i3"]
         assert client.get("/trending").status_code == 200
+
+
+def test_a_pass_over_the_catalogue_keeps_no_other_request_waiting(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For users of whom nothing is known, and behind what is popular now."""
+    passing, popular = Gate(), Catalogue.popular
+
+    def held(*arguments: Any) -> list[int]:
+        passing()
+        return popular(*arguments)
+
+    monkeypatch.setattr(Catalogue, "popular", held)
+    monkeypatch.setattr("serving.items.catalogue.WALKED", 10)
+    boost = [{"filter": 'categories has "odd"', "factor": 1000}]
+    with ThreadPoolExecutor(2) as pool:
+        boosted = pool.submit(ask, client, k=29, boost=boost)
+        assert passing.reached.wait(DEADLINE)
+        behind = pool.submit(client.get, "/popular?k=60")
+        assert client.get("/livez").status_code == 200 and ask(client, k=5).json()["source"] == "popularity"
+        passing.opened.set()
+        assert all(int(item[1:]) % 2 for item in ids(boosted.result()))
+        assert ids(behind.result()) == ids(ask(client, k=60, beam_width=60))

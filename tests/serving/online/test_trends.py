@@ -8,8 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from serving.items import catalogue
 from serving.online import trends
 from serving.online.counters import LocalCounters
+from serving.online.passes import Passes
+from serving.online.popular_items import PopularItems
 from serving.online.trends import PRIOR, Ranked
 from serving.types import Rules
 from tests.builders import tiny_model
@@ -69,11 +72,11 @@ def test_a_service_that_has_just_started_compares_with_the_bundle() -> None:
 
 
 def test_rules_choose_of_what_is_ranked_and_of_what_follows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trends, "AT_ONCE", 3)
+    monkeypatch.setattr(catalogue, "AT_ONCE", 3)
     ranked = Ranked([5, 6, 8, 7, 9, 10, 2], [7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0])
     rules = Rules(categories=("even",), deny=(8,))
     assert trends.permitted(CATALOGUE, ranked, rules, 2) == ([6, 10], [6.0, 2.0])
     assert trends.permitted(CATALOGUE, ranked, rules, 9) == ([6, 10, 2], [6.0, 2.0, 1.0])
-    filled = trends.filled(CATALOGUE, ranked, rules, 5)
+    filled = asyncio.run(trends.filled(PopularItems(CATALOGUE, Passes()), ranked, rules, 5))
     assert filled.rows == [6, 10, 2, *CATALOGUE.popular(2, Rules(categories=("even",), deny=(8, 6, 10, 2)))]
     assert filled.scores == [6.0, 2.0, 1.0, 0.0, 0.0]

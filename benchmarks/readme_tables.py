@@ -36,6 +36,7 @@ DOCUMENTS = (
     "benchmarks/README.md",
     "docs/RESULTS.md",
     "docs/SETTINGS.md",
+    "docs/TUNING.md",
     *sorted(str(path.relative_to(ROOT)) for path in PAGES.glob("*.md")),
 )
 RESULTS = ROOT / "benchmarks" / "results"

@@ -618,7 +618,8 @@ class Tensor(TypedDict):
 
 
 class Timings(TypedDict):
-    """Milliseconds. `encode`, `reason` and `decode` are those of the batch that the request was in."""
+    """Milliseconds. `encode`, `reason` and `decode` are those of the batch that the request was in. `reason` is not 0
+    with 0 steps: the first pass of the decoder, which every answer needs, counts as reasoning."""
 
     queue: NotRequired[float]
     cache: NotRequired[float]

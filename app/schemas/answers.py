@@ -24,7 +24,8 @@ class RecommendedItem:
 
 @dataclass(slots=True)
 class Timings:
-    """Milliseconds. `encode`, `reason` and `decode` are those of the batch that the request was in."""
+    """Milliseconds. `encode`, `reason` and `decode` are those of the batch that the request was in. `reason` is not 0
+    with 0 steps: the first pass of the decoder, which every answer needs, counts as reasoning."""
 
     queue: float = 0.0
     cache: float = 0.0

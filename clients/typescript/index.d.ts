@@ -570,7 +570,7 @@ export interface Tensor {
   shape: Array<number>;
 }
 
-/** Milliseconds. `encode`, `reason` and `decode` are those of the batch that the request was in. */
+/** Milliseconds. `encode`, `reason` and `decode` are those of the batch that the request was in. `reason` is not 0 with 0 steps: the first pass of the decoder, which every answer needs, counts as reasoning. */
 export interface Timings {
   queue?: number;
   cache?: number;

@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Serve a bundle. Each option can also be set by the environment variable in brackets.",
     )
     for name, field in Settings.model_fields.items():
-        shown = field.default not in (None, ()) and "Secret" not in str(field.annotation)
+        shown = field.default not in (None, (), "") and "Secret" not in str(field.annotation)
         default = f"; default {field.default}" if shown else ""
         command.add_argument(
             f"--{name.replace('_', '-')}",

@@ -17,9 +17,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m serving", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("score", help="write recommendations for every history of a file")
-    command.add_argument("--bundle", type=Path, required=True)
+    command.add_argument("--bundle", type=Path, required=True, help="folder of the bundle")
     command.add_argument(
-        "--histories", type=Path, required=True, help="Parquet or JSON lines: user_id, history (item ids, oldest first)"
+        "--histories",
+        type=Path,
+        required=True,
+        help="Parquet or JSON lines: user_id, history (item ids or events, oldest first)",
     )
     command.add_argument("--out", type=Path, required=True, help="Parquet: user_id, items, scores, source")
     command.add_argument("--k", type=int, default=Task.k, help="items per user (%(default)s)")

@@ -23,6 +23,17 @@ from training.preflight import RunError
 from training.stages.begin import CollapseError
 from training.update import update
 
+HELP = {
+    "run": "every stage, from data to bundle",
+    "prepare": "read, check and split the data",
+    "tokenize": "prepare, then make semantic IDs",
+    "pretrain": "all up to stage 1, in which the network learns to name items without reasoning",
+    "sft": "all up to stage 2, in which it learns to reason before it names an item",
+    "rl": "all up to stage 3, in which it learns from rewards for its own reasoning",
+    "export": "all up to the bundle with its measured accuracy: the same as run",
+}
+
+SET = "settings that differ from the defaults and the file, such as sft.steps=500"
 DISK_FULL = "The disk is full; free some space and run the same command again."
 
 
@@ -31,8 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     add_data_commands(commands)
     for name in ("run", *STAGES):
-        text = "every stage, from data to bundle" if name == "run" else f"the stages up to {name}"
-        command = commands.add_parser(name, help=text)
+        command = commands.add_parser(name, help=HELP[name], description=f"{HELP[name][0].upper()}{HELP[name][1:]}.")
         _add_run_arguments(command)
         command.add_argument("--config", type=Path, help="YAML file of settings")
         command.set_defaults(run=_run)
@@ -53,19 +63,21 @@ def main(arguments: list[str] | None = None) -> int:
     command = commands.add_parser(
         "demo", help="make bundles/demo: generate the shop, then run every stage (training/demo.yaml)"
     )
-    command.add_argument("--out", type=Path, default=Path("bundles/demo"))
+    command.add_argument("--out", type=Path, default=Path("bundles/demo"), help="folder of the bundle (%(default)s)")
     command.add_argument("--work", type=Path, default=Path("runs/demo"), help="folder of the shop and of the training")
-    command.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE")
+    command.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help=SET)
     command.set_defaults(run=_demo)
     command = commands.add_parser("evaluate", help="full ranking with a bundle, one JSON object per number of steps")
-    command.add_argument("--bundle", type=Path, required=True)
-    command.add_argument("--data", type=Path, required=True)
+    command.add_argument("--bundle", type=Path, required=True, help="folder of the bundle")
+    command.add_argument("--data", type=Path, required=True, help="the data folder that it was trained on")
     command.add_argument("--steps", default="", help="such as 0,2,4; default: every number the bundle supports")
     command.add_argument("--split", choices=("valid", "test"), default="valid", help="(%(default)s)")
-    command.add_argument("--beam", type=int, default=50)
+    command.add_argument("--beam", type=int, default=50, help="beam width of the search (%(default)s)")
     command.add_argument("--paths", type=int, help="reasoning paths to keep; default: the bundle's")
     command.add_argument("--users", type=int, default=0, help="number of users, drawn with a fixed seed; 0: all")
-    command.add_argument("--exclude-seen", action="store_true", help="exclude the items of the history")
+    command.add_argument(
+        "--exclude-seen", action="store_true", help="exclude the items of the history, as the service does"
+    )
     command.set_defaults(run=_evaluate)
     options = parser.parse_args(arguments)
     try:
@@ -79,15 +91,13 @@ def _add_run_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--data",
         required=True,
-        help="folder with interactions.csv[.gz] and items.jsonl[.gz], or a service's feedback: its folder, or the "
-        "address of the Redis",
+        help="folder with interactions (.csv, .csv.gz, .parquet or .inter) and, where items have text, "
+        "items.jsonl[.gz]; or a service's feedback: its folder, or the address of the Redis",
     )
     command.add_argument(
         "--out", type=Path, required=True, help="folder of the bundle; checkpoints and logs go to OUT.work"
     )
-    command.add_argument(
-        "--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help="such as sft.steps=500"
-    )
+    command.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help=SET)
     command.add_argument(
         "--device", choices=("cpu", "cuda"), default="cpu", help="device that trains (default: %(default)s)"
     )

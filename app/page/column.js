@@ -6,7 +6,7 @@ import { label, plural } from "./service.js";
 // shown: {answer, items}, an answer and the items of all its pages. before: the ids on the left, or null. add: takes an item.
 export function column({ answer, items }, before, isKept, add) {
   const popular = answer.source === "popularity";
-  const name = popular ? "Popular now" : isKept ? "Kept settings" : answer.reasoning_steps ? `After ${plural(answer.reasoning_steps, "step")}` : "Without thinking";
+  const name = popular ? "Popular now" : isKept ? "Kept settings" : answer.reasoning_steps ? `After ${plural(answer.reasoning_steps, "step")}` : "Without reasoning";
   const facts = popular ? "Nothing is known about this user" : `${answer.timings_ms.total.toFixed(1)} ms · cache ${answer.cache}`;
   const scores = items.map((item) => item.score);
   const written = (score) => (popular ? score.toFixed(0) : score.toFixed(2).replace("-", "−"));

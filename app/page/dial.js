@@ -36,14 +36,14 @@ function auto() {
 export const worth = (steps) => (rows[steps] ? `${gain(rows[steps])} ${time(rows[steps])}` : "");
 
 function gain(row) {
-  if (!row.reasoning_steps) return "The model names items at once.";
+  if (!row.reasoning_steps) return rows.length > 1 ? "The model names items at once; move the slider to compare with more steps." : "The model names items at once.";
   if (row.gain === null) return "What steps gain was not measured for this model.";
-  const found = row.gain_low > 0 ? "More accurate than without thinking" : row.gain_high < 0 ? "Less accurate than without thinking" : "No gain that can be told from chance";
+  const found = row.gain_low > 0 ? "More accurate than without reasoning" : row.gain_high < 0 ? "Less accurate than without reasoning" : "No gain distinguishable from chance";
   return `${found}: NDCG@10 ${signed(row.gain)}, 95% interval ${interval(row)}.`;
 }
 
 function time(row) {
   if (row.median_ms === null) return "How long a search takes was not measured yet.";
-  const without = row.reasoning_steps && rows[0].median_ms !== null ? `, and ${rows[0].median_ms.toFixed(1)} ms without thinking` : "";
+  const without = row.reasoning_steps && rows[0].median_ms !== null ? `, and ${rows[0].median_ms.toFixed(1)} ms without reasoning` : "";
   return `A search takes ${row.median_ms.toFixed(1)} ms here${without}.`;
 }

@@ -19,7 +19,7 @@ function shape(tag, attributes, ...children) {
 
 const shorten = (text, length) => (text.length > length ? `${text.slice(0, length - 1).trimEnd()}…` : text);
 
-// The state among the items: one line per item, as high as the state is similar to it, from before thinking to the last
+// The state among the items: one line per item, as high as the state is similar to it, from before reasoning to the last
 // step. items: [{id, name}], best first; similarity: per item, the cosine of item and state after each step.
 export function trajectory(width, items, similarity, chosen) {
   const wide = width >= 560;
@@ -86,7 +86,7 @@ function apart(heights, gap, top, bottom) {
 function describe(items, similarity) {
   const last = similarity[0].length - 1;
   const changes = items.slice(0, 3).map((item, n) => `${item.name} from ${similarity[n][0].toFixed(2)} to ${similarity[n][last].toFixed(2)}`);
-  return `Similarity of the state to the best items, before thinking and after ${last} steps: ${changes.join("; ")}.`;
+  return `Similarity of the state to the best items, before reasoning and after ${last} steps: ${changes.join("; ")}.`;
 }
 
 // One bar per answer, on a common scale. timings: [[name, {queue: ms, …, total: ms}], …]

@@ -1,5 +1,5 @@
 // The playground: a history is made by clicking, and every change is answered at once, beside another way to answer:
-// without thinking, or with settings that were kept to be compared with.
+// without reasoning, or with settings that were kept to be compared with.
 
 import { column } from "./column.js";
 import { offerSteps, worth } from "./dial.js";
@@ -14,7 +14,7 @@ const clicked = []; // items {item_id, title}, oldest first
 let running = null; // the current requests; newer ones abort them
 let chosenStep = null; // the step that the picture marks; null: the last
 let shown = []; // the lists side by side, the present one last: see `extended`
-let kept = null; // settings to compare with; null: the present ones without thinking
+let kept = null; // settings to compare with; null: the present ones without reasoning
 
 // What the user did
 
@@ -148,6 +148,7 @@ function drawColumns() {
   const before = shown.length > 1 ? shown[0].items.map((item) => item.item_id) : null;
   $("columns").replaceChildren(...shown.map((each, n) => column(each, n > 0 ? before : null, kept && n < shown.length - 1, add)));
   $("columns").classList.toggle("one", shown.length === 1);
+  $("compared").hidden = shown.length === 1;
   $("more-items").hidden = shown.every((each) => !each.after);
 }
 
@@ -165,9 +166,9 @@ function drawReasoning(answer) {
     $("trace").querySelectorAll("button").forEach((button, n) => button.setAttribute("aria-pressed", n === step));
   };
   $("trace").replaceChildren(...explanation.steps.map((step, n) => {
-    const sure = step.log_probability === null ? "" : `${(100 * Math.exp(step.log_probability)).toFixed(0)}% sure`;
+    const probability = step.log_probability === null ? "" : `token probability ${(100 * Math.exp(step.log_probability)).toFixed(0)}%`;
     const button = element("button", "",
-      element("strong", "", n ? `Step ${n}` : "Before"), element("small", "muted", sure),
+      element("strong", "", n ? `Step ${n}` : "Before"), element("small", "muted", probability),
       element("ul", "", ...step.nearest_items.slice(0, 3).map((item) => element("li", "", label(item)))));
     button.type = "button";
     button.addEventListener("click", () => { chosenStep = n === last ? null : n; redraw(); });
@@ -184,7 +185,7 @@ function drawTerminal(present) {
   $("terminal").hidden = false;
 }
 
-// Beside the item of the history that is the newest
+// Similar to the newest item of the history
 
 async function drawSimilar(fields, signal) {
   const item = clicked.at(-1);
@@ -210,8 +211,8 @@ async function drawSimilar(fields, signal) {
 
 function keep() {
   kept = kept ? null : settings();
-  $("compared").textContent = `compared with ${kept ? describe(kept) : "no thinking"}`;
-  $("keep").textContent = kept ? "Compare with no thinking" : "Keep these settings to compare with";
+  $("compared").textContent = `compared with ${kept ? describe(kept) : "no reasoning"}`;
+  $("keep").textContent = kept ? "Compare with no reasoning" : "Keep these settings to compare with";
   recommend();
 }
 
@@ -223,7 +224,7 @@ async function start() {
     hideNotice();
     $("model").textContent = `${model.version} · ${model.items.toLocaleString()} items`;
     $("steps").max = model.max_steps;
-    $("steps").value = model.max_steps;
+    $("steps").value = model.default_steps;
     $("steps").disabled = !model.max_steps;
     $("ticks").replaceChildren(...Array.from({ length: model.max_steps + 1 }, (_, n) => element("span", "", `${n}`)));
     offerSteps(model);

@@ -96,7 +96,7 @@ def set_steps(page: Page, steps: int) -> None:
 
 def test_a_history_by_clicking_and_answers_side_by_side(visit: Visit) -> None:
     page = visit.open()
-    assert columns(page) == ["Without thinking", "After 4 steps"]
+    assert columns(page) == ["Without reasoning", "After 2 steps"]
     assert len(history(page)) == 3  # an example to start from
     page.get_by_role("button", name="Clear").click()
     assert columns(page) == ["Popular now"] and history(page) == []
@@ -104,7 +104,7 @@ def test_a_history_by_clicking_and_answers_side_by_side(visit: Visit) -> None:
 
     page.get_by_role("searchbox").fill("number 17")
     page.locator("#suggestions").get_by_role("button", name="Thing number 17").click()
-    assert columns(page) == ["Without thinking", "After 4 steps"] and history(page) == ["Thing number 17"]
+    assert columns(page) == ["Without reasoning", "After 2 steps"] and history(page) == ["Thing number 17"]
     first = page.locator("#columns article").nth(1).locator(".results button").first
     named = first.locator(".title").inner_text()
     first.click()  # an answer is taken into the history
@@ -116,17 +116,22 @@ def test_a_history_by_clicking_and_answers_side_by_side(visit: Visit) -> None:
 def test_the_slider_changes_what_is_compared(visit: Visit, service: ServiceProcess) -> None:
     page = visit.open()
     columns(page)
-    set_steps(page, 2)
-    expect(page.locator("#columns h3").nth(1)).to_have_text("After 2 steps")
-    expect(page.locator("#steps-value")).to_have_text("2 steps")
+    expect(page.locator("#steps-value")).to_have_text("2 steps")  # the model's default
+    set_steps(page, 3)
+    expect(page.locator("#columns h3").nth(1)).to_have_text("After 3 steps")
+    expect(page.locator("#steps-value")).to_have_text("3 steps")
     shown = page.locator("#columns article").nth(1).locator(".title").all_inner_texts()
     items = service.http.get("/items", params={"limit": 3}).json()["items"]
-    answer = service.recommend(2, history=[item["item_id"] for item in items], k=8)
+    answer = service.recommend(3, history=[item["item_id"] for item in items], k=8)
     assert shown == [item["title"] for item in answer["items"]]
     # the same user and history: the states are in the cache by now
     assert "cache memory" in page.locator("#columns article").nth(1).inner_text()
+    expect(page.locator("#compared")).to_have_text("compared with no reasoning")
     set_steps(page, 0)
-    expect(page.locator("#columns h3")).to_have_text(["Without thinking"])
+    expect(page.locator("#columns h3")).to_have_text(["Without reasoning"])
+    expect(page.locator("#compared")).to_be_hidden()
+    page.get_by_role("button", name="Keep these settings to compare with").click()
+    expect(page.locator("#compared")).to_contain_text("compared with 0 steps")
 
 
 def test_what_steps_gain_and_cost_stands_beside_the_slider(
@@ -153,10 +158,10 @@ def test_what_steps_gain_and_cost_stands_beside_the_slider(
     )
     assert page.locator("#by-steps .scrolling").evaluate("(box) => box.scrollWidth <= box.clientWidth")
     said = {
-        4: "Less accurate than without thinking: NDCG@10 −0.0050, 95% interval −0.0090 to −0.0010. A search takes ",
-        2: "More accurate than without thinking: NDCG@10 +0.0200, 95% interval +0.0150 to +0.0250. A search takes ",
-        1: "No gain that can be told from chance: NDCG@10 +0.0030, 95% interval −0.0010 to +0.0070. A search takes ",
-        0: "The model names items at once. A search takes ",
+        4: "Less accurate than without reasoning: NDCG@10 −0.0050, 95% interval −0.0090 to −0.0010. A search takes ",
+        2: "More accurate than without reasoning: NDCG@10 +0.0200, 95% interval +0.0150 to +0.0250. A search takes ",
+        1: "No gain distinguishable from chance: NDCG@10 +0.0030, 95% interval −0.0010 to +0.0070. A search takes ",
+        0: "The model names items at once; move the slider to compare with more steps. A search takes ",
     }
     for steps, words in said.items():
         set_steps(page, steps)
@@ -167,6 +172,7 @@ def test_what_steps_gain_and_cost_stands_beside_the_slider(
 def test_a_model_of_which_nothing_was_measured_says_so(visit: Visit) -> None:
     page = visit.open()
     columns(page)
+    set_steps(page, 4)
     expect(page.locator("#worth")).to_contain_text("What steps gain was not measured for this model. A search takes ")
     page.locator("#by-steps summary").click()
     expect(page.locator("#by-steps-rows tr").last.locator("td")).to_have_text(["4", "–", "–", re.compile(r"\d\.\d")])
@@ -189,9 +195,9 @@ def test_settings_can_be_kept_to_compare_others_with(visit: Visit) -> None:
     set_steps(page, 1)
     expect(page.locator("#columns h3")).to_have_text(["Kept settings", "After 1 step"])
     assert kept.locator(".title").all_inner_texts() == before
-    expect(page.locator("#compared")).to_have_text("compared with 4 steps · k 8 · beam width 50")
-    page.get_by_role("button", name="Compare with no thinking").click()
-    expect(page.locator("#columns h3")).to_have_text(["Without thinking", "After 1 step"])
+    expect(page.locator("#compared")).to_have_text("compared with 2 steps · k 8 · beam width 50")
+    page.get_by_role("button", name="Compare with no reasoning").click()
+    expect(page.locator("#columns h3")).to_have_text(["Without reasoning", "After 1 step"])
 
 
 def test_a_filter_limits_the_answer_and_a_wrong_one_is_reported(visit: Visit) -> None:
@@ -222,7 +228,7 @@ def test_a_list_goes_on_page_by_page_until_its_end_and_repeats_nothing(visit: Vi
     expect(more).to_be_focused()
     more.press("Enter")
     expect(more).to_be_hidden()  # 30 items are odd
-    for side, steps in (("first", 0), ("last", 4)):
+    for side, steps in (("first", 0), ("last", 2)):
         shown = getattr(lists, side).locator("[data-item]").evaluate_all("(all) => all.map((one) => one.dataset.item)")
         clicked = [f"i{title.split()[-1]}" for title in history(page)]
         rules = {"history": clicked, "categories": ["odd"], "k": 50, "beam_width": 50}
@@ -272,7 +278,7 @@ def test_a_scenario_presets_what_is_not_set_on_the_page(visit: Visit, service: S
     page.locator("#scenario").select_option("cart")
     expect(page.locator("#presets")).to_have_text("It presets k 3 · categories even. What is set here wins.")
     expect(page.locator("#k")).to_have_attribute("placeholder", "3")
-    expect(page.locator("#columns h3")).to_have_text(["Without thinking", "After 1 step"])
+    expect(page.locator("#columns h3")).to_have_text(["Without reasoning", "After 1 step"])
     tags = page.locator("#columns article").last.locator(".tags")
     expect(tags).to_have_text(["even"] * 3)
     page.get_by_role("button", name="Show more").click()
@@ -291,12 +297,12 @@ def test_similar_items_stand_beside_the_newest_of_the_history(visit: Visit, serv
     page = visit.open()
     columns(page)
     newest = history(page)[-1]
-    expect(page.get_by_role("heading", name=f"Beside {newest}")).to_be_visible()
+    expect(page.get_by_role("heading", name=f"Similar to {newest}")).to_be_visible()
     expect(page.locator("#together")).to_be_hidden()  # this model has no item graph
     found = service.http.get(f"/items/i{newest.split()[-1]}/similar", params={"k": 5}).json()["items"]
     expect(page.locator("#alike button > span")).to_have_text([item["title"] for item in found])
     page.locator("#alike button").first.click()
-    expect(page.get_by_role("heading", name=f"Beside {found[0]['title']}")).to_be_visible()
+    expect(page.get_by_role("heading", name=f"Similar to {found[0]['title']}")).to_be_visible()
     assert history(page)[-1] == found[0]["title"]
     page.get_by_role("button", name="Clear").click()
     expect(page.locator("#similar")).to_be_hidden()
@@ -305,12 +311,15 @@ def test_similar_items_stand_beside_the_newest_of_the_history(visit: Visit, serv
 def test_the_reasoning_the_time_and_the_service_are_shown(visit: Visit) -> None:
     page = visit.open()
     columns(page)
+    set_steps(page, 4)
+    expect(page.locator("#columns h3").nth(1)).to_have_text("After 4 steps")
     picture = page.locator("#map svg")
     assert re.search(
         r"from \S+ to \S+;.* after 4 steps|after 4 steps: .*from", picture.get_attribute("aria-label") or ""
     )
     assert picture.locator("g.line").count() == 8 and page.locator("#trace button").count() == 5
     assert picture.locator("g.line").first.locator("circle").count() == 5
+    expect(page.locator("#trace button").nth(1)).to_contain_text(re.compile(r"token probability \d+%"))
     page.locator("#trace button").nth(1).click()
     assert page.locator("#trace button[aria-pressed=true]").inner_text().startswith("Step 1")
     expect(picture.locator("text.chosen")).to_have_text("1")
@@ -352,7 +361,7 @@ def test_the_keyboard_is_enough(visit: Visit) -> None:
     expect(page.get_by_role("searchbox")).to_be_focused()
     page.locator("#steps").focus()
     page.keyboard.press("ArrowLeft")
-    expect(page.locator("#columns h3").nth(1)).to_have_text("After 3 steps")
+    expect(page.locator("#columns h3").nth(1)).to_have_text("After 1 step")
     page.get_by_role("button", name=f"Remove {chosen}").press("Enter")
     expect(page.locator("#columns h3")).to_have_text(["Popular now"])
 
@@ -430,7 +439,7 @@ def test_a_missing_key_and_a_service_that_goes_away_are_reported(browser: Browse
     expect(page.locator("#key")).to_be_focused()
     page.keyboard.type("sesame")
     page.keyboard.press("Tab")
-    expect(page.locator("#columns h3")).to_have_text(["Without thinking", "After 4 steps"])
+    expect(page.locator("#columns h3")).to_have_text(["Without reasoning", "After 2 steps"])
     expect(page.get_by_role("alert")).to_be_hidden()
     assert service.stop() == 0
     page.get_by_role("button", name="Clear").click()
@@ -454,6 +463,21 @@ def test_a_phone_shows_everything_without_scrolling_sideways(
         "[...document.querySelectorAll('input, select')].filter((e) => parseFloat(getComputedStyle(e).fontSize) < 16)"
     )
     assert page.evaluate(small + ".length") == 0, "phones zoom into smaller fields"
+    visit.close()
+
+
+@pytest.mark.parametrize(("width", "columns_abreast"), [(320, 1), (360, 1), (390, 2), (1280, 2)])
+def test_lists_stand_side_by_side_only_where_their_headings_fit(
+    browser: Browser, service: ServiceProcess, width: int, columns_abreast: int
+) -> None:
+    visit = Visit(browser, service.address, viewport={"width": width, "height": 740})
+    page = visit.open()
+    columns(page)
+    lists = [box.bounding_box() for box in page.locator("#columns article").all()]
+    assert len({round(box["x"]) for box in lists if box}) == columns_abreast
+    overflowing = "(all) => all.filter((one) => one.scrollWidth > one.clientWidth).length"
+    assert page.locator("#columns h3").evaluate_all(overflowing) == 0
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
     visit.close()
 
 
@@ -548,7 +572,7 @@ def test_an_operator_splits_users_and_swaps_models(visit: Visit, service: Servic
     (first,) = service.http.get("/models").json()["models"]
     page.get_by_label("Admin key").fill(KEY)
     page.get_by_label("Folder of another bundle").fill("next")
-    page.get_by_role("button", name="Load beside").click()
+    page.get_by_role("button", name="Load without activating").click()
     expect(page.get_by_role("status")).to_contain_text("answers nobody yet")
     expect(page.locator("#versions tr")).to_have_count(2)
     (second,) = (each for each in service.http.get("/models").json()["models"] if not each["active"])

@@ -95,6 +95,7 @@ def main(arguments: list[str]) -> int:
         data=name,
         protocol=PROTOCOL,
         validation=ablation.validation,
+        checks=ablation.checks(wanted),
         **code,
         **ablation.trained_by(wanted),
     )

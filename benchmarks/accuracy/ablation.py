@@ -221,6 +221,27 @@ class Ablation:
                 spent[file.stat().st_ino] = read_meta(file)["seconds"] / 60
         return sum(spent.values())
 
+    def checks(self, wanted: list[str]) -> Rows:
+        """What says whether an arm acts: the step of its best weights, 0 for those it began with, and at these, over
+        validation users, the entropy of the first and last step's tokens in nats and the codes' mean cosine."""
+        rows = []
+        for variant, seed in ((variant, seed) for variant in wanted for seed in self.seeds):
+            folder, until = self.setup.folder(variant, seed), VARIANTS[variant].until
+            meta = read_meta(folder / f"{until}.latest.safetensors")
+            row = {
+                "model": variant,
+                "seed": seed,
+                "stage": until,
+                "trained": meta["step"],
+                "best_step": meta["best_step"],
+            }
+            entropies = [value for name, value in meta["best"].items() if name.startswith("entropy/")]
+            if entropies:
+                row |= {"entropy_first": round(entropies[0], 3), "entropy_last": round(entropies[-1], 3)}
+                row["codes_cosine"] = round(meta["best"]["codes/cosine"], 3)
+            rows.append(row)
+        return rows
+
     def trained_by(self, wanted: list[str]) -> dict[str, Any]:
         """The commit of the code that trained the variants, and on what; each is named where they differ."""
         found = {

@@ -177,6 +177,10 @@ def test_a_question_from_end_to_end(tmp_path):
     assert joined["gain"] == pytest.approx(joined["ndcg@10"] - beam["ndcg@10"], abs=2e-5)
     assert {row["split"] for row in result["rows"]} == {"test"}
     assert {row["split"] for row in result["validation"]} == {"valid"}
+    thinking, plain = result["checks"]
+    assert (thinking["model"], plain["model"]) == ("l = 4", "state loss alone") and thinking["stage"] == "sft"
+    assert 0 < thinking["best_step"] <= thinking["trained"] and plain.keys() <= thinking.keys()
+    assert -1 <= thinking["codes_cosine"] <= 1 and min(thinking["entropy_first"], thinking["entropy_last"]) >= 0
 
     variants = [tmp_path / "work/seed-0" / variant for variant in ("l-4", "state-loss-alone")]
     first, second = ((variant / "pretrain.best.safetensors").stat() for variant in variants)

@@ -76,6 +76,12 @@ class ItemFields(Body):
             raise ValueError("available_until must be later than available_from")
         return self
 
+    @model_validator(mode="after")
+    def _fields_hide_nothing(self) -> Self:
+        if "categories" in self.fields or ("brand" in self.fields and self.brand is not None):
+            raise ValueError("brand and categories have a place of their own beside fields; put them there alone")
+        return self
+
     def to_entry(self, item_id: str) -> dict[str, Any]:
         """As the log of changes has it: times in seconds since 1970."""
         begin, end = self.available_from, self.available_until

@@ -178,6 +178,15 @@ def test_an_item_is_available_in_its_window_alone(serve: Serve) -> None:
     assert naive.status_code == 422 and naive.json()["field"] == "available_from"
 
 
+def test_what_would_be_dropped_of_an_item_is_refused(serve: Serve) -> None:
+    client = serve()
+    for hidden in ({"brand": "ours", "fields": {"brand": 5}}, {"fields": {"categories": ["x"]}}):
+        refused = put(client, "x", title="Four", **hidden)
+        assert refused.status_code == 422 and "a place of their own" in refused.json()["detail"]
+    put(client, "i4", title="Four", fields={"brand": "theirs"})
+    assert client.get("/items/i4").json()["brand"] == "theirs"
+
+
 @pytest.mark.parametrize("time", [
     "9999-12-31T23:59:59.999999Z", "9999-12-31T23:59:59-01:00", "0001-01-01T00:00:00+05:00",
 ])  # fmt: skip

@@ -158,9 +158,13 @@ class FeedbackFiles:
         return self._path(today, last + 1)
 
     async def erase(self, user: str) -> None:
-        """Rewrites the files that hold something of the user. Raises StoreUnavailable."""
+        """Rewrites the files that hold something of the user, once what has arrived is in them. Raises
+        StoreUnavailable."""
+        if self._next is not None:
+            await asyncio.wait([self._next])
         try:
-            await asyncio.to_thread(self._erase, user)
+            async with self._writing:
+                await asyncio.to_thread(self._erase, user)
         except (OSError, StorageError) as error:
             raise StoreUnavailable(
                 "Feedback of this user could not be erased from the disk; make room on it, and try again."

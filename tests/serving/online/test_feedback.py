@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -208,6 +209,31 @@ def test_a_user_is_erased_from_all_files(tmp_path: Path, monkeypatch: pytest.Mon
 
     asyncio.run(run())
     assert [each["user"] for each in read(tmp_path)] == ["bb", "", "aabb", "cc"]
+
+
+def test_what_waits_for_the_disk_is_erased_with_its_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, may_write = threading.Event(), threading.Event()
+
+    def slow(self: FeedbackFiles, lines: bytes, append: Any = FeedbackFiles._append) -> None:
+        begun.set()
+        assert may_write.wait(DEADLINE)
+        append(self, lines)
+
+    monkeypatch.setattr(FeedbackFiles, "_append", slow)
+
+    async def run() -> None:
+        files = FeedbackFiles(tmp_path, 90)
+        adding = [asyncio.create_task(files.append(record(user="aa")))]  # on its way to the disk
+        await asyncio.to_thread(begun.wait, DEADLINE)
+        adding += [asyncio.create_task(files.append(record(user=user))) for user in ("aa", "bb")]  # not yet
+        await asyncio.sleep(0)
+        erasing = asyncio.create_task(files.erase("aa"))
+        await asyncio.sleep(0)
+        may_write.set()
+        await asyncio.gather(*adding, erasing)
+
+    asyncio.run(run())
+    assert [each["user"] for each in read(tmp_path)] == ["bb"]
 
 
 def test_a_user_is_erased_from_redis(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -200,17 +200,18 @@ def _value(tree: Tree[Token]) -> Value:
         if seconds > MAX_SPAN:
             raise FilterError("name a time span of at most 100 years", _position(tree))
         return Moment(-seconds if rest and rest[0] == "-" else seconds, from_now=True)
-    value = json.loads(str(first), parse_int=float)
+    if first.type == "NUMBER":
+        number = float(first)  # of the text: a whole number of 309 digits is no float, and raises an error
+        if not math.isfinite(number):
+            raise FilterError("the number is too large", _position(tree))
+        return number + 0.0  # -0 is 0
+    value: bool | str = json.loads(str(first))
     if isinstance(value, bool):
         return value
-    if isinstance(value, str):
-        if not is_unicode(value):
-            raise FilterError(f"the string {LONE_SURROGATE}", _position(tree))
-        time = to_time(value)
-        return value if time is None else Moment(time)
-    if not math.isfinite(value):
-        raise FilterError("the number is too large", _position(tree))
-    return float(value) + 0.0  # -0 is 0
+    if not is_unicode(value):
+        raise FilterError(f"the string {LONE_SURROGATE}", _position(tree))
+    time = to_time(value)
+    return value if time is None else Moment(time)
 
 
 def _cost(condition: Condition) -> int:

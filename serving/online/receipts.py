@@ -80,13 +80,15 @@ def issue(
     body = head + name + marks
     if earlier:
         body = head + name + struct.pack(f"<{len(earlier)}H", *earlier) + marks + struct.pack("<H", len(earlier))
-    return urlsafe_b64encode(body + _seal(body, secret)).rstrip(b"=").decode()
+    return _written(body + _seal(body, secret))
 
 
 def read(recommendation_id: str, secret: bytes = b"", field: str = "recommendation_id") -> Receipt:
     """Raises RequestError for what this service has not issued. field: of the request, that has it."""
     try:
         raw = urlsafe_b64decode(recommendation_id + "=" * (-len(recommendation_id) % 4))
+        if _written(raw) != recommendation_id:  # other spellings would let feedback on one answer count many times
+            raise RequestError(INVALID, field)
         body, seal = raw[:-SEAL], raw[-SEAL:]
         layout, at, source, steps, user, _, length = HEAD.unpack_from(body)
         version, marks = body[HEAD.size : HEAD.size + length].decode(), body[HEAD.size + length :]
@@ -112,6 +114,11 @@ def unshown(item_ids: Sequence[str], shown: Sequence[int]) -> list[int]:
         else:
             kept.append(index)
     return kept
+
+
+def _written(raw: bytes) -> str:
+    """The one spelling of an id."""
+    return urlsafe_b64encode(raw).rstrip(b"=").decode()
 
 
 def _marks(item_ids: Iterable[str]) -> list[int]:

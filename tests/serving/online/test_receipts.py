@@ -73,6 +73,22 @@ def test_no_letter_can_be_changed_and_no_other_secret_reads_it() -> None:
                 assert caught.value.field == "recommendation_id"
 
 
+def test_an_id_has_one_spelling() -> None:
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+    for items in (ITEMS[:1], ITEMS[:2], ITEMS[:3]):  # of its last letter 0, 2 or 4 bits mean nothing
+        written = issued(items=items)
+        last_letters = [written[:-1] + letter for letter in letters if letter != written[-1]]
+        added = [written + more for more in ("=", "==", "===", " ", "\n", "!")]
+        between = [written[:9] + more + written[9:] for more in ("=", " ", ".", "\0")]
+        for spelling in (*last_letters, *added, *between, " " + written):
+            with pytest.raises(RequestError, match=re.escape(receipts.INVALID)):
+                receipts.read(spelling, SECRET)
+        standard = written.replace("-", "+").replace("_", "/")
+        if standard != written:
+            with pytest.raises(RequestError):
+                receipts.read(standard, SECRET)
+
+
 @given(st.text(max_size=200))
 def test_whatever_is_sent_is_refused_in_the_same_words(sent: str) -> None:
     with pytest.raises(RequestError, match=re.escape(receipts.INVALID)):

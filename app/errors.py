@@ -15,7 +15,6 @@ from starlette.exceptions import HTTPException
 
 from app.schemas.common import HistoryEvent, Problem
 from serving.errors import (
-    BundleError,
     Conflict,
     DeadlineExceeded,
     Draining,
@@ -39,6 +38,10 @@ class NotFound(ServingError):
 
 class UnknownScenario(RequestError):
     """A request names a scenario that does not exist."""
+
+
+class UnfitBundle(RequestError):
+    """A request names a bundle that cannot be served."""
 
 
 class MalformedRequest(ServingError):
@@ -78,7 +81,7 @@ PROBLEMS: dict[type, tuple[int, str, str]] = {
     UnknownScenario: (404, "unknown-scenario", "Unknown scenario"),
     UnknownCatalogue: (404, "unknown-catalogue", "Unknown catalogue"),
     RequestError: (422, "invalid-request", "Invalid request"),
-    BundleError: (422, "unfit-bundle", "The bundle does not fit"),
+    UnfitBundle: (422, "unfit-bundle", "The bundle does not fit"),
     NoSemanticId: (409, "no-semantic-id", "No semantic ID"),
     NotFound: (404, "not-found", "Not found"),
     UnknownModel: (404, "unknown-model", "Unknown model"),

@@ -133,9 +133,16 @@ def _gate_from_json(score: dict[str, Any]) -> Gate | None:
 def read_manifest(folder: Path) -> tuple[dict[str, Any], str]:
     """The manifest of a bundle and the bundle's version. Raises BundleError."""
     path = folder / MANIFEST
-    if not path.is_file():
-        raise BundleError(f"There is no bundle at {folder}: {MANIFEST} is missing; use the folder that training wrote.")
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise BundleError(
+            f"There is no bundle at {folder}: {MANIFEST} is missing; use the folder that training wrote."
+        ) from error
+    except OSError as error:  # no permission, a name that is too long, a disk that fails
+        raise BundleError(
+            f"There is no bundle at {folder} that can be read ({error.strerror}); use the folder that training wrote."
+        ) from error
     try:
         manifest = json.loads(content)
         number = manifest["format"]

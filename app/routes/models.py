@@ -8,7 +8,7 @@ from fastapi import Path, Response
 
 from app.checks import admin_router, keyed_router
 from app.deps import ServiceDep
-from app.errors import declared
+from app.errors import UnfitBundle, declared
 from app.lifecycle import Service
 from app.schemas.models import (
     MAX_VERSION_LENGTH,
@@ -21,7 +21,7 @@ from app.schemas.models import (
     TrafficResponse,
 )
 from serving.bundle import Bundle
-from serving.errors import RequestError
+from serving.errors import BundleError, RequestError
 from serving.online.recommender import Recommender
 
 Version = Annotated[str, Path(min_length=1, max_length=MAX_VERSION_LENGTH)]
@@ -42,7 +42,10 @@ async def add_model(body: ModelRequest, service: ServiceDep) -> Model:
     """Load a bundle beside the others: its hashes are checked, its answers compared with those of its export, its cost
     is measured. It answers nobody before it is activated or given traffic. Takes seconds to minutes."""
     service.check_ready()
-    return _model(service, await service.add_model(body.path))
+    try:
+        return _model(service, await service.add_model(body.path))
+    except BundleError as error:
+        raise UnfitBundle(str(error), "path") from error
 
 
 @changes.post("/models/{version:anything}/activate", response_model=Model, responses=declared(404))

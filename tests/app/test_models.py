@@ -283,10 +283,16 @@ def test_a_bundle_that_does_not_fit_is_refused_with_the_reason(begin: Start, tmp
     broken = tiny_model(seed=3)
     broken.network.t5.shared.weight.data.fill_(float("nan"))
     on_disk(tmp_path / "broken", broken)
+    (tmp_path / "file").touch()
+    (tmp_path / "folder" / "bundle.json").mkdir(parents=True)
     for path, reason in (("missing", "There is no bundle"), ("damaged", "heads.safetensors is damaged"),
-                         ("worse", "does worse than when it was exported"), ("broken", "not finite")):  # fmt: skip
-        status, detail = refusal(send(client, "POST", "/models", json={"path": path}))
+                         ("worse", "does worse than when it was exported"), ("broken", "not finite"),
+                         ("é" * 200, "name too long"), ("a" * 240, "There is no bundle"),
+                         ("file", "bundle.json is missing"), ("folder", "bundle.json is missing")):  # fmt: skip
+        refused = send(client, "POST", "/models", json={"path": path})
+        status, detail = refusal(refused)
         assert status == 422 and reason in detail
+        assert refused.json()["type"].endswith("unfit-bundle") and refused.json()["field"] == "path"
     assert active(client) == [BASE] and len(client.get("/models").json()["models"]) == 1
     assert ask(client, history=HISTORY).status_code == 200
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Coroutine, Iterable
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 from fastapi import Request
@@ -113,6 +114,7 @@ ROUTING = {  # what the router says of a path, in a sentence
     405: "This path does not take this method; /docs lists those it takes.",
 }
 ID_KIND, EVENT_KIND = "constrained-str", HistoryEvent.__name__  # what a history's entry may be, as pydantic says it
+KEY = "[key]"  # what it puts after a key that is wrong itself
 REJECTIONS = (401, 403, 413, 429, 503, 504)
 MEANINGS = {
     401: "a key is required and none was sent",
@@ -181,7 +183,7 @@ def _make(status: int, name: str, title: str, detail: str, **more: Any) -> Probl
 
 def _validation_problem(errors: Iterable[Any]) -> Problem:
     meant = [error for error in errors if not _of_other_kind(error)]
-    found = [{"field": _field(error), "detail": error["msg"].removeprefix("Value error, ")} for error in meant]
+    found = [{"field": _field(error), "detail": _detail(error)} for error in meant]
     first = found[0]
     where = f"{first['field']}: " if first["field"] else ""
     return _make(
@@ -195,14 +197,22 @@ def _of_other_kind(error: Any) -> bool:
     kind = error["loc"][-1] if error["loc"] else None
     if kind == EVENT_KIND:
         return bool(error["type"] == "model_type")
-    return kind == ID_KIND and isinstance(error["input"], dict)
+    return kind == ID_KIND and error["type"] == "string_type" and isinstance(error["input"], dict)
+
+
+def _detail(error: Any) -> str:
+    """What is wrong, in words that name no class of ours."""
+    if error["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        return "Input should be an object"
+    detail = str(error["msg"]).removeprefix("Value error, ")
+    return f"as a name: {detail}" if error["loc"] and error["loc"][-1] == KEY else detail
 
 
 def _field(error: Any) -> str:
     """The dotted name of the offending field; a position in text that is not JSON names no field."""
     if error["type"] == "json_invalid":
         return "body"
-    location = [str(part) for part in error["loc"] if part not in (ID_KIND, EVENT_KIND)]
+    location = _location(error)
     if location and location[0] in ("body", "query", "path", "header"):
         del location[0]
     if not location and "beam_width" in error["msg"]:
@@ -210,6 +220,18 @@ def _field(error: Any) -> str:
     if not location and "explore" in error["msg"]:
         return "explore"
     return ".".join(location) or "body"
+
+
+def _location(error: Any) -> list[str]:
+    """Where an error is, without what pydantic adds: after an index what a history's entry may be, at a key's end KEY.
+    The name of a field that does not exist may be anything."""
+    parts = list(error["loc"])
+    last = [parts.pop()] if error["type"] == "extra_forbidden" else []
+    inner = [
+        part for before, part in pairwise((None, *parts))
+        if part != KEY and not (isinstance(before, int) and part in (ID_KIND, EVENT_KIND))
+    ]  # fmt: skip
+    return [str(part) for part in (*inner, *last)]
 
 
 def response(error: Exception, details: Problem | None = None) -> Response:

@@ -14,12 +14,11 @@ from app.deps import ServiceDep
 from app.errors import declared
 from app.lifecycle import Service
 from app.schemas.catalogues import (
-    CatalogueFilter,
-    CatalogueItems,
     CataloguesResponse,
     ChangedItem,
     ChangedItems,
     NamedCatalogue,
+    Subset,
 )
 from serving.items.changed import KINDS, ItemChange, Kind
 from serving.online.live_catalogue import LiveCatalogue
@@ -42,7 +41,7 @@ changes = admin_router(
 @changes.put("/{name:anything}", response_model=NamedCatalogue)
 async def name_catalogue(
     name: Annotated[str, Path(min_length=1, max_length=MAX_ID_LENGTH)],
-    body: CatalogueItems | CatalogueFilter,
+    body: Subset,
     service: ServiceDep,
 ) -> NamedCatalogue:
     """A named subset of the items, which requests may choose: a list, or whatever passes a filter, now and as items and

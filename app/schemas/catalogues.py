@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Annotated, Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic_core import PydanticCustomError
 
 from app.schemas.common import Body, FilterText, Items
 from serving.items.changed import Kind
@@ -37,6 +39,16 @@ class CatalogueFilter(Body):
     """A named subset as whatever passes a filter, now and as items and times change."""
 
     filter: FilterText
+
+
+def _of_its_kind(value: Any, handler: ValidatorFunctionWrapHandler) -> CatalogueItems | CatalogueFilter:
+    """The subset by what its body has, so that errors are those of the kind meant."""
+    if not isinstance(value, dict) or not value.keys() & {"items", "filter"}:
+        raise PydanticCustomError("one_of", "Give items, a list of ids, or a filter")
+    return (CatalogueFilter if "filter" in value else CatalogueItems).model_validate(value)
+
+
+Subset = Annotated[CatalogueItems | CatalogueFilter, WrapValidator(_of_its_kind)]
 
 
 class NamedCatalogue(BaseModel):

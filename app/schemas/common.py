@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
+from pydantic_core import PydanticCustomError
 
-from serving.ids import LONE_SURROGATE, is_unicode
 from serving.items.filter_parser import MAX_LENGTH
 from serving.types import MAX_ID_LENGTH, MAX_TIMESTAMP, MAX_TYPE_LENGTH, Event
 
@@ -16,16 +24,20 @@ MAX_RECEIPT_LENGTH = 32_768  # of the id of a recommendation with 10,000 items
 Id = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_LENGTH)]
 Items = Annotated[list[Id], Field(max_length=MAX_ITEMS)]
 RecommendationId = Annotated[str, StringConstraints(min_length=1, max_length=MAX_RECEIPT_LENGTH)]
-
-
-def _whole(text: str) -> str:
-    if not is_unicode(text):
-        raise ValueError(LONE_SURROGATE)
-    return text
-
-
-Text = Annotated[str, AfterValidator(_whole)]
 FilterText = Annotated[str, Field(min_length=1, max_length=MAX_LENGTH)]
+
+
+def one_of(wanted: str) -> WrapValidator:
+    """For a union: what is none of its kinds is one error, which says what is wanted. pydantic would give one for each
+    kind, at a place that it names after the kind."""
+
+    def validate(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return handler(value)
+        except ValidationError as error:
+            raise PydanticCustomError("one_of", "{wanted}", {"wanted": wanted}) from error
+
+    return WrapValidator(validate)
 
 
 class Body(BaseModel):
@@ -36,7 +48,7 @@ class HistoryEvent(Body):
     """What somebody did with an item; its id alone stands for an event of which nothing else is known."""
 
     item_id: Id
-    type: Annotated[Text, StringConstraints(min_length=1, max_length=MAX_TYPE_LENGTH)] | None = Field(
+    type: Annotated[str, StringConstraints(min_length=1, max_length=MAX_TYPE_LENGTH)] | None = Field(
         None, description="such as view or purchase; a model may give types weights, and leave some out"
     )
     value: float | None = Field(None, description="such as a price or a rating; kept with the event")

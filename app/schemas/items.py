@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, Field, StringConstraints, model_validator
 
-from app.schemas.common import Body, Id, Problem, Text
+from app.schemas.common import Body, Id, Problem, one_of
 from serving.items.fields import to_seconds
 
 
@@ -19,8 +19,11 @@ def _can_be_written(time: datetime) -> datetime:
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 Time = Annotated[AwareDatetime, AfterValidator(_can_be_written)]
-Words = Annotated[Text, Field(max_length=1000)]
-FieldValue = Words | float | bool | Annotated[list[Words], Field(max_length=100)]
+Words = Annotated[str, Field(max_length=1000)]
+FieldValue = Annotated[
+    Words | float | bool | Annotated[list[Words], Field(max_length=100)],
+    one_of("Give a number, true, false, a string of at most 1000 characters, or a list of at most 100 such strings"),
+]
 
 
 class Item(BaseModel):
@@ -59,10 +62,10 @@ class SimilarResponse(BaseModel):
 class ItemFields(Body):
     """All that is known of an item. Its text (title, brand, categories, description) gives a new item its place."""
 
-    title: Annotated[Text, Field(max_length=1000)] | None = None
-    brand: Annotated[Text, Field(max_length=1000)] | None = None
+    title: Words | None = None
+    brand: Words | None = None
     categories: Annotated[list[Id], Field(max_length=100)] = []
-    description: Annotated[Text, Field(max_length=10_000)] | None = None
+    description: Annotated[str, Field(max_length=10_000)] | None = None
     fields: Annotated[dict[Name, FieldValue], Field(max_length=50)] = Field(
         {},
         description="what else is known, for filters: numbers, strings, booleans, lists; ISO 8601 strings are times",

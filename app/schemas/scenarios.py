@@ -6,15 +6,17 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
+from app.schemas.common import one_of
 from app.schemas.recommend import Listing
 
 
 class Scenario(Listing):
     """A preset of requests that name it. What a request says itself wins."""
 
-    reasoning_steps: Annotated[int, Field(ge=0)] | Literal["auto"] | None = Field(
-        None, description="default: the model's default"
-    )
+    reasoning_steps: (
+        Annotated[Annotated[int, Field(ge=0)] | Literal["auto"], one_of("Give a number of steps, 0 or more, or auto")]
+        | None
+    ) = Field(None, description="default: the model's default")
 
 
 class NamedScenario(Scenario):

@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, Field, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 
 from app.schemas.common import Body, Id, Problem, one_of
 from serving.items.fields import to_seconds
+
+Name = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+Words = Annotated[str, Field(max_length=1000)]
+FieldValue = Annotated[
+    Words | float | bool | Annotated[list[Words], Field(max_length=100)],
+    one_of("Give a number, true, false, a string of at most 1000 characters, or a list of at most 100 such strings"),
+]
+
+
+def _as_iso(value: object) -> object:
+    """pydantic would also guess what a number stands for: by its size, for seconds or for milliseconds."""
+    if not (isinstance(value, str) and re.match(r"\d{4}-\d\d-\d\d", value, re.ASCII)):
+        raise ValueError("give an ISO 8601 time with its offset, such as 2026-11-29T08:30:00Z")
+    return value
 
 
 def _can_be_written(time: datetime) -> datetime:
@@ -17,13 +40,7 @@ def _can_be_written(time: datetime) -> datetime:
     return time
 
 
-Name = Annotated[str, StringConstraints(min_length=1, max_length=64)]
-Time = Annotated[AwareDatetime, AfterValidator(_can_be_written)]
-Words = Annotated[str, Field(max_length=1000)]
-FieldValue = Annotated[
-    Words | float | bool | Annotated[list[Words], Field(max_length=100)],
-    one_of("Give a number, true, false, a string of at most 1000 characters, or a list of at most 100 such strings"),
-]
+Time = Annotated[AwareDatetime, Field(strict=False), BeforeValidator(_as_iso), AfterValidator(_can_be_written)]
 
 
 class Item(BaseModel):
@@ -70,8 +87,8 @@ class ItemFields(Body):
         {},
         description="what else is known, for filters: numbers, strings, booleans, lists; ISO 8601 strings are times",
     )
-    available_from: Time | None = Field(None, strict=False, description="before, it is never recommended")
-    available_until: Time | None = Field(None, strict=False, description="from then on, neither")
+    available_from: Time | None = Field(None, description="before, it is never recommended")
+    available_until: Time | None = Field(None, description="from then on, neither")
 
     @model_validator(mode="after")
     def _window_is_open(self) -> Self:

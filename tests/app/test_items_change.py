@@ -174,8 +174,11 @@ def test_an_item_is_available_in_its_window_alone(serve: Serve) -> None:
     assert "later" in everything(client) and "available_from" not in client.get("/items/later").json()
     wrong = put(client, "x", available_from=at(5), available_until=at(4))
     assert wrong.status_code == 422 and "later than" in wrong.json()["detail"]
-    naive = put(client, "x", available_from="2030-01-01T00:00:00")
-    assert naive.status_code == 422 and naive.json()["field"] == "available_from"
+    # A number would be guessed to be seconds or milliseconds by its size.
+    for unclear in ("2030-01-01T00:00:00", "2030-01-01", 253402300799, 1.9e9, "253402300799", "-5", "1e9", True, ""):
+        for name in ("available_from", "available_until"):
+            refused = put(client, "x", **{name: unclear})
+            assert refused.status_code == 422 and refused.json()["field"] == name, unclear
 
 
 def test_what_would_be_dropped_of_an_item_is_refused(serve: Serve) -> None:

@@ -12,13 +12,16 @@ from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 import limits
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from redis.asyncio.connection import parse_url
 
 from serving.types import REDIS_PREFIX, RuntimeName, StateDtype
 
 PREFIX = "STREAMREC_"
+# The largest value of a setting by how its name ends: 100 years, and what a float, Lua or JSON still holds exactly.
+MOST = {"s": 36_500 * 86_400, "ms": 36_500 * 86_400_000, "days": 36_500}
+MOST_OF_OTHERS = 1 << 53
 
 Listed = Annotated[tuple[str, ...], NoDecode]  # separated by commas
 
@@ -200,6 +203,14 @@ class Settings(BaseSettings):
     def _not_a_service_link(cls, value: object) -> object:
         # Kubernetes sets STREAMREC_PORT=tcp://… in every pod of a namespace with a Service named streamrec.
         return cls.model_fields["port"].default if isinstance(value, str) and value.startswith("tcp://") else value
+
+    @field_validator("*")
+    @classmethod
+    def _not_too_large(cls, value: object, info: ValidationInfo) -> object:
+        most = MOST.get((info.field_name or "").rpartition("_")[2], MOST_OF_OTHERS)
+        if isinstance(value, int | float) and not value <= most:
+            raise ValueError(f"give at most {most}")
+        return value
 
     @field_validator("api_keys", "admin_keys", "trusted_proxies", "allowed_hosts", "cors_origins", mode="before")
     @classmethod

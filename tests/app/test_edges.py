@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import re
+from datetime import timedelta
 
 import pytest
 from fastapi.testclient import TestClient
@@ -162,3 +163,15 @@ def test_settings_that_do_not_fit_are_refused(values: dict[str, object]) -> None
     with pytest.raises(ValidationError):
         settings(**values)
     assert settings().max_beam_width >= 100
+
+
+def test_no_setting_is_larger_than_what_it_is_used_as() -> None:
+    """A time span that Python or Redis cannot hold is noticed at the start, and not at the first event."""
+    numbers = {name for name, value in settings() if isinstance(value, int | float)} - {"port"}
+    assert {"known_ttl_s", "feedback_retention_days", "redis_timeout_ms", "max_known_items"} <= numbers
+    for name in numbers:
+        with pytest.raises(ValidationError) as caught:
+            settings(**{name: 10**23})
+        assert caught.value.errors()[0]["loc"] == (name,) and caught.value.error_count() == 1
+    longest = settings(known_ttl_s=100 * 365 * 86_400, feedback_retention_days=36_500)
+    assert timedelta(days=longest.feedback_retention_days) == timedelta(seconds=longest.known_ttl_s)

@@ -12,6 +12,8 @@ import os
 import signal
 import socket
 import sys
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -72,6 +74,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def serve(settings: Settings) -> int:
+    folder = settings.state_dir
+    if folder is not None and settings.redis_url is None and (reason := unusable(folder)):
+        print(
+            f"The folder {folder} cannot keep the state ({reason}); choose another --state-dir, or give rights to it.",
+            file=sys.stderr,
+        )
+        return 1
     try:
         listening = listen(settings.host, settings.port)
     except (OSError, UnicodeError) as error:
@@ -87,6 +96,17 @@ def serve(settings: Settings) -> int:
         from app import server  # imports torch, which the supervisor of several workers does without
 
         return server.serve(settings, listening)
+
+
+def unusable(folder: Path) -> str | None:
+    """Why files cannot be written into a folder, which is made if it is not there; None if they can."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"x")
+    except OSError as error:
+        return error.strerror or type(error).__name__
+    return None
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -7,12 +7,14 @@ import json
 import logging
 import re
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import ValidationError
 
+from app import __main__ as command
 from app.settings import Settings, unknown_variables
 from tests.app.conftest import Start, log_line, settings
 from tests.app.test_recommend import HISTORY, ask
@@ -175,3 +177,12 @@ def test_no_setting_is_larger_than_what_it_is_used_as() -> None:
         assert caught.value.errors()[0]["loc"] == (name,) and caught.value.error_count() == 1
     longest = settings(known_ttl_s=100 * 365 * 86_400, feedback_retention_days=36_500)
     assert timedelta(days=longest.feedback_retention_days) == timedelta(seconds=longest.known_ttl_s)
+
+
+def test_a_state_folder_that_cannot_be_used_ends_the_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert command.serve(settings(state_dir=folder, port=0)) == 1
+        said = capsys.readouterr().err
+        assert str(folder) in said and "--state-dir" in said and said.count("\n") == 1
+    assert command.unusable(tmp_path / "new" / "one") is None and list((tmp_path / "new" / "one").iterdir()) == []

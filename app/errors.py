@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from app.schemas.common import HistoryEvent, Problem
 from serving.errors import (
@@ -255,9 +256,22 @@ EXPECTED = (ServingError, RequestValidationError, HTTPException)
 
 async def handle(request: Request, error: Exception) -> Response:
     details = problem(error)
+    if isinstance(error, HTTPException) and error.status_code == 405:
+        error.headers = {"Allow": ", ".join(_methods(request))}
     if details.status in REJECTIONS:
         request.app.state.service.metrics.rejections(reason(details)).inc()
     return response(error, details)
+
+
+def _methods(request: Request) -> list[str]:
+    """All that the path takes; the router names those of its first route alone."""
+
+    def is_taken(method: str) -> bool:
+        scope = {**request.scope, "method": method}
+        return any(route.matches(scope)[0] is Match.FULL for route in request.app.router.routes)
+
+    methods = [method for method in ("DELETE", "GET", "POST", "PUT") if is_taken(method)]
+    return sorted([*methods, "HEAD"]) if "GET" in methods else methods
 
 
 HANDLERS: dict[int | type[Exception], Callable[[Request, Any], Coroutine[Any, Any, Response]]]

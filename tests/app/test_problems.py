@@ -101,6 +101,21 @@ def test_an_error_is_a_problem(
     assert shared.get("/readyz").status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("path", "methods"),
+    [
+        ("/models", "GET, HEAD, POST"),
+        ("/items", "GET, HEAD, POST"),
+        ("/items/i1", "DELETE, GET, HEAD, PUT"),
+        ("/traffic", "GET, HEAD, PUT"),
+        ("/recommend", "POST"),
+    ],
+)
+def test_a_refused_method_is_told_all_that_the_path_takes(shared: TestClient, path: str, methods: str) -> None:
+    refused = shared.patch(path)
+    assert refused.status_code == 405 and refused.headers["allow"] == methods
+
+
 def unions(document: dict[str, Any], schema: dict[str, Any], path: tuple[str | int, ...] = ()) -> Iterator[Any]:
     """Where in a body something of several kinds may stand; 0 for every index, "p" for every name."""
     while "$ref" in schema:

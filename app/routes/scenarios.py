@@ -6,11 +6,13 @@ from typing import Annotated, Any
 
 from fastapi import Path, Response
 
+from app.answers import to_query
 from app.checks import admin_router, keyed_router
 from app.deps import ServiceDep
 from app.errors import declared
 from app.lifecycle import Service
 from app.scenarios import KIND
+from app.schemas.recommend import RecommendRequest
 from app.schemas.scenarios import NamedScenario, Scenario, ScenariosResponse
 from serving.items.filter_parser import parse_filter
 from serving.types import MAX_ID_LENGTH
@@ -42,6 +44,8 @@ async def put_scenario(name: ScenarioName, body: Scenario, service: ServiceDep) 
     own = [] if body.filter is None else [body.filter]
     for text in [*own, *(boost.filter for boost in body.boost or ())]:
         parse_filter(text)  # the operator learns of a mistake, and not whoever requests
+    request = RecommendRequest.model_validate(body.model_dump(exclude_unset=True, exclude={"reasoning_steps"}))
+    service.recommender.check(to_query(request, body.reasoning_steps, "", service.settings.user_secret))
     await _change(service, name, body.model_dump(exclude_unset=True))
     return _named(service, name)
 

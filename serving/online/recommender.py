@@ -150,9 +150,8 @@ class Recommender:
         width = query.beam_width if query.beam_width is not None else max(query.k, self._limits.default_beam_width)
         return max(width, min(query.length, self._limits.max_beam_width)) if query.shown else width
 
-    def _demand(self, query: Query, now: float) -> Demand:
-        """A requested number of steps is kept. `auto` takes as many as fit the time budget, of those that are worth
-        their time; so does, up to the bundle's default, a query with a time budget and no steps."""
+    def check(self, query: Query) -> None:
+        """Raises RequestError for a query beyond what this service and its model take."""
         bundle, limits = self.bundle, self._limits
         width = self.beam_width(query)
         if width > limits.max_beam_width and not query.rank_only:
@@ -162,6 +161,12 @@ class Recommender:
             raise RequestError(f"This model takes 0 to {bundle.max_steps} reasoning steps, or auto.", "reasoning_steps")
         if query.neighbours_weight and bundle.neighbours is None:
             raise RequestError("This model has no neighbours; leave neighbours_weight out.", "neighbours_weight")
+
+    def _demand(self, query: Query, now: float) -> Demand:
+        """A requested number of steps is kept. `auto` takes as many as fit the time budget, of those that are worth
+        their time; so does, up to the bundle's default, a query with a time budget and no steps."""
+        self.check(query)
+        bundle, limits, width = self.bundle, self._limits, self.beam_width(query)
         most = bundle.most_steps(query.steps)
         flexible = query.steps == "auto" or (query.steps is None and query.timeout is not None)
         return Demand(

@@ -98,6 +98,9 @@ def test_scenarios_are_listed_replaced_and_deleted(client: TestClient) -> None:
         ({"history": []}, "history"),
         ({"scenario": "other"}, "scenario"),
         ({"reasoning_steps": "many"}, "reasoning_steps"),
+        ({"reasoning_steps": 99}, "reasoning_steps"),  # beyond what any request may ask for
+        ({"k": 500}, "k"),
+        ({"beam_width": 500}, "beam_width"),
         ({"deny": ["x" * 256] * 1000}, "body"),  # more than an entry of the log may take
     ],
     ids=lambda value: str(value)[:30],
@@ -138,6 +141,11 @@ def test_without_redis_scenarios_go_on_and_cannot_be_changed(start: Start, redis
     redis_server.kill()
     assert put(client, "home", {"k": 1}).status_code == 503
     assert len(ids(ask(client, history=HISTORY, scenario="home"))) == 4
+
+
+def test_one_that_was_kept_before_it_was_refused_is_kept() -> None:
+    kept = Scenarios()
+    assert asyncio.run(kept.apply([{"name": "wide", "preset": {"k": 500}}])) == [None] and kept.get("wide").k == 500
 
 
 def test_what_a_newer_version_has_written_is_left_out(caplog: pytest.LogCaptureFixture) -> None:

@@ -25,7 +25,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from app import errors
 from app.errors import HeadTooLarge, MalformedRequest, TooSlow
 from app.framing import Chunks, is_hopeless, read_head
-from app.headers import with_standard_headers
+from app.headers import REFUSED, id_of, with_standard_headers
 from app.ids import fresh_id
 from serving.errors import Draining, Overloaded, ServingError
 
@@ -39,7 +39,6 @@ LINGER_BYTES = 64 << 20
 DRAINING_S = 1.0  # instead of the other limits, once the service is draining
 SWEEP_S = 0.25  # how exactly the limits are kept
 SMALL_BODY = 16 << 10  # bytes; an unfinished body up to here is never given up for others
-
 BUSY = Overloaded("The service has no room for another connection; try again later.", 1)
 NO_ROOM = Overloaded("The service holds too many unfinished bodies; try again later.", 1)
 ENDING = Draining("The service is shutting down; send the request to another replica or try again later.")
@@ -305,7 +304,10 @@ class Guard(HttpToolsProtocol):
         cycle = None if self.state is State.HEAD else self.cycle
         if cycle is None or not cycle.response_started:
             details = errors.problem(error)
-            self._socket.write(_rendered(errors.response(error, details), self.server_state.default_headers))
+            own_id = fresh_id()
+            if cycle is not None:
+                own_id, cycle.scope["state"][REFUSED] = id_of(cycle.scope), details.status  # type: ignore[arg-type]
+            self._socket.write(_rendered(errors.response(error, details), own_id, self.server_state.default_headers))
             self.guarded.on_refusal(errors.reason(details))
         if cycle is not None and not cycle.response_complete:
             cycle.disconnected = True
@@ -396,9 +398,9 @@ class _Transport:
         self._guard.close(linger=self._guard.may_be_sending)
 
 
-def _rendered(response: Response, default_headers: list[tuple[bytes, bytes]]) -> bytes:
+def _rendered(response: Response, own_id: str, default_headers: list[tuple[bytes, bytes]]) -> bytes:
     """An answer in the bytes of HTTP/1.1, the last on its connection."""
     phrase = HTTPStatus(response.status_code).phrase
-    headers = with_standard_headers(response.raw_headers, fresh_id(), "http")
+    headers = with_standard_headers(response.raw_headers, own_id, "http")
     lines = [b"%s: %s\r\n" % pair for pair in (*default_headers, *headers, (b"connection", b"close"))]
     return b"HTTP/1.1 %d %s\r\n%s\r\n%s" % (response.status_code, phrase.encode(), b"".join(lines), response.body)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from starlette.types import Scope
+
 from app.ids import fresh_id
 
 Raw = tuple[bytes, bytes]
@@ -27,6 +29,7 @@ PAGE: list[Raw] = [
 # Browsers heed the rest in pages alone, and every header takes time to send.
 DATA: list[Raw] = [(b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"), SNIFFING]
 NO_STORE: Raw = (b"cache-control", b"no-store")
+REFUSED = "refused"  # in a scope's state: the status that the guard has answered with, ahead of the application
 HTTPS_ONLY: Raw = (b"strict-transport-security", b"max-age=31536000")
 
 
@@ -36,6 +39,14 @@ def request_id(headers: Iterable[Raw]) -> str:
         if name == b"x-request-id" and REQUEST_ID.fullmatch(sent := value.decode("latin-1")):
             return sent
     return fresh_id()
+
+
+def id_of(scope: Scope) -> str:
+    """The id of a request, the same for all who answer or log it."""
+    state = scope.setdefault("state", {})
+    if "request_id" not in state:
+        state["request_id"] = request_id(scope["headers"])
+    return str(state["request_id"])
 
 
 def with_standard_headers(own: Sequence[Raw], request_id: str, scheme: str) -> list[Raw]:

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app import errors, logs
 from app.body import Body
 from app.errors import HostNotAllowed
-from app.headers import request_id, with_standard_headers
+from app.headers import REFUSED, id_of, with_standard_headers
 from app.metrics import Metrics
 from app.security import Hosts
 from app.traces import TRACE_CONTEXT, Traces
@@ -42,7 +42,7 @@ class Envelope:
         started, status = time.perf_counter(), 0
         sent, method = dict(scope["headers"]), scope["method"]
         body = Body(sent, receive, self.max_body_bytes)
-        own_id = request_id(scope["headers"])
+        own_id = id_of(scope)
         context = logs.current_request.set(own_id)
         if method == "HEAD":
             scope = {**scope, "method": "GET"}
@@ -77,7 +77,7 @@ class Envelope:
                 await errors.response(error)(scope, receive, send_with_headers)
         finally:
             seconds = time.perf_counter() - started
-            status, route = status or 499, route_of(scope)
+            status, route = scope["state"].get(REFUSED) or status or 499, route_of(scope)
             self.metrics.answers(route, str(status)).observe(seconds)
             level = logging.DEBUG if route in QUIET or status in NOT_LOGGED else logging.INFO
             fields = {"method": method, "route": route, "status": status, "ms": round(1000 * seconds, 2)}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import logging
 import re
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
@@ -15,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pydantic import ValidationError
 
 from app import __main__ as command
+from app.headers import REFUSED
 from app.settings import Settings, unknown_variables
 from tests.app.conftest import Start, log_line, settings
 from tests.app.test_recommend import HISTORY, ask
@@ -186,3 +189,24 @@ def test_a_state_folder_that_cannot_be_used_ends_the_start(tmp_path: Path, capsy
         said = capsys.readouterr().err
         assert str(folder) in said and "--state-dir" in said and said.count("\n") == 1
     assert command.unusable(tmp_path / "new" / "one") is None and list((tmp_path / "new" / "one").iterdir()) == []
+
+
+def test_what_the_guard_has_answered_is_logged_with_its_status_and_id(
+    client: TestClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As when half a body takes too long: the application sees a client that has left."""
+
+    async def gone() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    async def nothing(message: Any) -> None:
+        """As the server: nobody is left to answer."""
+
+    headers = [(b"content-type", b"application/json"), (b"x-request-id", b"mine")]
+    scope = {"type": "http", "method": "POST", "path": "/feedback", "raw_path": b"/feedback", "query_string": b"",
+             "headers": headers, "scheme": "http", "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 1),
+             "http_version": "1.1", "root_path": "", "state": {REFUSED: 408}}  # fmt: skip
+    with caplog.at_level(logging.INFO, "streamrec.http"):
+        asyncio.run(client.app(scope, gone, nothing))  # type: ignore[arg-type]
+    [line] = [record for record in caplog.records if record.message == "request"]
+    assert line.status == 408 and scope["state"]["request_id"] == "mine"  # type: ignore[attr-defined]

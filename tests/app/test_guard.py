@@ -17,6 +17,7 @@ from uvicorn.server import ServerState
 
 from app import guard
 from app.guard import Bounds, Connections, Guard
+from app.headers import REFUSED
 from tests.waiting import DEADLINE, eventually_async
 
 POST = b"POST /here HTTP/1.1\r\nHost: x\r\n"
@@ -297,6 +298,22 @@ async def test_a_body_with_broken_chunks_is_400_and_never_complete() -> None:
         await client.refused(400, "malformed-request")
         await eventually_async(lambda: served.toy.gone == 1)
         assert served.toy.bodies == 0 and refused == {"malformed_request": 1}
+
+
+@in_loop
+async def test_a_refusal_has_the_id_that_its_caller_sent_and_tells_the_application_its_status() -> None:
+    async with serving(Bounds(body_timeout=30)) as (served, _):
+        head = POST + b"X-Request-ID: mine\r\n"
+        half = await served.connect(head + b"Content-Length: 100\r\n\r\n{")
+        await eventually_async(lambda: served.toy.begun == 1)
+        [guard] = served.connections.all
+        scope = guard.cycle.scope
+        served.pass_time(31)
+        status, headers, _ = await half.answer()
+        assert (status, headers["x-request-id"]) == (408, "mine") and scope["state"][REFUSED] == 408
+        broken = await served.connect(head + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n")
+        status, headers, _ = await broken.answer()
+        assert (status, headers["x-request-id"]) == (400, "mine")
 
 
 # Time

@@ -19,7 +19,7 @@ from app.metrics import Metrics
 from app.settings import Settings
 from app.stores import open_stores
 from serving.bundle import Bundle
-from serving.errors import BundleError, Conflict, EngineError, ServingError, StoreError, StoreUnavailable
+from serving.errors import BundleError, Conflict, EngineError, RequestError, ServingError, StoreError, StoreUnavailable
 from serving.items.filter_parser import parse_filter
 from serving.manifest import read_manifest
 from serving.online import trends
@@ -44,6 +44,7 @@ log = logging.getLogger("streamrec.service")
 
 ASK_REDIS_EVERY = 5.0  # seconds
 NOT_TAKEN = ("impression", "dislike")  # events that make no item popular
+MAX_SUBSETS = 1000  # named, before a further one is refused
 YOUNG_OBJECTS = 10_000  # before Python looks for garbage among them; its 700 are what few requests at a time make
 
 
@@ -337,6 +338,11 @@ class Service:
         """Names a subset: `items`, or the `filter` that they pass.
 
         Raises StoreUnavailable and RequestError."""
+        names = self.bundle.catalogue.subset_names
+        if name not in names and len(names) >= MAX_SUBSETS:
+            raise RequestError(
+                f"There are {len(names)} named catalogues, the most permitted; replace one of them.", "name"
+            )
         if "filter" in subset:
             subset = {"filter": parse_filter(subset["filter"]).text}
         [result] = await self.changes.make(KIND, [{"do": "name", "name": name, **subset}])

@@ -20,6 +20,7 @@ from app.schemas.items import (
     ItemsPut,
     ItemsRequest,
     ItemsResponse,
+    NewId,
     PutItem,
     SimilarItem,
     SimilarResponse,
@@ -54,7 +55,7 @@ async def find_items(
     return ItemsResponse(items=[_item(items, row) for row in rows])
 
 
-# Ahead of the route for an item: one whose id ends in "/similar" is not found by it.
+# Ahead of the route for an item: one whose id ends in "/similar" is not found by it, so that none such can be put.
 @router.get("/{item_id:anything}/similar", response_model=SimilarResponse, responses=declared(404))
 async def similar_items(
     item_id: ItemId,
@@ -84,7 +85,7 @@ async def read_item(item_id: ItemId, service: ServiceDep) -> Item:
 
 
 @changes.put("/{item_id:anything}", response_model=Item, response_model_exclude_unset=True, responses=declared(409))
-async def put_item(item_id: ItemId, body: ItemFields, service: ServiceDep) -> Item:
+async def put_item(item_id: NewId, body: ItemFields, service: ServiceDep) -> Item:
     """Add an item, or change one: what is left out is emptied. A new item gets a semantic ID from its text, which it
     keeps. Acknowledged once stored, and it can be recommended from then on; after a 503, look whether it is there."""
     service.check_ready()

@@ -40,6 +40,13 @@ def _can_be_written(time: datetime) -> datetime:
     return time
 
 
+def _has_a_page(item_id: str) -> str:
+    if item_id.endswith("/similar"):
+        raise ValueError("must not end in /similar, where the items like another one are read; choose another id")
+    return item_id
+
+
+NewId = Annotated[Id, AfterValidator(_has_a_page)]
 Time = Annotated[AwareDatetime, Field(strict=False), BeforeValidator(_as_iso), AfterValidator(_can_be_written)]
 
 
@@ -113,7 +120,7 @@ class ItemFields(Body):
 
 
 class PutItem(ItemFields):
-    item_id: Id
+    item_id: NewId
 
 
 class ItemsRequest(Body):

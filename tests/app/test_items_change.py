@@ -17,6 +17,7 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 
+from app import lifecycle
 from app.main import create_app
 from serving.bundle import Bundle
 from serving.engine import Engine
@@ -179,6 +180,23 @@ def test_an_item_is_available_in_its_window_alone(serve: Serve) -> None:
         for name in ("available_from", "available_until"):
             refused = put(client, "x", **{name: unclear})
             assert refused.status_code == 422 and refused.json()["field"] == name, unclear
+
+
+def test_there_is_a_limit_to_named_catalogues(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lifecycle, "MAX_SUBSETS", 2)
+    client, subset = serve(), {"items": ["i1"]}
+    statuses = [
+        client.put(f"/catalogues/{name}", json=subset, headers=ADMIN).status_code for name in ("one", "two", "one")
+    ]
+    assert statuses == [200, 422, 200]  # `small` is in the bundle; one that is there can be replaced
+
+
+def test_an_item_that_nobody_could_read_is_refused(serve: Serve) -> None:
+    client = serve()
+    one = put(client, "a%2Fsimilar", title="Four")
+    many = client.post("/items", json={"items": [{"item_id": "a/similar", "title": "Four"}]}, headers=ADMIN)
+    for refused in (one, many):
+        assert refused.status_code == 422 and refused.json()["field"].endswith("item_id"), refused.text
 
 
 def test_what_would_be_dropped_of_an_item_is_refused(serve: Serve) -> None:

@@ -25,8 +25,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from app import errors
 from app.errors import HeadTooLarge, MalformedRequest, TooSlow
 from app.framing import Chunks, is_hopeless, read_head
-from app.headers import REFUSED, id_of, with_standard_headers
-from app.ids import fresh_id
+from app.headers import REFUSED, id_in, id_of, with_standard_headers
 from serving.errors import Draining, Overloaded, ServingError
 
 # Seconds that an idle connection stays open: longer than clients and proxies keep theirs (5 to 60 by default), or they
@@ -187,6 +186,7 @@ class Guard(HttpToolsProtocol):
         waiting, bounds, judged = self._waiting, self.bounds, 0
         if waiting:
             data, judged = waiting + data, max(0, len(waiting) - 3)
+        self._waiting = data  # a refusal looks for the request's id in it
         start = 2 if data.startswith(b"\r\n") else 0  # old clients send that after a body
         end = data.find(b"\r\n\r\n", max(start, judged)) + 4
         if end < 4:
@@ -196,12 +196,11 @@ class Guard(HttpToolsProtocol):
                 raise MalformedRequest("This is not a request of HTTP/1.1.")
             if not waiting:
                 self.deadline = self._in(bounds.head_timeout)
-            self._waiting = data
             return b""
         if end > bounds.head_bytes or data.count(b"\r\n", 0, end) - 2 > bounds.head_fields:
             raise self._head_too_large()
-        self._waiting = b""
         head, rest = read_head(data[start:end]), data[end:]
+        self._waiting = b""
         if head.length is not None and len(rest) >= head.length:  # all of it is here
             self._hand_over(head.data + rest[: head.length], State.ANSWERING)
             return rest[head.length :]
@@ -304,7 +303,7 @@ class Guard(HttpToolsProtocol):
         cycle = None if self.state is State.HEAD else self.cycle
         if cycle is None or not cycle.response_started:
             details = errors.problem(error)
-            own_id = fresh_id()
+            own_id = id_in(self._waiting)
             if cycle is not None:
                 own_id, cycle.scope["state"][REFUSED] = id_of(cycle.scope), details.status  # type: ignore[arg-type]
             self._socket.write(_rendered(errors.response(error, details), own_id, self.server_state.default_headers))

@@ -12,6 +12,7 @@ from app.ids import fresh_id
 Raw = tuple[bytes, bytes]
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+ID_FIELD = re.compile(rb"\r\nx-request-id:[ \t]*([^\r\n]*?)[ \t]*(?=\r\n)", re.IGNORECASE)
 SNIFFING: Raw = (b"x-content-type-options", b"nosniff")
 PAGE: list[Raw] = [
     # Everything a page needs comes from the service itself: no inline code, no other host.
@@ -39,6 +40,11 @@ def request_id(headers: Iterable[Raw]) -> str:
         if name == b"x-request-id" and REQUEST_ID.fullmatch(sent := value.decode("latin-1")):
             return sent
     return fresh_id()
+
+
+def id_in(head: bytes) -> str:
+    """The same, for a head that is refused and so never parsed."""
+    return request_id((b"x-request-id", found[1]) for found in ID_FIELD.finditer(head))
 
 
 def id_of(scope: Scope) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -314,6 +315,23 @@ async def test_a_refusal_has_the_id_that_its_caller_sent_and_tells_the_applicati
         broken = await served.connect(head + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n")
         status, headers, _ = await broken.answer()
         assert (status, headers["x-request-id"]) == (400, "mine")
+
+
+@in_loop
+async def test_a_head_that_is_refused_has_the_id_that_its_caller_sent() -> None:
+    async with serving(Bounds(head_timeout=10)) as (served, _):
+        head = b"GET / HTTP/1.1\r\nHost: a\r\nx-Request-Id:\tmine \r\n"
+        for rest, refused_with in ((b"Host: b\r\n\r\n", 400), (b"X: " + b"x" * (1 << 20) + b"\r\n\r\n", 431)):
+            status, headers, _ = await (await served.connect(head + rest)).answer()
+            assert (status, headers["x-request-id"]) == (refused_with, "mine")
+        half = await served.connect(head)
+        await eventually_async(lambda: any(each._waiting for each in served.connections.all))
+        served.pass_time(11)
+        status, headers, _ = await half.answer()
+        assert (status, headers["x-request-id"]) == (408, "mine")
+        unsafe = await served.connect(head.replace(b"mine", b"a b") + b"Host: b\r\n\r\n")
+        status, headers, _ = await unsafe.answer()
+        assert status == 400 and re.fullmatch("[0-9a-f]{32}", headers["x-request-id"])
 
 
 # Time

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from serving.items.trie import number_rows
 from serving.network.t5 import CrossKeysValues
 from serving.types import EventData
 from training.stages.predictions import predict_items
@@ -66,11 +65,16 @@ def unparsable_share(work: Workspace, cross: CrossKeysValues, steps: int) -> flo
 
 
 def are_items(written: torch.Tensor, item_tokens: torch.Tensor) -> torch.Tensor:
-    """Which token rows are items. Shapes: (..., M), (I, M) -> (...) bool."""
-    items, rows = item_tokens.cpu().numpy(), written.flatten(0, -2).cpu().numpy()
-    other = items.max(0) + 1  # stands for all tokens that no item has at a level
-    first = items.min(0)
-    rows = np.where((rows >= first) & (rows < other), rows, other)
-    numbers = number_rows(np.concatenate([items, rows]), first, other - first + 1)
-    found = np.isin(numbers[len(items) :], numbers[: len(items)])
-    return torch.from_numpy(found).view(written.shape[:-1])
+    """Which token rows are items, without a wait for the device. Shapes: (..., M), (I, M) -> (...) bool."""
+    low, high = item_tokens.amin(0), item_tokens.amax(0)
+    found = ((written >= low) & (written <= high)).all(-1)
+    item = torch.zeros_like(item_tokens[:, 0])  # a number per prefix, of the items' rows and of the written ones
+    row = torch.zeros_like(written[..., 0])
+    for level, span in enumerate(high - low + 1):
+        item = item * span + item_tokens[:, level] - low[level]
+        row = row * span + written[..., level] - low[level]
+        known = item.sort().values
+        item, row_place = torch.searchsorted(known, item), torch.searchsorted(known, row).clamp(max=len(known) - 1)
+        found = found & (known[row_place] == row)  # numbers below I stand for prefixes, so that none overflows
+        row = row_place
+    return found

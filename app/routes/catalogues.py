@@ -48,7 +48,7 @@ async def name_catalogue(
     times change. One of the same name is replaced."""
     service.check_ready()
     await service.name_catalogue(name, body.model_dump())
-    return _named(service, name)
+    return await _named(service, name)
 
 
 # For operators alone: it names what they have taken away, and what is not available yet.
@@ -75,13 +75,15 @@ async def list_changed_items(
 async def list_catalogues(service: ServiceDep) -> CataloguesResponse:
     service.check_ready()
     bundle, changes = service.bundle, service.changes
+    position = changes.position  # before the items are counted, which may take a while: they have at least its changes
+    named = [await _named(service, name) for name in bundle.catalogue.subset_names]
     return CataloguesResponse(
         version=bundle.version,
-        position=changes.position,
+        position=position,
         items=int(bundle.catalogue.listed.sum()),
         lag_seconds=round(changes.lag, 3),
         durable=changes.log.is_durable,
-        catalogues=[_named(service, name) for name in bundle.catalogue.subset_names],
+        catalogues=named,
     )
 
 
@@ -97,7 +99,9 @@ def _changed(items: LiveCatalogue, change: ItemChange) -> ChangedItem:
     )
 
 
-def _named(service: Service, name: str) -> NamedCatalogue:
-    catalogue = service.bundle.catalogue
+async def _named(service: Service, name: str) -> NamedCatalogue:
+    recommender = service.recommender
+    catalogue = recommender.bundle.catalogue
     rules = catalogue.resolve(Rules(catalogue=name), time.time())
-    return NamedCatalogue(name=name, items=int(catalogue.members(rules).sum()), filter=catalogue.filters.get(name))
+    items = await recommender.passes.run(lambda: int(catalogue.members(rules).sum()))
+    return NamedCatalogue(name=name, items=items, filter=catalogue.filters.get(name))

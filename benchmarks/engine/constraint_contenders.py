@@ -15,11 +15,11 @@ import torch
 
 from serving.items.blocked import Blocked
 from serving.items.trie import build_trie
+from serving.types import NEG_INF
 
 CODES, LEVELS = 256, 4
 FIRST_TOKEN = 8  # the vocabulary's first ids are not item tokens
 VOCABULARY = FIRST_TOKEN + CODES * LEVELS
-NEG_INF = float("-inf")
 
 
 def clustered_codes(items: int, seed: int) -> np.ndarray:

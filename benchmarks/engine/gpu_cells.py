@@ -25,12 +25,11 @@ from serving.network.t5 import ModelConfig
 from serving.search.beam import search, search_settings
 from serving.search.cuda_graph import GraphSearch, capture_cuda_graph, padded_batch
 from serving.search.decoder import stable_topk
-from serving.types import BundleSettings, Rules
+from serving.types import NEG_INF, BundleSettings, Rules
 
 SEED = 0
 TOLERANCE = 1e-4  # of a score, the sum of up to 12 log-probabilities
 WARM_UP = 3
-NEG_INF = float("-inf")
 
 Row = dict[str, Any]
 

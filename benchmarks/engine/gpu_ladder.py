@@ -29,11 +29,10 @@ from serving.network.t5 import T5, CrossKeysValues, KeysValues
 from serving.search.beam import decode_items, search
 from serving.search.cuda_graph import Capture, GraphSearch
 from serving.search.decoder import ReasoningPaths, decode_step, stable_topk, token_log_probs
-from serving.types import Beams, SearchSettings
+from serving.types import NEG_INF, Beams, SearchSettings
 
 EXPANDED, SHARED, ANCESTORS, ONE_ROW = "expanded", "shared cross-attention", "ancestors", "one row first"
 ONE_GRAPH, BFLOAT16 = "one graph", "bfloat16"
-NEG_INF = float("-inf")
 
 
 @dataclass(frozen=True)

@@ -75,9 +75,9 @@ class Recommender:
         self._batcher, self._cache, self._users, self._limits = batcher, cache, users, limits
         self._user_secret, self._observer, self._cold_list = user_secret, observer or Observer(), cold_list
         self._impressions = impressions
-        passes = Passes()
-        self.similar = SimilarItems(self.bundle, passes)
-        self.popular = PopularItems(self.bundle.catalogue, passes)
+        self.passes = Passes()
+        self.similar = SimilarItems(self.bundle, self.passes)
+        self.popular = PopularItems(self.bundle.catalogue, self.passes)
         self._state_version = f"{self.bundle.version} {runtime}"
 
     async def recommend(self, query: Query) -> Recommendation:

@@ -22,8 +22,10 @@ from app.main import create_app
 from serving.bundle import Bundle
 from serving.engine import Engine
 from serving.items import tokenizer
+from serving.items.catalogue import Catalogue
 from serving.items.newcomers import LIKE
 from serving.items.tokenizer import Codec, load_tokenizer, save_tokenizer
+from serving.types import Rules
 from tests.app.conftest import Gate, ready, settings
 from tests.app.test_security import digest, sending
 from tests.builders import GATE, tiny_bundle
@@ -157,6 +159,22 @@ def test_what_changes_during_a_search_is_left_out_of_its_answer_and_counts_as_no
     assert "i2" in found and not {"i4", "i6"} & set(found)
     assert "i6" in everything(client, categories=["odd"])
     assert "streamrec_invalid_items_total 0.0" in client.get("/metrics").text
+
+
+def test_nobody_waits_while_named_catalogues_are_counted(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    client, gate, members = serve(), Gate(), Catalogue.members
+
+    def held(catalogue: Catalogue, rules: Rules) -> np.ndarray:
+        gate()
+        return members(catalogue, rules)
+
+    monkeypatch.setattr(Catalogue, "members", held)
+    with ThreadPoolExecutor(1) as pool:
+        listed = pool.submit(client.get, "/catalogues")
+        assert gate.reached.wait(DEADLINE)
+        assert client.get("/livez").status_code == 200  # on the loop that would be counting
+        gate.opened.set()
+    assert [each["name"] for each in listed.result().json()["catalogues"]] == ["small"]
 
 
 def test_an_item_is_available_in_its_window_alone(serve: Serve) -> None:

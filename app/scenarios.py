@@ -51,6 +51,9 @@ class Scenarios:
         return [self._apply(entry) for entry in entries]
 
     def _apply(self, entry: Entry) -> RequestError | None:
+        if not entry.keys() >= {"name", "preset"}:
+            log.error("a change of a scenario has no name or no preset; a newer version made it")
+            return RequestError("This process cannot read the scenario; its log says why.", "body")
         name, preset = entry["name"], entry["preset"]
         if preset is None:
             self.by_name.pop(name, None)

@@ -174,6 +174,9 @@ class Models:
                 results.append(None)
             except ServingError as error:
                 results.append(error)
+            except (KeyError, TypeError) as error:  # another takes no part of those before and after it
+                log.error("a change of models cannot be read, a newer version made it: %r", error)
+                results.append(Conflict("This process cannot read the change; its log says why."))
         self._wanted = set(deployment.versions)
         try:
             loaded = {version: await self._model(version, deployment) for version in deployment.versions}

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from serving.errors import BundleError
+from serving.errors import BundleError, Conflict
 from serving.online.models import Models
 from serving.online.recommender import Recommender
 
@@ -75,5 +75,19 @@ def test_a_model_whose_change_came_to_nothing_is_dropped_and_can_be_loaded_again
             await other.stage("awaited", "next")
         assert await other.apply([addition("awaited")]) == [None]  # the other processes may have it
         assert other.in_memory == {"base"}
+
+    asyncio.run(check())
+
+
+def test_a_change_that_cannot_be_read_takes_no_other_with_it() -> None:
+    async def check() -> None:
+        shelf = Shelf()
+        shelf.may_open.set()
+        models = Models(model("base"), shelf.open)
+        unreadable = [{"do": "add"}, {"base": "base", "do": "add"}, {"base": "base", "do": "direct", "arms": [{"x": 1}]}]
+        first, *others = await models.apply([addition("next"), *unreadable])
+        assert first is None and all(isinstance(other, Conflict) for other in others) and len(others) == 3
+        assert set(models.deployment.versions) == {"base", "next"}
+        await models.close()
 
     asyncio.run(check())

@@ -1,5 +1,5 @@
-"""From a bundle's folder to an engine that is ready to answer: opened, warmed up, checked against what it answered at
-its export, and measured."""
+"""What it takes to bring up an engine: opening a bundle's folder, the searches that measure what a batch costs, and
+which folders an operator may name."""
 
 from __future__ import annotations
 

@@ -21,8 +21,7 @@ from serving.items.neighbours import NO_ITEM
 from serving.items.rules import RuleBook, SetsInUse
 from serving.items.trie import build_trie
 from serving.network.eager import EagerRuntime
-from serving.search.beam import decode_items, rank_items, reason
-from serving.search.candidates import known_ahead
+from serving.search.beam import rank_items, reason, search
 from serving.search.cuda_graph import GraphSearch, padded_batch
 from serving.search.memory import LookedUp, look_up, weighted
 from serving.types import Answer, Beams, EncoderState, Request, Rules, RuntimeName, StateDtype, Trace
@@ -189,23 +188,14 @@ class Engine:
             items = self._padded([request.items or () for request in requests])
             beams = rank_items(self.runtime, self.trie, settings, cross, reasoned, items, dense_weight, memory, boosts)
             return beams, reasoned_at
+        reasoned_ats = list[float]()
         with self.rules.blocked(rules) as blocked:
-            ahead = known_ahead(self.runtime, self.trie, settings, blocked, memory, boosts)
-            reasoned = reason(self.runtime, settings, cross, first.reasoning_steps, ahead)
-            reasoned_at = time.perf_counter()
-            beams = decode_items(
-                self.runtime,
-                self.trie,
-                settings,
-                cross,
-                reasoned,
-                first.beam_width,
-                blocked,
-                dense_weight,
-                memory,
-                boosts,
-            )
-        return beams, reasoned_at
+            beams = search(
+                self.runtime, self.trie, settings, cross, steps=first.reasoning_steps, beam_width=first.beam_width,
+                blocked=blocked, dense_weight=dense_weight, memory=memory, boosts=boosts,
+                on_reasoned=lambda: reasoned_ats.append(time.perf_counter()),
+            )  # fmt: skip
+        return beams, reasoned_ats[0]
 
     def _padded(self, lists: Sequence[Sequence[int]]) -> torch.Tensor:
         """Catalogue rows on the device, with NO_ITEM behind the shorter lists. Shape: (B, U) int64, U > 0."""

@@ -25,6 +25,7 @@ Equal scores are ordered by token path, the smaller first.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -79,14 +80,17 @@ def search(
     dense_weight: torch.Tensor | None = None,
     memory: MemoryScores | None = None,
     boosts: Boosts | None = None,
+    on_reasoned: Callable[[], object] = lambda: None,
 ) -> Beams:
     """The best `beam_width` items for each of B histories. If K permitted items exist, K come back; if fewer, all.
 
     cross: what the decoder sees of the histories. blocked: nodes without a permitted item; None if all are permitted.
     dense_weight: (B,) float32; None computes no dense score at all. memory, boosts: None if no request has any.
+    on_reasoned: called between the reasoning and the items, for whoever times them.
     """
     ahead = known_ahead(runtime, trie, settings, blocked, memory, boosts)
     reasoned = reason(runtime, settings, cross, steps, ahead)
+    on_reasoned()
     return decode_items(runtime, trie, settings, cross, reasoned, beam_width, blocked, dense_weight, memory, boosts)
 
 

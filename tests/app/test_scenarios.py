@@ -151,7 +151,11 @@ def test_one_that_was_kept_before_it_was_refused_is_kept() -> None:
 
 def test_what_a_newer_version_has_written_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
     kept = Scenarios()
-    entries = [{"name": "old", "preset": {"k": 3}}, {"name": "new", "preset": {"k": 3, "mood": "bright"}}, {"named": "x"}]
+    entries = [
+        {"name": "old", "preset": {"k": 3}},
+        {"name": "new", "preset": {"k": 3, "mood": "bright"}},
+        {"named": "x"},
+    ]
     first, second, third = asyncio.run(kept.apply(entries))
     assert first is None and list(kept.by_name) == ["old"]
     assert isinstance(second, RequestError) and isinstance(third, RequestError)

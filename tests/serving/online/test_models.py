@@ -84,7 +84,11 @@ def test_a_change_that_cannot_be_read_takes_no_other_with_it() -> None:
         shelf = Shelf()
         shelf.may_open.set()
         models = Models(model("base"), shelf.open)
-        unreadable = [{"do": "add"}, {"base": "base", "do": "add"}, {"base": "base", "do": "direct", "arms": [{"x": 1}]}]
+        unreadable = [
+            {"do": "add"},
+            {"base": "base", "do": "add"},
+            {"base": "base", "do": "direct", "arms": [{"x": 1}]},
+        ]
         first, *others = await models.apply([addition("next"), *unreadable])
         assert first is None and all(isinstance(other, Conflict) for other in others) and len(others) == 3
         assert set(models.deployment.versions) == {"base", "next"}

@@ -29,6 +29,7 @@ from serving.online.catalogues import KIND, Catalogues
 from serving.online.changelog import Entry
 from serving.online.changes import Changes
 from serving.online.costs import CostTable
+from serving.online.feedback import IMPRESSION, POSITIVE
 from serving.online.live_catalogue import LiveCatalogue
 from serving.online.models import Change, Models
 from serving.online.observer import Observer
@@ -43,7 +44,6 @@ from serving.types import Answer, Request, Rules
 log = logging.getLogger("streamrec.service")
 
 ASK_REDIS_EVERY = 5.0  # seconds
-NOT_TAKEN = ("impression", "dislike")  # events that make no item popular
 MAX_SUBSETS = 1000  # named, before a further one is refused
 YOUNG_OBJECTS = 10_000  # before Python looks for garbage among them; its 700 are what few requests at a time make
 
@@ -296,14 +296,14 @@ class Service:
     async def happened(self, user: str, item_id: str, event: str) -> None:
         """What somebody did with a recommended item, for counts and rotation. user: the key; empty: nobody. What cannot
         be kept of it is lost."""
-        if event not in NOT_TAKEN:
+        if event in POSITIVE:
             self.count([item_id])
         if self.impressions is None or not user:
             return
         with suppress(StoreUnavailable):
-            if event == "impression":
+            if event == IMPRESSION:
                 await self.impressions.show(user, item_id)
-            elif event not in NOT_TAKEN:
+            elif event in POSITIVE:
                 await self.impressions.take(user, item_id)
 
     def count(self, item_ids: Iterable[str]) -> None:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import BaseModel, Field
 
 from app.schemas.common import Body, Id, RecommendationId
+from serving.online.feedback import FeedbackEvent
 from serving.types import MAX_TIMESTAMP
-
-FeedbackEvent = Literal["impression", "click", "like", "dislike", "cart", "purchase", "play", "share"]
 
 
 class FeedbackRequest(Body):

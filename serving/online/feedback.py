@@ -1,7 +1,8 @@
 """What people do with recommendations, kept for learning: in a Redis stream, in files, or only counted.
 
 A record names no user, but the key that stands for one (`receipts.user_key`), by which everything of a user is erased.
-The same event on the same item of the same recommendation counts once.
+The same event on the same item of the same recommendation counts once. What events there are, and what they mean, is
+said here for the service and for training.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 from redis.exceptions import RedisError
 
@@ -27,6 +28,12 @@ from serving.files import append_whole, atomic_write
 from serving.online.redis_link import RedisDown, RedisLink
 
 Record = Mapping[str, Any]
+
+FeedbackEvent = Literal["impression", "click", "like", "dislike", "cart", "purchase", "play", "share"]
+IMPRESSION: FeedbackEvent = "impression"  # the only event that does not make its recommendation a hit
+EVENTS: tuple[FeedbackEvent, ...] = get_args(FeedbackEvent)
+# Events that say what somebody wants: they make an item popular, take it out of rotation, and are trained on.
+POSITIVE = tuple(event for event in EVENTS if event not in (IMPRESSION, "dislike"))
 
 DAY = 86_400  # seconds
 MAX_SEEN = 200_000  # events that a process without Redis knows as counted
@@ -43,12 +50,17 @@ class Added(NamedTuple):
     is_first_hit: bool
 
 
+def stream_key(prefix: str) -> str:
+    """The Redis stream of the records. prefix: of the deployment's keys."""
+    return f"{prefix}:feedback"
+
+
 class Feedback(Protocol):
     """is_kept: whether records can be read back, to train on."""
 
     is_kept: bool
 
-    async def add(self, recommendation_id: str, record: Record, is_hit: bool) -> Added:
+    async def add(self, recommendation_id: str, record: Record) -> Added:
         """Returns once the record is stored. record: `user`, `item_id` and `event`, and all that it is joined with.
         Raises StoreUnavailable; the event has not been counted then."""
 
@@ -62,6 +74,10 @@ def _event_key(recommendation_id: str, record: Record | None = None) -> bytes:
     return blake2b(f"{recommendation_id} {name}".encode("utf-8", "surrogatepass"), digest_size=12).digest()
 
 
+def _is_hit(record: Record) -> bool:
+    return bool(record["event"] != IMPRESSION)
+
+
 class LocalFeedback:
     """For a single process: what was counted is remembered in it, records go to files, if there are any."""
 
@@ -70,7 +86,7 @@ class LocalFeedback:
         self._seen: OrderedDict[bytes, None] = OrderedDict()
         self._storing: dict[bytes, asyncio.Task[None]] = {}  # events that wait for the disk
 
-    async def add(self, recommendation_id: str, record: Record, is_hit: bool) -> Added:
+    async def add(self, recommendation_id: str, record: Record) -> Added:
         event, hit = _event_key(recommendation_id, record), _event_key(recommendation_id)
         if event in self._seen:
             return Added(False, False)
@@ -79,7 +95,7 @@ class LocalFeedback:
             return Added(False, False)
         self._storing[event] = asyncio.create_task(self._store(event, record))
         await asyncio.shield(self._storing[event])  # it is stored even if nobody waits for it any more
-        is_first_hit = is_hit and hit not in self._seen
+        is_first_hit = _is_hit(record) and hit not in self._seen
         if is_first_hit:
             self._remember(hit)
         return Added(True, is_first_hit)
@@ -215,16 +231,16 @@ class RedisFeedback:
     is_kept = True
 
     def __init__(self, link: RedisLink, prefix: str, window: int, retention_days: int, max_records: int) -> None:
-        self._link, self._prefix, self._stream = link, prefix, f"{prefix}:feedback"
+        self._link, self._prefix, self._stream = link, prefix, stream_key(prefix)
         self._window, self._retention, self._max_records = window, retention_days * DAY, max_records
 
-    async def add(self, recommendation_id: str, record: Record, is_hit: bool) -> Added:
+    async def add(self, recommendation_id: str, record: Record) -> Added:
         event, hit = _event_key(recommendation_id, record), _event_key(recommendation_id)
         keys = [f"{self._prefix}:seen:{key.hex()}" for key in (event, hit)]
         oldest = max(0, int(1000 * (time.time() - self._retention)))
         is_new, is_first_hit = await self._call(
             "EVAL", ADD, 3, *keys, self._stream,
-            self._window, int(is_hit), self._max_records, oldest, record["user"], _line(record),
+            self._window, int(_is_hit(record)), self._max_records, oldest, record["user"], _line(record),
         )  # fmt: skip
         return Added(bool(is_new), bool(is_first_hit))
 

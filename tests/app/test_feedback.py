@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from app.routes.feedback import rate
+from app.feedback_summary import rate
 from serving.online import receipts
 from tests.app.conftest import Start
 from tests.app.test_metrics import read

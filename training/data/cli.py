@@ -12,9 +12,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from serving.online.feedback import EVENTS, POSITIVE
 from serving.types import REDIS_PREFIX
 from training.data.download import AMAZON_2023, amazon_2023
-from training.data.feedback import POSITIVE, convert_feedback
+from training.data.feedback import convert_feedback
 from training.data.prepare import chronological, describe, leave_one_out, time_quantiles
 from training.data.read import read_data
 from training.data.shop import write_shop
@@ -45,7 +46,10 @@ def add_data_commands(subparsers: Any) -> None:
     feedback.add_argument("source", help="folder `feedback` under STREAMREC_STATE_DIR, or the address of the Redis")
     feedback.add_argument("--out", type=Path, required=True, help="data folder to write")
     feedback.add_argument(
-        "--events", type=lambda text: text.split(","), default=POSITIVE, help=f"default: {','.join(POSITIVE)}"
+        "--events",
+        type=lambda text: text.split(","),
+        default=POSITIVE,
+        help=f"events to keep, of {', '.join(EVENTS)}; default: {','.join(POSITIVE)}",
     )
     feedback.add_argument(
         "--redis-prefix", default=REDIS_PREFIX, help="as STREAMREC_REDIS_PREFIX (default: %(default)s)"

@@ -13,12 +13,11 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from serving.files import atomic_write
-from serving.online.feedback import NAME, PAGE
+from serving.online.feedback import EVENTS, NAME, PAGE, POSITIVE, stream_key
 from serving.types import REDIS_PREFIX
 from training.data.errors import DataError
 
 SNAPSHOT = "feedback"  # in a run's work folder: the data folder of what a service had recorded when the run began
-POSITIVE = ("click", "like", "cart", "purchase", "play", "share")  # events that say what somebody wants
 
 
 def data_folder_of(source: str | Path, work_folder: Path) -> Path:
@@ -42,6 +41,8 @@ def convert_feedback(
     `interactions`, and what was left out: `other events`, events of `nobody`, records that are `unreadable`, as is the
     line that a kill cut off. Raises DataError and StorageError.
     """
+    if unknown := [event for event in events if event not in EVENTS]:
+        raise DataError(f"There is no event {unknown[0]!r}; choose from {', '.join(EVENTS)}.")
     rows: list[tuple[float, str, str, str, float | None]] = []
     counts: Counter[str] = Counter()
     for line in _redis(source, prefix) if "://" in source else _files(Path(source)):
@@ -85,7 +86,7 @@ def _redis(address: str, prefix: str) -> Iterator[bytes]:
     position = "-"
     try:
         with Redis.from_url(address) as redis:
-            while page := redis.xrange(f"{prefix}:feedback", position, count=PAGE):
+            while page := redis.xrange(stream_key(prefix), position, count=PAGE):
                 yield from (fields.get(b"record", b"") for _, fields in page)
                 position = f"({page[-1][0].decode()}"
     except (RedisError, ValueError) as error:  # the address may hold a password

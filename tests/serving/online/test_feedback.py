@@ -41,11 +41,11 @@ def in_redis(server: RedisServer, work: Callable[[RedisFeedback], Coroutine[Any,
 
 
 async def counted(store: feedback.Feedback) -> None:
-    assert await store.add("r1", record(event="impression"), is_hit=False) == Added(True, False)
-    assert await store.add("r1", record(), is_hit=True) == Added(True, True)
-    assert await store.add("r1", record(), is_hit=True) == Added(False, False)  # the same again
-    assert await store.add("r1", record("i2"), is_hit=True) == Added(True, False)  # another hit of the same
-    assert await store.add("r2", record(), is_hit=True) == Added(True, True)
+    assert await store.add("r1", record(event="impression")) == Added(True, False)
+    assert await store.add("r1", record()) == Added(True, True)
+    assert await store.add("r1", record()) == Added(False, False)  # the same again
+    assert await store.add("r1", record("i2")) == Added(True, False)  # another hit of the same
+    assert await store.add("r2", record()) == Added(True, True)
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
@@ -74,7 +74,7 @@ def test_what_a_process_remembers_is_bounded(monkeypatch: pytest.MonkeyPatch) ->
 
     async def run() -> list[bool]:
         store = local()
-        return [(await store.add("r", record(f"i{n % 4}", "impression"), False)).is_new for n in range(8)]
+        return [(await store.add("r", record(f"i{n % 4}", "impression"))).is_new for n in range(8)]
 
     assert asyncio.run(run()) == [True] * 8  # each was forgotten before it came again
 
@@ -85,7 +85,7 @@ def test_those_who_come_together_wait_for_the_disk_together(tmp_path: Path, monk
     monkeypatch.setattr(files, "_append", lambda lines: (writes.append(lines.count(b"\n")), write(lines)))
 
     async def run() -> None:
-        await asyncio.gather(*(local(files).add(f"r{n}", record(f"i{n}"), True) for n in range(50)))
+        await asyncio.gather(*(local(files).add(f"r{n}", record(f"i{n}")) for n in range(50)))
 
     asyncio.run(run())
     assert len(writes) <= 3 and sum(writes) == len(read(tmp_path)) == 50
@@ -97,9 +97,9 @@ def test_a_disk_that_refuses_counts_nothing_and_the_event_may_come_again(tmp_pat
 
     async def run() -> None:
         with pytest.raises(StoreUnavailable, match="cannot be written"):
-            await store.add("r", record(), True)
+            await store.add("r", record())
         (tmp_path / "feedback").unlink()
-        assert await store.add("r", record(), True) == Added(True, True)
+        assert await store.add("r", record()) == Added(True, True)
 
     asyncio.run(run())
     assert read(tmp_path / "feedback") == [record()]
@@ -125,7 +125,7 @@ def test_the_same_event_again_waits_for_the_first_to_be_stored(error: StoreUnava
     async def run() -> None:
         disk = Disk(error)
         store = local(disk)  # type: ignore[arg-type]
-        adds = [asyncio.create_task(store.add("r", record(), True)) for _ in range(3)]
+        adds = [asyncio.create_task(store.add("r", record())) for _ in range(3)]
         await disk.reached.wait()
         await asyncio.sleep(0)
         assert not any(add.done() for add in adds)
@@ -134,7 +134,7 @@ def test_the_same_event_again_waits_for_the_first_to_be_stored(error: StoreUnava
         if error is not None:
             assert results == [error] * 3 and disk.lines == []
             disk.error = None  # it may come again
-            results = [await store.add("r", record(), True) for _ in range(3)]
+            results = [await store.add("r", record()) for _ in range(3)]
         assert results == [Added(True, True), Added(False, False), Added(False, False)] and disk.lines == [record()]
         assert store._storing == {}
 
@@ -145,15 +145,15 @@ def test_an_event_whose_client_has_left_is_stored_once() -> None:
     async def run() -> None:
         disk = Disk()
         store = local(disk)  # type: ignore[arg-type]
-        first = asyncio.create_task(store.add("r", record(), True))
+        first = asyncio.create_task(store.add("r", record()))
         await disk.reached.wait()
         first.cancel()
         with pytest.raises(asyncio.CancelledError):
             await first
-        again = asyncio.create_task(store.add("r", record(), True))
+        again = asyncio.create_task(store.add("r", record()))
         await asyncio.sleep(0)
         disk.released.set()
-        assert await again == await store.add("r", record(), True) == Added(False, False)
+        assert await again == await store.add("r", record()) == Added(False, False)
         assert disk.lines == [record()]
 
     asyncio.run(run())
@@ -202,10 +202,10 @@ def test_a_user_is_erased_from_all_files(tmp_path: Path, monkeypatch: pytest.Mon
 
     async def run() -> None:
         for number, user in enumerate(["aa", "bb", "aa", "", "aabb"]):
-            await store.add(f"r{number}", record('"user":"aa"', user=user), True)
+            await store.add(f"r{number}", record('"user":"aa"', user=user))
         await store.erase("aa")
         await store.erase("nobody")
-        await store.add("r9", record(user="cc"), True)
+        await store.add("r9", record(user="cc"))
 
     asyncio.run(run())
     assert [each["user"] for each in read(tmp_path)] == ["bb", "", "aabb", "cc"]
@@ -241,7 +241,7 @@ def test_a_user_is_erased_from_redis(redis_server: RedisServer, monkeypatch: pyt
 
     async def run(store: RedisFeedback) -> None:
         for number in range(10):
-            await store.add(f"r{number}", record(user="aa" if number % 2 else "bb"), True)
+            await store.add(f"r{number}", record(user="aa" if number % 2 else "bb"))
         await store.erase("aa")
 
     in_redis(redis_server, run)
@@ -251,7 +251,7 @@ def test_a_user_is_erased_from_redis(redis_server: RedisServer, monkeypatch: pyt
 
 def test_redis_keeps_so_many_for_so_long(redis_server: RedisServer) -> None:
     async def fill(store: RedisFeedback) -> None:
-        await asyncio.gather(*(store.add(f"r{number}", record(), True) for number in range(600)))
+        await asyncio.gather(*(store.add(f"r{number}", record()) for number in range(600)))
 
     in_redis(redis_server, fill, max_records=100)
     with redis_server.client() as client:
@@ -259,7 +259,7 @@ def test_redis_keeps_so_many_for_so_long(redis_server: RedisServer) -> None:
         client.delete("p:feedback")
         for number in range(200):  # long ago
             client.xadd("p:feedback", {"user": "", "record": "{}"}, id=f"{number + 1}-0")
-    in_redis(redis_server, lambda store: store.add("new", record(), True))
+    in_redis(redis_server, lambda store: store.add("new", record()))
     with redis_server.client() as client:
         assert client.xlen("p:feedback") < 120
 
@@ -269,11 +269,11 @@ def test_a_redis_that_is_away_or_full_counts_nothing(redis_server: RedisServer) 
 
     async def refused(store: RedisFeedback) -> None:
         with pytest.raises(StoreUnavailable):
-            await store.add("r", record(), True)
+            await store.add("r", record())
         with pytest.raises(StoreUnavailable):
             await RedisFeedback(RedisLink(connect("redis://127.0.0.1:1"), 1.0), "p", 60, 90, 10).erase("aa")
 
     in_redis(redis_server, refused)
     with redis_server.client() as client:
         client.config_set("maxmemory", 0)
-    assert in_redis(redis_server, lambda store: store.add("r", record(), True)) == Added(True, True)
+    assert in_redis(redis_server, lambda store: store.add("r", record())) == Added(True, True)

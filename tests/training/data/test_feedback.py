@@ -36,7 +36,7 @@ async def fill(store: Feedback, events: Sequence[Event] = EVENTS) -> None:
         record = {"time": time, "user": user, "item_id": item, "event": event}
         if event == "purchase":
             record["value"] = 12.5
-        await store.add(f"r{number}", record, is_hit=True)
+        await store.add(f"r{number}", record)
 
 
 def histories(folder: Path) -> dict[str, list[str]]:
@@ -84,6 +84,14 @@ def test_events_can_be_chosen(tmp_path: Path) -> None:
     asyncio.run(fill(LocalFeedback(FeedbackFiles(tmp_path / "feedback", 90))))
     convert_feedback(str(tmp_path / "feedback"), tmp_path / "data", ["click", "impression"])
     assert histories(tmp_path / "data") == {"aa": ["i3"], "bb": ["i4", "i2"]}
+
+
+def test_an_event_that_does_not_exist_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asyncio.run(fill(LocalFeedback(FeedbackFiles(tmp_path / "feedback", 90))))
+    arguments = [str(tmp_path / "feedback"), "--out", str(tmp_path / "data"), "--events", "purchase,clik"]
+    assert main(["data", "feedback", *arguments]) == 2
+    assert "no event 'clik'; choose from impression, click, " in capsys.readouterr().err
+    assert not (tmp_path / "data").exists()
 
 
 def test_a_run_reads_feedback_as_it_was_when_it_began(tmp_path: Path) -> None:

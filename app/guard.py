@@ -48,12 +48,12 @@ class Bounds:
     """Of a request: bytes and fields of its head, seconds for reading head and body. Of a process: connections, and
     bytes of bodies that are not complete."""
 
-    head_bytes: int = 32 << 10
-    head_fields: int = 100
-    head_timeout: float = 10.0
-    body_timeout: float = 30.0
-    connections: int = 1000
-    unfinished_bytes: int = 64 << 20
+    head_bytes: int
+    head_fields: int
+    head_timeout: float
+    body_timeout: float
+    connections: int
+    unfinished_bytes: int
 
 
 @dataclass(eq=False)

@@ -44,9 +44,9 @@ T = TypeVar("T")
 class Limits:
     """The service's bounds and defaults. Seconds."""
 
-    max_beam_width: int = 200
-    default_beam_width: int = 50
-    default_timeout: float = 10.0
+    max_beam_width: int
+    default_beam_width: int
+    default_timeout: float
 
 
 class Recommender:

@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from fastapi.testclient import TestClient
 
 from app import __main__ as command
 from app import loading, logs
+from app.guard import Bounds
 from app.main import create_app
 from app.settings import Settings
 from serving.engine import Engine
@@ -27,6 +29,19 @@ def settings(**values: Any) -> Settings:
     No request is late and no engine hung unless its test says so, however slow the machine."""
     quiet = {"max_batch": 4, "default_timeout_ms": 600_000, "hung_after_s": 600.0}
     return Settings.model_validate(Settings.model_construct().model_dump() | quiet | values)
+
+
+def guard_bounds(**changes: float) -> Bounds:
+    """What the guard permits: enough for anything, and for ever, but for what the test changes."""
+    enough = Bounds(
+        head_bytes=32 << 10,
+        head_fields=100,
+        head_timeout=1e6,
+        body_timeout=1e6,
+        connections=1000,
+        unfinished_bytes=64 << 20,
+    )
+    return replace(enough, **changes)  # type: ignore[arg-type]
 
 
 class Gate:

@@ -15,11 +15,11 @@ import uvicorn
 from fastapi.testclient import TestClient
 from uvicorn.server import ServerState
 
-from app.guard import Bounds, Connections, Guard
+from app.guard import Connections, Guard
 from app.lifecycle import Service
 from serving.errors import Overloaded
 from serving.online.admission import QUEUE_FULL, Demand
-from tests.app.conftest import Start
+from tests.app.conftest import Start, guard_bounds
 
 BODY = b'{"history": ["i1"]}'
 INSIDE = "refused inside"  # how the application words it
@@ -107,7 +107,7 @@ def talk(
     async def go() -> list[Answer]:
         config = uvicorn.Config(
             client.app,  # type: ignore[arg-type]
-            http=partial(Guard, Connections(Bounds())),  # type: ignore[arg-type]
+            http=partial(Guard, Connections(guard_bounds())),  # type: ignore[arg-type]
             log_config=None,
             access_log=False,
             proxy_headers=False,

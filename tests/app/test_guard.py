@@ -17,13 +17,13 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from app import guard
-from app.guard import Bounds, Connections, Guard
+from app.guard import Connections, Guard
 from app.headers import REFUSED
+from tests.app.conftest import guard_bounds
 from tests.waiting import DEADLINE, eventually_async
 
 POST = b"POST /here HTTP/1.1\r\nHost: x\r\n"
 GET = b"GET /here HTTP/1.1\r\nHost: x\r\n\r\n"
-INFINITE = Bounds(head_timeout=1e6, body_timeout=1e6)
 
 
 class Toy:
@@ -107,9 +107,9 @@ class Served:
 
 
 @asynccontextmanager
-async def serving(bounds: Bounds = INFINITE) -> AsyncIterator[tuple[Served, Counter[str]]]:
+async def serving(**bounds: float) -> AsyncIterator[tuple[Served, Counter[str]]]:
     toy, refused = Toy(), Counter[str]()
-    connections = Connections(bounds, lambda reason: refused.update([reason]))
+    connections = Connections(guard_bounds(**bounds), lambda reason: refused.update([reason]))
     config = uvicorn.Config(toy, log_config=None, access_log=False, lifespan="off", ws="none")
     config.load()
     loop = asyncio.get_running_loop()
@@ -221,7 +221,7 @@ async def test_an_offer_to_upgrade_is_ignored_and_its_body_is_no_request(offer: 
 
 @in_loop
 async def test_requests_sent_ahead_wait_and_are_bounded() -> None:
-    async with serving(Bounds(head_bytes=1000)) as (served, _):
+    async with serving(head_bytes=1000) as (served, _):
         held = GET.replace(b"here", b"held")
         client = await served.connect(held)
         await eventually_async(lambda: served.toy.begun == 1)
@@ -249,7 +249,7 @@ async def test_requests_sent_ahead_wait_and_are_bounded() -> None:
 )
 @in_loop
 async def test_a_head_beyond_its_bounds_is_431(sent: bytes) -> None:
-    async with serving(Bounds(head_bytes=2000, head_fields=20)) as (served, refused):
+    async with serving(head_bytes=2000, head_fields=20) as (served, refused):
         assert (await (await served.connect(GET[:-2] + b"a:\r\n" * 19 + b"\r\n")).answer())[0] == 200
         await (await served.connect(sent)).refused(431, "head-too-large")
         slowly = await served.connect(GET)
@@ -268,7 +268,7 @@ async def test_an_endless_head_is_thrown_away(monkeypatch: pytest.MonkeyPatch) -
         with pytest.raises(ConnectionError):
             while True:
                 await client.send(b"a:\r\n" * 16384)
-                assert all(len(each._waiting) <= INFINITE.head_bytes for each in served.connections.all)
+                assert all(len(each._waiting) <= each.bounds.head_bytes for each in served.connections.all)
 
 
 @pytest.mark.parametrize(
@@ -303,7 +303,7 @@ async def test_a_body_with_broken_chunks_is_400_and_never_complete() -> None:
 
 @in_loop
 async def test_a_refusal_has_the_id_that_its_caller_sent_and_tells_the_application_its_status() -> None:
-    async with serving(Bounds(body_timeout=30)) as (served, _):
+    async with serving(body_timeout=30) as (served, _):
         head = POST + b"X-Request-ID: mine\r\n"
         half = await served.connect(head + b"Content-Length: 100\r\n\r\n{")
         await eventually_async(lambda: served.toy.begun == 1)
@@ -319,7 +319,7 @@ async def test_a_refusal_has_the_id_that_its_caller_sent_and_tells_the_applicati
 
 @in_loop
 async def test_a_head_that_is_refused_has_the_id_that_its_caller_sent() -> None:
-    async with serving(Bounds(head_timeout=10)) as (served, _):
+    async with serving(head_timeout=10) as (served, _):
         head = b"GET / HTTP/1.1\r\nHost: a\r\nx-Request-Id:\tmine \r\n"
         for rest, refused_with in ((b"Host: b\r\n\r\n", 400), (b"X: " + b"x" * (1 << 20) + b"\r\n\r\n", 431)):
             status, headers, _ = await (await served.connect(head + rest)).answer()
@@ -339,7 +339,7 @@ async def test_a_head_that_is_refused_has_the_id_that_its_caller_sent() -> None:
 
 @in_loop
 async def test_half_a_head_and_half_a_body_are_408() -> None:
-    async with serving(Bounds(head_timeout=10, body_timeout=30)) as (served, refused):
+    async with serving(head_timeout=10, body_timeout=30) as (served, refused):
         head = await served.connect(POST[:20])
         body = await served.connect(POST + b"Content-Length: 100\r\n\r\n{")
         chunks = await served.connect(POST + b"Transfer-Encoding: chunked\r\n\r\n5\r\nab")
@@ -358,7 +358,7 @@ async def test_half_a_head_and_half_a_body_are_408() -> None:
 
 @in_loop
 async def test_a_trickle_does_not_extend_a_limit() -> None:
-    async with serving(Bounds(head_timeout=10, body_timeout=30)) as (served, _):
+    async with serving(head_timeout=10, body_timeout=30) as (served, _):
         client = await served.connect(POST[:20])
         await eventually_async(lambda: any(each._waiting for each in served.connections.all))
         (connection,) = served.connections.all
@@ -378,7 +378,7 @@ async def test_a_trickle_does_not_extend_a_limit() -> None:
 
 @in_loop
 async def test_idle_connections_are_closed_and_busy_ones_are_not() -> None:
-    async with serving(Bounds(head_timeout=10, body_timeout=30)) as (served, refused):
+    async with serving(head_timeout=10, body_timeout=30) as (served, refused):
         silent, kept = await served.connect(), await served.connect(GET)
         held = await served.connect(GET.replace(b"here", b"held"))
         assert (await kept.answer())[0] == 200
@@ -411,7 +411,7 @@ async def test_a_client_that_does_not_read_its_answer_is_cut_off() -> None:
 
 @in_loop
 async def test_the_longest_idle_connection_makes_room() -> None:
-    async with serving(Bounds(connections=3, head_timeout=1e6)) as (served, refused):
+    async with serving(connections=3) as (served, refused):
         held = await served.connect(GET.replace(b"here", b"held"))
         half = await served.connect(POST)
         await eventually_async(lambda: served.toy.begun == 1 and any(each._waiting for each in served.connections.all))
@@ -431,7 +431,7 @@ async def test_the_longest_idle_connection_makes_room() -> None:
 
 @in_loop
 async def test_where_every_connection_has_a_request_another_is_503() -> None:
-    async with serving(Bounds(connections=2)) as (served, refused):
+    async with serving(connections=2) as (served, refused):
         held = [await served.connect(GET.replace(b"here", b"held")) for _ in range(2)]
         await eventually_async(lambda: served.toy.begun == 2)
         for _ in range(5):
@@ -444,7 +444,7 @@ async def test_where_every_connection_has_a_request_another_is_503() -> None:
 
 @in_loop
 async def test_half_bodies_give_way_to_new_connections() -> None:
-    async with serving(Bounds(connections=5)) as (served, _):
+    async with serving(connections=5) as (served, _):
         for _ in range(5):
             await served.connect(POST + b"Content-Length: 9\r\n\r\n{")
         await eventually_async(lambda: served.toy.begun == 5)
@@ -454,7 +454,7 @@ async def test_half_bodies_give_way_to_new_connections() -> None:
 @in_loop
 async def test_the_oldest_large_unfinished_body_makes_room() -> None:
     large, small = b"a" * 40_000, b"a" * 100
-    async with serving(Bounds(unfinished_bytes=100_000)) as (served, refused):
+    async with serving(unfinished_bytes=100_000) as (served, refused):
         head = POST + b"Content-Length: 50000\r\n\r\n"
         little = await served.connect(head + small)
         await eventually_async(lambda: served.connections.unfinished_bytes == 100)

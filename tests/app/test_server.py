@@ -11,9 +11,9 @@ import pytest
 import uvicorn
 
 from app import server
-from app.guard import Bounds, Connections
+from app.guard import Connections
 from app.server import Server, bounds
-from tests.app.conftest import settings
+from tests.app.conftest import guard_bounds, settings
 from tests.waiting import DEADLINE, eventually_async
 
 
@@ -41,7 +41,7 @@ def make(status: str, slot: Any = None) -> Server:
     service = SimpleNamespace(
         status=status, drain=drain, drained=drained, begin_drain=lambda: None, drain_time_left=0.0, settings=settings()
     )
-    return Server(uvicorn.Config(make), service, Connections(Bounds()), slot)  # type: ignore[arg-type]
+    return Server(uvicorn.Config(make), service, Connections(guard_bounds()), slot)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("status", ["loading", "warming", "replaying"])

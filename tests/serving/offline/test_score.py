@@ -18,6 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from app.schemas.recommend import RecommendRequest
+from app.settings import Settings
 from serving import files
 from serving.__main__ import main
 from serving.bundle import Bundle
@@ -27,8 +29,6 @@ from serving.files import locked_folder
 from serving.offline.input import Reject, User, open_histories
 from serving.offline.score import Progress, run_here, score
 from serving.offline.scorer import SCHEMA, Scorer, Task
-from serving.online.query import Query
-from serving.online.recommender import Limits
 from serving.types import Answer, Event, Request, Rules
 from tests.answers import assert_same_answer
 from tests.builders import tiny_bundle
@@ -106,8 +106,10 @@ def test_answers_are_the_engines_in_the_order_of_the_histories(bundle, tmp_path,
 
 def test_what_is_not_said_is_what_the_service_takes():
     task = Task(Path("bundle"), Path("histories"), Path("out"))
-    assert (task.k, task.exclude_seen, task.steps) == (Query().k, Query().exclude_seen, Query().steps)
-    assert task.beam == Limits().default_beam_width
+    request = RecommendRequest()
+    assert (task.k, task.exclude_seen) == (request.k, request.exclude_seen)
+    assert task.beam == Settings.model_fields["default_beam_width"].default
+    assert task.steps is None  # the bundle's
 
 
 def test_parts_do_not_depend_on_row_groups_and_can_be_read_in_any_order(tmp_path):

@@ -7,6 +7,7 @@ import faulthandler
 import json
 import logging
 import os
+import resource
 import shlex
 import signal
 import socket
@@ -62,7 +63,7 @@ def serve(settings: Settings, listening: socket.socket, slot: WorkerSlot | None 
     config = uvicorn.Config(
         app, log_config=None, access_log=False, lifespan="on", server_header=False,
         http=partial(Guard, connections), ws="none",  # type: ignore[arg-type]  # what makes the protocol need be no class
-        loop="asyncio" if sys.platform == "win32" else "uvloop", timeout_graceful_shutdown=1,
+        loop="uvloop", timeout_graceful_shutdown=1,
         proxy_headers=False,  # create_app reads them, of the proxies that the settings name
     )  # fmt: skip
     server = Server(config, service, connections, slot)
@@ -80,18 +81,15 @@ def bounds(settings: Settings) -> Bounds:
     """What the guard permits: the settings, and no more connections than the process may open files. A process that may
     raise its limit for them does."""
     connections = settings.max_connections
-    if sys.platform != "win32":
-        import resource
-
-        files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        unlimited, wanted = resource.RLIM_INFINITY, connections + FILES_KEPT
-        if files != unlimited and files < wanted and files != most:
-            files = wanted if most == unlimited else min(wanted, most)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (files, most))
-        if files != unlimited and files < wanted:
-            connections = max(1, files - FILES_KEPT)
-            log.warning("the limit of %d open files leaves room for %d connections; raise it with ulimit -n",
-                        files, connections)  # fmt: skip
+    files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited, wanted = resource.RLIM_INFINITY, connections + FILES_KEPT
+    if files != unlimited and files < wanted and files != most:
+        files = wanted if most == unlimited else min(wanted, most)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, most))
+    if files != unlimited and files < wanted:
+        connections = max(1, files - FILES_KEPT)
+        log.warning("the limit of %d open files leaves room for %d connections; raise it with ulimit -n",
+                    files, connections)  # fmt: skip
     return Bounds(
         head_bytes=settings.max_head_bytes,
         head_fields=settings.max_head_fields,

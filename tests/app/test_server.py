@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import signal
 from types import SimpleNamespace
 from typing import Any
@@ -92,7 +93,6 @@ def test_a_worker_drains_once_however_often_it_is_told(monkeypatch: pytest.Monke
 
 
 def test_connections_never_take_the_last_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    resource = pytest.importorskip("resource", reason="Windows has no such limit")
     for files, connections in ((256, 128), (100, 1), (100_000, 4000), (resource.RLIM_INFINITY, 4000)):
         monkeypatch.setattr(resource, "getrlimit", lambda _, files=files: (files, files))
         assert bounds(settings()).connections == connections
@@ -104,7 +104,6 @@ def test_connections_never_take_the_last_files(monkeypatch: pytest.MonkeyPatch) 
 def test_the_limit_of_open_files_is_raised_as_far_as_connections_need_it(
     monkeypatch: pytest.MonkeyPatch, most: int | None, raised: int, connections: int
 ) -> None:
-    resource = pytest.importorskip("resource", reason="Windows has no such limit")
     most, changed = resource.RLIM_INFINITY if most is None else most, []
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, most))
     monkeypatch.setattr(resource, "setrlimit", lambda _, limits: changed.append(limits))

@@ -40,7 +40,7 @@ def read_head(data: bytes) -> Head:
     """
     matched = _HEAD.fullmatch(data)
     if matched is None:
-        raise MalformedRequest("The request is not well-formed, or its method is unknown.")
+        raise MalformedRequest("The request is not well-formed, or its method is unknown; send one of HTTP/1.1.")
     method, target, minor = matched.groups()
     host = length = coding = None
     offers_upgrade = False
@@ -113,7 +113,7 @@ class Chunks:
             if self._at_end:
                 line_break = data[at : at + 2]
                 if not b"\r\n".startswith(line_break):
-                    raise MalformedRequest("A chunk is longer than its size.")
+                    raise MalformedRequest("A chunk is longer than its size; send as many bytes as the size says.")
                 if len(line_break) < 2:
                     break
                 at += 2
@@ -121,7 +121,9 @@ class Chunks:
             line = _CHUNK.match(data, at)
             if line is None or line.end() - at > MAX_CHUNK_LINE:
                 if len(data) - at > MAX_CHUNK_LINE or data.find(b"\n", at) >= 0:
-                    raise MalformedRequest("The line of a chunk is not a size, or too long.")
+                    raise MalformedRequest(
+                        "The line of a chunk is not a size, or too long; send hexadecimal digits alone."
+                    )
                 break
             self._left = int(line[1], 16)
             if self._left == 0:
@@ -129,7 +131,7 @@ class Chunks:
                 if trailer is not None and trailer.end() - at <= MAX_TRAILER:
                     return data[: line.end()] + b"\r\n", data[trailer.end() :]
                 if len(data) - at > MAX_TRAILER or b"\r\n\r\n" in data[at:] or _BARE_LINE_FEED.search(data, at):
-                    raise MalformedRequest("The trailer is not well-formed, or too long.")
+                    raise MalformedRequest("The trailer is not well-formed, or too long; send none.")
                 break
             self._count += 1
             if self._count > MAX_CHUNKS:

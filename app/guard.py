@@ -40,6 +40,7 @@ SWEEP_S = 0.25  # how exactly the limits are kept
 SMALL_BODY = 16 << 10  # bytes; an unfinished body up to here is never given up for others
 BUSY = Overloaded("The service has no room for another connection; try again later.", 1)
 NO_ROOM = Overloaded("The service holds too many unfinished bodies; try again later.", 1)
+NOT_HTTP = "This is not a request of HTTP/1.1; send one, and without TLS."
 ENDING = Draining("The service is shutting down; send the request to another replica or try again later.")
 
 
@@ -193,7 +194,7 @@ class Guard(HttpToolsProtocol):
             if len(data) > bounds.head_bytes:
                 raise self._head_too_large()
             if is_hopeless(data[start:], max(0, judged - start)):
-                raise MalformedRequest("This is not a request of HTTP/1.1.")
+                raise MalformedRequest(NOT_HTTP)
             if not waiting:
                 self.deadline = self._in(bounds.head_timeout)
             return b""
@@ -291,7 +292,7 @@ class Guard(HttpToolsProtocol):
             self.deadline = self._in(DRAINING_S if self.guarded.draining else LINGER_S)
 
     def send_400_response(self, msg: str) -> None:
-        self.refuse(MalformedRequest("This is not a request of HTTP/1.1."))
+        self.refuse(MalformedRequest(NOT_HTTP))
 
     # Ending
 

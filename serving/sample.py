@@ -74,5 +74,7 @@ def _answers(engine: Searches, histories: Sequence[Sequence[int]], steps: int) -
 def _rows(bundle: Bundle, item_ids: Sequence[str]) -> list[int]:
     rows = bundle.catalogue.rows(item_ids)
     if None in rows:
-        raise BundleError(f"The sample of the bundle {bundle.name} has an item that its catalogue does not have.")
+        raise BundleError(
+            f"The sample of the bundle {bundle.name} has an item that its catalogue does not have; export it again."
+        )
     return [row for row in rows if row is not None]

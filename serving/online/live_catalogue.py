@@ -189,7 +189,9 @@ class LiveCatalogue:
             case "delete":
                 return [self._delete(entry)]
             case other:
-                raise ServingError(f"A change of items of kind {str(other)[:64]!r} was made by a newer version.")
+                raise ServingError(
+                    f"A change of items of kind {str(other)[:64]!r} was made by a newer version; update this service."
+                )
 
     def _name(self, entry: Entry) -> list[int]:
         """Names a subset. Returns the rows that are new in it, or no longer in it."""
@@ -222,7 +224,7 @@ class LiveCatalogue:
     def _delete(self, entry: Entry) -> int:
         row = self.catalogue.row(entry["item_id"])
         if row is None:
-            raise RequestError("There is no item with this id.", "item_id")
+            raise RequestError("There is no item with this id; name one that the catalogue has.", "item_id")
         return self._changed(row, entry)
 
     def _changed(self, row: int, entry: Entry) -> int:

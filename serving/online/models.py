@@ -201,7 +201,10 @@ class Models:
 def changed(deployment: Deployment, change: Change) -> Deployment:
     """The deployment after a change. Raises UnknownModel or Conflict where the change does not fit it."""
     if change["base"] != deployment.base:
-        raise Conflict("The change was made for another bundle than the one that this service was started with.")
+        raise Conflict(
+            "The change was made for another bundle than the one that this service was started with; start all "
+            "services that share a log with the same one."
+        )
     match change["do"]:
         case "add":
             return deployment.added(change["version"], change["path"])
@@ -214,4 +217,6 @@ def changed(deployment: Deployment, change: Change) -> Deployment:
             shadow = change["shadow"] and Shadow(**change["shadow"])
             return deployment.directed(Traffic(change["name"], arms, shadow))
         case other:
-            raise Conflict(f"A change of models of kind {str(other)[:64]!r} was made by a newer version.")
+            raise Conflict(
+                f"A change of models of kind {str(other)[:64]!r} was made by a newer version; update this service."
+            )

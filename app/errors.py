@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Coroutine, Iterable
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
@@ -78,46 +78,58 @@ class QuotaExceeded(ServingError):
         self.retry_after = retry_after
 
 
-# error -> (status, name, title); a class that is not listed counts as its base class
-PROBLEMS: dict[type, tuple[int, str, str]] = {
-    UnknownScenario: (404, "unknown-scenario", "Unknown scenario"),
-    UnknownCatalogue: (404, "unknown-catalogue", "Unknown catalogue"),
-    RequestError: (422, "invalid-request", "Invalid request"),
-    UnfitBundle: (422, "unfit-bundle", "The bundle does not fit"),
-    NoSemanticId: (409, "no-semantic-id", "No semantic ID"),
-    NotFound: (404, "not-found", "Not found"),
-    UnknownModel: (404, "unknown-model", "Unknown model"),
-    Conflict: (409, "conflict", "In conflict with what is deployed"),
-    Unauthorised: (401, "unauthorised", "A key is required"),
-    Forbidden: (403, "forbidden", "Invalid key"),
-    HostNotAllowed: (403, "host-not-allowed", "Host not allowed"),
-    MalformedRequest: (400, "malformed-request", "Malformed request"),
-    TooSlow: (408, "too-slow", "The request took too long"),
-    QuotaExceeded: (429, "over-quota", "Over the quota"),
-    HeadTooLarge: (431, "head-too-large", "The head is too large"),
-    Overloaded: (503, "overloaded", "Overloaded"),
-    Draining: (503, "draining", "Shutting down"),
-    NotReady: (503, "not-ready", "Not ready"),
-    EngineDead: (503, "engine-dead", "The engine has stopped"),
-    StoreUnavailable: (503, "store-unavailable", "The store is unavailable"),
-    DeadlineExceeded: (504, "deadline-exceeded", "Deadline exceeded"),
+class Kind(NamedTuple):
+    """What all problems of a kind have in common. detail: None where each error says its own."""
+
+    status: int
+    name: str
+    title: str
+    detail: str | None = None
+    field: str | None = None
+
+
+# By error; a class that is not listed counts as its base class. What the framework raises, by its status.
+PROBLEMS: dict[type | int, Kind] = {
+    UnknownScenario: Kind(404, "unknown-scenario", "Unknown scenario"),
+    UnknownCatalogue: Kind(404, "unknown-catalogue", "Unknown catalogue"),
+    RequestError: Kind(422, "invalid-request", "Invalid request"),
+    UnfitBundle: Kind(422, "unfit-bundle", "The bundle does not fit"),
+    NoSemanticId: Kind(409, "no-semantic-id", "No semantic ID"),
+    NotFound: Kind(404, "not-found", "Not found"),
+    UnknownModel: Kind(404, "unknown-model", "Unknown model"),
+    Conflict: Kind(409, "conflict", "In conflict with what is deployed"),
+    Unauthorised: Kind(401, "unauthorised", "A key is required"),
+    Forbidden: Kind(403, "forbidden", "Invalid key"),
+    HostNotAllowed: Kind(403, "host-not-allowed", "Host not allowed"),
+    MalformedRequest: Kind(400, "malformed-request", "Malformed request"),
+    TooSlow: Kind(408, "too-slow", "The request took too long"),
+    QuotaExceeded: Kind(429, "over-quota", "Over the quota"),
+    HeadTooLarge: Kind(431, "head-too-large", "The head is too large"),
+    Overloaded: Kind(503, "overloaded", "Overloaded"),
+    Draining: Kind(503, "draining", "Shutting down"),
+    NotReady: Kind(503, "not-ready", "Not ready"),
+    EngineDead: Kind(503, "engine-dead", "The engine has stopped"),
+    StoreUnavailable: Kind(503, "store-unavailable", "The store is unavailable"),
+    DeadlineExceeded: Kind(504, "deadline-exceeded", "Deadline exceeded"),
+    400: Kind(422, "invalid-request", "Invalid request", field="body"),  # the body is not JSON
+    403: Kind(403, "forbidden", "Not allowed"),
+    404: Kind(404, "not-found", "Not found", "There is no such path, to the letter; /docs lists all."),
+    405: Kind(
+        405,
+        "method-not-allowed",
+        "Method not allowed",
+        "This path does not take this method; /docs lists those it takes.",
+    ),
+    413: Kind(413, "too-large", "The body is too large", field="body"),
+    415: Kind(415, "compressed", "The body is compressed", field="body"),
 }
-HTTP_NAMES = {
-    400: ("invalid-request", "Invalid request"),
-    403: ("forbidden", "Not allowed"),
-    404: ("not-found", "Not found"),
-    405: ("method-not-allowed", "Method not allowed"),
-    413: ("too-large", "The body is too large"),
-    415: ("compressed", "The body is compressed"),
-}
-ROUTING = {  # what the router says of a path, in a sentence
-    404: "There is no such path, to the letter; /docs lists all.",
-    405: "This path does not take this method; /docs lists those it takes.",
-}
+INTERNAL = Kind(
+    500, "internal-error", "Internal error", "Something went wrong; search the log for this request's X-Request-ID."
+)
 ID_KIND, EVENT_KIND = "constrained-str", HistoryEvent.__name__  # what a history's entry may be, as pydantic says it
 KEY = "[key]"  # what it puts after a key that is wrong itself
-REJECTIONS = (401, 403, 413, 429, 503, 504)
-MEANINGS = {
+REJECTIONS = (401, 403, 413, 429, 503, 504)  # statuses that count as refusals
+MEANINGS = {  # of statuses, in OpenAPI
     401: "a key is required and none was sent",
     403: "the key is not valid, or no admin key where one is needed",
     404: "not found",
@@ -150,19 +162,12 @@ def problem(error: Exception) -> Problem:
     if isinstance(error, (RequestValidationError, ValidationError)):
         return _validation_problem(error.errors())
     if isinstance(error, HTTPException):
-        status = 422 if error.status_code == 400 else error.status_code  # 400: the body is not JSON
-        name, title = HTTP_NAMES.get(error.status_code, ("http-error", str(error.detail)))
-        detail = ROUTING.get(error.status_code, str(error.detail))
-        return _make(status, name, title, detail, field="body" if error.status_code in (400, 413, 415) else None)
-    kind = next((base for base in type(error).__mro__ if base in PROBLEMS), None)
-    if kind is None:
-        return _make(
-            500,
-            "internal-error",
-            "Internal error",
-            "Something went wrong; search the log for this request's X-Request-ID.",
-        )
-    wait = getattr(error, "retry_after", RETRY_AFTER if PROBLEMS[kind][0] == 503 else None)
+        detail = str(error.detail)
+        return _made(PROBLEMS.get(error.status_code, Kind(error.status_code, "http-error", detail)), detail)
+    kind = next((PROBLEMS[base] for base in type(error).__mro__ if base in PROBLEMS), INTERNAL)
+    if kind is INTERNAL:
+        return _made(INTERNAL)
+    wait = getattr(error, "retry_after", RETRY_AFTER if kind.status == 503 else None)
     return _expected(
         kind,
         str(error),
@@ -172,14 +177,27 @@ def problem(error: Exception) -> Problem:
     )
 
 
-@lru_cache(256)  # under a flood, most answers are the same refusal
-def _expected(kind: type, detail: str, field: str | None, position: int | None, retry_after: int | None) -> Problem:
-    status, name, title = PROBLEMS[kind]
-    return _make(status, name, title, detail, field=field, position=position, retry_after=retry_after)
+def _made(
+    kind: Kind,
+    detail: str = "",
+    field: str | None = None,
+    position: int | None = None,
+    retry_after: int | None = None,
+    errors: list[dict[str, str]] | None = None,
+) -> Problem:
+    return Problem(
+        type=f"urn:streamrec:problem:{kind.name}",
+        title=kind.title,
+        status=kind.status,
+        detail=kind.detail or detail,
+        field=field or kind.field,
+        position=position,
+        errors=errors,
+        retry_after=retry_after,
+    )
 
 
-def _make(status: int, name: str, title: str, detail: str, **more: Any) -> Problem:
-    return Problem(type=f"urn:streamrec:problem:{name}", title=title, status=status, detail=detail, **more)
+_expected = lru_cache(256)(_made)  # under a flood, most answers are the same refusal
 
 
 def _validation_problem(errors: Iterable[Any]) -> Problem:
@@ -187,10 +205,12 @@ def _validation_problem(errors: Iterable[Any]) -> Problem:
     found = [{"field": _field(error), "detail": _detail(error)} for error in meant]
     first = found[0]
     where = f"{first['field']}: " if first["field"] else ""
-    return _make(
-        422, "invalid-request", "Invalid request", where + first["detail"],
-        field=first["field"] or None, errors=found if len(found) > 1 else None,
-    )  # fmt: skip
+    return _made(
+        PROBLEMS[RequestError],
+        where + first["detail"],
+        first["field"] or None,
+        errors=found if len(found) > 1 else None,
+    )
 
 
 def _of_other_kind(error: Any) -> bool:
@@ -216,10 +236,8 @@ def _field(error: Any) -> str:
     location = _location(error)
     if location and location[0] in ("body", "query", "path", "header"):
         del location[0]
-    if not location and "beam_width" in error["msg"]:
-        return "k"
-    if not location and "explore" in error["msg"]:
-        return "explore"
+    if at_fault := error.get("ctx", {}).get("field"):  # a validator of several fields names the one to change
+        location.append(at_fault)
     return ".".join(location) or "body"
 
 

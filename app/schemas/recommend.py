@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Self
 
 from pydantic import ConfigDict, Field, JsonValue, WithJsonSchema, model_validator
+from pydantic_core import PydanticCustomError
 
 from app.schemas.common import MAX_ITEMS, Body, FilterText, HistoryItem, Id, Items, RecommendationId
 from serving.types import MAX_BOOSTS
@@ -92,9 +93,9 @@ class Listing(Answering):
     @model_validator(mode="after")
     def _k_fits_the_beam(self) -> Self:
         if self.beam_width is not None and self.k > self.beam_width:
-            raise ValueError("k must not exceed beam_width")
+            raise PydanticCustomError("exceeds", "k must not exceed beam_width", {"field": "k"})
         if self.explore > self.k:
-            raise ValueError("explore must not exceed k")
+            raise PydanticCustomError("exceeds", "explore must not exceed k", {"field": "explore"})
         return self
 
 

@@ -97,7 +97,7 @@ PROBLEMS: dict[type | int, Kind] = {
     NoSemanticId: Kind(409, "no-semantic-id", "No semantic ID"),
     NotFound: Kind(404, "not-found", "Not found"),
     UnknownModel: Kind(404, "unknown-model", "Unknown model"),
-    Conflict: Kind(409, "conflict", "In conflict with what is deployed"),
+    Conflict: Kind(409, "conflict", "Conflicts with the current deployment"),
     Unauthorised: Kind(401, "unauthorised", "A key is required"),
     Forbidden: Kind(403, "forbidden", "Invalid key"),
     HostNotAllowed: Kind(403, "host-not-allowed", "Host not allowed"),

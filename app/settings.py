@@ -36,7 +36,9 @@ class Settings(BaseSettings):
         default=None,
         description="folder of bundles that POST /models may load while the service runs; unset: none may be",
     )
-    max_models: int = Field(default=3, ge=1, description="most models loaded at a time, the one of the start included")
+    max_models: int = Field(
+        default=3, ge=1, description="most models loaded at a time, including the one loaded at the start"
+    )
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
     runtime: RuntimeName = Field(
@@ -63,23 +65,23 @@ class Settings(BaseSettings):
     max_batch: int = Field(default=16, ge=1, description="most searches in one batch")
     max_batch_rows: int = Field(default=1600, ge=1, description="most beam rows in one batch")
     max_queue_ms: float = Field(
-        default=1000, gt=0, description="longest queue, as the estimated time to work it off; beyond it: 503"
+        default=1000, gt=0, description="longest queue, as the estimated time to work through it; beyond it: 503"
     )
     max_batch_users: int = Field(default=128, ge=1, description="most requests in one call of /recommend/batch")
     max_body_bytes: int = Field(default=1 << 20, ge=1, description="largest request body; beyond it: 413")
     hung_after_s: float = Field(
         default=30.0,
         gt=0,
-        description="seconds a batch may take before the engine counts as hung; or 50 times the estimate, if longer",
+        description="seconds a batch may take before the engine counts as hung, or 50 times the estimate, if longer",
     )
     start_timeout_s: float = Field(
         default=600.0, gt=0, description="seconds that loading and warm-up may take before the engine counts as hung"
     )
     drain_timeout_s: float = Field(
-        default=20.0, ge=0, description="seconds from SIGTERM until requests that still run are given up"
+        default=20.0, ge=0, description="seconds after SIGTERM before requests still running are abandoned"
     )
     max_connections: int = Field(
-        default=4000, ge=1, description="most connections of a worker; beyond it the longest idle one is closed"
+        default=4000, ge=1, description="most connections per worker; beyond it the one idle longest is closed"
     )
     max_head_bytes: int = Field(
         default=32 << 10, ge=1024, description="largest head of a request, its URL included; beyond it: 431"
@@ -88,7 +90,9 @@ class Settings(BaseSettings):
     head_timeout_s: float = Field(default=10.0, gt=0, description="longest wait for the head of a request; then 408")
     body_timeout_s: float = Field(default=30.0, gt=0, description="longest wait for the body of a request; then 408")
     max_unfinished_bytes: int = Field(
-        default=64 << 20, ge=0, description="most bytes of incomplete bodies; beyond it the oldest large one gets 503"
+        default=64 << 20,
+        ge=0,
+        description="most bytes of unfinished request bodies; beyond it the oldest large one gets 503",
     )
 
     memory_cache_users: int = Field(
@@ -102,7 +106,7 @@ class Settings(BaseSettings):
     )
     state_dtype: StateDtype = Field(
         default="float32",
-        description="number format of encoded histories; float16 halves the caches and moves scores by about 0.001",
+        description="number format of encoded histories; float16 halves the caches and changes scores by about 0.001",
     )
     redis_url: SecretStr | None = Field(
         default=None, description="Redis for known and encoded histories; unset: both are kept in process"
@@ -110,7 +114,8 @@ class Settings(BaseSettings):
     redis_prefix: str = Field(
         default=REDIS_PREFIX,
         pattern=r"^[A-Za-z0-9._:-]{1,64}$",
-        description="what every key and channel in Redis begins with; deployments that share a Redis need one each",
+        description="what every key and channel in Redis begins with; deployments that share a Redis need "
+        "different ones",
     )
     redis_timeout_ms: float = Field(
         default=5.0, gt=0, description="longest a request waits for an encoded history from Redis"
@@ -127,21 +132,21 @@ class Settings(BaseSettings):
     )
     max_known_items: int = Field(default=1000, ge=1, description="how many of a user's newest items are kept")
     max_known_user_bytes: int = Field(
-        default=64 << 10, ge=4096, description="most bytes of item ids kept of a user; the oldest items make room"
+        default=64 << 10, ge=4096, description="most bytes of item ids kept per user; the oldest items are dropped"
     )
     known_ttl_s: int = Field(
-        default=90 * 86_400, ge=1, description="seconds after a user's last event for which the history is kept"
+        default=90 * 86_400, ge=1, description="seconds a history is kept after the user's last event"
     )
     rotation_window_s: int = Field(
         default=0,
         ge=0,
-        description="seconds for which it is kept which items a user was shown and did not take, as POST /feedback "
-        "says, for requests with rotation; 0: it is not kept",
+        description="seconds to remember which items a user was shown but did not take (from POST /feedback), for "
+        "`rotation`; 0: off",
     )
     cold_list: Literal["bundle", "popular", "trending"] = Field(
         default="bundle",
-        description="what users of whom nothing is known get: what is popular in the bundle, or what GET /popular or "
-        "GET /trending has, and then that",
+        description="list for users without a history: the bundle's popular items, or the live popular or trending "
+        "list, filled up from the bundle",
     )
     user_hash_key: SecretStr = Field(
         default=SecretStr(""),
@@ -150,15 +155,15 @@ class Settings(BaseSettings):
 
     state_dir: Path | None = Field(
         default=None,
-        description="folder that keeps the log of changes and feedback on one machine; unset: Redis has them, or else "
-        "a restart loses changes and feedback is only counted",
+        description="folder for the log of changes and for feedback, on one machine; unset: Redis keeps them, and "
+        "without Redis a restart loses the changes and feedback is only counted",
     )
     feedback_window_s: int = Field(
-        default=86_400, ge=1, description="seconds after a recommendation for which feedback on it is taken"
+        default=86_400, ge=1, description="seconds after a recommendation during which feedback on it is accepted"
     )
-    feedback_retention_days: int = Field(default=90, ge=1, description="days for which feedback is kept")
+    feedback_retention_days: int = Field(default=90, ge=1, description="days feedback is kept")
     max_feedback_records: int = Field(
-        default=1_000_000, ge=1, description="most records of feedback kept in Redis; the oldest make room"
+        default=1_000_000, ge=1, description="most feedback records kept in Redis; the oldest are dropped"
     )
 
     api_keys: Listed = Field(
@@ -171,31 +176,31 @@ class Settings(BaseSettings):
     )
     quota: str = Field(
         default="",
-        description="limit per API key, or per address (of IPv6: per /64) without keys, like 100/second;5000/minute; "
+        description="limit per API key, or per address (IPv6: per /64) without keys, like 100/second;5000/minute; "
         "unset: none",
     )
     work_quota: str = Field(
         default="",
-        description="limit of the same clients in work, beam rows times (reasoning steps + 1), like 500000/minute; "
-        "unset: none",
+        description="limit on the work of the same clients, in beam rows times (reasoning steps + 1), like "
+        "500000/minute; unset: none",
     )
     trusted_proxies: Listed = Field(
         default=(),
-        description="addresses or networks of the proxies in front, separated by commas: of their X-Forwarded-For the "
-        "last address that is none of them is the client; none: the header is ignored",
+        description="addresses or networks of the proxies in front, separated by commas; the client is the last "
+        "X-Forwarded-For address not in this list; none: the header is ignored",
     )
     allowed_hosts: Listed = Field(
         default=(),
-        description="names the service may be called by, separated by commas, or *; it always answers to addresses; "
-        "unset: without keys on a loopback address, names without a dot; else any",
+        description="host names the service answers to, separated by commas, or *; IP addresses always work; unset: "
+        "names without a dot if it listens on a loopback address without keys, else any",
     )
     cors_origins: Listed = Field(
         default=(),
-        description="origins whose pages may call, separated by commas, or *; none: only the service's own pages",
+        description="origins whose pages may call the service, separated by commas, or *; none: only its own pages",
     )
     otlp_endpoint: str | None = Field(
         default=None,
-        description="where traces are sent, like http://collector:4318 (needs the extra otel); unset: nowhere",
+        description="where to send traces, like http://collector:4318 (needs the extra otel); unset: nowhere",
     )
 
     @field_validator("port", mode="before")

@@ -8,12 +8,12 @@ from typing import Any, Literal, NotRequired, TypedDict
 
 
 class ArmBody(TypedDict):
-    """A share of the users, and what answers them."""
+    """A share of the users, and the model that answers them."""
 
     version: str
     percent: float
     reasoning_steps: NotRequired[int | None]
-    """of requests that name none; default: the model's default"""
+    """for requests that name none; default: the model's default"""
 
 
 class BatchRequest(TypedDict):
@@ -28,15 +28,15 @@ class BatchResponse(TypedDict):
 
 
 class Boost(TypedDict):
-    """Multiplies what the items that pass are worth: their score is that of the model + log(factor)."""
+    """Adds log(factor) to the model's score of every item that passes the filter."""
 
     filter: str
     factor: float
-    """above 1 for more of them, below for fewer"""
+    """above 1 for more of these items, below 1 for fewer"""
 
 
 class CatalogueFilter(TypedDict):
-    """A named subset as whatever passes a filter, now and as items and times change."""
+    """A named subset of whatever passes a filter, now and as items and times change."""
 
     filter: str
 
@@ -45,45 +45,45 @@ class CatalogueItems(TypedDict):
     """A named subset as a list."""
 
     items: list[str]
-    """those that the catalogue does not have are ignored"""
+    """ids that the catalogue does not have are ignored"""
 
 
 class CataloguesResponse(TypedDict):
     """The live catalogue of the active model, as this process has it."""
 
     version: str
-    """of the model"""
+    """version of the model"""
     position: str
-    """of the last change applied: equal where all have applied the same"""
+    """position of the last change applied; equal in processes that have applied the same changes"""
     items: int
-    """items that may be recommended"""
+    """number of items that may be recommended"""
     lag_seconds: float
-    """since this process last knew that it has applied every change"""
+    """seconds since this process last knew that it had applied every change"""
     durable: bool
     """whether changes outlive a restart"""
     catalogues: list[NamedCatalogue]
 
 
 class ChangedItem(TypedDict):
-    """An item that is not as the model's bundle has it, by its last change."""
+    """An item that differs from what the model's bundle has, with its last change."""
 
     item_id: str
     title: str | None
     change: Literal["added"] | Literal["changed"] | Literal["removed"]
-    """added: the bundle has no such item; changed: it has; removed: in no answer"""
+    """added: not in the bundle; changed: in the bundle; removed: in no answer any more"""
     changed_at: str | None
-    """null where the log of changes has no time"""
+    """null if the log of changes has no time for it"""
     available_from: str | None
     available_until: str | None
 
 
 class ChangedItems(TypedDict):
     position: str
-    """of the last change that is in the list, as GET /catalogues has it"""
+    """position of the last change in the list, as in GET /catalogues"""
     items: list[ChangedItem]
-    """the one that changed last first, each once"""
+    """the most recently changed first, each once"""
     next: int | None
-    """what `after` takes to go on behind these; null at the end"""
+    """the `after` of the next page; null at the end"""
 
 
 class Cost(TypedDict):
@@ -95,7 +95,7 @@ class Cost(TypedDict):
     median_ms: float
     p95_ms: float
     runs: int
-    """how many recent runs this is measured from"""
+    """number of recent runs this is measured from"""
 
 
 class EventsRequest(TypedDict):
@@ -146,16 +146,16 @@ class FeedbackRequest(TypedDict):
     value: NotRequired[float | None]
     """such as a price or seconds played; kept as it is"""
     time: NotRequired[float | None]
-    """seconds since the epoch; default: when the request came"""
+    """seconds since the epoch; default: when the request arrived"""
 
 
 class FeedbackResponse(TypedDict):
     counted: bool
-    """false: this event on this item of this recommendation had been counted before"""
+    """false: this event on this item of this recommendation was counted before"""
     position: int
-    """of the item in the list, 1 for the best; pages count on"""
+    """position of the item in the list, 1 for the best; the next page counts on"""
     kept: bool
-    """whether it can be trained on later; false: it is only counted"""
+    """whether it is kept for training; false: it is only counted"""
 
 
 class FeedbackSummaries(TypedDict):
@@ -163,7 +163,7 @@ class FeedbackSummaries(TypedDict):
 
 
 class FeedbackSummary(TypedDict):
-    """Of one model, source and number of steps, since the start of this service."""
+    """Feedback on one model, source and number of steps, since this service started."""
 
     version: str
     source: str
@@ -171,17 +171,17 @@ class FeedbackSummary(TypedDict):
     recommendations: int
     events: dict[str, int]
     hit_rate: Rate | None
-    """recommendations with any event but impressions; null without any"""
+    """share of recommendations with any event but impressions; null without any"""
     click_through_rate: Rate | None
     """clicks per impression; null without impressions"""
 
 
 class HistoryEvent(TypedDict):
-    """What somebody did with an item; its id alone stands for an event of which nothing else is known."""
+    """What somebody did with an item; an item id alone stands for an event about which nothing else is known."""
 
     item_id: str
     type: NotRequired[str | None]
-    """such as view or purchase; a model may give types weights, and leave some out"""
+    """such as view or purchase; a model may weight types, and leave some out"""
     value: NotRequired[float | None]
     """such as a price or a rating; kept with the event"""
     timestamp: NotRequired[float | None]
@@ -215,23 +215,24 @@ class ItemExplanation(TypedDict):
 
 
 class ItemFields(TypedDict):
-    """All that is known of an item. Its text (title, brand, categories, description) gives a new item its place."""
+    """All that is known about an item. A new item gets its semantic ID from its text: title, brand, categories and
+    description."""
 
     title: NotRequired[str | None]
     brand: NotRequired[str | None]
     categories: NotRequired[list[str]]
     description: NotRequired[str | None]
     fields: NotRequired[dict[str, str | float | bool | list[str]]]
-    """what else is known, for filters: numbers, strings, booleans, lists; ISO 8601 strings are times"""
+    """other attributes, for filters: numbers, strings, booleans, lists; ISO 8601 strings are times"""
     available_from: NotRequired[str | None]
-    """before, it is never recommended"""
+    """not recommended before this time"""
     available_until: NotRequired[str | None]
-    """from then on, neither"""
+    """not recommended from this time on"""
 
 
 class ItemsPut(TypedDict):
     results: list[Item | Problem]
-    """one for each item of the request, in its order"""
+    """one for each item of the request, in the same order"""
 
 
 class ItemsRequest(TypedDict):
@@ -260,7 +261,7 @@ class Model(TypedDict):
     cost: list[Cost]
     """measured on this machine, since the start"""
     by_steps: list[StepsFigures]
-    """both for every number of reasoning steps, 0 first"""
+    """accuracy and time of every number of reasoning steps, 0 first"""
 
 
 class ModelMetadata(TypedDict):
@@ -288,7 +289,7 @@ class ModelsResponse(TypedDict):
 class NamedCatalogue(TypedDict):
     name: str
     items: int
-    """listed items in it"""
+    """number of its items that may be recommended"""
     filter: NotRequired[str | None]
     """absent if it is a list"""
 
@@ -308,7 +309,7 @@ class NamedScenario(TypedDict):
     filter: NotRequired[str | None]
     """only items that pass, such as price < 50 and brand in ["A", "B"]; docs/FILTERS.md has all"""
     boost: NotRequired[list[Boost] | None]
-    """what to recommend more of, or less"""
+    """what to recommend more or less of"""
     timeout_ms: NotRequired[float | None]
     """time budget"""
     k: NotRequired[int]
@@ -326,15 +327,15 @@ class NamedScenario(TypedDict):
     catalogue: NotRequired[str | None]
     """recommend only items of this named subset"""
     diversity: NotRequired[float]
-    """how much a list avoids items like each other, chosen from all that the beams find"""
+    """how much the list avoids similar items; it is chosen from all that the beams find"""
     max_per_category: NotRequired[int | None]
-    """most items of any one category; the list is shorter where the beams find no others"""
+    """most items per category; the list is shorter if the beams find no others"""
     rotation: NotRequired[float]
-    """how far items go down that the user was shown lately and did not take, as POST /feedback says: at 0.5 as if half
-    as probable, at 1 behind all others"""
+    """how far to move down items that the user was shown recently but did not take (from POST /feedback): 0.5 as if
+    half as probable, 1 behind all others"""
     explore: NotRequired[int]
-    """slots kept for new items, which nobody had when the model was trained, the model's best first; where there are
-    fewer, others fill the list"""
+    """slots reserved for new items, which nobody had when the model was trained, the model's best first; if there are
+    fewer, other items fill the list"""
     reasoning_steps: NotRequired[int | Literal["auto"] | None]
     """default: the model's default"""
     name: str
@@ -344,12 +345,12 @@ class PopularResponse(TypedDict):
     model_version: str
     window: Literal["hour"] | Literal["day"] | Literal["week"] | Literal["month"]
     items: list[RecommendedItem]
-    """best first; score: events in the window, or how far they are above what was to be expected, in standard
-    deviations; 0: by the bundle's popularity"""
+    """best first; score: events in the window or, of trending items, by how many standard deviations they exceed what
+    their past predicts; 0: by the bundle's popularity"""
     events: float
-    """in the window, on all items; an event counts less the older it is"""
+    """events in the window, on all items; older events count less"""
     shared: bool
-    """false: counted by the process that answered, and no other"""
+    """whether all processes count together; false: the one that answered counts its own"""
     unknown_items: list[str]
     """ids in allow or deny that are not in the catalogue"""
 
@@ -363,7 +364,7 @@ class Problem(TypedDict):
     detail: str
     field: NotRequired[str | None]
     position: NotRequired[int | None]
-    """of the character at which a filter is wrong, the first being 1"""
+    """position of the character at which a filter is wrong, the first being 1"""
     errors: NotRequired[list[dict[str, str]] | None]
     """all invalid fields, if there are several"""
     retry_after: NotRequired[int | None]
@@ -376,11 +377,11 @@ class PutItem(TypedDict):
     categories: NotRequired[list[str]]
     description: NotRequired[str | None]
     fields: NotRequired[dict[str, str | float | bool | list[str]]]
-    """what else is known, for filters: numbers, strings, booleans, lists; ISO 8601 strings are times"""
+    """other attributes, for filters: numbers, strings, booleans, lists; ISO 8601 strings are times"""
     available_from: NotRequired[str | None]
-    """before, it is never recommended"""
+    """not recommended before this time"""
     available_until: NotRequired[str | None]
-    """from then on, neither"""
+    """not recommended from this time on"""
     item_id: str
 
 
@@ -396,7 +397,7 @@ class RankRequest(TypedDict):
     filter: NotRequired[str | None]
     """only items that pass, such as price < 50 and brand in ["A", "B"]; docs/FILTERS.md has all"""
     boost: NotRequired[list[Boost] | None]
-    """what to recommend more of, or less"""
+    """what to recommend more or less of"""
     timeout_ms: NotRequired[float | None]
     """time budget"""
     user_id: NotRequired[str | None]
@@ -405,11 +406,11 @@ class RankRequest(TypedDict):
     """item ids and events, oldest first, as given; omitted or empty: the known history"""
     explain: NotRequired[bool]
     items: list[str]
-    """item ids; each is scored, seen ones too, and comes back once"""
+    """item ids; each is scored, including seen ones, and returned once"""
 
 
 class Rate(TypedDict):
-    """A share, with the 95% interval that its number of cases leaves (Wilson)."""
+    """A share with its 95% confidence interval (Wilson)."""
 
     share: float
     low: float
@@ -438,7 +439,7 @@ class RecommendRequest(TypedDict):
     filter: NotRequired[str | None]
     """only items that pass, such as price < 50 and brand in ["A", "B"]; docs/FILTERS.md has all"""
     boost: NotRequired[list[Boost] | None]
-    """what to recommend more of, or less"""
+    """what to recommend more or less of"""
     timeout_ms: NotRequired[float | None]
     """time budget"""
     user_id: NotRequired[str | None]
@@ -461,20 +462,20 @@ class RecommendRequest(TypedDict):
     catalogue: NotRequired[str | None]
     """recommend only items of this named subset"""
     diversity: NotRequired[float]
-    """how much a list avoids items like each other, chosen from all that the beams find"""
+    """how much the list avoids similar items; it is chosen from all that the beams find"""
     max_per_category: NotRequired[int | None]
-    """most items of any one category; the list is shorter where the beams find no others"""
+    """most items per category; the list is shorter if the beams find no others"""
     rotation: NotRequired[float]
-    """how far items go down that the user was shown lately and did not take, as POST /feedback says: at 0.5 as if half
-    as probable, at 1 behind all others"""
+    """how far to move down items that the user was shown recently but did not take (from POST /feedback): 0.5 as if
+    half as probable, 1 behind all others"""
     explore: NotRequired[int]
-    """slots kept for new items, which nobody had when the model was trained, the model's best first; where there are
-    fewer, others fill the list"""
+    """slots reserved for new items, which nobody had when the model was trained, the model's best first; if there are
+    fewer, other items fill the list"""
     scenario: NotRequired[str | None]
-    """name of a preset of all that this request leaves out"""
+    """name of a preset for all that this request leaves out"""
     after: NotRequired[str | None]
-    """recommendation_id of the page before: this answer goes on behind it. Send all else as for that page; all pages
-    together have at most as many items as the widest beam permitted"""
+    """recommendation_id of the previous page, which this answer continues. Send everything else as for that page; all
+    pages together have at most as many items as the widest permitted beam"""
 
 
 class RecommendResponse(TypedDict):
@@ -487,7 +488,7 @@ class RecommendResponse(TypedDict):
     reasoning_steps: int
     reasoning_paths: int
     beam_width: int
-    """0 if given items were ranked: nothing was searched for then"""
+    """0 if given items were ranked, since nothing was searched for"""
     cache: Literal["memory"] | Literal["redis"] | Literal["miss"] | Literal["off"]
     items: list[RecommendedItem]
     """best first, distinct"""
@@ -507,7 +508,7 @@ class RecommendedItem(TypedDict):
 
 
 class Scenario(TypedDict):
-    """A preset of requests that name it. What a request says itself wins."""
+    """A preset for requests that name it. What a request sets itself takes precedence."""
 
     reasoning_paths: NotRequired[int | None]
     """reasoning paths searched in parallel; default: the bundle's"""
@@ -518,7 +519,7 @@ class Scenario(TypedDict):
     filter: NotRequired[str | None]
     """only items that pass, such as price < 50 and brand in ["A", "B"]; docs/FILTERS.md has all"""
     boost: NotRequired[list[Boost] | None]
-    """what to recommend more of, or less"""
+    """what to recommend more or less of"""
     timeout_ms: NotRequired[float | None]
     """time budget"""
     k: NotRequired[int]
@@ -536,15 +537,15 @@ class Scenario(TypedDict):
     catalogue: NotRequired[str | None]
     """recommend only items of this named subset"""
     diversity: NotRequired[float]
-    """how much a list avoids items like each other, chosen from all that the beams find"""
+    """how much the list avoids similar items; it is chosen from all that the beams find"""
     max_per_category: NotRequired[int | None]
-    """most items of any one category; the list is shorter where the beams find no others"""
+    """most items per category; the list is shorter if the beams find no others"""
     rotation: NotRequired[float]
-    """how far items go down that the user was shown lately and did not take, as POST /feedback says: at 0.5 as if half
-    as probable, at 1 behind all others"""
+    """how far to move down items that the user was shown recently but did not take (from POST /feedback): 0.5 as if
+    half as probable, 1 behind all others"""
     explore: NotRequired[int]
-    """slots kept for new items, which nobody had when the model was trained, the model's best first; where there are
-    fewer, others fill the list"""
+    """slots reserved for new items, which nobody had when the model was trained, the model's best first; if there are
+    fewer, other items fill the list"""
     reasoning_steps: NotRequired[int | Literal["auto"] | None]
     """default: the model's default"""
 
@@ -560,11 +561,11 @@ class ServerMetadata(TypedDict):
 
 
 class ShadowBody(TypedDict):
-    """A model that searches for requests as well, and whose answers nobody gets."""
+    """A model that also searches for requests, but whose answers nobody gets."""
 
     version: str
     percent: NotRequired[float]
-    """of the requests, drawn by chance"""
+    """share of the requests, drawn at random"""
 
 
 class SimilarItem(TypedDict):
@@ -580,18 +581,18 @@ class SimilarResponse(TypedDict):
     item_id: str
     model_version: str
     items: list[SimilarItem]
-    """best first; where both kinds are there, those taken together first"""
+    """best first; if there are both kinds, those taken together come first"""
     unknown_items: list[str]
     """ids in allow or deny that are not in the catalogue"""
 
 
 class StepsFigures(TypedDict):
-    """What a number of reasoning steps gives, as measured at export, and what it takes on this machine. null: not
+    """The accuracy of a number of reasoning steps, measured at export, and its time on this machine. null: not
     measured."""
 
     reasoning_steps: int
     auto: bool
-    """whether `reasoning_steps=auto` may take so many"""
+    """whether `reasoning_steps=auto` may take this many"""
     users: int | None
     """validation users that accuracy was measured on"""
     of: int | None
@@ -605,9 +606,9 @@ class StepsFigures(TypedDict):
     gain_high: float | None
     """upper end of it"""
     detectable: float | None
-    """smallest true gain that so many users show with 80% power"""
+    """smallest true gain that this many users show with 80% power"""
     median_ms: float | None
-    """of recent searches alone in their batch, with the default beam width"""
+    """of recent searches that were alone in their batch, with the default beam width"""
 
 
 class Tensor(TypedDict):
@@ -631,17 +632,17 @@ class Timings(TypedDict):
 
 class TrafficBody(TypedDict):
     name: NotRequired[str]
-    """of the experiment; another name deals the users out anew"""
+    """name of the experiment; another name assigns the users anew"""
     arms: NotRequired[list[ArmBody]]
-    """at most 100% together; the rest of the users gets the active model"""
+    """at most 100% in total; the other users get the active model"""
     shadow: NotRequired[ShadowBody | None]
 
 
 class TrafficResponse(TypedDict):
     name: NotRequired[str]
-    """of the experiment; another name deals the users out anew"""
+    """name of the experiment; another name assigns the users anew"""
     arms: NotRequired[list[ArmBody]]
-    """at most 100% together; the rest of the users gets the active model"""
+    """at most 100% in total; the other users get the active model"""
     shadow: NotRequired[ShadowBody | None]
     active: str
 
@@ -653,4 +654,4 @@ class UserResponse(TypedDict):
     cached: list[str]
     """the cache tiers that hold an encoded history"""
     shown: list[str]
-    """items shown lately and not taken, oldest first; kept for rotation"""
+    """items shown recently but not taken, oldest first; kept for `rotation`"""

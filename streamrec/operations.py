@@ -208,8 +208,8 @@ class Operations(Transport):
         catalogue: str | None = None,
         filter: str | None = None,
     ) -> PopularResponse:
-        """Items with more events lately than their own last month lets expect, the farthest above first. Fewer than k,
-        if fewer rise."""
+        """Items with more events than their own past predicts, those furthest above it first. Fewer than k, if fewer
+        rise."""
         answer: PopularResponse = self._call(
             "GET",
             "/trending",
@@ -498,8 +498,8 @@ class AsyncOperations(AsyncTransport):
         catalogue: str | None = None,
         filter: str | None = None,
     ) -> PopularResponse:
-        """Items with more events lately than their own last month lets expect, the farthest above first. Fewer than k,
-        if fewer rise."""
+        """Items with more events than their own past predicts, those furthest above it first. Fewer than k, if fewer
+        rise."""
         answer: PopularResponse = await self._call(
             "GET",
             "/trending",

@@ -35,8 +35,8 @@ async def popular(service: ServiceDep, rules: RulesDep, k: K = 10, window: Windo
 async def trending(
     service: ServiceDep, rules: RulesDep, k: K = 10, window: Literal["hour", "day", "week"] = "day"
 ) -> PopularResponse:
-    """Items with more events lately than their own last month lets expect, the farthest above first. Fewer than k, if
-    fewer rise."""
+    """Items with more events than their own past predicts, those furthest above it first. Fewer than k, if fewer
+    rise."""
     return await _answer(service, rules, k, window, is_rise=True)
 
 

@@ -91,7 +91,7 @@ class RecommendResponse:
     source: Literal["model", "popularity"]
     reasoning_steps: int
     reasoning_paths: int
-    beam_width: Annotated[int, Field(description="0 if given items were ranked: nothing was searched for then")]
+    beam_width: Annotated[int, Field(description="0 if given items were ranked, since nothing was searched for")]
     cache: Literal["memory", "redis", "miss", "off"]
     items: Annotated[list[RecommendedItem], Field(description="best first, distinct")]
     unknown_items: Annotated[

@@ -13,30 +13,30 @@ from serving.items.changed import Kind
 
 
 class ChangedItem(BaseModel):
-    """An item that is not as the model's bundle has it, by its last change."""
+    """An item that differs from what the model's bundle has, with its last change."""
 
     item_id: str
     title: str | None
-    change: Kind = Field(description="added: the bundle has no such item; changed: it has; removed: in no answer")
-    changed_at: datetime | None = Field(description="null where the log of changes has no time")
+    change: Kind = Field(description="added: not in the bundle; changed: in the bundle; removed: in no answer any more")
+    changed_at: datetime | None = Field(description="null if the log of changes has no time for it")
     available_from: datetime | None
     available_until: datetime | None
 
 
 class ChangedItems(BaseModel):
-    position: str = Field(description="of the last change that is in the list, as GET /catalogues has it")
-    items: list[ChangedItem] = Field(description="the one that changed last first, each once")
-    next: int | None = Field(description="what `after` takes to go on behind these; null at the end")
+    position: str = Field(description="position of the last change in the list, as in GET /catalogues")
+    items: list[ChangedItem] = Field(description="the most recently changed first, each once")
+    next: int | None = Field(description="the `after` of the next page; null at the end")
 
 
 class CatalogueItems(Body):
     """A named subset as a list."""
 
-    items: Items = Field(description="those that the catalogue does not have are ignored")
+    items: Items = Field(description="ids that the catalogue does not have are ignored")
 
 
 class CatalogueFilter(Body):
-    """A named subset as whatever passes a filter, now and as items and times change."""
+    """A named subset of whatever passes a filter, now and as items and times change."""
 
     filter: FilterText
 
@@ -53,16 +53,18 @@ Subset = Annotated[CatalogueItems | CatalogueFilter, WrapValidator(_of_its_kind)
 
 class NamedCatalogue(BaseModel):
     name: str
-    items: int = Field(description="listed items in it")
+    items: int = Field(description="number of its items that may be recommended")
     filter: str | None = Field(None, exclude_if=lambda text: text is None, description="absent if it is a list")
 
 
 class CataloguesResponse(BaseModel):
     """The live catalogue of the active model, as this process has it."""
 
-    version: str = Field(description="of the model")
-    position: str = Field(description="of the last change applied: equal where all have applied the same")
-    items: int = Field(description="items that may be recommended")
-    lag_seconds: float = Field(description="since this process last knew that it has applied every change")
+    version: str = Field(description="version of the model")
+    position: str = Field(
+        description="position of the last change applied; equal in processes that have applied the same changes"
+    )
+    items: int = Field(description="number of items that may be recommended")
+    lag_seconds: float = Field(description="seconds since this process last knew that it had applied every change")
     durable: bool = Field(description="whether changes outlive a restart")
     catalogues: list[NamedCatalogue]

@@ -45,11 +45,11 @@ class Body(BaseModel):
 
 
 class HistoryEvent(Body):
-    """What somebody did with an item; its id alone stands for an event of which nothing else is known."""
+    """What somebody did with an item; an item id alone stands for an event about which nothing else is known."""
 
     item_id: Id
     type: Annotated[str, StringConstraints(min_length=1, max_length=MAX_TYPE_LENGTH)] | None = Field(
-        None, description="such as view or purchase; a model may give types weights, and leave some out"
+        None, description="such as view or purchase; a model may weight types, and leave some out"
     )
     value: float | None = Field(None, description="such as a price or a rating; kept with the event")
     timestamp: float | None = Field(None, ge=0, le=MAX_TIMESTAMP, description="seconds since 1970")
@@ -70,6 +70,8 @@ class Problem(BaseModel):
     status: int
     detail: str
     field: str | None = None
-    position: int | None = Field(None, description="of the character at which a filter is wrong, the first being 1")
+    position: int | None = Field(
+        None, description="position of the character at which a filter is wrong, the first being 1"
+    )
     errors: list[dict[str, str]] | None = Field(None, description="all invalid fields, if there are several")
     retry_after: int | None = Field(None, description="seconds")

@@ -17,18 +17,18 @@ class FeedbackRequest(Body):
     event: FeedbackEvent
     value: float | None = Field(None, description="such as a price or seconds played; kept as it is")
     time: float | None = Field(
-        None, ge=0, le=MAX_TIMESTAMP, description="seconds since the epoch; default: when the request came"
+        None, ge=0, le=MAX_TIMESTAMP, description="seconds since the epoch; default: when the request arrived"
     )
 
 
 class FeedbackResponse(BaseModel):
-    counted: bool = Field(description="false: this event on this item of this recommendation had been counted before")
-    position: int = Field(description="of the item in the list, 1 for the best; pages count on")
-    kept: bool = Field(description="whether it can be trained on later; false: it is only counted")
+    counted: bool = Field(description="false: this event on this item of this recommendation was counted before")
+    position: int = Field(description="position of the item in the list, 1 for the best; the next page counts on")
+    kept: bool = Field(description="whether it is kept for training; false: it is only counted")
 
 
 class Rate(BaseModel):
-    """A share, with the 95% interval that its number of cases leaves (Wilson)."""
+    """A share with its 95% confidence interval (Wilson)."""
 
     share: float
     low: float
@@ -36,14 +36,16 @@ class Rate(BaseModel):
 
 
 class FeedbackSummary(BaseModel):
-    """Of one model, source and number of steps, since the start of this service."""
+    """Feedback on one model, source and number of steps, since this service started."""
 
     version: str
     source: str
     reasoning_steps: int
     recommendations: int
     events: dict[str, int]
-    hit_rate: Rate | None = Field(description="recommendations with any event but impressions; null without any")
+    hit_rate: Rate | None = Field(
+        description="share of recommendations with any event but impressions; null without any"
+    )
     click_through_rate: Rate | None = Field(description="clicks per impression; null without impressions")
 
 

@@ -79,12 +79,13 @@ class SimilarItem(BaseModel):
 class SimilarResponse(BaseModel):
     item_id: str
     model_version: str
-    items: list[SimilarItem] = Field(description="best first; where both kinds are there, those taken together first")
+    items: list[SimilarItem] = Field(description="best first; if there are both kinds, those taken together come first")
     unknown_items: list[str] = Field(description="ids in allow or deny that are not in the catalogue")
 
 
 class ItemFields(Body):
-    """All that is known of an item. Its text (title, brand, categories, description) gives a new item its place."""
+    """All that is known about an item. A new item gets its semantic ID from its text: title, brand, categories and
+    description."""
 
     title: Words | None = None
     brand: Words | None = None
@@ -92,10 +93,10 @@ class ItemFields(Body):
     description: Annotated[str, Field(max_length=10_000)] | None = None
     fields: Annotated[dict[Name, FieldValue], Field(max_length=50)] = Field(
         {},
-        description="what else is known, for filters: numbers, strings, booleans, lists; ISO 8601 strings are times",
+        description="other attributes, for filters: numbers, strings, booleans, lists; ISO 8601 strings are times",
     )
-    available_from: Time | None = Field(None, description="before, it is never recommended")
-    available_until: Time | None = Field(None, description="from then on, neither")
+    available_from: Time | None = Field(None, description="not recommended before this time")
+    available_until: Time | None = Field(None, description="not recommended from this time on")
 
     @model_validator(mode="after")
     def _window_is_open(self) -> Self:
@@ -128,4 +129,4 @@ class ItemsRequest(Body):
 
 
 class ItemsPut(BaseModel):
-    results: list[Item | Problem] = Field(description="one for each item of the request, in its order")
+    results: list[Item | Problem] = Field(description="one for each item of the request, in the same order")

@@ -21,15 +21,15 @@ class Cost(BaseModel):
     beam_rows: int = Field(description="the beam widths of the batch's searches, added up")
     median_ms: float
     p95_ms: float
-    runs: int = Field(description="how many recent runs this is measured from")
+    runs: int = Field(description="number of recent runs this is measured from")
 
 
 class StepsFigures(BaseModel):
-    """What a number of reasoning steps gives, as measured at export, and what it takes on this machine. null: not
+    """The accuracy of a number of reasoning steps, measured at export, and its time on this machine. null: not
     measured."""
 
     reasoning_steps: int
-    auto: bool = Field(description="whether `reasoning_steps=auto` may take so many")
+    auto: bool = Field(description="whether `reasoning_steps=auto` may take this many")
     users: int | None = Field(description="validation users that accuracy was measured on")
     of: int | None = Field(description="all validation users, of whom these were drawn")
     recall_at_10: float | None
@@ -37,8 +37,10 @@ class StepsFigures(BaseModel):
     gain: float | None = Field(description="in NDCG@10 over 0 steps, on the same users")
     gain_low: float | None = Field(description="lower end of the gain's 95% interval over users")
     gain_high: float | None = Field(description="upper end of it")
-    detectable: float | None = Field(description="smallest true gain that so many users show with 80% power")
-    median_ms: float | None = Field(description="of recent searches alone in their batch, with the default beam width")
+    detectable: float | None = Field(description="smallest true gain that this many users show with 80% power")
+    median_ms: float | None = Field(
+        description="of recent searches that were alone in their batch, with the default beam width"
+    )
 
 
 class Model(BaseModel):
@@ -56,7 +58,7 @@ class Model(BaseModel):
     catalogues: list[str]
     accuracy: list[dict[str, Any]] = Field(description="measured at export, per number of reasoning steps")
     cost: list[Cost] = Field(description="measured on this machine, since the start")
-    by_steps: list[StepsFigures] = Field(description="both for every number of reasoning steps, 0 first")
+    by_steps: list[StepsFigures] = Field(description="accuracy and time of every number of reasoning steps, 0 first")
 
 
 class ModelsResponse(BaseModel):
@@ -73,28 +75,28 @@ Version = Annotated[str, StringConstraints(min_length=1, max_length=MAX_VERSION_
 
 
 class ArmBody(Body):
-    """A share of the users, and what answers them."""
+    """A share of the users, and the model that answers them."""
 
     version: Version
     percent: float = Field(gt=0, le=100)
     reasoning_steps: int | None = Field(
-        None, ge=0, description="of requests that name none; default: the model's default"
+        None, ge=0, description="for requests that name none; default: the model's default"
     )
 
 
 class ShadowBody(Body):
-    """A model that searches for requests as well, and whose answers nobody gets."""
+    """A model that also searches for requests, but whose answers nobody gets."""
 
     version: Version
-    percent: float = Field(100, gt=0, le=100, description="of the requests, drawn by chance")
+    percent: float = Field(100, gt=0, le=100, description="share of the requests, drawn at random")
 
 
 class TrafficBody(Body):
     name: Annotated[str, StringConstraints(max_length=64)] = Field(
-        "", description="of the experiment; another name deals the users out anew"
+        "", description="name of the experiment; another name assigns the users anew"
     )
     arms: Annotated[list[ArmBody], Field(max_length=16)] = Field(
-        default_factory=list, description="at most 100% together; the rest of the users gets the active model"
+        default_factory=list, description="at most 100% in total; the other users get the active model"
     )
     shadow: ShadowBody | None = None
 

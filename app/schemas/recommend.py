@@ -19,10 +19,10 @@ EXAMPLE: dict[str, JsonValue] = {"history": [], "k": 5}  # works as it is, whate
 
 
 class Boost(Body):
-    """Multiplies what the items that pass are worth: their score is that of the model + log(factor)."""
+    """Adds log(factor) to the model's score of every item that passes the filter."""
 
     filter: FilterText
-    factor: float = Field(ge=0.001, le=1000, description="above 1 for more of them, below for fewer")
+    factor: float = Field(ge=0.001, le=1000, description="above 1 for more of these items, below 1 for fewer")
 
 
 class Answering(Body):
@@ -41,7 +41,7 @@ class Answering(Body):
         None, description='only items that pass, such as price < 50 and brand in ["A", "B"]; docs/FILTERS.md has all'
     )
     boost: Annotated[list[Boost], Field(max_length=MAX_BOOSTS)] | None = Field(
-        None, description="what to recommend more of, or less"
+        None, description="what to recommend more or less of"
     )
     timeout_ms: float | None = Field(None, gt=0, le=600_000, description="time budget")
 
@@ -71,23 +71,23 @@ class Listing(Answering):
     )
     catalogue: Id | None = Field(None, description="recommend only items of this named subset")
     diversity: float = Field(
-        0, ge=0, le=1, description="how much a list avoids items like each other, chosen from all that the beams find"
+        0, ge=0, le=1, description="how much the list avoids similar items; it is chosen from all that the beams find"
     )
     max_per_category: int | None = Field(
-        None, ge=1, description="most items of any one category; the list is shorter where the beams find no others"
+        None, ge=1, description="most items per category; the list is shorter if the beams find no others"
     )
     rotation: float = Field(
         0,
         ge=0,
         le=1,
-        description="how far items go down that the user was shown lately and did not take, as POST /feedback says: "
-        "at 0.5 as if half as probable, at 1 behind all others",
+        description="how far to move down items that the user was shown recently but did not take (from POST "
+        "/feedback): 0.5 as if half as probable, 1 behind all others",
     )
     explore: int = Field(
         0,
         ge=0,
-        description="slots kept for new items, which nobody had when the model was trained, the model's best first; "
-        "where there are fewer, others fill the list",
+        description="slots reserved for new items, which nobody had when the model was trained, the model's best "
+        "first; if there are fewer, other items fill the list",
     )
 
     @model_validator(mode="after")
@@ -104,11 +104,11 @@ class RecommendRequest(Listing, UserRequest):
 
     model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
 
-    scenario: Id | None = Field(None, description="name of a preset of all that this request leaves out")
+    scenario: Id | None = Field(None, description="name of a preset for all that this request leaves out")
     after: RecommendationId | None = Field(
         None,
-        description="recommendation_id of the page before: this answer goes on behind it. Send all else as for that "
-        "page; all pages together have at most as many items as the widest beam permitted",
+        description="recommendation_id of the previous page, which this answer continues. Send everything else as for "
+        "that page; all pages together have at most as many items as the widest permitted beam",
     )
 
 
@@ -116,7 +116,7 @@ class RankRequest(UserRequest):
     """The user, their history, and the items to put in order for them."""
 
     items: Annotated[list[Id], Field(min_length=1, max_length=MAX_RANKED)] = Field(
-        description="item ids; each is scored, seen ones too, and comes back once"
+        description="item ids; each is scored, including seen ones, and returned once"
     )
 
 

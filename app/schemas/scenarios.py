@@ -11,7 +11,7 @@ from app.schemas.recommend import Listing
 
 
 class Scenario(Listing):
-    """A preset of requests that name it. What a request says itself wins."""
+    """A preset for requests that name it. What a request sets itself takes precedence."""
 
     reasoning_steps: (
         Annotated[Annotated[int, Field(ge=0)] | Literal["auto"], one_of("Give a number of steps, 0 or more, or auto")]

@@ -26,4 +26,4 @@ class UserResponse(BaseModel):
     user_id: str
     items: list[str | HistoryEvent] = Field(description="the known history, oldest first, as it was sent")
     cached: list[str] = Field(description="the cache tiers that hold an encoded history")
-    shown: list[str] = Field(description="items shown lately and not taken, oldest first; kept for rotation")
+    shown: list[str] = Field(description="items shown recently but not taken, oldest first; kept for `rotation`")

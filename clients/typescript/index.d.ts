@@ -3,11 +3,11 @@ import { Options, Transport } from "./transport.js";
 
 export { NotFound, Options, ServiceError, Settings, Unavailable } from "./transport.js";
 
-/** A share of the users, and what answers them. */
+/** A share of the users, and the model that answers them. */
 export interface ArmBody {
   version: string;
   percent: number;
-  /** of requests that name none; default: the model's default */
+  /** for requests that name none; default: the model's default */
   reasoning_steps?: number | null;
 }
 
@@ -21,57 +21,57 @@ export interface BatchResponse {
   results: Array<RecommendResponse | Problem>;
 }
 
-/** Multiplies what the items that pass are worth: their score is that of the model + log(factor). */
+/** Adds log(factor) to the model's score of every item that passes the filter. */
 export interface Boost {
   filter: string;
-  /** above 1 for more of them, below for fewer */
+  /** above 1 for more of these items, below 1 for fewer */
   factor: number;
 }
 
-/** A named subset as whatever passes a filter, now and as items and times change. */
+/** A named subset of whatever passes a filter, now and as items and times change. */
 export interface CatalogueFilter {
   filter: string;
 }
 
 /** A named subset as a list. */
 export interface CatalogueItems {
-  /** those that the catalogue does not have are ignored */
+  /** ids that the catalogue does not have are ignored */
   items: Array<string>;
 }
 
 /** The live catalogue of the active model, as this process has it. */
 export interface CataloguesResponse {
-  /** of the model */
+  /** version of the model */
   version: string;
-  /** of the last change applied: equal where all have applied the same */
+  /** position of the last change applied; equal in processes that have applied the same changes */
   position: string;
-  /** items that may be recommended */
+  /** number of items that may be recommended */
   items: number;
-  /** since this process last knew that it has applied every change */
+  /** seconds since this process last knew that it had applied every change */
   lag_seconds: number;
   /** whether changes outlive a restart */
   durable: boolean;
   catalogues: Array<NamedCatalogue>;
 }
 
-/** An item that is not as the model's bundle has it, by its last change. */
+/** An item that differs from what the model's bundle has, with its last change. */
 export interface ChangedItem {
   item_id: string;
   title: string | null;
-  /** added: the bundle has no such item; changed: it has; removed: in no answer */
+  /** added: not in the bundle; changed: in the bundle; removed: in no answer any more */
   change: "added" | "changed" | "removed";
-  /** null where the log of changes has no time */
+  /** null if the log of changes has no time for it */
   changed_at: string | null;
   available_from: string | null;
   available_until: string | null;
 }
 
 export interface ChangedItems {
-  /** of the last change that is in the list, as GET /catalogues has it */
+  /** position of the last change in the list, as in GET /catalogues */
   position: string;
-  /** the one that changed last first, each once */
+  /** the most recently changed first, each once */
   items: Array<ChangedItem>;
-  /** what `after` takes to go on behind these; null at the end */
+  /** the `after` of the next page; null at the end */
   next: number | null;
 }
 
@@ -82,7 +82,7 @@ export interface Cost {
   beam_rows: number;
   median_ms: number;
   p95_ms: number;
-  /** how many recent runs this is measured from */
+  /** number of recent runs this is measured from */
   runs: number;
 }
 
@@ -120,16 +120,16 @@ export interface FeedbackRequest {
   event: "impression" | "click" | "like" | "dislike" | "cart" | "purchase" | "play" | "share";
   /** such as a price or seconds played; kept as it is */
   value?: number | null;
-  /** seconds since the epoch; default: when the request came */
+  /** seconds since the epoch; default: when the request arrived */
   time?: number | null;
 }
 
 export interface FeedbackResponse {
-  /** false: this event on this item of this recommendation had been counted before */
+  /** false: this event on this item of this recommendation was counted before */
   counted: boolean;
-  /** of the item in the list, 1 for the best; pages count on */
+  /** position of the item in the list, 1 for the best; the next page counts on */
   position: number;
-  /** whether it can be trained on later; false: it is only counted */
+  /** whether it is kept for training; false: it is only counted */
   kept: boolean;
 }
 
@@ -137,23 +137,23 @@ export interface FeedbackSummaries {
   summaries: Array<FeedbackSummary>;
 }
 
-/** Of one model, source and number of steps, since the start of this service. */
+/** Feedback on one model, source and number of steps, since this service started. */
 export interface FeedbackSummary {
   version: string;
   source: string;
   reasoning_steps: number;
   recommendations: number;
   events: Record<string, number>;
-  /** recommendations with any event but impressions; null without any */
+  /** share of recommendations with any event but impressions; null without any */
   hit_rate: Rate | null;
   /** clicks per impression; null without impressions */
   click_through_rate: Rate | null;
 }
 
-/** What somebody did with an item; its id alone stands for an event of which nothing else is known. */
+/** What somebody did with an item; an item id alone stands for an event about which nothing else is known. */
 export interface HistoryEvent {
   item_id: string;
-  /** such as view or purchase; a model may give types weights, and leave some out */
+  /** such as view or purchase; a model may weight types, and leave some out */
   type?: string | null;
   /** such as a price or a rating; kept with the event */
   value?: number | null;
@@ -187,22 +187,22 @@ export interface ItemExplanation {
   similarity: Array<number>;
 }
 
-/** All that is known of an item. Its text (title, brand, categories, description) gives a new item its place. */
+/** All that is known about an item. A new item gets its semantic ID from its text: title, brand, categories and description. */
 export interface ItemFields {
   title?: string | null;
   brand?: string | null;
   categories?: Array<string>;
   description?: string | null;
-  /** what else is known, for filters: numbers, strings, booleans, lists; ISO 8601 strings are times */
+  /** other attributes, for filters: numbers, strings, booleans, lists; ISO 8601 strings are times */
   fields?: Record<string, string | number | boolean | Array<string>>;
-  /** before, it is never recommended */
+  /** not recommended before this time */
   available_from?: string | null;
-  /** from then on, neither */
+  /** not recommended from this time on */
   available_until?: string | null;
 }
 
 export interface ItemsPut {
-  /** one for each item of the request, in its order */
+  /** one for each item of the request, in the same order */
   results: Array<Item | Problem>;
 }
 
@@ -231,7 +231,7 @@ export interface Model {
   accuracy: Array<Record<string, unknown>>;
   /** measured on this machine, since the start */
   cost: Array<Cost>;
-  /** both for every number of reasoning steps, 0 first */
+  /** accuracy and time of every number of reasoning steps, 0 first */
   by_steps: Array<StepsFigures>;
 }
 
@@ -259,7 +259,7 @@ export interface ModelsResponse {
 
 export interface NamedCatalogue {
   name: string;
-  /** listed items in it */
+  /** number of its items that may be recommended */
   items: number;
   /** absent if it is a list */
   filter?: string | null;
@@ -279,7 +279,7 @@ export interface NamedScenario {
   neighbours_weight?: number | null;
   /** only items that pass, such as price < 50 and brand in ["A", "B"]; docs/FILTERS.md has all */
   filter?: string | null;
-  /** what to recommend more of, or less */
+  /** what to recommend more or less of */
   boost?: Array<Boost> | null;
   /** time budget */
   timeout_ms?: number | null;
@@ -297,13 +297,13 @@ export interface NamedScenario {
   categories?: Array<string>;
   /** recommend only items of this named subset */
   catalogue?: string | null;
-  /** how much a list avoids items like each other, chosen from all that the beams find */
+  /** how much the list avoids similar items; it is chosen from all that the beams find */
   diversity?: number;
-  /** most items of any one category; the list is shorter where the beams find no others */
+  /** most items per category; the list is shorter if the beams find no others */
   max_per_category?: number | null;
-  /** how far items go down that the user was shown lately and did not take, as POST /feedback says: at 0.5 as if half as probable, at 1 behind all others */
+  /** how far to move down items that the user was shown recently but did not take (from POST /feedback): 0.5 as if half as probable, 1 behind all others */
   rotation?: number;
-  /** slots kept for new items, which nobody had when the model was trained, the model's best first; where there are fewer, others fill the list */
+  /** slots reserved for new items, which nobody had when the model was trained, the model's best first; if there are fewer, other items fill the list */
   explore?: number;
   /** default: the model's default */
   reasoning_steps?: number | "auto" | null;
@@ -313,11 +313,11 @@ export interface NamedScenario {
 export interface PopularResponse {
   model_version: string;
   window: "hour" | "day" | "week" | "month";
-  /** best first; score: events in the window, or how far they are above what was to be expected, in standard deviations; 0: by the bundle's popularity */
+  /** best first; score: events in the window or, of trending items, by how many standard deviations they exceed what their past predicts; 0: by the bundle's popularity */
   items: Array<RecommendedItem>;
-  /** in the window, on all items; an event counts less the older it is */
+  /** events in the window, on all items; older events count less */
   events: number;
-  /** false: counted by the process that answered, and no other */
+  /** whether all processes count together; false: the one that answered counts its own */
   shared: boolean;
   /** ids in allow or deny that are not in the catalogue */
   unknown_items: Array<string>;
@@ -330,7 +330,7 @@ export interface Problem {
   status: number;
   detail: string;
   field?: string | null;
-  /** of the character at which a filter is wrong, the first being 1 */
+  /** position of the character at which a filter is wrong, the first being 1 */
   position?: number | null;
   /** all invalid fields, if there are several */
   errors?: Array<Record<string, string>> | null;
@@ -343,11 +343,11 @@ export interface PutItem {
   brand?: string | null;
   categories?: Array<string>;
   description?: string | null;
-  /** what else is known, for filters: numbers, strings, booleans, lists; ISO 8601 strings are times */
+  /** other attributes, for filters: numbers, strings, booleans, lists; ISO 8601 strings are times */
   fields?: Record<string, string | number | boolean | Array<string>>;
-  /** before, it is never recommended */
+  /** not recommended before this time */
   available_from?: string | null;
-  /** from then on, neither */
+  /** not recommended from this time on */
   available_until?: string | null;
   item_id: string;
 }
@@ -362,7 +362,7 @@ export interface RankRequest {
   neighbours_weight?: number | null;
   /** only items that pass, such as price < 50 and brand in ["A", "B"]; docs/FILTERS.md has all */
   filter?: string | null;
-  /** what to recommend more of, or less */
+  /** what to recommend more or less of */
   boost?: Array<Boost> | null;
   /** time budget */
   timeout_ms?: number | null;
@@ -371,11 +371,11 @@ export interface RankRequest {
   /** item ids and events, oldest first, as given; omitted or empty: the known history */
   history?: Array<string | HistoryEvent> | null;
   explain?: boolean;
-  /** item ids; each is scored, seen ones too, and comes back once */
+  /** item ids; each is scored, including seen ones, and returned once */
   items: Array<string>;
 }
 
-/** A share, with the 95% interval that its number of cases leaves (Wilson). */
+/** A share with its 95% confidence interval (Wilson). */
 export interface Rate {
   share: number;
   low: number;
@@ -401,7 +401,7 @@ export interface RecommendRequest {
   neighbours_weight?: number | null;
   /** only items that pass, such as price < 50 and brand in ["A", "B"]; docs/FILTERS.md has all */
   filter?: string | null;
-  /** what to recommend more of, or less */
+  /** what to recommend more or less of */
   boost?: Array<Boost> | null;
   /** time budget */
   timeout_ms?: number | null;
@@ -424,17 +424,17 @@ export interface RecommendRequest {
   categories?: Array<string>;
   /** recommend only items of this named subset */
   catalogue?: string | null;
-  /** how much a list avoids items like each other, chosen from all that the beams find */
+  /** how much the list avoids similar items; it is chosen from all that the beams find */
   diversity?: number;
-  /** most items of any one category; the list is shorter where the beams find no others */
+  /** most items per category; the list is shorter if the beams find no others */
   max_per_category?: number | null;
-  /** how far items go down that the user was shown lately and did not take, as POST /feedback says: at 0.5 as if half as probable, at 1 behind all others */
+  /** how far to move down items that the user was shown recently but did not take (from POST /feedback): 0.5 as if half as probable, 1 behind all others */
   rotation?: number;
-  /** slots kept for new items, which nobody had when the model was trained, the model's best first; where there are fewer, others fill the list */
+  /** slots reserved for new items, which nobody had when the model was trained, the model's best first; if there are fewer, other items fill the list */
   explore?: number;
-  /** name of a preset of all that this request leaves out */
+  /** name of a preset for all that this request leaves out */
   scenario?: string | null;
-  /** recommendation_id of the page before: this answer goes on behind it. Send all else as for that page; all pages together have at most as many items as the widest beam permitted */
+  /** recommendation_id of the previous page, which this answer continues. Send everything else as for that page; all pages together have at most as many items as the widest permitted beam */
   after?: string | null;
 }
 
@@ -446,7 +446,7 @@ export interface RecommendResponse {
   source: "model" | "popularity";
   reasoning_steps: number;
   reasoning_paths: number;
-  /** 0 if given items were ranked: nothing was searched for then */
+  /** 0 if given items were ranked, since nothing was searched for */
   beam_width: number;
   cache: "memory" | "redis" | "miss" | "off";
   /** best first, distinct */
@@ -465,7 +465,7 @@ export interface RecommendedItem {
   categories?: Array<string>;
 }
 
-/** A preset of requests that name it. What a request says itself wins. */
+/** A preset for requests that name it. What a request sets itself takes precedence. */
 export interface Scenario {
   /** reasoning paths searched in parallel; default: the bundle's */
   reasoning_paths?: number | null;
@@ -475,7 +475,7 @@ export interface Scenario {
   neighbours_weight?: number | null;
   /** only items that pass, such as price < 50 and brand in ["A", "B"]; docs/FILTERS.md has all */
   filter?: string | null;
-  /** what to recommend more of, or less */
+  /** what to recommend more or less of */
   boost?: Array<Boost> | null;
   /** time budget */
   timeout_ms?: number | null;
@@ -493,13 +493,13 @@ export interface Scenario {
   categories?: Array<string>;
   /** recommend only items of this named subset */
   catalogue?: string | null;
-  /** how much a list avoids items like each other, chosen from all that the beams find */
+  /** how much the list avoids similar items; it is chosen from all that the beams find */
   diversity?: number;
-  /** most items of any one category; the list is shorter where the beams find no others */
+  /** most items per category; the list is shorter if the beams find no others */
   max_per_category?: number | null;
-  /** how far items go down that the user was shown lately and did not take, as POST /feedback says: at 0.5 as if half as probable, at 1 behind all others */
+  /** how far to move down items that the user was shown recently but did not take (from POST /feedback): 0.5 as if half as probable, 1 behind all others */
   rotation?: number;
-  /** slots kept for new items, which nobody had when the model was trained, the model's best first; where there are fewer, others fill the list */
+  /** slots reserved for new items, which nobody had when the model was trained, the model's best first; if there are fewer, other items fill the list */
   explore?: number;
   /** default: the model's default */
   reasoning_steps?: number | "auto" | null;
@@ -515,10 +515,10 @@ export interface ServerMetadata {
   extensions: Array<string>;
 }
 
-/** A model that searches for requests as well, and whose answers nobody gets. */
+/** A model that also searches for requests, but whose answers nobody gets. */
 export interface ShadowBody {
   version: string;
-  /** of the requests, drawn by chance */
+  /** share of the requests, drawn at random */
   percent?: number;
 }
 
@@ -534,16 +534,16 @@ export interface SimilarItem {
 export interface SimilarResponse {
   item_id: string;
   model_version: string;
-  /** best first; where both kinds are there, those taken together first */
+  /** best first; if there are both kinds, those taken together come first */
   items: Array<SimilarItem>;
   /** ids in allow or deny that are not in the catalogue */
   unknown_items: Array<string>;
 }
 
-/** What a number of reasoning steps gives, as measured at export, and what it takes on this machine. null: not measured. */
+/** The accuracy of a number of reasoning steps, measured at export, and its time on this machine. null: not measured. */
 export interface StepsFigures {
   reasoning_steps: number;
-  /** whether `reasoning_steps=auto` may take so many */
+  /** whether `reasoning_steps=auto` may take this many */
   auto: boolean;
   /** validation users that accuracy was measured on */
   users: number | null;
@@ -557,9 +557,9 @@ export interface StepsFigures {
   gain_low: number | null;
   /** upper end of it */
   gain_high: number | null;
-  /** smallest true gain that so many users show with 80% power */
+  /** smallest true gain that this many users show with 80% power */
   detectable: number | null;
-  /** of recent searches alone in their batch, with the default beam width */
+  /** of recent searches that were alone in their batch, with the default beam width */
   median_ms: number | null;
 }
 
@@ -581,17 +581,17 @@ export interface Timings {
 }
 
 export interface TrafficBody {
-  /** of the experiment; another name deals the users out anew */
+  /** name of the experiment; another name assigns the users anew */
   name?: string;
-  /** at most 100% together; the rest of the users gets the active model */
+  /** at most 100% in total; the other users get the active model */
   arms?: Array<ArmBody>;
   shadow?: ShadowBody | null;
 }
 
 export interface TrafficResponse {
-  /** of the experiment; another name deals the users out anew */
+  /** name of the experiment; another name assigns the users anew */
   name?: string;
-  /** at most 100% together; the rest of the users gets the active model */
+  /** at most 100% in total; the other users get the active model */
   arms?: Array<ArmBody>;
   shadow?: ShadowBody | null;
   active: string;
@@ -603,7 +603,7 @@ export interface UserResponse {
   items: Array<string | HistoryEvent>;
   /** the cache tiers that hold an encoded history */
   cached: Array<string>;
-  /** items shown lately and not taken, oldest first; kept for rotation */
+  /** items shown recently but not taken, oldest first; kept for `rotation` */
   shown: Array<string>;
 }
 
@@ -640,7 +640,7 @@ export class Client extends Transport {
   deleteItem(item_id: string, options?: Options): Promise<void>;
   /** Items with the most events lately, on histories and in feedback; an event counts less the older it is. Behind them, as far as k is not reached, what is popular in the bundle. */
   popular(query?: { k?: number; window?: "hour" | "day" | "week" | "month"; allow?: Array<string> | null; deny?: Array<string> | null; categories?: Array<string> | null; catalogue?: string | null; filter?: string | null }, options?: Options): Promise<PopularResponse>;
-  /** Items with more events lately than their own last month lets expect, the farthest above first. Fewer than k, if fewer rise. */
+  /** Items with more events than their own past predicts, those furthest above it first. Fewer than k, if fewer rise. */
   trending(query?: { k?: number; window?: "hour" | "day" | "week"; allow?: Array<string> | null; deny?: Array<string> | null; categories?: Array<string> | null; catalogue?: string | null; filter?: string | null }, options?: Options): Promise<PopularResponse>;
   /** List Catalogues */
   listCatalogues(options?: Options): Promise<CataloguesResponse>;

@@ -199,7 +199,7 @@ class Service:
                 self._measure(searches)
             engine.bundle.catalogue.index_titles()
             self.metrics.show_models(engine.bundle.version)
-            _keep_for_good()
+            _freeze_heap()
             gc.set_threshold(YOUNG_OBJECTS)
         except BaseException as error:
             self._fail_to_start(error)
@@ -277,7 +277,7 @@ class Service:
             await self.batcher.between_batches(partial(self._measure, searches))
         await asyncio.to_thread(engine.bundle.catalogue.index_titles)
         await self.catalogues.add(engine)
-        _keep_for_good()
+        _freeze_heap()
         return self._recommender(engine)
 
     async def erase_user(self, user_id: str) -> None:
@@ -293,7 +293,7 @@ class Service:
         user = user_key(user_id, self.settings.user_secret)
         return [] if self.impressions is None else await self.impressions.get(user)
 
-    async def happened(self, user: str, item_id: str, event: str) -> None:
+    async def record_feedback(self, user: str, item_id: str, event: str) -> None:
         """What somebody did with a recommended item, for counts and rotation. user: the key; empty: nobody. What cannot
         be kept of it is lost."""
         if event in POSITIVE:
@@ -394,7 +394,7 @@ class Service:
             await self._redis.aclose()
 
 
-def _keep_for_good() -> None:
+def _freeze_heap() -> None:
     """Spares all that lives now from further searches for garbage, so that no long one stalls the answers."""
     gc.collect()  # what is garbage already would stay as well
     gc.freeze()

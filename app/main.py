@@ -14,10 +14,10 @@ from starlette.types import ASGIApp
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from app import errors
-from app.gate import LoadShedder
 from app.lifecycle import Service
+from app.load_shedder import LoadShedder
 from app.metrics import Scrapes
-from app.middleware import Cors, Envelope
+from app.middleware import Cors, RequestMiddleware
 from app.quotas import Quotas
 from app.routes import (
     catalogues,
@@ -48,8 +48,8 @@ async def _beat(slot: WorkerSlot) -> None:
 
 
 class Application(FastAPI):
-    """FastAPI with our layers outermost. Its own around them answer errors and bound bodies, as `Envelope` has done by
-    then, and would cost every request some microseconds."""
+    """FastAPI with our layers outermost. Its own around them answer errors and bound bodies, as `RequestMiddleware` has
+    done by then, and would cost every request some microseconds."""
 
     def build_middleware_stack(self) -> ASGIApp:
         stack: Any = super().build_middleware_stack()
@@ -116,7 +116,7 @@ def create_app(
     if settings.cors_origins:
         app.add_middleware(Cors, origins=settings.cors_origins)
     app.add_middleware(
-        Envelope,
+        RequestMiddleware,
         metrics=service.metrics,
         traces=traces,
         hosts=Hosts(settings),

@@ -27,7 +27,7 @@ QUIET = {"/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"}
 NOT_LOGGED = {429, 503}  # a flood of refusals would flood the log; the metrics count them by reason
 
 
-class Envelope:
+class RequestMiddleware:
     """max_body_bytes: larger bodies are answered with 413, whether or not they declare their length. What answers GET
     answers HEAD."""
 

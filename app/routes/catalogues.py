@@ -103,5 +103,5 @@ async def _named(service: Service, name: str) -> NamedCatalogue:
     recommender = service.recommender
     catalogue = recommender.bundle.catalogue
     rules = catalogue.resolve(Rules(catalogue=name), time.time())
-    items = await recommender.passes.run(lambda: int(catalogue.members(rules).sum()))
+    items = await recommender.scans.run(lambda: int(catalogue.members(rules).sum()))
     return NamedCatalogue(name=name, items=items, filter=catalogue.filters.get(name))

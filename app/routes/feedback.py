@@ -42,7 +42,7 @@ async def give_feedback(body: FeedbackRequest, service: ServiceDep) -> FeedbackR
     }
     added = await service.feedback.add(body.recommendation_id, record)
     if added.is_new:
-        await service.happened(receipt.user, body.item_id, body.event)
+        await service.record_feedback(receipt.user, body.item_id, body.event)
     service.metrics.took_feedback(receipt.version, receipt.source, receipt.steps, body.event, added)
     return FeedbackResponse(counted=added.is_new, position=position, kept=service.feedback.is_kept)
 

@@ -1,7 +1,7 @@
 """May a request enter, when does it run, and with how many steps: one pure class with a clock, and one `decide()`.
 
-Knows no thread, no event loop, no model and no HTTP. The gate asks it before a request is read, the recommender before
-anything is looked up, the batcher when a request joins the queue; the capacity simulation runs the same class.
+Knows no thread, no event loop, no model and no HTTP. The load shedder asks it before a request is read, the recommender
+before anything is looked up, the batcher when a request joins the queue; the capacity simulation runs the same class.
 
 The queue is bounded by the seconds of work in it, not by the number of requests:
 
@@ -123,8 +123,8 @@ class Job(Generic[T]):
 
 
 @dataclass(slots=True)
-class Share:
-    """What the order of jobs needs to know of an active client: the virtual times at which its last job starts and its
+class ClientFlow:
+    """What fair queueing needs to know of an active client: the virtual times at which its last job starts and its
     work ends, what that job costs, how many of its jobs wait, and when it last came."""
 
     start: float = 0.0
@@ -135,9 +135,9 @@ class Share:
 
 
 class Costs(Protocol):
-    """The seconds within which `share` of a model's batches with so many steps and beam rows finish."""
+    """The seconds within which `quantile` of a model's batches with so many steps and beam rows finish."""
 
-    def estimate(self, steps: int, rows: int, share: float, model: str) -> float: ...
+    def estimate(self, steps: int, rows: int, quantile: float, model: str) -> float: ...
 
 
 class Admission(Generic[T]):
@@ -172,7 +172,7 @@ class Admission(Generic[T]):
         self._predicted, self._took, self._paced_at = 0.0, 0.0, 0.0  # decayed sums, for the pace
         self._virtual = 0.0  # seconds of work, at its cost when it entered
         self._progress = 0.0  # of virtual time; a decayed sum, as `_took`
-        self._shares: dict[Hashable, Share] = {}  # of active clients, the last to come last
+        self._flows: dict[Hashable, ClientFlow] = {}  # of active clients, the last to come last
         self._refused: dict[Hashable, tuple[float, float]] = {}  # client -> until when the queue is full, and the wait
 
     # May it enter?
@@ -208,7 +208,7 @@ class Admission(Generic[T]):
         self.check_open()
         now = self.clock()
         if demand is None:
-            until, wait = self._refused.get(client if client in self._shares else NEWCOMER, NEVER)
+            until, wait = self._refused.get(client if client in self._flows else NEWCOMER, NEVER)
             if self._depth and now < until:
                 raise Overloaded(QUEUE_FULL, wait)
             return None
@@ -225,7 +225,7 @@ class Admission(Generic[T]):
                 if self._has_room(plan, mates, work, pace):
                     return plan
                 in_time = True
-        if not in_time and all(self._batch_seconds(plan, 1, _share(demand)) > left for plan in demand.plans()):
+        if not in_time and all(self._batch_seconds(plan, 1, _quantile(demand)) > left for plan in demand.plans()):
             raise DeadlineExceeded(
                 "No permitted number of steps and beams fits this time budget; allow more, or use auto."
             )
@@ -241,7 +241,7 @@ class Admission(Generic[T]):
     def _refuse(self, client: Hashable, until: float, wait: float) -> None:
         if len(self._refused) >= MAX_REFUSED:
             self._refused.clear()
-        self._refused[client if client in self._shares else NEWCOMER] = until, wait
+        self._refused[client if client in self._flows else NEWCOMER] = until, wait
 
     def _meets_deadline(self, plan: Plan, mates: int, wait: float, pace: float, left: float, flexible: bool) -> bool:
         """mates: the jobs before it in its batch."""
@@ -260,37 +260,37 @@ class Admission(Generic[T]):
 
     def _before(self, client: Hashable) -> dict[Plan, int]:
         """How many jobs of each plan run before a job of the client that enters now."""
-        share = self._shares.get(client)
-        if share is not None and share.waiting == self._depth:  # nobody else waits
+        flow = self._flows.get(client)
+        if flow is not None and flow.waiting == self._depth:  # nobody else waits
             return {plan: len(group) for plan, group in self._waiting.items()}
-        start = self._start(share)
+        start = self._start(flow)
         return {plan: sum(job.start <= start for job in group.values()) for plan, group in self._waiting.items()}
 
     def _seconds_to_turn(self, client: Hashable) -> float:
         """Seconds until virtual time reaches the start of a job of the client that enters now, at its present speed."""
-        share = self._shares.get(client)
-        if share is None or len(self._shares) == 1:
+        flow = self._flows.get(client)
+        if flow is None or len(self._flows) == 1:
             return 0.0
         decay = self._decay()
         speed = (PACE_PRIOR + decay * self._progress) / (PACE_PRIOR + decay * self._took)
-        return self._left_to_run() + (self._start(share) - self._virtual) / speed
+        return self._left_to_run() + (self._start(flow) - self._virtual) / speed
 
-    def _start(self, share: Share | None) -> float:
-        if share is None:
+    def _start(self, flow: ClientFlow | None) -> float:
+        if flow is None:
             return self._virtual
-        return max(self._virtual, share.end, share.start if share.waiting else 0.0)
+        return max(self._virtual, flow.end, flow.start if flow.waiting else 0.0)
 
     # The queue
 
     def enter(self, payload: T, plan: Plan, deadline: float = math.inf, client: Hashable = None) -> Job[T]:
         """Puts a request that `decide` let in into the queue."""
         now = self.clock()
-        share = self._shares.pop(client, None) or Share()
-        self._shares[client] = share
+        flow = self._flows.pop(client, None) or ClientFlow()
+        self._flows[client] = flow
         job = Job(payload, plan, deadline, now, next(self._numbers), client)
-        job.start, job.cost = self._start(share), self._group_seconds(plan, 1)
-        share.start, share.end, share.cost, share.seen = job.start, job.start + job.cost, job.cost, now
-        share.waiting += 1
+        job.start, job.cost = self._start(flow), self._group_seconds(plan, 1)
+        flow.start, flow.end, flow.cost, flow.seen = job.start, job.start + job.cost, job.cost, now
+        flow.waiting += 1
         self._waiting.setdefault(plan, {})[job.number] = job
         self._depth += 1
         return job
@@ -299,13 +299,13 @@ class Admission(Generic[T]):
         """Takes a job out of the queue, if it is still in it. It does not run, and costs its client nothing."""
         if job.waiting:
             self._remove(job)
-            self._shares[job.client].end -= job.cost
+            self._flows[job.client].end -= job.cost
 
     def _remove(self, job: Job[T]) -> None:
         if job.waiting:
             job.waiting = False
             self._depth -= 1
-            self._shares[job.client].waiting -= 1
+            self._flows[job.client].waiting -= 1
             group = self._waiting[job.plan]
             del group[job.number]
             if not group:
@@ -347,13 +347,13 @@ class Admission(Generic[T]):
     def _chosen(self, plan: Plan, group: list[Job[T]]) -> list[Job[T]]:
         """The jobs that share the next batch, from those of one plan in their order."""
         most = self._jobs_per_batch(plan)
-        light = [share for share in self._shares.values() if share.waiting * len(self._shares) < most]
-        if len(self._shares) == 1 or not light:
+        light = [flow for flow in self._flows.values() if flow.waiting * len(self._flows) < most]
+        if len(self._flows) == 1 or not light:
             return group[:most]
-        most_seconds, each = max(share.cost for share in light), 1
+        most_seconds, each = max(flow.cost for flow in light), 1
         while each < most and self._group_seconds(plan, each + 1) <= most_seconds:
             each += 1
-        each *= max(1, min(share.waiting for share in light))
+        each *= max(1, min(flow.waiting for flow in light))
         chosen: list[Job[T]] = []
         counts: dict[Hashable, int] = {}
         for job in group:
@@ -370,21 +370,21 @@ class Admission(Generic[T]):
         Clients that send their next request once they have an answer come back a moment too late. Without a pause,
         whoever keeps a queue would have every other turn, however many the others are.
         """
-        if len(self._shares) == 1:
+        if len(self._flows) == 1:
             return 0.0
-        queued = [share.cost for share in self._shares.values() if share.waiting > 1]
-        expected = sum(share is not None and not share.waiting for share in map(self._shares.get, self._answered))
+        queued = [flow.cost for flow in self._flows.values() if flow.waiting > 1]
+        expected = sum(flow is not None and not flow.waiting for flow in map(self._flows.get, self._answered))
         if not 1 <= len(queued) <= expected:
             return 0.0
         return self._paced_at + min(PATIENCE_S, self._pace() * max(queued) / 2) - self.clock()
 
     def _forget_clients(self, now: float) -> None:
         """Drops those that have not come for a while."""
-        for client, share in list(
-            itertools.takewhile(lambda each: each[1].seen < now - ACTIVE_FOR, self._shares.items())
+        for client, flow in list(
+            itertools.takewhile(lambda each: each[1].seen < now - ACTIVE_FOR, self._flows.items())
         ):
-            if not share.waiting:
-                del self._shares[client]
+            if not flow.waiting:
+                del self._flows[client]
                 self._refused.pop(client, None)
 
     def finish(self) -> None:
@@ -442,14 +442,14 @@ class Admission(Generic[T]):
         full, rest = divmod(jobs, most)
         return full * self._batch_seconds(plan, most) + self._batch_seconds(plan, rest)
 
-    def _batch_seconds(self, plan: Plan, jobs: int, share: float = TYPICAL) -> float:
-        """Within so many seconds `share` of such batches finish."""
+    def _batch_seconds(self, plan: Plan, jobs: int, quantile: float = TYPICAL) -> float:
+        """Within so many seconds `quantile` of such batches finish."""
         if not jobs:
             return 0.0
-        seconds = self._seconds.get((plan, jobs, share))
+        seconds = self._seconds.get((plan, jobs, quantile))
         if seconds is None:
-            seconds = self._costs.estimate(plan.steps, jobs * plan.beam_rows, share, plan.model)
-            self._seconds[plan, jobs, share] = seconds
+            seconds = self._costs.estimate(plan.steps, jobs * plan.beam_rows, quantile, plan.model)
+            self._seconds[plan, jobs, quantile] = seconds
         return seconds
 
     def _forget_estimates(self, now: float) -> None:
@@ -465,5 +465,5 @@ def _in_order(group: dict[int, Job[T]]) -> list[Job[T]]:
     return sorted(group.values(), key=lambda job: (job.start, job.number))
 
 
-def _share(demand: Demand) -> float:
+def _quantile(demand: Demand) -> float:
     return LIKELY if demand.flexible else TYPICAL

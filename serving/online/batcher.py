@@ -88,7 +88,7 @@ class Batcher(Generic[T, R]):
         self._run, self._prepare, self._check = run, prepare, check
         self._on_depth, self._on_death = on_depth, on_death
         self._wake = threading.Condition()  # guards `admission`
-        self._errands: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._engine_calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._draining = False
         self._thread: threading.Thread | None = None
         self._failures = 0  # in a row
@@ -139,7 +139,7 @@ class Batcher(Generic[T, R]):
         with self._wake:
             if self.death is not None or self._draining:
                 raise EngineDead(DEAD)
-            self._errands.append((work, done))
+            self._engine_calls.append((work, done))
             self._wake.notify()
         return await asyncio.wrap_future(done)
 
@@ -187,21 +187,21 @@ class Batcher(Generic[T, R]):
             self._prepare()
             self._call = None
             while self._wait_for_work():
-                self._run_errands()
+                self._make_engine_calls()
                 self.step()
         except BaseException as error:
             self._die(error)
 
     def _wait_for_work(self) -> bool:
         with self._wake:
-            self._wake.wait_for(lambda: self.depth or self._errands or self._draining)
-            while self.depth and not self._errands and (pause := self.admission.patience()) > 0:
+            self._wake.wait_for(lambda: self.depth or self._engine_calls or self._draining)
+            while self.depth and not self._engine_calls and (pause := self.admission.patience()) > 0:
                 self._wake.wait(pause)
-            return bool(self.depth or self._errands)
+            return bool(self.depth or self._engine_calls)
 
-    def _run_errands(self) -> None:
-        while self._errands:
-            work, done = self._errands.popleft()
+    def _make_engine_calls(self) -> None:
+        while self._engine_calls:
+            work, done = self._engine_calls.popleft()
             if not done.set_running_or_notify_cancel():
                 continue
             self._call = object()
@@ -283,8 +283,8 @@ class Batcher(Generic[T, R]):
             self.admission.advance("engine dead")
             jobs = self.admission.clear()
         _deliver(jobs, repeat(EngineDead(DEAD)))
-        while self._errands:
-            _, done = self._errands.popleft()
+        while self._engine_calls:
+            _, done = self._engine_calls.popleft()
             if done.set_running_or_notify_cancel():
                 done.set_exception(EngineDead(DEAD))
         self._on_death(error)

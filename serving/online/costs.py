@@ -36,8 +36,8 @@ class _Runs:
         insort(self.ordered, seconds)
         self.last = now
 
-    def quantile(self, share: float) -> float:
-        return self.ordered[math.ceil(share * len(self.ordered)) - 1]
+    def at(self, quantile: float) -> float:
+        return self.ordered[math.ceil(quantile * len(self.ordered)) - 1]
 
 
 class CostTable:
@@ -61,8 +61,8 @@ class CostTable:
         with self._lock:
             self._runs.pop(model, None)
 
-    def estimate(self, steps: int, rows: int, share: float = LIKELY, model: str = "") -> float:
-        """The seconds within which `share` of such batches finish; 0 while nothing has been measured of the model.
+    def estimate(self, steps: int, rows: int, quantile: float = LIKELY, model: str = "") -> float:
+        """The seconds within which `quantile` of such batches finish; 0 while nothing has been measured of the model.
 
         A shape that was never measured is assumed to cost what the next larger one does, of its own number of steps or
         of a larger one, whichever is less; and beyond the largest in proportion to its rows: too much rather than too
@@ -75,16 +75,16 @@ class CostTable:
             steps = min(steps, max(measured))
             entries = measured.get(steps, {})
             if rows in entries:
-                return self._decayed(entries[rows], share)
+                return self._decayed(entries[rows], quantile)
             larger = [
-                self._decayed(of_steps[min(known for known in of_steps if known >= rows)], share)
+                self._decayed(of_steps[min(known for known in of_steps if known >= rows)], quantile)
                 for number, of_steps in measured.items()
                 if number >= steps and max(of_steps) >= rows
             ]
             if larger:
                 return min(larger)
             entries = entries or measured[min(number for number in measured if number > steps)]
-            return self._decayed(entries[max(entries)], share) * rows / max(entries)
+            return self._decayed(entries[max(entries)], quantile) * rows / max(entries)
 
     def table(self, model: str = "") -> list[dict[str, Any]]:
         """The measurements of a model for people: milliseconds, one row per number of steps and of beam rows."""
@@ -93,17 +93,17 @@ class CostTable:
                 {
                     "reasoning_steps": steps,
                     "beam_rows": rows,
-                    "median_ms": round(1000 * runs.quantile(TYPICAL), 2),
-                    "p95_ms": round(1000 * runs.quantile(LIKELY), 2),
+                    "median_ms": round(1000 * runs.at(TYPICAL), 2),
+                    "p95_ms": round(1000 * runs.at(LIKELY), 2),
                     "runs": len(runs.ordered),
                 }
                 for steps, entries in sorted(self._runs.get(model, {}).items())
                 for rows, runs in sorted(entries.items())
             ]
 
-    def _decayed(self, runs: _Runs, share: float) -> float:
+    def _decayed(self, runs: _Runs, quantile: float) -> float:
         # A shape once measured as slow is never chosen, and so never measured again: old estimates must decay.
         age = self._clock() - runs.last
-        usual: float = runs.quantile(share) * 0.5 ** (age / HALF_LIFE)
+        usual: float = runs.at(quantile) * 0.5 ** (age / HALF_LIFE)
         fastest: float = runs.ordered[0] * 0.5 ** (age / BEST_HALF_LIFE)
         return max(usual, fastest)

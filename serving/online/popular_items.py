@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from serving.items.catalogue import Catalogue
-from serving.online.passes import Passes
+from serving.online.scans import CatalogueScans
 from serving.types import Boost, Rules
 
 Key = tuple[int, Rules, tuple[Boost, ...]]
@@ -16,8 +16,8 @@ Key = tuple[int, Rules, tuple[Boost, ...]]
 class PopularItems:
     """Those of one catalogue, which may change meanwhile. To be called on one event loop."""
 
-    def __init__(self, catalogue: Catalogue, passes: Passes) -> None:
-        self.catalogue, self._passes = catalogue, passes
+    def __init__(self, catalogue: Catalogue, scans: CatalogueScans) -> None:
+        self.catalogue, self._scans = catalogue, scans
         self._running: dict[Key, asyncio.Task[list[int]]] = {}
 
     async def find(self, k: int, rules: Rules, boosts: Sequence[Boost] = ()) -> list[int]:
@@ -36,7 +36,7 @@ class PopularItems:
 
     async def _passed(self, key: Key) -> list[int]:
         if key not in self._running:
-            task = asyncio.create_task(self._passes.run(partial(self.catalogue.popular, *key)))
+            task = asyncio.create_task(self._scans.run(partial(self.catalogue.popular, *key)))
             self._running[key] = task
             task.add_done_callback(lambda _: self._running.pop(key))
         return await asyncio.shield(self._running[key])  # others may want it when this one's client has gone

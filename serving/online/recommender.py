@@ -24,10 +24,10 @@ from serving.online.cache import Lookup, StateCache
 from serving.online.impressions import Impressions
 from serving.online.listing import Recommendation, popular, to_list, without_invalid
 from serving.online.observer import Observer
-from serving.online.passes import Passes
 from serving.online.popular_items import PopularItems
 from serving.online.query import Query, Resolved, resolve, to_request
 from serving.online.redis_link import RedisDown
+from serving.online.scans import CatalogueScans
 from serving.online.searching import EngineLike, Search, encode_and_search
 from serving.online.similar import SimilarItems
 from serving.online.trends import Ranked, boosted, filled, of_bundle
@@ -75,9 +75,9 @@ class Recommender:
         self._batcher, self._cache, self._users, self._limits = batcher, cache, users, limits
         self._user_secret, self._observer, self._cold_list = user_secret, observer or Observer(), cold_list
         self._impressions = impressions
-        self.passes = Passes()
-        self.similar = SimilarItems(self.bundle, self.passes)
-        self.popular = PopularItems(self.bundle.catalogue, self.passes)
+        self.scans = CatalogueScans()
+        self.similar = SimilarItems(self.bundle, self.scans)
+        self.popular = PopularItems(self.bundle.catalogue, self.scans)
         self._state_version = f"{self.bundle.version} {runtime}"
 
     async def recommend(self, query: Query) -> Recommendation:

@@ -16,7 +16,7 @@ import numpy as np
 
 from serving.bundle import Bundle
 from serving.errors import RequestError
-from serving.online.passes import Passes
+from serving.online.scans import CatalogueScans
 from serving.types import Rules
 
 By = Literal["together", "content"]
@@ -36,8 +36,8 @@ class Similar:
 class SimilarItems:
     """Those of one bundle, whose catalogue may change meanwhile. To be called on one event loop."""
 
-    def __init__(self, bundle: Bundle, passes: Passes | None = None) -> None:
-        self._bundle, self._passes = bundle, passes or Passes()
+    def __init__(self, bundle: Bundle, scans: CatalogueScans | None = None) -> None:
+        self._bundle, self._scans = bundle, scans or CatalogueScans()
         self._blocks: list[np.ndarray] = []  # unit vectors of the catalogue's rows, made when they are first needed
 
     async def find(self, item: int, rules: Rules, k: int, by: By | None = None) -> list[Similar]:
@@ -54,7 +54,7 @@ class SimilarItems:
         if by == "together" or len(found) == k:
             return found
         others = replace(rules, exclude=(*rules.exclude, *(each.item for each in found)))
-        return found + await self._passes.run(partial(self._compare, item, others, k - len(found)))
+        return found + await self._scans.run(partial(self._compare, item, others, k - len(found)))
 
     def _together(self, item: int, rules: Rules) -> list[Similar]:
         bundle = self._bundle

@@ -35,7 +35,7 @@ class Clock:
 class ByRows:
     """A search of n rows takes 1 + n / 10 seconds, whatever its steps."""
 
-    def estimate(self, steps: int, rows: int, share: float, model: str = "") -> float:
+    def estimate(self, steps: int, rows: int, quantile: float, model: str = "") -> float:
         return 1 + rows / 10
 
 
@@ -264,7 +264,7 @@ def test_a_single_stall_makes_no_slow_pace() -> None:
     clock = Clock()
 
     class Short:
-        def estimate(self, steps: int, rows: int, share: float, model: str = "") -> float:
+        def estimate(self, steps: int, rows: int, quantile: float, model: str = "") -> float:
             return 0.05
 
     admission = make(clock, Short(), max_batch=4, max_wait=10.0)
@@ -306,7 +306,7 @@ SHORT = 0.009  # seconds of a search of one row; ten times that of a full batch 
 
 
 class Short:
-    def estimate(self, steps: int, rows: int, share: float, model: str = "") -> float:
+    def estimate(self, steps: int, rows: int, quantile: float, model: str = "") -> float:
         return SHORT * rows
 
 
@@ -424,7 +424,7 @@ def test_a_batch_holds_as_much_of_others_as_a_light_client_has_waiting() -> None
 class SmallBatchesCostMore:
     """One row takes 11 ms, ten take 20."""
 
-    def estimate(self, steps: int, rows: int, share: float, model: str = "") -> float:
+    def estimate(self, steps: int, rows: int, quantile: float, model: str = "") -> float:
         return 0.010 + 0.001 * rows
 
 
@@ -509,7 +509,7 @@ def test_a_pause_is_short_beside_what_would_run_instead() -> None:
     clock = Clock()
 
     class Fast:
-        def estimate(self, steps: int, rows: int, share: float, model: str = "") -> float:
+        def estimate(self, steps: int, rows: int, quantile: float, model: str = "") -> float:
             return 0.0004 * rows
 
     admission = make(clock, Fast())
@@ -554,7 +554,7 @@ def test_many_new_clients_find_a_bounded_queue_and_are_turned_away_at_once() -> 
     assert entered == 100 and expected_wait(admission) == pytest.approx(0.9)
     with pytest.raises(Overloaded):
         admission.decide(client="yet another")
-    admission.decide(client="7")  # has a share, and is asked for its demand
+    admission.decide(client="7")  # has a flow, and is asked for its demand
 
 
 def test_clients_that_have_gone_are_forgotten() -> None:
@@ -564,7 +564,7 @@ def test_clients_that_have_gone_are_forgotten() -> None:
         clock.now += 0.1
         enter(admission, "", demand(client=f"{number}"))
         run_short(admission, clock)
-    assert len(admission._shares) <= 12
+    assert len(admission._flows) <= 12
 
 
 # Deadlines and plans
@@ -711,7 +711,7 @@ class Changing:
 
     seconds = 1.0
 
-    def estimate(self, steps: int, rows: int, share: float, model: str = "") -> float:
+    def estimate(self, steps: int, rows: int, quantile: float, model: str = "") -> float:
         return self.seconds
 
 

@@ -29,14 +29,14 @@ class Clock:
 
 
 class Free:
-    def estimate(self, steps: int, rows: int, share: float, model: str = "") -> float:
+    def estimate(self, steps: int, rows: int, quantile: float, model: str = "") -> float:
         return 0.0
 
 
 class ByRows:
     """A search of n rows takes 1 + n / 10 seconds."""
 
-    def estimate(self, steps: int, rows: int, share: float, model: str = "") -> float:
+    def estimate(self, steps: int, rows: int, quantile: float, model: str = "") -> float:
         return 1 + rows / 10
 
 

@@ -11,9 +11,9 @@ import pytest
 
 from serving.errors import Overloaded
 from serving.items.catalogue import Catalogue
-from serving.online import passes
-from serving.online.passes import Passes
+from serving.online import scans
 from serving.online.popular_items import PopularItems
+from serving.online.scans import CatalogueScans
 from serving.types import Rules
 from tests.builders import tiny_model
 from tests.waiting import DEADLINE
@@ -22,7 +22,7 @@ FEW = Rules(categories=("odd",))
 
 
 class Held:
-    """Passes over catalogues that end when the test lets them."""
+    """CatalogueScans over catalogues that end when the test lets them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.reached, self.opened = threading.Event(), threading.Event()
@@ -48,7 +48,7 @@ def test_what_the_most_popular_items_tell_waits_for_no_pass(monkeypatch: pytest.
     held = Held(monkeypatch)
 
     async def go() -> None:
-        items = PopularItems(catalogue, Passes())
+        items = PopularItems(catalogue, CatalogueScans())
         with_boost = asyncio.create_task(items.find(3, Rules(), boosts))
         many = asyncio.create_task(items.find(60, Rules()))
         await asyncio.sleep(0)
@@ -64,11 +64,11 @@ def test_what_the_most_popular_items_tell_waits_for_no_pass(monkeypatch: pytest.
 def test_equal_requests_share_a_pass_and_too_many_others_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     catalogue = tiny_model().catalogue
     expected = catalogue.popular(60, FEW)
-    monkeypatch.setattr(passes, "MAX_WAITING", 2)
+    monkeypatch.setattr(scans, "MAX_WAITING", 2)
     held = Held(monkeypatch)
 
     async def go() -> None:
-        items = PopularItems(catalogue, Passes())
+        items = PopularItems(catalogue, CatalogueScans())
         same = [asyncio.create_task(items.find(9, FEW)) for _ in range(5)]
         other = asyncio.create_task(items.find(8, FEW))
         await asyncio.sleep(0)
@@ -90,7 +90,7 @@ def test_what_is_taken_away_during_a_pass_is_not_in_its_list(monkeypatch: pytest
     held = Held(monkeypatch)
 
     async def go() -> None:
-        items = PopularItems(catalogue, Passes())
+        items = PopularItems(catalogue, CatalogueScans())
         first = asyncio.create_task(items.find(9, FEW))
         assert await asyncio.to_thread(held.reached.wait, DEADLINE)
         catalogue.list_item(expected[2], False)

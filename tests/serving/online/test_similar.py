@@ -11,7 +11,7 @@ import torch
 
 from serving.bundle import Bundle
 from serving.errors import Overloaded, RequestError, UnknownCatalogue
-from serving.online import passes, similar
+from serving.online import scans, similar
 from serving.online.similar import By, Similar, SimilarItems
 from serving.types import Rules
 from tests.builders import GATE, tiny_model
@@ -138,7 +138,7 @@ def test_one_comparison_runs_at_a_time_and_too_many_are_refused(
         return compare(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(items, "_compare", held)
-    monkeypatch.setattr(passes, "MAX_WAITING", 3)
+    monkeypatch.setattr(scans, "MAX_WAITING", 3)
 
     async def go() -> None:
         asked = [asyncio.create_task(items.find(5, Rules(), 3, "content")) for _ in range(3)]

@@ -11,8 +11,8 @@ import pytest
 from serving.items import catalogue
 from serving.online import trends
 from serving.online.counters import LocalCounters
-from serving.online.passes import Passes
 from serving.online.popular_items import PopularItems
+from serving.online.scans import CatalogueScans
 from serving.online.trends import PRIOR, Ranked
 from serving.types import Rules
 from tests.builders import tiny_model
@@ -77,6 +77,6 @@ def test_rules_choose_of_what_is_ranked_and_of_what_follows(monkeypatch: pytest.
     rules = Rules(categories=("even",), deny=(8,))
     assert trends.permitted(CATALOGUE, ranked, rules, 2) == ([6, 10], [6.0, 2.0])
     assert trends.permitted(CATALOGUE, ranked, rules, 9) == ([6, 10, 2], [6.0, 2.0, 1.0])
-    filled = asyncio.run(trends.filled(PopularItems(CATALOGUE, Passes()), ranked, rules, 5))
+    filled = asyncio.run(trends.filled(PopularItems(CATALOGUE, CatalogueScans()), ranked, rules, 5))
     assert filled.rows == [6, 10, 2, *CATALOGUE.popular(2, Rules(categories=("even",), deny=(8, 6, 10, 2)))]
     assert filled.scores == [6.0, 2.0, 1.0, 0.0, 0.0]

@@ -1,4 +1,4 @@
-"""The gate: what it refuses, what it leaves to the application, and that a connection survives a refusal."""
+"""The load shedder: what it refuses, what it leaves to the application, and that a connection survives a refusal."""
 
 from __future__ import annotations
 
@@ -84,12 +84,12 @@ def full(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fill(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes the queue full, with one message for the gate and another for whoever asks further in."""
+    """Makes the queue full, with one message for the load shedder and another for whoever asks further in."""
 
     def decide(demand: Demand | None = None, client: str = "") -> None:
         service.admission.check_open()
         caller = sys._getframe(1).f_globals["__name__"]
-        raise Overloaded(QUEUE_FULL if caller == "app.gate" else INSIDE, 2.3)
+        raise Overloaded(QUEUE_FULL if caller == "app.load_shedder" else INSIDE, 2.3)
 
     monkeypatch.setattr(service.admission, "decide", decide)
 

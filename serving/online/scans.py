@@ -1,4 +1,4 @@
-"""Passes over a whole catalogue: too long for the event loop, and no work for the engine's thread."""
+"""Scans of a whole catalogue: too long for the event loop, and no work for the engine's thread."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from serving.errors import Overloaded
 
 T = TypeVar("T")
 
-MAX_WAITING = 32  # passes; one runs at a time, so that it takes one core from the engine
+MAX_WAITING = 32  # scans; one runs at a time, so that it takes one core from the engine
 
 
-class Passes:
+class CatalogueScans:
     """Runs them one by one, each in a thread. To be called on one event loop."""
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The gate: while the queue is full, or a client is over its quota, requests are refused before anything else is done.
+"""While the queue is full, or a client is over its quota, requests are refused before anything else is done.
 
 Under a flood, refusals are most of the work, and every microsecond they take is taken from the searches.
 """

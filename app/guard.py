@@ -121,14 +121,14 @@ class State(Enum):
 
 
 class Guard(HttpToolsProtocol):
-    """One connection. deadline: for what its state waits for, on the loop's clock. body_bytes: of an unfinished body
-    that is not answered yet."""
+    """One connection. deadline: for what its state waits for, on the loop's clock. waiting: part of a head, or requests
+    sent ahead. body_bytes: of an unfinished body that is not answered yet."""
 
     def __init__(self, connections: Connections, **uvicorns: Any) -> None:
         super().__init__(**uvicorns)
         self.guarded, self.bounds, self.state = connections, connections.bounds, State.HEAD
         self.deadline, self.body_bytes = float("inf"), 0
-        self._waiting = b""  # part of a head, or requests sent ahead
+        self.waiting = b""
         self._left = 0  # bytes of the body to come
         self._chunks: Chunks | None = None  # of a chunked body
         self._thrown_away = 0
@@ -149,7 +149,7 @@ class Guard(HttpToolsProtocol):
         self.state = State.CLOSING
         self.guarded.all.discard(self)
         self.guarded.given_up.discard(self)
-        self._waiting = b""
+        self.waiting = b""
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -160,8 +160,8 @@ class Guard(HttpToolsProtocol):
                 elif self.state is State.BODY:
                     data = self._read_body(data)
                 elif self.state is State.ANSWERING:
-                    self._waiting += data
-                    if len(self._waiting) > self.bounds.head_bytes:
+                    self.waiting += data
+                    if len(self.waiting) > self.bounds.head_bytes:
                         self.flow.pause_reading()  # until the answer is sent
                     return
                 else:
@@ -178,16 +178,16 @@ class Guard(HttpToolsProtocol):
         super().resume_writing()
         if self.state is State.ANSWERING:
             self.deadline = float("inf")
-        elif self.state is State.HEAD and not self._waiting:
+        elif self.state is State.HEAD and not self.waiting:
             self.deadline = self._in(KEEP_ALIVE_S)
 
     # Reading: each method takes what belongs to its state, and returns the rest
 
     def _read_head(self, data: bytes) -> bytes:
-        waiting, bounds, judged = self._waiting, self.bounds, 0
+        waiting, bounds, judged = self.waiting, self.bounds, 0
         if waiting:
             data, judged = waiting + data, max(0, len(waiting) - 3)
-        self._waiting = data  # a refusal looks for the request's id in it
+        self.waiting = data  # a refusal looks for the request's id in it
         start = 2 if data.startswith(b"\r\n") else 0  # old clients send that after a body
         end = data.find(b"\r\n\r\n", max(start, judged)) + 4
         if end < 4:
@@ -201,7 +201,7 @@ class Guard(HttpToolsProtocol):
         if end > bounds.head_bytes or data.count(b"\r\n", 0, end) - 2 > bounds.head_fields:
             raise self._head_too_large()
         head, rest = read_head(data[start:end]), data[end:]
-        self._waiting = b""
+        self.waiting = b""
         if head.length is not None and len(rest) >= head.length:  # all of it is here
             self._hand_over(head.data + rest[: head.length], State.ANSWERING)
             return rest[head.length :]
@@ -284,8 +284,8 @@ class Guard(HttpToolsProtocol):
             self.flow.resume_reading()
         if self.state is State.ANSWERING:
             self._await_head(KEEP_ALIVE_S)
-            if self._waiting:
-                waiting, self._waiting = self._waiting, b""
+            if self.waiting:
+                waiting, self.waiting = self.waiting, b""
                 self.data_received(waiting)
         elif self.state is State.BODY:  # answered early: the rest is read for the answer's sake only
             self._leave()
@@ -304,7 +304,7 @@ class Guard(HttpToolsProtocol):
         cycle = None if self.state is State.HEAD else self.cycle
         if cycle is None or not cycle.response_started:
             details = errors.problem(error)
-            own_id = id_in(self._waiting)
+            own_id = id_in(self.waiting)
             if cycle is not None:
                 own_id, cycle.scope["state"][REFUSED] = id_of(cycle.scope), details.status  # type: ignore[arg-type]
             self._socket.write(_rendered(errors.response(error, details), own_id, self.server_state.default_headers))
@@ -320,7 +320,7 @@ class Guard(HttpToolsProtocol):
             return
         self._leave()
         self.state = State.CLOSING
-        self._waiting = b""
+        self.waiting = b""
         if self._socket.is_closing():
             return
         self._written.flush()
@@ -339,14 +339,14 @@ class Guard(HttpToolsProtocol):
     def drain(self) -> None:
         if self.state is State.ANSWERING:
             self.cycle.keep_alive = False
-        elif self.state is State.BODY and not self.cycle.response_complete or self._waiting:
+        elif self.state is State.BODY and not self.cycle.response_complete or self.waiting:
             self.refuse(ENDING)
 
     def give_up(self, error: ServingError) -> None:
         """Ends the connection at once; with this error if a request was begun."""
         if self.state is State.CLOSING:
             self._socket.abort()
-        elif self.state is State.HEAD and not self._waiting:
+        elif self.state is State.HEAD and not self.waiting:
             self.close(linger=False)
         else:
             self.refuse(error, linger=False)
@@ -356,7 +356,7 @@ class Guard(HttpToolsProtocol):
     def expire(self) -> None:
         if self.flow.write_paused:  # it does not read: nothing more can be said
             self._socket.abort()
-        elif self.state is State.HEAD and not self._waiting:
+        elif self.state is State.HEAD and not self.waiting:
             self.close(linger=False)
         elif self.state is State.HEAD:
             self.refuse(TooSlow(f"The head of a request must arrive within {self.bounds.head_timeout:g} s."))

@@ -16,8 +16,10 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -30,6 +32,8 @@ log = logging.getLogger("streamrec.workers")
 KILL_AFTER_S = 5.0  # beyond the drain timeout; a worker ends itself before (app/server.py)
 LONGEST_PAUSE_S = 60.0
 HEALTHY_AFTER_S = 60.0  # a worker that lived so long was sound: its replacement starts at once
+# A fork would copy locks held by threads that it does not copy; a fresh process maps the same files anyway.
+FreshProcess = multiprocessing.get_context("spawn").Process
 
 
 def pause_before(deaths: int) -> float:
@@ -41,70 +45,82 @@ def supervise(settings: Settings, listening: socket.socket) -> int:
     """Runs `settings.workers` workers until it is stopped. Returns the exit status of the service."""
     with TemporaryDirectory(prefix="streamrec-") as folder:
         os.environ[METRICS_FOLDER] = folder
-        return _Supervisor(settings, listening, Path(folder)).run()
+        return Supervisor(settings, listening, Path(folder)).run()
 
 
 @dataclass
-class _Worker:
+class Worker:
     """One of the workers: its process, None while none runs, and what outlives it. deaths: early ones, in a row."""
 
     slot: WorkerSlot
     watchdog: Watchdog
     looked: float = 0.0
-    process: multiprocessing.process.BaseProcess | None = None
+    process: BaseProcess | None = None
     started: float = 0.0
     deaths: int = 0
 
 
-class _Supervisor:
-    def __init__(self, settings: Settings, listening: socket.socket, folder: Path) -> None:
-        self._settings, self._listening, self._folder = settings, listening, folder
-        # A fork would copy locks held by threads that it does not copy; a fresh process maps the same files anyway.
-        self._processes = multiprocessing.get_context("spawn")
-        self._workers = [
-            _Worker(WorkerSlot(number, settings.workers, folder), Watchdog(settings.hung_after_s))
+class Supervisor:
+    """stopped_at: when it was told to stop. at_once: told so again, not to wait for requests."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        listening: socket.socket,
+        folder: Path,
+        make_process: Callable[..., BaseProcess] = FreshProcess,
+    ) -> None:
+        self._settings, self._listening, self._make_process = settings, listening, make_process
+        self.workers = [
+            Worker(WorkerSlot(number, settings.workers, folder), Watchdog(settings.hung_after_s))
             for number in range(settings.workers)
         ]
         self._has_served = False
-        self._stopped_at: float | None = None
-        self._at_once = False
+        self.stopped_at: float | None = None
+        self.at_once = False
 
     def run(self) -> int:
-        signal.signal(signal.SIGTERM, self._stop)
-        signal.signal(signal.SIGINT, self._stop)
-        for worker in self._workers:
-            worker.slot.report_state("loading")
-        for worker in self._workers:
-            self._start(worker)
-        failed = False
-        while self._stopped_at is None and not failed:
+        signal.signal(signal.SIGTERM, self.stop)
+        signal.signal(signal.SIGINT, self.stop)
+        self.start()
+        can_serve = True
+        while self.stopped_at is None and can_serve:
             self._wait()
-            for worker in self._workers:
-                if self._stopped_at is None:
-                    failed |= not self._look_after(worker)
-        return 1 if self._end() or failed else 0
+            can_serve = self.step()
+        return 1 if self.end() or not can_serve else 0
 
-    def _stop(self, number: int, frame: object) -> None:
+    def start(self) -> None:
+        for worker in self.workers:
+            worker.slot.report_state("loading")
+        for worker in self.workers:
+            self._start(worker)
+
+    def step(self) -> bool:
+        """Looks after each worker, unless told to stop. False if the service cannot serve at all."""
+        return all(self._look_after(worker) for worker in self.workers if self.stopped_at is None)
+
+    def stop(self, number: int, frame: object) -> None:
+        """Handles a signal to stop."""
         now = time.monotonic()
-        if self._stopped_at is None:
-            self._stopped_at = now
-        elif now - self._stopped_at > SAME_SIGNAL_S:
-            self._at_once = True
+        if self.stopped_at is None:
+            self.stopped_at = now
+        elif now - self.stopped_at > SAME_SIGNAL_S:
+            self.at_once = True
 
     def _wait(self) -> None:
         """Until a worker ends, or a moment: signals do not interrupt the wait."""
-        wait([worker.process.sentinel for worker in self._workers if worker.process is not None], timeout=0.2)
+        wait([worker.process.sentinel for worker in self.workers if worker.process is not None], timeout=0.2)
 
-    def _start(self, worker: _Worker) -> None:
-        if self._stopped_at is not None:
+    def _start(self, worker: Worker) -> None:
+        if self.stopped_at is not None:
             return
-        worker.process = self._processes.Process(
+        worker.process = self._make_process(
             target=_work, args=(self._settings, self._listening, worker.slot), name=f"worker-{worker.slot.number}"
         )
         worker.started = time.monotonic()
         worker.process.start()
 
-    def _look_after(self, worker: _Worker) -> bool:
+    def _look_after(self, worker: Worker) -> bool:
         """Replaces the worker if it has died, after its pause. False if the service cannot serve at all."""
         now = time.monotonic()
         if worker.process is None:
@@ -131,20 +147,20 @@ class _Supervisor:
         )  # fmt: skip
         return self._look_after(worker)
 
-    def _end_if_frozen(self, worker: _Worker) -> None:
+    def _end_if_frozen(self, worker: Worker) -> None:
         """Kills a worker whose event loop has not run for long: it serves nobody, and probes reach the others."""
         seconds = worker.watchdog.look(worker.slot.last_beat())
         if seconds is not None and worker.process is not None:
             log.error("worker %d has not responded for %.0f s and is killed", worker.slot.number, seconds)
             worker.process.kill()
 
-    def _end(self) -> bool:
+    def end(self) -> bool:
         """Stops all workers once they have finished their requests. Returns whether any of them failed."""
-        processes = [worker.process for worker in self._workers if worker.process is not None]
+        processes = [worker.process for worker in self.workers if worker.process is not None]
         for process in processes:
             process.terminate()  # nothing to one that was signalled with the whole group, or has ended
         deadline = time.monotonic() + self._settings.drain_timeout_s + KILL_AFTER_S
-        while any(process.is_alive() for process in processes) and time.monotonic() < deadline and not self._at_once:
+        while any(process.is_alive() for process in processes) and time.monotonic() < deadline and not self.at_once:
             wait([process.sentinel for process in processes if process.is_alive()], timeout=0.2)
         for process in processes:
             process.kill()
@@ -168,7 +184,7 @@ def _work(settings: Settings, listening: socket.socket, slot: WorkerSlot) -> Non
     raise SystemExit(serve(settings, listening, slot))
 
 
-def _forget(dead: multiprocessing.process.BaseProcess) -> None:
+def _forget(dead: BaseProcess) -> None:
     """Drops the gauges of a dead process, like its queue depth. Its counters stay in the sum."""
     from prometheus_client import multiprocess
 

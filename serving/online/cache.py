@@ -70,7 +70,16 @@ class StateCache:
         """Finishes pending writes and stops following."""
         if self._following is not None:
             self._following.cancel()
-        await asyncio.gather(*self._writes.values(), *filter(None, [self._following]), return_exceptions=True)
+        await asyncio.gather(self.flush(), *filter(None, [self._following]), return_exceptions=True)
+
+    @property
+    def pending_writes(self) -> int:
+        """How many states are on their way to Redis."""
+        return len(self._writes)
+
+    async def flush(self) -> None:
+        """Returns once the pending writes are done."""
+        await asyncio.gather(*self._writes.values())
 
     async def get(
         self,

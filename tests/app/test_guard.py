@@ -268,7 +268,7 @@ async def test_an_endless_head_is_thrown_away(monkeypatch: pytest.MonkeyPatch) -
         with pytest.raises(ConnectionError):
             while True:
                 await client.send(b"a:\r\n" * 16384)
-                assert all(len(each._waiting) <= each.bounds.head_bytes for each in served.connections.all)
+                assert all(len(each.waiting) <= each.bounds.head_bytes for each in served.connections.all)
 
 
 @pytest.mark.parametrize(
@@ -325,7 +325,7 @@ async def test_a_head_that_is_refused_has_the_id_that_its_caller_sent() -> None:
             status, headers, _ = await (await served.connect(head + rest)).answer()
             assert (status, headers["x-request-id"]) == (refused_with, "mine")
         half = await served.connect(head)
-        await eventually_async(lambda: any(each._waiting for each in served.connections.all))
+        await eventually_async(lambda: any(each.waiting for each in served.connections.all))
         served.pass_time(11)
         status, headers, _ = await half.answer()
         assert (status, headers["x-request-id"]) == (408, "mine")
@@ -343,7 +343,7 @@ async def test_half_a_head_and_half_a_body_are_408() -> None:
         head = await served.connect(POST[:20])
         body = await served.connect(POST + b"Content-Length: 100\r\n\r\n{")
         chunks = await served.connect(POST + b"Transfer-Encoding: chunked\r\n\r\n5\r\nab")
-        await eventually_async(lambda: served.toy.begun == 2 and any(each._waiting for each in served.connections.all))
+        await eventually_async(lambda: served.toy.begun == 2 and any(each.waiting for each in served.connections.all))
         served.pass_time(9)
         assert not refused
         served.pass_time(11)
@@ -360,12 +360,12 @@ async def test_half_a_head_and_half_a_body_are_408() -> None:
 async def test_a_trickle_does_not_extend_a_limit() -> None:
     async with serving(head_timeout=10, body_timeout=30) as (served, _):
         client = await served.connect(POST[:20])
-        await eventually_async(lambda: any(each._waiting for each in served.connections.all))
+        await eventually_async(lambda: any(each.waiting for each in served.connections.all))
         (connection,) = served.connections.all
         limit = connection.deadline
         for at in range(20, len(POST)):
             await client.send(POST[at : at + 1])
-        await eventually_async(lambda: connection._waiting == POST)
+        await eventually_async(lambda: connection.waiting == POST)
         assert connection.deadline == limit
         await client.send(b"Content-Length: 10\r\n\r\n")
         await eventually_async(lambda: served.toy.begun == 1)
@@ -414,7 +414,7 @@ async def test_the_longest_idle_connection_makes_room() -> None:
     async with serving(connections=3) as (served, refused):
         held = await served.connect(GET.replace(b"here", b"held"))
         half = await served.connect(POST)
-        await eventually_async(lambda: served.toy.begun == 1 and any(each._waiting for each in served.connections.all))
+        await eventually_async(lambda: served.toy.begun == 1 and any(each.waiting for each in served.connections.all))
         silent = await served.connect()
         await eventually_async(lambda: len(served.connections.all) == 3)
         for gone in (half, silent):  # in the order of their age
@@ -519,7 +519,7 @@ async def test_draining_refuses_half_requests_and_closes_after_each_answer() -> 
         body = await served.connect(POST + b"Content-Length: 100\r\n\r\n{")
         await eventually_async(lambda: served.toy.begun == 2)
         head = await served.connect(POST)
-        await eventually_async(lambda: sum(bool(each._waiting) for each in served.connections.all) == 2)
+        await eventually_async(lambda: sum(bool(each.waiting) for each in served.connections.all) == 2)
         idle = await served.connect(GET)
         assert (await idle.answer())[0] == 200
         served.connections.begin_drain()

@@ -55,12 +55,9 @@ class Stage:
 
     def __init__(self, folder: Path, count: int) -> None:
         self.now, self.started = 1000.0, list[Worker]()
-        self.supervisor = supervisor._Supervisor(settings(workers=count), socket.socket(), folder)
-        self.supervisor._processes = SimpleNamespace(Process=self._make)  # type: ignore[assignment]
-        self.workers = self.supervisor._workers
-        for worker in self.workers:
-            worker.slot.report_state("loading")
-            self.supervisor._start(worker)
+        self.supervisor = supervisor.Supervisor(settings(workers=count), socket.socket(), folder, self._make)  # type: ignore[arg-type]
+        self.workers = self.supervisor.workers
+        self.supervisor.start()
 
     def _make(self, target: Any, args: Any, name: str) -> Worker:
         self.started.append(Worker(name))
@@ -69,8 +66,7 @@ class Stage:
     def look(self, after: float = 0.0) -> bool:
         """One round of the supervisor's, so many seconds later."""
         self.now += after
-        went_well = [self.supervisor._look_after(worker) for worker in self.workers]
-        return all(went_well)
+        return self.supervisor.step()
 
 
 @pytest.fixture
@@ -83,7 +79,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
     return made
 
 
-def ready(*workers: supervisor._Worker) -> None:
+def ready(*workers: supervisor.Worker) -> None:
     for worker in workers:
         worker.slot.report_state("ready")
 
@@ -123,7 +119,7 @@ def test_one_of_several_that_dies_at_the_start_is_tried_again_once_another_is_re
 def test_a_worker_that_dies_before_any_was_ready_stops_the_service(stage: Stage) -> None:
     stage.started[1].die(1)
     assert not stage.look()
-    assert stage.supervisor._end() is False and stage.started[0].exitcode == 0
+    assert stage.supervisor.end() is False and stage.started[0].exitcode == 0
 
 
 def test_both_workers_may_die_once_the_service_has_served(stage: Stage) -> None:
@@ -138,9 +134,9 @@ def test_both_workers_may_die_once_the_service_has_served(stage: Stage) -> None:
 def test_a_signal_sent_twice_at_once_is_one_signal(stage: Stage) -> None:
     for seconds, at_once in ((0.0, False), (0.1, False), (5.0, True)):
         stage.now += seconds
-        stage.supervisor._stop(signal.SIGTERM, None)
-        assert stage.supervisor._at_once is at_once
-    assert stage.supervisor._stopped_at == 1000.0
+        stage.supervisor.stop(signal.SIGTERM, None)
+        assert stage.supervisor.at_once is at_once
+    assert stage.supervisor.stopped_at == 1000.0
     begun = len(stage.started)
     stage.workers[0].process = None
     assert stage.look(after=100) and len(stage.started) == begun, "nothing is started any more"

@@ -66,7 +66,7 @@ async def stored(
 ) -> None:
     """Asked for, made where it was missed, and written."""
     keep(cache, await cache.get(user, version, history), seed)
-    await asyncio.gather(*cache._writes.values())
+    await cache.flush()
 
 
 async def source(cache: StateCache, user: str = "u", version: str = "v1", history: tuple[int, ...] = HISTORY) -> str:
@@ -165,11 +165,11 @@ def test_what_several_requests_share_is_written_once(redis_server: RedisServer) 
         first, second = [await cache.get("u", "v1", HISTORY) for _ in range(2)]
         for lookup in (first, second):
             keep(cache, lookup)
-            await asyncio.gather(*cache._writes.values())
+            await cache.flush()
         assert redis_server.calls("set") == 1
         hit = await cache.get("u", "v1", HISTORY)
         cache.put(hit)  # what was found is not written again
-        await asyncio.gather(*cache._writes.values())
+        await cache.flush()
         assert hit.source == "redis" and redis_server.calls("set") == 1
 
     Rig(redis_server.url, None).run(scenario)
@@ -209,7 +209,7 @@ def test_the_writes_of_a_batch_are_one_round_trip(redis_server: RedisServer, slo
         before = slow_road.sent
         for lookup in lookups:
             keep(cache, lookup)
-        await asyncio.gather(*cache._writes.values())
+        await cache.flush()
         assert slow_road.sent == before + 1
 
     Rig(slow_road.url, None).run(scenario)
@@ -255,12 +255,12 @@ def test_a_state_that_the_model_cannot_have_made_is_a_counted_miss_in_either_tie
         spoilt = await cache.get("u", "v1", HISTORY)
         spoilt.flight.state = EncoderState(np.full((6, 8), np.nan, np.float32))
         cache.put(spoilt)
-        await asyncio.gather(*cache._writes.values())
+        await cache.flush()
         del spoilt
         lookup = await cache.get("u", "v1", HISTORY, fits=fits)
         assert lookup.source == "miss" and lookup.flight.state is None
         keep(cache, lookup)
-        await asyncio.gather(*cache._writes.values())
+        await cache.flush()
         assert (await cache.get("u", "v1", HISTORY, fits=fits)).source == "memory"
         async with Rig(redis_server.url, None) as other:
             assert (await other.get("u", "v1", HISTORY, fits=fits)).source == "redis"
@@ -275,7 +275,7 @@ def test_a_state_above_the_bound_is_not_sent(redis_server: RedisServer) -> None:
 
     async def scenario(cache: StateCache) -> None:
         keep(cache, await cache.get("u", "v1", HISTORY), rows=MAX_VALUE // 32, width=8)
-        await asyncio.gather(*cache._writes.values())
+        await cache.flush()
         assert await source(cache) == "memory"
 
     rig.run(scenario)
@@ -387,7 +387,7 @@ def test_writing_to_a_stalled_redis_is_bounded(redis_server: RedisServer, monkey
         try:
             for i in range(200):
                 keep(cache, await cache.get(f"u{i}", "v1", HISTORY))
-                assert len(cache._writes) <= 20
+                assert cache.pending_writes <= 20
         finally:
             redis_server.thaw()
 
@@ -444,7 +444,7 @@ def test_two_histories_of_a_user_in_flight_leave_nothing_behind_an_erasure(
         slow_road.open.clear()
         for lookup in lookups:
             keep(cache, lookup)
-        assert len(cache._writes) == 1
+        assert cache.pending_writes == 1
         await eventually(lambda: slow_road.sent > before)
         erasing = asyncio.ensure_future(cache.erase("u"))
         slow_road.open.set()

@@ -1,6 +1,6 @@
 """Writes the figures of the documents from benchmarks/results/*.json, so that nobody types one.
 
-Two kinds of comment in a document enclose what this writes.
+Four kinds of comment in a document enclose what this writes.
 
 `<!-- table:NAME COLUMN … KEY=VALUE … -->` to `<!-- /table -->`: rows of results/NAME.json (of several files, joined by
 `+`) with those columns, then a line per file that says how it was made. `COLUMN:LABEL` gives a column another heading
@@ -11,6 +11,9 @@ either, and `of=PART` takes the rows of another part of the file.
 `digits=N` rounds it.
 
 `<!-- settings -->` to `<!-- /settings -->`: the service's settings, from app/settings.py.
+
+`<!-- questions -->` to `<!-- /questions -->`: the questions of `python -m benchmarks.accuracy`, from
+benchmarks/accuracy/commands.py.
 
 Columns that are not in the JSON: `data`, the data set; where a row has a gain with an interval,
 `low_percent`, `high_percent`, `detectable` and `detectable_gain`: see `_derived`.
@@ -27,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from app.settings import Settings, variable
+from benchmarks.accuracy.commands import COMMANDS
 from benchmarks.common import ROOT, table
 from training.metrics import detectable
 
@@ -45,13 +49,15 @@ TABLE = re.compile(
 )
 VALUE = re.compile(r"(?P<open><!-- value:(?P<name>\S+) (?P<columns>[^>]+?) -->)[^<]*(?P<close><!-- /value -->)")
 SETTINGS = re.compile(r"(?P<open><!-- settings -->\n).*?(?P<close><!-- /settings -->)", re.DOTALL)
+QUESTIONS = re.compile(r"(?P<open><!-- questions -->\n).*?(?P<close><!-- /questions -->)", re.DOTALL)
 
 
 def fill(text: str, results: Path = RESULTS) -> str:
     """The text with every marked table and value written again. Raises SystemExit where one does not exist."""
     text = TABLE.sub(lambda found: found["open"] + _table(found, results) + found["close"], text)
     text = VALUE.sub(lambda found: found["open"] + _value(found, results) + found["close"], text)
-    return SETTINGS.sub(lambda found: found["open"] + _settings() + found["close"], text)
+    text = SETTINGS.sub(lambda found: found["open"] + _settings() + found["close"], text)
+    return QUESTIONS.sub(lambda found: found["open"] + _questions() + found["close"], text)
 
 
 def _table(found: re.Match[str], results: Path) -> str:
@@ -89,6 +95,11 @@ def _settings() -> str:
         default = "" if field.default in (None, ()) or not str(field.default) else f"`{field.default}`"
         rows.append({"variable": f"`{variable(name)}`", "default": default, "what it sets": field.description})
     return f"{table(rows, ['variable', 'default', 'what it sets'])}\n"
+
+
+def _questions() -> str:
+    rows = [{"question": f"`{name}`", "what it compares": command.about} for name, command in COMMANDS.items()]
+    return f"{table(rows, ['question', 'what it compares'])}\n"
 
 
 def _parse(columns: str) -> tuple[list[str], dict[str, str]]:

@@ -1,46 +1,36 @@
-"""Takes a question from the command line to the module that answers it."""
+"""Takes a question from the command line to what answers it."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
-import time
+import textwrap
 from pathlib import Path
 
 import torch
 
 from benchmarks.accuracy import __doc__ as about
-from benchmarks.accuracy import (
-    compare_back,
-    compare_interleaved,
-    compare_newest,
-    compare_views,
-    compare_walk,
-    whole_runs,
-)
-from benchmarks.accuracy.ablation import Ablation
-from benchmarks.accuracy.questions import QUESTIONS, current_name
-from benchmarks.accuracy.variants import Setup
-from benchmarks.common import ROOT, commit, record, result_file, table
+from benchmarks.accuracy.commands import COMMANDS, command_of
+from benchmarks.accuracy.questions import current_name
+from benchmarks.common import ROOT, result_file
 
-VIEWS, WALK, BACK, NEWEST, INTERLEAVED = "views", "walk", "back", "newest", "interleaved"
-PROTOCOL = (
-    "Leave-one-out, test, full ranking, history of 20 items, seen items permitted, one beam for all rows. Settings and "
-    "weights were chosen by validation NDCG@10 (`validation`). gain: of NDCG@10 against the row named in `against`, "
-    "with a 95% interval by paired bootstrap over users. minutes: training, ancestors included, on a core shared with "
-    "other work."
-)
+
+def listed(indent: int = 16, width: int = 120) -> str:
+    """The questions, one after the other, as --help prints them."""
+    entries = (
+        textwrap.fill(
+            f"{name:<{indent - 2}}{command.about}", width, initial_indent="  ", subsequent_indent=" " * indent
+        )
+        for name, command in COMMANDS.items()
+    )
+    return "questions:\n" + "\n".join(entries)
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=about,
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=about, epilog=listed(),
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument(
-        "question",
-        choices=(*whole_runs.QUESTIONS, VIEWS, WALK, BACK, NEWEST, INTERLEAVED, *QUESTIONS),
-        type=current_name,
-    )
+    parser.add_argument("question", metavar="QUESTION", choices=tuple(COMMANDS), type=current_name, help="listed below")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, help="folder of the trained variants; default: runs/accuracy-NAME")
     parser.add_argument("--out", type=result_file, help="default: benchmarks/results/QUESTION-NAME.json")
@@ -56,52 +46,7 @@ def main(arguments: list[str]) -> int:
     name = options.data.resolve().name
     options.work = options.work or ROOT / "runs" / f"accuracy-{name}"
     options.out = options.out or ROOT / f"benchmarks/results/{options.question}-{name}.json"
-    if options.question in whole_runs.QUESTIONS:
-        return whole_runs.answer(parser, options)
-    if options.question == VIEWS:
-        return compare_views.answer(parser, options, whole_runs.command_of(options))
-    if options.question == WALK:
-        return compare_walk.answer(options, whole_runs.command_of(options))
-    if options.question == BACK:
-        return compare_back.answer(options, whole_runs.command_of(options))
-    if options.question == NEWEST:
-        return compare_newest.answer(options, whole_runs.command_of(options))
-    if options.question == INTERLEAVED:
-        return compare_interleaved.answer(options, whole_runs.command_of(options))
-    question, code = QUESTIONS[options.question], commit()
-    if options.question == "compression" and options.device != "cpu":
-        parser.error("compression measures 8-bit weights, which run on a CPU; leave --device out")
-    try:
-        seeds = tuple(int(seed) for seed in options.seeds.split(","))
-    except ValueError:
-        parser.error(f"--seeds takes whole numbers separated by commas, not {options.seeds!r}")
-    ablation = Ablation(Setup(options.data, options.work, options.config, tuple(options.set), options.device), seeds)
-    wanted = [variant for variant in question.variants if ablation.permits(variant)]
-    if options.only and options.only not in wanted:
-        parser.error(f"--only takes one of {', '.join(wanted)}")
-    for variant in [options.only] if options.only else wanted:
-        ablation.train(variant)
-    if options.only:
-        return 0
-    measuring = time.perf_counter()
-    rows = question.rows(ablation)
-    minutes = round(ablation.minutes(wanted) + (time.perf_counter() - measuring) / 60, 1)
-    record(
-        options.out,
-        whole_runs.command_of(options),
-        seeds,
-        rows,
-        minutes=minutes,
-        data=name,
-        protocol=PROTOCOL,
-        validation=ablation.validation,
-        checks=ablation.checks(wanted),
-        **code,
-        **ablation.trained_by(wanted),
-    )
-    same = ("same_checkpoint_as",) if any("same_checkpoint_as" in row for row in rows) else ()
-    print(table(rows, (*question.columns, *same)))
-    return 0
+    return COMMANDS[options.question].answer(parser, options, command_of(options))
 
 
 if __name__ == "__main__":

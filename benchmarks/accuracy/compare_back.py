@@ -118,5 +118,5 @@ def _permitted(users: Walkers) -> Walkers:
     return users.of(np.flatnonzero(~np.array(seen))) if users.excluded else users
 
 
-def answer(options: argparse.Namespace, command: str) -> int:
+def answer(parser: argparse.ArgumentParser, options: argparse.Namespace, command: str) -> int:
     return both_rules.answer(options, command, compared, COLUMNS, PROTOCOL)

@@ -160,7 +160,7 @@ def rows_of(ablation: Ablation, seed: int) -> tuple[Rows, Rows]:
     return rows + selective, checks
 
 
-def answer(options: argparse.Namespace, command: str) -> int:
+def answer(parser: argparse.ArgumentParser, options: argparse.Namespace, command: str) -> int:
     """Trains what is missing, writes the result, prints the table."""
     code, began = commit(), time.perf_counter()
     setup = Setup(options.data, options.work, options.config, tuple(options.set), options.device)

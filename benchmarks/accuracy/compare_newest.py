@@ -80,5 +80,5 @@ def compared(inputs: Inputs, seed: int) -> tuple[Rows, Rows]:
     return rows, [{"excluded": excluded, **trial}]
 
 
-def answer(options: argparse.Namespace, command: str) -> int:
+def answer(parser: argparse.ArgumentParser, options: argparse.Namespace, command: str) -> int:
     return both_rules.answer(options, command, compared, COLUMNS, PROTOCOL)

@@ -1,14 +1,5 @@
 """The questions about whole runs: each variant is trained and measured on its own, under `WORK/VARIANT`.
 
-    stages    stage 1, 2 and 3 at several numbers of steps, compared with a plain TIGER of as many training steps
-    encoder   a plain TIGER with T5's own encoder against one whose encoder is causal by item, and against that with a
-              bias by the items' ages instead of an end token, which makes packed training possible
-    ids       a plain TIGER on semantic IDs of text and behaviour together against IDs of text alone
-    codes     a plain TIGER on three levels of 64 codes, to compare with that of `stages` on 256
-    longer    a plain TIGER trained twice as long, against overfitting with more dropout and smoothed labels
-    converged a plain TIGER as `--config` says, until validation no longer rises, alone and joined (`converged.py`), and
-              what validation said after every so many epochs
-
 Everything is kept under --work, so the same command goes on after a kill; `--only NAME` trains and measures one variant
 (several cores: one process each), and a last call without it writes the result.
 """
@@ -39,7 +30,15 @@ from training.pipeline import run, tokenize
 from training.stages.loop import load_checkpoint, read_meta
 from training.workspace import Workspace
 
-QUESTIONS = ("stages", "encoder", "ids", "codes", "longer", "converged")
+QUESTIONS = {  # what each asks
+    "stages": "stages 1, 2 and 3 at several numbers of steps, against a plain model of as many training steps",
+    "longer": "a plain model trained twice as long, with more dropout and smoothed labels against overfitting",
+    "converged": "a plain model trained until validation no longer rises, alone and mixed with the item memory",
+    "codes": "a plain model on three levels of 64 codes, to compare with that of `stages`",
+    "encoder": "T5's own encoder, one that is causal by item, and that with item ages instead of an end token, which "
+    "can be trained on packed sequences",
+    "ids": "semantic IDs of text and behaviour together, and of text alone",
+}
 BEAM = 50
 WEIGHTS, METRICS = ("dense_weight", "neighbours_weight"), ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
 COLUMNS = ["model", "steps", *WEIGHTS, "excluded", *METRICS, "minutes"]
@@ -77,7 +76,7 @@ def variants_of(question: str, config: RunConfig) -> dict[str, list[str]]:
     return {"plain": plain, "causal": causal, "packed": [*causal, "model.age_bias=true", "model.end_token=false"]}
 
 
-def answer(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+def answer(parser: argparse.ArgumentParser, options: argparse.Namespace, command: str) -> int:
     """Trains what is missing, writes the result, prints the table."""
     config = load_config(options.config, options.set)
     wanted = variants_of(options.question, config)
@@ -94,18 +93,9 @@ def answer(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
             for variant in wanted
             for row in json.loads((options.work / variant / "curve.json").read_text())
         ]
-        record(options.out, command_of(options), [config.seed], rows, minutes=minutes, data=options.data.resolve().name,
+        record(options.out, command, [config.seed], rows, minutes=minutes, data=options.data.resolve().name,
                protocol=PROTOCOL, validation=validation, **code_of(options.work, wanted))  # fmt: skip
     return 0
-
-
-def command_of(options: argparse.Namespace) -> str:
-    """The command without what changes no figure: its folders."""
-    command = f"python -m benchmarks.accuracy {options.question} --data {options.data}"
-    command += f" --config {options.config}" if options.config else ""
-    command += f" --seeds {options.seeds}" if options.seeds != "0" else ""
-    command += "".join(f" --set {entry}" for entry in options.set)
-    return command + (f" --device {options.device}" if options.device != "cpu" else "")
 
 
 def variant_rows(variant: str, options: argparse.Namespace, folder: Path, overrides: list[str]) -> list[dict[str, Any]]:

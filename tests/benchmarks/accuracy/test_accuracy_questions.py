@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.accuracy import curve
 from benchmarks.accuracy.__main__ import main
 from benchmarks.accuracy.ablation import Ablation, at, best_file
+from benchmarks.accuracy.commands import COMMANDS
 from benchmarks.accuracy.costs import search_flops, training_flops
 from benchmarks.accuracy.item_graph import MEMORY, memory_of, ranks_of
 from benchmarks.accuracy.plots import bars
@@ -111,6 +113,17 @@ def test_former_names_of_questions_are_understood(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["magic", "--data", str(tmp_path)])
     assert "open_choices" in capsys.readouterr().err
+
+
+def test_help_and_the_readme_list_every_question(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    listed = capsys.readouterr().out.split("\nquestions:\n")[1]
+    assert re.findall(r"^  (\w+)", listed, re.MULTILINE) == list(COMMANDS)
+    readme = (ROOT / "benchmarks/README.md").read_text(encoding="utf-8")
+    table = re.search(r"<!-- questions -->\n(.*?)<!-- /questions -->", readme, re.DOTALL)[1]
+    rows = re.findall(r"^\| `(\w+)` +\| (.+?) +\|$", table, re.MULTILINE)
+    assert rows == [(name, command.about) for name, command in COMMANDS.items()]
 
 
 def test_every_question_names_variants_that_exist(tmp_path):

@@ -16,7 +16,7 @@ either, and `of=PART` takes the rows of another part of the file.
 benchmarks/accuracy/commands.py.
 
 Columns that are not in the JSON: `data`, the data set; where a row has a gain with an interval,
-`low_percent`, `high_percent`, `detectable` and `detectable_gain`: see `_derived`.
+`low_percent`, `high_percent`, `interval` (both in words), `detectable` and `detectable_gain`: see `_derived`.
 """
 
 from __future__ import annotations
@@ -125,12 +125,12 @@ def _without_itself(row: Mapping[str, Any]) -> dict[str, Any]:
     """
     if not (row.get("gain") == row.get("low") == row.get("high") == 0):
         return dict(row)
-    gain = ("gain", "low", "high", "percent", "low_percent", "high_percent", "detectable", "detectable_gain")
+    gain = ("gain", "low", "high", "percent", *_derived(row))
     kept = {name: value for name, value in row.items() if name not in gain}
     return kept | {"against": f"{row['against']} (the same)" if "against" in row else "itself"}
 
 
-def _derived(row: Mapping[str, Any]) -> dict[str, float]:
+def _derived(row: Mapping[str, Any]) -> dict[str, Any]:
     """Of a gain with a 95% interval, in per cent of the row it is compared with: the interval, and `detectable`.
 
     detectable: see `training.metrics.detectable`; detectable_gain: the same as a difference of NDCG@10. The noise of
@@ -139,13 +139,15 @@ def _derived(row: Mapping[str, Any]) -> dict[str, float]:
     if row.get("gain") is None:
         return {}
     smallest = detectable(row["low"], row["high"])
-    gain = {"detectable_gain": round(smallest, 4)}
+    gain: dict[str, Any] = {"detectable_gain": round(smallest, 4)}
     if not row["ndcg@10"] - row["gain"]:
         return gain
     percent = 100 / (row["ndcg@10"] - row["gain"])
+    low, high = round(row["low"] * percent, 1), round(row["high"] * percent, 1)
     return gain | {
-        "low_percent": round(row["low"] * percent, 1),
-        "high_percent": round(row["high"] * percent, 1),
+        "low_percent": low,
+        "high_percent": high,
+        "interval": f"{low:.1f} to {high:.1f}",
         "detectable": round(smallest * percent, 1),
     }
 

@@ -266,7 +266,10 @@ def test_the_detectable_difference_is_2_8_standard_errors(tmp_path: Path) -> Non
     """An interval of 0.01 +- 1.96 standard errors of 0.001, against a row of 0.1: 2.8 of them are 2.8%."""
     rows: list[dict[str, object]] = [{"ndcg@10": 0.11, "gain": 0.01, "low": 0.01 - 0.00196, "high": 0.01 + 0.00196}]
     write_result(tmp_path / "a.json", rows)
-    expected = [("detectable", "2.8"), ("low_percent", "8.0"), ("high_percent", "12.0"), ("detectable_gain", "0.0028")]
+    expected = [
+        ("detectable", "2.8"), ("low_percent", "8.0"), ("high_percent", "12.0"), ("interval", "8.0 to 12.0"),
+        ("detectable_gain", "0.0028"),
+    ]  # fmt: skip
     for column, value in expected:
         assert f">{value}<" in fill(f"<!-- value:a {column} -->?<!-- /value -->", tmp_path)
     write_result(tmp_path / "b.json", [{"ndcg@10": 0.01, "gain": 0.01, "low": 0.008, "high": 0.012}])  # of nothing

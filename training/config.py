@@ -287,6 +287,7 @@ class RunConfig(Settings):
     given_ids: for tokenizer.kind `given`, the file's name in the data folder's semantic_ids (without .json.gz).
     lengths: the numbers of steps that stages 2 and 3 draw from; empty: 1..model.max_steps; [0]: no reasoning.
     precision: of the stages' arithmetic; weights and optimiser are float32 in any case.
+    taught_by: of an update, which sets it: the last supervised stage that the weights it begins with have been through.
     """
 
     name: str = ""
@@ -296,6 +297,7 @@ class RunConfig(Settings):
     split: SplitKind = "leave-one-out"
     precision: Literal["float32", "bfloat16"] = "float32"
     licence: str = "unknown; ask the data's owner"
+    taught_by: Literal["", "pretrain", "sft"] = ""
     tokenizer: TokenizeConfig = TokenizeConfig()
     model: ModelSettings = ModelSettings()
     pretrain: PretrainConfig = PretrainConfig()
@@ -308,8 +310,8 @@ class RunConfig(Settings):
 
     @property
     def last_supervised(self) -> Literal["pretrain", "sft"]:
-        """The last stage that teaches the network from targets."""
-        return "sft" if self.sft.steps else "pretrain"
+        """The last stage that has taught the network from targets, in this run or before the one that it updates."""
+        return "sft" if self.sft.steps else self.taught_by or "pretrain"
 
     @model_validator(mode="after")
     def _stages_agree(self) -> Self:

@@ -15,7 +15,7 @@ from serving.network.eager import EagerRuntime
 from serving.search.ranker import Ranker
 from serving.types import BundleSettings, EventData
 from training.data.errors import DataError
-from training.data.prepare import sample_events, sample_users, split_by, weigh
+from training.data.prepare import sample_events, sample_users, split_by, weigh, without_learnt
 from training.data.read import Dataset
 from training.metrics import ndcg, paired_gain, recall_ndcg, target_ranks
 from training.stages.diagnostics import reasoning_diagnostics
@@ -138,10 +138,6 @@ def evaluate_bundle(
 
     users 0: all of them; a row says of how many its `users` were drawn (`of`). paths None: the bundle's.
     """
-    if split == "valid" and (bundle.about.get("refit") or {}).get("kept"):
-        raise DataError(
-            f"The bundle {bundle.name} has learnt from its validation events; measure it with --split test."
-        )
     rows = [bundle.catalogue.row(item_id) for item_id in data.items.item_ids]
     if None in rows:
         missing = data.items.item_ids[rows.index(None)]
@@ -152,10 +148,15 @@ def evaluate_bundle(
     to_row = np.asarray(rows, dtype=np.int64)
     data = weigh(data, dict(bundle.settings.type_weights))
     kind = bundle.about.get("config", {}).get("split", "leave-one-out")
-    held_out = split_by(data, kind, times=bundle.settings.time_bias)
+    held_out = without_learnt(
+        data, split_by(data, kind, times=bundle.settings.time_bias), bundle.about.get("learnt_until")
+    )
     histories = held_out.test_history if split == "test" else held_out.valid_history
     target = held_out.test_target if split == "test" else held_out.valid_target
     every = len(target)
+    if not every:
+        other = "measure it with --split test" if split == "valid" else "measure it on newer events"
+        raise DataError(f"The bundle {bundle.name} has learnt from the events that {data.name} holds out; {other}.")
     events = sample_events(held_out.test_events if split == "test" else held_out.valid_events, users or every)
     histories, target = sample_users(histories, target, users or every)
     histories, target = [to_row[history] for history in histories], to_row[target]

@@ -24,7 +24,7 @@ from serving.items.fields import Fields
 from serving.items.histories import history_tokens
 from serving.steps import worthwhile_steps
 from serving.types import BundleSettings
-from training.data.prepare import sample_events, sample_users
+from training.data.prepare import learnt_until, sample_events, sample_users
 from training.data.read import Dataset
 from training.evaluate import Ranks, compare, measure
 from training.int8_gate import int8_gate
@@ -58,7 +58,7 @@ def export(
                           behaviour=behaviour)  # fmt: skip
     choice = choose(work, memory)
     work.settings, work.neighbours = choice.settings, memory.whole if memory else None
-    refitted = None
+    refitted, held_out = None, work.split
     if work.config.refit.epochs:
         work, refitted = refit(work, data, recount, work_folder)
         print(json.dumps({"refit": refitted}), flush=True)
@@ -80,7 +80,9 @@ def export(
         "choices": choice.table,
         "neighbours": memory.report | {"join": choice.join} if memory else None,
         "refit": refitted,
-    }
+        "learnt_until": learnt_until(data, held_out, work.config.split, bool(refitted and refitted["kept"]),
+                                     earlier.about.get("learnt_until") if earlier else None),
+    }  # fmt: skip
 
     compared = compare(work, earlier) if earlier else []
     for row in compared:

@@ -38,10 +38,10 @@ from serving.types import REDIS_PREFIX
 from training.config import RunConfig
 from training.config_file import override_config, read_stored_config
 from training.data.feedback import data_folder_of
-from training.data.prepare import Split, split_by, weigh
+from training.data.prepare import Split, split_by, weigh, without_learnt
 from training.data.read import Items, data_files, read_data, read_items
 from training.pipeline import TRAINED, begin_run, check_start, fingerprint, train, write_version
-from training.preflight import RunError, check_data, check_room
+from training.preflight import LEAST_JUDGES, RunError, check_data, check_room
 from training.refit import TRIAL
 from training.stages.distributed import join_processes
 from training.workspace import Workspace, workspace_of
@@ -80,12 +80,21 @@ def update(
             data = read_data(data_folder, extended.items)
             weights = config.history.type_weights.items()  # the newest events may lack some types
             data = weigh(data, {name: weight for name, weight in weights if name in data.type_names})
-            split = split_by(data, config.split, times=config.model.time_bias)
+            every = split_by(data, config.split, times=config.model.time_bias)
+            split = without_learnt(data, every, earlier.about.get("learnt_until"))
+            judges = len(split.valid_target)
+            if judges < LEAST_JUDGES <= len(every.valid_target):
+                raise RunError(
+                    f"The bundle {earlier.name} has learnt what it was validated on, and {judges} users of {data.name} "
+                    "have two newer events, which an update is judged by; add newer events, or train anew."
+                )
             check_data(data, split, reads_times=config.model.time_bias, refits=config.refit.epochs > 0, compares=True)
             if process.is_first:
                 wanted = {"data": fingerprint(data_folder), "config": config.to_json(), "earlier": earlier.version}
                 begin_run(work_folder, wanted, data, split)
                 print(extended.notes)
+                if left_out := len(every.valid_target) - judges:
+                    print(f"  note: {left_out:,} validation targets left out: the earlier bundle may have learnt them")
                 shutil.copytree(folder / "tokenizer", work_folder / "tokenizer", dirs_exist_ok=True)
         work = continued(extended.bundle, config, split, process.device)
         stages = [stage for stage in TRAINED if work.stage_config(stage).steps]
@@ -101,7 +110,7 @@ def update_config(bundle: Bundle, overrides: Sequence[str]) -> RunConfig:
     if "config" not in bundle.about:
         raise RunError(f"The bundle {bundle.name} does not say how it was trained; train it again with this version.")
     stored = read_stored_config(bundle.about["config"])
-    data = stored.to_json() | {"name": bundle.name, "split": "leave-one-out"}
+    data = stored.to_json() | {"name": bundle.name, "split": "leave-one-out", "taught_by": stored.last_supervised}
     for stage in TRAINED:
         data[stage] |= STAGE if stage == stored.last_supervised else {"steps": 0}
     return override_config(data, overrides)

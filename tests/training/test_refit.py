@@ -28,12 +28,13 @@ from training.neighbours import JoinedSetting
 from training.refit import refit
 from training.workspace import Workspace
 
+FIRST, PAUSE = 1_700_000_000, 1000  # times of a shop
 STEP, DRIFT = 7, 3  # round the circle: what training shows, and what followed since
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Dataset:
-    return read_data(write_shop(tmp_path / "shop", first=1_700_000_000, pause=1000))
+    return read_data(write_shop(tmp_path / "shop", first=FIRST, pause=PAUSE))
 
 
 @pytest.mark.parametrize("kind", ["leave-one-out", "chronological"])
@@ -133,8 +134,8 @@ def test_a_run_that_goes_on_reads_back_what_was_learnt(tmp_path: Path) -> None:
     assert torch.equal(weights(whole), weights(again))
 
 
-def test_a_bundle_that_has_learnt_from_validation_says_so_and_is_not_measured_on_it(tmp_path, capsys, monkeypatch):
-    data, folder = write_shop(tmp_path / "shop"), tmp_path / "bundle"
+def test_a_bundle_that_has_learnt_from_validation_says_so_and_is_not_measured_on_it(tmp_path, capsys):
+    data, folder = write_shop(tmp_path / "shop", first=FIRST, pause=PAUSE), tmp_path / "bundle"
     settings = "sft.steps=0", "rl.steps=0", "refit.epochs=30", "refit.lr=0.01"
     assert main(command("run", data, folder, *settings)) == 0
     bundle = Bundle.load(folder)
@@ -150,3 +151,33 @@ def test_a_bundle_that_has_learnt_from_validation_says_so_and_is_not_measured_on
     assert "measure it with --split test" in capsys.readouterr().err
     assert main([*evaluate, "--split", "test"]) == 0
     assert json.loads(capsys.readouterr().out)["users"] == USERS
+    check_updates(folder, data, capsys)
+
+
+def check_updates(folder: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An update is judged by events that the bundle has not learnt: by others, the weights of before would win."""
+    update = ["update", "--bundle", str(folder), "--out", str(folder.with_name("next")), "--set", "sft.steps=0",
+              "refit.epochs=0", "--data"]  # fmt: skip
+    assert main([*update, str(data)]) == 2
+    assert "has learnt what it was validated on, and 0 users of shop have two newer events" in capsys.readouterr().err
+    until = Bundle.load(folder).about["learnt_until"]
+    later = with_later_events(data, 2 * FIRST)
+    read = read_data(later)
+    judged = sum(read.times[end - 2] > until["valid"] for end in read.offsets[1:])
+    assert 4 <= judged < USERS
+    assert main([*update, str(later)]) == 0
+    assert f"note: {USERS - judged} validation targets left out" in capsys.readouterr().out
+    updated = Bundle.load(folder.with_name("next"))
+    assert updated.about["learnt_until"] == until and {row["of"] for row in updated.accuracy} == {judged}
+    evaluate = ["evaluate", "--bundle", str(folder.with_name("next")), "--data", str(later), "--steps", "0"]
+    assert main(evaluate) == 0
+    assert json.loads(capsys.readouterr().out)["of"] == judged
+
+
+def with_later_events(data: Path, at: int) -> Path:
+    """The shop after two more events of four users and one more of another four."""
+    later = data.parent / "later" / "shop"
+    later.mkdir(parents=True)
+    events = [f"u{user},i{user + more},{at + more}" for user in range(8) for more in range(2 if user < 4 else 1)]
+    (later / "interactions.csv").write_text((data / "interactions.csv").read_text() + "\n".join(events) + "\n")
+    return later

@@ -26,7 +26,7 @@ from tests.training.shops import command
 from tests.training.small import ITEMS, walks
 from tests.waiting import DEADLINE
 from training.__main__ import main
-from training.update import with_items
+from training.update import update_config, with_items
 
 FROM_TEXT = (
     "tokenizer.kind=rqvae", "tokenizer.source=text", "tokenizer.rqvae.steps=20", "tokenizer.rqvae.warmup_steps=5",
@@ -165,6 +165,8 @@ def test_without_steps_the_weights_stay_and_a_new_item_has_no_free_vector(
     free = after.pop("heads.item_free.weight")
     assert torch.equal(free[:ITEMS], before.pop("heads.item_free.weight")) and not free[ITEMS:].any()
     assert len(free) == ITEMS + 2 and all(torch.equal(after[name], before[name]) for name in before)
+    following = update_config(Bundle.load(tmp_path / "next"), [])  # goes on in the stage that taught these weights
+    assert (following.pretrain.steps, following.sft.steps, following.last_supervised) == (0, 300, "sft")
 
 
 def test_what_the_encoder_reads_of_a_new_item_is_its_tokens_alone() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeVar
+from itertools import compress
+from typing import Literal, TypedDict, TypeVar
 
 import numpy as np
 
@@ -159,6 +160,63 @@ def with_newest(data: Dataset, split: Split, users: np.ndarray) -> Split:
         return replace(split, train=train)
     times = split.train_events[0].times is not None
     return replace(split, train=train, train_events=_events(data, split.train_users, train, times))
+
+
+class LearntUntil(TypedDict):
+    """Up to which time a model may have learnt the events that a split by every user's newest holds out for validation
+    and for test, in the data's unit; None: none of them. Nothing is known of single users, for a bundle names none."""
+
+    valid: float | None
+    test: float | None
+
+
+def learnt_until(data: Dataset, split: Split, kind: SplitKind, refits: bool, before: LearntUntil | None) -> LearntUntil:
+    """What a model has learnt that was trained on a split. refits: whether it has learnt from validation in the end.
+    before: of the one that it is an update of."""
+    valid, test = (before["valid"], before["test"]) if before else (None, None)
+    learnt = [(split.train_users, split.train, -1)] if kind == "chronological" else []  # has all events of some users
+    if refits:
+        learnt.append((split.valid_users, split.valid_history, 0))
+    for users, sequences, offset in learnt:
+        newest = float(_times_after(data, users, sequences, offset).max())
+        valid = newest if valid is None else max(valid, newest)
+        if kind == "chronological":
+            test = newest if test is None else max(test, newest)
+    return {"valid": valid, "test": test}
+
+
+def without_learnt(data: Dataset, split: Split, until: LearntUntil | None) -> Split:
+    """The split without the targets that a model may have learnt already, which would flatter it. Those of validation
+    are in the training part instead."""
+    if until is None:
+        return split
+    if until["valid"] is not None:
+        is_new = _times_after(data, split.valid_users, split.valid_history, 0) > until["valid"]
+        split = with_newest(data, split, np.flatnonzero(~is_new))
+        split = replace(
+            split,
+            valid_users=split.valid_users[is_new],
+            valid_history=list(compress(split.valid_history, is_new)),
+            valid_target=split.valid_target[is_new],
+            valid_events=split.valid_events and list(compress(split.valid_events, is_new)),
+        )
+    if until["test"] is not None:
+        is_new = _times_after(data, split.test_users, split.test_history, 0) > until["test"]
+        split = replace(
+            split,
+            test_users=split.test_users[is_new],
+            test_history=list(compress(split.test_history, is_new)),
+            test_target=split.test_target[is_new],
+            test_events=split.test_events and list(compress(split.test_events, is_new)),
+        )
+    return split
+
+
+def _times_after(data: Dataset, users: np.ndarray, histories: Sequence[np.ndarray], offset: int) -> np.ndarray:
+    """When the event after each history was, or, with an offset of -1, its last one. Shape: (users,)."""
+    lengths = np.fromiter(map(len, histories), np.int64, len(histories))
+    times: np.ndarray = data.times[data.offsets[users] + lengths + offset]
+    return times
 
 
 def _events(data: Dataset, users: np.ndarray, histories: Sequence[np.ndarray], times: bool) -> list[EventData]:

@@ -20,12 +20,14 @@ from training.data.errors import DataError
 from training.data.prepare import (
     chronological,
     describe,
+    learnt_until,
     leave_one_out,
     sample_events,
     split_by,
     statistics,
     time_quantiles,
     weigh,
+    without_learnt,
 )
 from training.data.read import load_given_ids, read_data
 
@@ -272,6 +274,39 @@ def test_chronological_by_hand(tmp_path):
     # by quantiles: four of the ten events lie before the moment of the fifth
     (moment,) = time_quantiles(data, 0.4)
     assert (data.times < moment).sum() == 4
+
+
+def test_what_may_have_been_learnt_is_no_target_of_an_update(tmp_path):
+    path = tmp_path / "interactions.csv"
+    rows = [
+        ("a", 1),
+        ("a", 2),
+        ("a", 3),
+        ("a", 4),
+        ("b", 1),
+        ("b", 5),
+        ("b", 6),
+        ("b", 7),
+        ("c", 1),
+        ("c", 2),
+        ("c", 3),
+    ]
+    path.write_text(HEADER + "".join(f"{user},i{time},{time}\n" for user, time in rows))
+    data = read_data(tmp_path)
+    newest = leave_one_out(data)  # validation: a 3, b 6, c 2; test: a 4, b 7, c 3
+    assert learnt_until(data, newest, "leave-one-out", False, None) == {"valid": None, "test": None}
+    assert learnt_until(data, newest, "leave-one-out", True, None) == {"valid": 6, "test": None}
+    assert learnt_until(data, newest, "leave-one-out", False, {"valid": 9, "test": 8}) == {"valid": 9, "test": 8}
+    moments = chronological(data, valid_from=3, test_from=6)  # has all that users had until 2, then a 3, b 5 and c 3
+    assert learnt_until(data, moments, "chronological", False, None) == {"valid": 2, "test": 2}
+    assert learnt_until(data, moments, "chronological", True, None) == {"valid": 5, "test": 5}
+    left = without_learnt(data, newest, {"valid": 2, "test": 3})
+    assert [history.tolist() for history in left.valid_history] == [h.tolist() for h in newest.valid_history[:2]]
+    assert (
+        left.valid_users.tolist() == left.test_users.tolist() == [0, 1] and left.test_target[1] == newest.test_target[1]
+    )
+    assert [len(sequence) for sequence in left.train] == [2, 2, 2] and [len(s) for s in newest.train] == [2, 2, 1]
+    assert without_learnt(data, newest, None) is newest
 
 
 def test_chronological_refuses_positions(tmp_path):

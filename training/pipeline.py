@@ -44,7 +44,7 @@ from training.preflight import (
     stored_run,
 )
 from training.refit import TRIAL
-from training.stages.begin import begin_reasoning, check_collapse, has_labelled_thoughts
+from training.stages.begin import begin_reasoning, check_collapse, supervises_reasoning_tokens
 from training.stages.distributed import SINGLE_PROCESS, Process, join_processes
 from training.stages.loop import Log, Outcome, run_stage
 from training.stages.pretrain import PretrainStep
@@ -200,7 +200,7 @@ def train_stage(
     starts_to_reason = stage == "sft" and not continues
     if starts_to_reason and sft.apart and sft.steps:
         begin_reasoning(work)
-    checked = stage != "pretrain" and sft.entropy_floor and has_labelled_thoughts(work)
+    checked = stage != "pretrain" and sft.entropy_floor and supervises_reasoning_tokens(work)
     check = partial(check_collapse, work, stage, folder) if checked else None
     step, reasons = TRAINED[stage](work, config), stage != "pretrain"
     return run_stage(stage, work.network, config, work.config.seed, folder, step, lambda: validate(work, reasons), log,

@@ -24,7 +24,7 @@ from training.stages.begin import centres
 from training.stages.distributed import WHOLE_BATCH, BatchShard, Terms
 from training.stages.losses import full_softmax, nll
 from training.stages.predictions import predict, predict_items
-from training.stages.reasoning import decode_directly, own_prefix
+from training.stages.reasoning import own_prefix, teacher_force_directly
 from training.workspace import Workspace
 
 
@@ -78,7 +78,7 @@ class InterleavedStep:
         target_item = work.send(examples.targets(index))
         target = work.item_tokens[target_item].unsqueeze(1)  # (B, 1, M)
         cross = work.encode_examples(examples, index)
-        hidden, state = decode_directly(work.network, cross, work.vocabulary.start_tokens[0], target)
+        hidden, state = teacher_force_directly(work.network, cross, work.vocabulary.start_tokens[0], target)
         reasoned, chosen = decode_with_steps(work, cross, target, self.steps)
         vectors = work.network.item_vectors(work.item_tokens)
         terms = {

@@ -16,7 +16,7 @@ from training.data.prepare import sample_users, split_by
 from training.data.read import read_data
 from training.evaluate import evaluate_bundle, measure, validate
 from training.stages.diagnostics import are_items, pairwise_cosine, reasoning_diagnostics, unparsable_share
-from training.stages.reasoning import decode_items, greedy, reason
+from training.stages.reasoning import greedy, reason, teacher_force
 
 HISTORIES = [np.array(h, dtype=np.int32) for h in ([1, 2, 3], [4], [9, 8, 7, 6, 5, 4, 3, 2], [11, 1])]
 
@@ -82,7 +82,7 @@ def test_diagnostics_of_a_model_that_collapsed_onto_one_code():
         cross = work.encode(histories[:1])
         start = work.vocabulary.start_tokens[2]
         trace = reason(work.network, cross, start, 2, greedy(work.network, (lo, hi)))
-        _, last = decode_items(work.network, cross, trace, work.item_tokens[:1].unsqueeze(1))
+        _, last = teacher_force(work.network, cross, trace, work.item_tokens[:1].unsqueeze(1))
         wanted = work.network.item_vectors(work.item_tokens)[torch.from_numpy(target).long()]
     collapsed = reasoning_diagnostics(work, histories, target, 2)
     assert collapsed["entropy/1"] == collapsed["entropy/2"] == 0

@@ -40,12 +40,14 @@ def answers_after(work: Workspace, cross: CrossKeysValues, reasoning: torch.Tens
     each = CrossKeysValues([(keys, values) for keys, values in layers], cross.bias.repeat_interleave(group, 0))
     with as_served(work) as runtime:
         settings = search_settings(work.vocabulary, work.settings)
-        paths = follow(runtime, settings, each, reasoning.flatten(0, 1))
+        paths = replay_reasoning(runtime, settings, each, reasoning.flatten(0, 1))
         beams = decode_items(runtime, work.trie, settings, each, paths, BEAM, None, None)
     return beams.items.view(batch, group, -1)
 
 
-def follow(runtime: Runtime, settings: SearchSettings, cross: CrossKeysValues, tokens: torch.Tensor) -> ReasoningPaths:
+def replay_reasoning(
+    runtime: Runtime, settings: SearchSettings, cross: CrossKeysValues, tokens: torch.Tensor
+) -> ReasoningPaths:
     """`serving.search.beam.reason` along given tokens, one path a row. Shape: (R, l)."""
     rows, steps = tokens.shape
     start = torch.full((rows, 1), settings.start_tokens[steps], dtype=torch.int64, device=tokens.device)

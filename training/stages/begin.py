@@ -1,4 +1,4 @@
-"""How stage 2 begins: with thoughts that differ.
+"""How stage 2 initialises reasoning, so that tokens differ from the start.
 
 Stage 1 trains neither the reasoning codes nor the start tokens of l > 0 steps, so none of them means anything yet, and
 from vectors that hardly differ the labels of every user fall on a few codes [open]. So
@@ -19,7 +19,7 @@ from torch import nn
 
 from training.ids.rqvae import one_thread
 from training.preflight import start_afresh
-from training.stages.reasoning import decode_directly
+from training.stages.reasoning import teacher_force_directly
 from training.workspace import Workspace
 
 SAMPLE, BATCH = 4096, 256  # examples
@@ -54,7 +54,7 @@ def first_residuals(work: Workspace) -> torch.Tensor:
         target = work.send(work.examples.targets(index))
         cross = work.encode_rows(work.examples, index)
         item = work.item_tokens[target].unsqueeze(1)
-        _, state = decode_directly(network, cross, work.vocabulary.start_tokens[0], item)
+        _, state = teacher_force_directly(network, cross, work.vocabulary.start_tokens[0], item)
         found.append((vectors[target] - state[:, 0]).float().cpu())
     return torch.cat(found)
 
@@ -84,7 +84,7 @@ class CollapseError(RuntimeError):
     """Reasoning tokens that tell no users apart; the message says what to change."""
 
 
-def has_labelled_thoughts(work: Workspace) -> bool:
+def supervises_reasoning_tokens(work: Workspace) -> bool:
     """Whether a run teaches its tokens to differ, for the number of steps that validation measures them at."""
     sft, lengths, deepest = work.config.sft, work.config.lengths, max(work.config.evaluation.steps)
     labelled = work.network.step_form != "state" and sft.labels == "residual" and sft.reasoning_weight > 0

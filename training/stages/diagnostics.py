@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from serving.network.t5 import CrossKeysValues
 from serving.types import EventData
 from training.stages.predictions import predict_items
-from training.stages.reasoning import decode_items, greedy, reason
+from training.stages.reasoning import greedy, reason, teacher_force
 from training.workspace import Workspace
 
 
@@ -59,7 +59,7 @@ def unparsable_share(work: Workspace, cross: CrossKeysValues, steps: int) -> flo
     batch, levels = cross.bias.shape[0], work.item_tokens.shape[1]
     written = torch.zeros(batch, 1, levels, dtype=torch.int64, device=work.device)
     for level in range(levels):  # levels are few: running the prefix again is simpler than a cache
-        predictions = predict_items(work, decode_items(network, cross, trace, written)[0])
+        predictions = predict_items(work, teacher_force(network, cross, trace, written)[0])
         written[..., level] = predictions.log_probs[level].argmax(-1) + predictions.first[level]
     return float(1 - are_items(written[:, 0], work.item_tokens).float().mean())
 

@@ -22,7 +22,7 @@ from training.similar import similar_items
 from training.stages.distributed import WHOLE_BATCH, BatchShard, Terms
 from training.stages.losses import full_softmax, nll
 from training.stages.predictions import predict_items
-from training.stages.reasoning import decode_directly
+from training.stages.reasoning import teacher_force_directly
 from training.workspace import Workspace
 
 # A start token of their own, which no search uses: were it that of q steps, stage 2 would have to unlearn that item
@@ -69,7 +69,7 @@ class PretrainStep:
             return nll(predict_items(work, hidden), tokens, config.label_smoothing)
 
         if config.plain_weight or config.state_weight:
-            hidden, state = decode_directly(work.network, read.cross, work.vocabulary.start_tokens[0], target)
+            hidden, state = teacher_force_directly(work.network, read.cross, work.vocabulary.start_tokens[0], target)
             if config.plain_weight:
                 plain = mean_nll(hidden, target)
                 loss, terms["nll"] = loss + config.plain_weight * plain, plain.detach()
@@ -79,7 +79,7 @@ class PretrainStep:
                 loss, terms["state"] = loss + config.state_weight * of_state, of_state.detach()
         if config.similar_weight:
             sequence = torch.cat([self.similar(read.item, shard), target], -1)
-            hidden, _ = decode_directly(work.network, read.cross, SIMILAR_START, sequence)
+            hidden, _ = teacher_force_directly(work.network, read.cross, SIMILAR_START, sequence)
             similar = mean_nll(hidden, sequence)
             loss, terms["nll_similar"] = loss + config.similar_weight * similar, similar.detach()
         return shard.mean(loss, terms, counts)

@@ -82,7 +82,7 @@ def reason(
     return trace
 
 
-def decode_items(
+def teacher_force(
     network: StreamRec, cross: CrossKeysValues, trace: ReasoningTrace, item: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What predicts the item's tokens after the reasoning, in one pass together with its last position.
@@ -101,11 +101,11 @@ def decode_items(
     return hidden, network.heads.state(hidden_sum)
 
 
-def decode_directly(
+def teacher_force_directly(
     network: StreamRec, cross: CrossKeysValues, start_token: int, item: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`decode_items` without reasoning. Shapes: item (B, Q, M) -> (B, Q, M, D), (B, Q, D)."""
-    return decode_items(network, cross, begin(network, start_token, *item.shape[:2]), item)
+    """`teacher_force` without reasoning. Shapes: item (B, Q, M) -> (B, Q, M, D), (B, Q, D)."""
+    return teacher_force(network, cross, begin(network, start_token, *item.shape[:2]), item)
 
 
 def own_prefix(t5: T5, paths: int, done: int, new: int) -> torch.Tensor:

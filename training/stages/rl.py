@@ -25,7 +25,7 @@ from training.stages.answers import mode
 from training.stages.distributed import WHOLE_BATCH, BatchShard, Terms
 from training.stages.losses import advantages, grpo, nll
 from training.stages.predictions import predict_items
-from training.stages.reasoning import decode_directly, decode_items, greedy, reason
+from training.stages.reasoning import greedy, reason, teacher_force, teacher_force_directly
 from training.stages.rollouts import Rollout, policy_log_probs, sample
 from training.workspace import Workspace
 
@@ -145,9 +145,9 @@ class RlStep:
         work, network, steps = self.work, self.work.network, experience.rollout.steps
         cross = work.encode(experience.histories, experience.times)
         target, start_tokens = work.item_tokens[experience.target_item].unsqueeze(1), work.vocabulary.start_tokens
-        direct, _ = decode_directly(network, cross, start_tokens[0], target)
+        direct, _ = teacher_force_directly(network, cross, start_tokens[0], target)
         trace = reason(network, cross, start_tokens[steps], steps, greedy(network, work.vocabulary.reasoning_range))
-        reasoned, _ = decode_items(network, cross, trace, target)
+        reasoned, _ = teacher_force(network, cross, trace, target)
         each = [nll(predict_items(work, hidden), target, self.config.label_smoothing) for hidden in (direct, reasoned)]
         return each[0] + each[1]
 

@@ -14,7 +14,7 @@ from training.stages.answers import answers_after
 from training.stages.diagnostics import are_items
 from training.stages.distributed import WHOLE_BATCH, BatchShard
 from training.stages.predictions import Predictions, predict_items, predict_reasoning
-from training.stages.reasoning import ReasoningTrace, decode_directly, decode_items, reason
+from training.stages.reasoning import ReasoningTrace, reason, teacher_force, teacher_force_directly
 from training.workspace import Workspace, send
 
 
@@ -61,7 +61,7 @@ def sample(
     item = torch.zeros(batch, config.group, levels, dtype=torch.int64, device=work.device)
     node = item[..., 0]  # the root
     for level in range(levels):
-        hidden, state = decode_items(network, cross, trace, item)
+        hidden, state = teacher_force(network, cross, trace, item)
         predictions = predict_items(work, hidden)
         if config.inside_trie:
             log_probs, child = permitted(work, predictions, node, level)
@@ -84,7 +84,7 @@ def policy_log_probs(
     trace = reason(
         network, cross, start_token, rollout.steps, lambda i, *_: tokens[..., i - 1], paths=tokens.shape[1]
     )  # fmt: skip
-    hidden, _ = decode_items(network, cross, trace, rollout.item)
+    hidden, _ = teacher_force(network, cross, trace, rollout.item)
     return _log_probs(work.with_network(network), trace, hidden, tokens, rollout.item, config)
 
 
@@ -147,8 +147,8 @@ def _rewards(
     vectors = network.item_vectors(work.item_tokens)[all_targets]  # (B, D)
     group = item.shape[1]
     given = target.unsqueeze(1).expand(-1, group, -1)
-    reasoned = predict_items(work, decode_items(network, cross, trace, given)[0]).of(given).sum(-1)
-    directly, _ = decode_directly(network, cross, work.vocabulary.start_tokens[0], target.unsqueeze(1))
+    reasoned = predict_items(work, teacher_force(network, cross, trace, given)[0]).of(given).sum(-1)
+    directly, _ = teacher_force_directly(network, cross, work.vocabulary.start_tokens[0], target.unsqueeze(1))
     direct = predict_items(work, directly).of(target.unsqueeze(1)).sum((1, 2))
     return {
         "format": rewards.format_reward(are_items(item, work.item_tokens)),

@@ -28,7 +28,14 @@ from training.stages.losses import (
     quantization,
 )
 from training.stages.predictions import Predictions, predict_items, predict_reasoning
-from training.stages.reasoning import ReasoningTrace, decode_directly, decode_items, greedy, reason, residual_label
+from training.stages.reasoning import (
+    ReasoningTrace,
+    greedy,
+    reason,
+    residual_label,
+    teacher_force,
+    teacher_force_directly,
+)
 from training.workspace import Workspace
 
 
@@ -68,14 +75,14 @@ class SftStep:
             total = total + weight * value
             terms[name] = value.detach()
 
-        hidden, direct_state = decode_directly(network, cross, start_tokens[0], target)
+        hidden, direct_state = teacher_force_directly(network, cross, start_tokens[0], target)
         direct, states = predict_items(work, hidden), [direct_state]
         if config.plain_weight:
             add("nll_plain", config.plain_weight, nll(direct, target, config.label_smoothing))
         if steps:
             labeller = Labeller(work, config, vectors[target_item].detach(), shard)
             trace = reason(network, cross, start_tokens[steps], steps, labeller.choose)
-            hidden, state = decode_items(network, cross, trace, target)
+            hidden, state = teacher_force(network, cross, trace, target)
             reasoned = predict_items(work, hidden)
             states += [*trace.states, state]
             if config.answer_weight:
@@ -118,7 +125,7 @@ class SftStep:
         cross = work.encode_examples(examples, index)
         start_token, steps = work.vocabulary.start_tokens[trace.steps], trace.steps
         replay = reason(self.reference, cross, start_token, steps, lambda i, *_: trace.tokens[i - 1])
-        hidden, _ = decode_items(self.reference, cross, replay, target)
+        hidden, _ = teacher_force(self.reference, cross, replay, target)
         return pair_log_probs(work, cross, replay, predict_items(work, hidden), target, rival)
 
 
@@ -137,7 +144,7 @@ def pair_log_probs(
     winner = reasoned.of(target).sum((1, 2))
     if work.network.step_form != "state":
         winner = winner + predict_reasoning(work, trace.hidden).of(torch.stack(trace.tokens, -1)).sum((1, 2))
-    hidden, _ = decode_directly(work.network, cross, work.vocabulary.start_tokens[0], rival)
+    hidden, _ = teacher_force_directly(work.network, cross, work.vocabulary.start_tokens[0], rival)
     return winner, predict_items(work, hidden).of(rival).sum((1, 2))
 
 

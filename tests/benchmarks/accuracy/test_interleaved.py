@@ -15,7 +15,7 @@ from benchmarks.accuracy.interleaved import begin_steps, decode_with_steps, labe
 from benchmarks.accuracy.variants import Setup
 from training.data.shop import write_shop
 from training.stages.predictions import predict_items
-from training.stages.reasoning import decode_directly
+from training.stages.reasoning import teacher_force_directly
 from training.workspace import Workspace
 
 SMALL = """
@@ -59,7 +59,7 @@ def test_training_scores_an_item_as_the_search_does(work: Workspace, arm: str):
         items, scores, tokens = search(ranker.runtime, work, batch.cross, steps, 10)
         best = work.item_tokens[items[:, :1]]  # (B, 1, M)
         hidden, chosen = decode_with_steps(work, batch.cross, best, steps)
-        direct, _ = decode_directly(work.network, batch.cross, work.vocabulary.start_tokens[0], best)
+        direct, _ = teacher_force_directly(work.network, batch.cross, work.vocabulary.start_tokens[0], best)
         torch.testing.assert_close(predict_items(work, hidden).of(best).sum(-1)[:, 0], scores[:, 0])
         written = [
             work.network.t5.logits(output, steps.ids(level)).argmax(-1)[:, 0] + steps.ids(level)[0]

@@ -19,11 +19,11 @@ from training.stages.begin import (
     centres,
     check_collapse,
     first_residuals,
-    has_labelled_thoughts,
+    supervises_reasoning_tokens,
 )
 from training.stages.diagnostics import pairwise_cosine
 from training.stages.pretrain import PretrainStep
-from training.stages.reasoning import decode_directly
+from training.stages.reasoning import teacher_force_directly
 from training.workspace import Workspace
 
 
@@ -60,7 +60,7 @@ def test_every_number_of_steps_starts_where_the_direct_answer_does_and_residuals
     begin_reasoning(work)
     work.network.requires_grad_(False)
     cross, item = work.encode([work.split.train[0]]), work.item_tokens[:1].unsqueeze(1)
-    outputs = [decode_directly(work.network, cross, start, item)[0] for start in work.vocabulary.start_tokens]
+    outputs = [teacher_force_directly(work.network, cross, start, item)[0] for start in work.vocabulary.start_tokens]
     for other in outputs[1:]:
         assert torch.equal(other, outputs[0])
     residuals = first_residuals(work)
@@ -115,7 +115,7 @@ def test_a_collapse_ends_the_run_and_a_spread_does_not(tmp_path):
     ],
 )
 def test_only_tokens_that_are_taught_to_differ_are_checked(settings, expected):
-    assert has_labelled_thoughts(small_workspace(small_config(*settings))) is expected
+    assert supervises_reasoning_tokens(small_workspace(small_config(*settings))) is expected
 
 
 def test_the_command_begins_apart_and_ends_at_a_collapse_in_one_sentence(tmp_path, capsys, monkeypatch):

@@ -17,7 +17,7 @@ from training.stages import losses
 from training.stages.answers import rivals
 from training.stages.predictions import Predictions, predict_items, predict_reasoning
 from training.stages.pretrain import PretrainStep
-from training.stages.reasoning import ReasoningTrace, decode_directly, decode_items, greedy, reason
+from training.stages.reasoning import ReasoningTrace, greedy, reason, teacher_force, teacher_force_directly
 from training.stages.rl import RlStep
 from training.stages.rollouts import Rollout, policy_log_probs
 from training.stages.sft import SftStep
@@ -47,13 +47,13 @@ class Batch:
     def direct(self, network: StreamRec) -> tuple[Predictions, torch.Tensor]:
         work = self.work.with_network(network)
         start = work.vocabulary.start_tokens[0]
-        hidden, state = decode_directly(network, work.encode(self.histories), start, self.target)
+        hidden, state = teacher_force_directly(network, work.encode(self.histories), start, self.target)
         return predict_items(work, hidden), state
 
     def log_p_directly(self, network: StreamRec, item: torch.Tensor) -> torch.Tensor:
         """log P of other items (B, 1, M) without reasoning."""
         work = self.work.with_network(network)
-        hidden, _ = decode_directly(network, work.encode(self.histories), work.vocabulary.start_tokens[0], item)
+        hidden, _ = teacher_force_directly(network, work.encode(self.histories), work.vocabulary.start_tokens[0], item)
         return predict_items(work, hidden).of(item).sum((1, 2))
 
     def reasoned(
@@ -64,7 +64,7 @@ class Batch:
         cross, start = work.encode(self.histories), work.vocabulary.start_tokens[STEPS]
         own = greedy(network, work.vocabulary.reasoning_range)
         trace = reason(network, cross, start, STEPS, own if tokens is None else lambda i, *_: tokens[i - 1])
-        hidden, state = decode_items(network, cross, trace, self.target)
+        hidden, state = teacher_force(network, cross, trace, self.target)
         return predict_items(work, hidden), trace, state
 
 
@@ -110,7 +110,7 @@ def test_stage_2_by_its_formulas(state_loss: str, inputs: str):
 
     cross = work.encode(batch.histories)
     trace = reason(network, cross, work.vocabulary.start_tokens[STEPS], STEPS, labelled)
-    hidden, last = decode_items(network, cross, trace, batch.target)
+    hidden, last = teacher_force(network, cross, trace, batch.target)
     reasoned = predict_items(work, hidden)
     direct, first = batch.direct(network)
     close(terms["nll_plain"], losses.nll(direct, batch.target, SMOOTHING))
@@ -260,8 +260,8 @@ def test_rewards_by_their_formulas(steps: int):
     for output in range(5):  # one by one, where the stage decodes all of a group together
         tokens, written = rollout.reasoning[:, output : output + 1], rollout.item[:, output : output + 1]
         trace = reason(network, cross, start, steps, lambda i, *_, tokens=tokens: tokens[..., i - 1])
-        _, state = decode_items(network, cross, trace, written)
-        given = predict_items(work, decode_items(network, cross, trace, batch.target)[0])
+        _, state = teacher_force(network, cross, trace, written)
+        given = predict_items(work, teacher_force(network, cross, trace, batch.target)[0])
         found = {name: value[:, output] for name, value in rollout.rewards.items()}
         close(found["format"], torch.tensor([float(tuple(row) in items) - 1 for row in written[:, 0].tolist()]))
         correct = (written[:, 0] == batch.target[:, 0]).long().cumprod(-1)

@@ -16,7 +16,7 @@ from training.stages.distributed import BatchShard
 from training.stages.losses import full_softmax, nll
 from training.stages.predictions import predict_items
 from training.stages.pretrain import PretrainStep
-from training.stages.reasoning import decode_directly
+from training.stages.reasoning import teacher_force_directly
 from training.stages.sft import SftStep
 from training.workspace import Workspace, make_workspace
 
@@ -55,7 +55,7 @@ def one_by_one(work: Workspace, config: PretrainConfig, index: np.ndarray) -> di
     plain, of_state = [], []
     for history, times, item in pairs:
         target, cross = work.item_tokens[item][None, None], work.encode([history], [times])
-        hidden, state = decode_directly(network, cross, work.vocabulary.start_tokens[0], target)
+        hidden, state = teacher_force_directly(network, cross, work.vocabulary.start_tokens[0], target)
         plain.append(nll(predict_items(work, hidden), target, config.label_smoothing))
         vectors = network.item_vectors(work.item_tokens)
         of_state.append(full_softmax(state[0], vectors, torch.tensor([item]), config.label_smoothing))

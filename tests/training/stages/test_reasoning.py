@@ -19,7 +19,7 @@ from serving.reference import Reference
 from serving.search import beam
 from tests.builders import tiny_model
 from training.stages.predictions import predict_items, predict_reasoning
-from training.stages.reasoning import ReasoningTrace, decode_items, greedy, reason, residual_label, sinkhorn
+from training.stages.reasoning import ReasoningTrace, greedy, reason, residual_label, sinkhorn, teacher_force
 from training.workspace import Workspace
 
 FORMS = ("token", "state", "both")
@@ -62,7 +62,7 @@ def test_training_scores_an_item_like_brute_force(form, steps, normalise):
     cross = read(bundle)
     trace = follow(bundle, cross, path.expand(len(HISTORIES), 12, -1))
     items = all_items(bundle, 12)
-    hidden, _ = decode_items(bundle.network, cross, trace, items)
+    hidden, _ = teacher_force(bundle.network, cross, trace, items)
     scores = predict_items(workspace(bundle), hidden).of(items).sum(-1)
     reasoning = torch.zeros_like(scores)
     if steps and form != "state":
@@ -90,7 +90,7 @@ def test_own_greedy_tokens_and_states_are_those_of_the_search(form, attention):
         assert torch.equal(torch.stack(trace.tokens, -1), reasoned.tokens)
     found = beam.search(runtime, build_trie(bundle.catalogue.tokens), settings, cross, steps=3, beam_width=64)
     best = items[found.items[:, 0]].unsqueeze(1)
-    hidden, state = decode_items(network, cross, trace, best)
+    hidden, state = teacher_force(network, cross, trace, best)
     of_best = predict_items(workspace(bundle), hidden).of(best)
     torch.testing.assert_close(torch.stack([*trace.states, state], 2), reasoned.states, atol=1e-4, rtol=1e-3)
     torch.testing.assert_close(of_best[:, 0], found.token_log_probs[:, 0], atol=1e-4, rtol=1e-3)
@@ -105,10 +105,10 @@ def test_paths_decoded_together_equal_paths_decoded_one_by_one(form):
     tokens = torch.randint(lo, hi, (len(HISTORIES), paths, steps), generator=torch.Generator().manual_seed(3))
     items = all_items(bundle, paths)
     together = follow(bundle, cross, tokens)
-    hidden, state = decode_items(bundle.network, cross, together, items)
+    hidden, state = teacher_force(bundle.network, cross, together, items)
     for path in range(paths):
         alone = follow(bundle, cross, tokens[:, path : path + 1])
-        one_hidden, one_state = decode_items(bundle.network, cross, alone, items[:, path : path + 1])
+        one_hidden, one_state = teacher_force(bundle.network, cross, alone, items[:, path : path + 1])
         torch.testing.assert_close(hidden[:, path : path + 1], one_hidden, atol=1e-4, rtol=1e-3)
         torch.testing.assert_close(state[:, path : path + 1], one_state, atol=1e-4, rtol=1e-3)
         for mine, its in zip(together.states, alone.states, strict=True):
@@ -121,9 +121,9 @@ def test_a_later_token_of_an_item_does_not_reach_back():
     lo, _ = bundle.vocabulary.reasoning_range
     trace = follow(bundle, cross, torch.full((len(HISTORIES), 1, 2), lo))
     items = all_items(bundle, 1).clone()
-    before, state = decode_items(bundle.network, cross, trace, items)
+    before, state = teacher_force(bundle.network, cross, trace, items)
     items[..., 1] = items[..., 1] + 1
-    after, same_state = decode_items(bundle.network, cross, trace, items)
+    after, same_state = teacher_force(bundle.network, cross, trace, items)
     torch.testing.assert_close(before[:, :, :2], after[:, :, :2], atol=1e-4, rtol=1e-3)
     torch.testing.assert_close(state, same_state, atol=1e-4, rtol=1e-3)
     assert not torch.allclose(before[:, :, 2], after[:, :, 2], atol=1e-2)
@@ -135,7 +135,7 @@ def test_the_gradient_of_the_answer_reaches_back_through_every_step():
     trace = follow(bundle, cross, torch.zeros(len(HISTORIES), 1, 3, dtype=torch.int64))
     for state in trace.states:
         state.retain_grad()
-    hidden, _ = decode_items(bundle.network, cross, trace, all_items(bundle, 1))
+    hidden, _ = teacher_force(bundle.network, cross, trace, all_items(bundle, 1))
     hidden[..., 0].square().mean().backward()
     assert all(state.grad is not None and state.grad.abs().max() > 0 for state in trace.states)
 

@@ -19,7 +19,7 @@ from training.stages.answers import mode, rivals
 from training.stages.losses import advantages, nll
 from training.stages.predictions import Predictions
 from training.stages.pretrain import PretrainStep
-from training.stages.reasoning import decode_directly, reason
+from training.stages.reasoning import reason, teacher_force_directly
 from training.stages.rl import REWARDS, Balance, RlStep
 from training.stages.rollouts import policy_log_probs
 from training.stages.sft import Labeller, SftStep
@@ -59,13 +59,13 @@ def test_stage_1_writes_whole_similar_items_before_the_target(monkeypatch):
 
     def seen_decode(network: StreamRec, cross: CrossKeysValues, start_token: int, item: torch.Tensor) -> Decoded:
         seen.append(start_token)
-        return decode_directly(network, cross, start_token, item)
+        return teacher_force_directly(network, cross, start_token, item)
 
     def seen_nll(predictions: Predictions, tokens: torch.Tensor, *how: float) -> torch.Tensor:
         seen.append(tokens)
         return nll(predictions, tokens, *how)
 
-    monkeypatch.setattr(pretrain, "decode_directly", seen_decode)
+    monkeypatch.setattr(pretrain, "teacher_force_directly", seen_decode)
     monkeypatch.setattr(pretrain, "nll", seen_nll)
     step = PretrainStep(work, config.pretrain)
     step(3)
@@ -396,7 +396,9 @@ def test_a_start_token_announces_the_steps():
     work = small_workspace(small_config())
     cross = work.encode([work.split.train[0]])
     item = work.item_tokens[:1].unsqueeze(1)
-    none, two = (decode_directly(work.network, cross, work.vocabulary.start_tokens[steps], item)[0] for steps in (0, 2))
+    none, two = (
+        teacher_force_directly(work.network, cross, work.vocabulary.start_tokens[steps], item)[0] for steps in (0, 2)
+    )
     assert not torch.allclose(none, two)
 
 

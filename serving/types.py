@@ -1,12 +1,13 @@
 """The data that flows through serving, and the letters used for shapes everywhere.
 
-Shape legend (capital letters in docstrings and comments mean these and nothing else):
+Shape legend (capital letters in docstrings and comments mean these, unless a docstring gives one another meaning):
 
     B  requests in a batch        K  beams per request            S  history tokens
     L  reasoning steps            P  reasoning paths              M  item levels (tokens per item)
     V  size of the vocabulary     C  codes of a level             D  width of the model
     H  attention heads            N  nodes of the trie            I  items of the catalogue
     Q  decoder rows per request   W  slots of the decoder cache   E  width of an embedding
+    U  users, in training
 
 An *item* inside serving is its row in the catalogue (int); item ids (strings) are found at the edges only.
 """

@@ -10,6 +10,7 @@ import numpy as np
 from scipy.stats import bootstrap
 
 CUTOFFS = (5, 10)
+RESAMPLES = 2000  # draws of users for an interval
 
 
 def target_ranks(ranked: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -54,7 +55,7 @@ def recall_ndcg(ranked: np.ndarray, target: np.ndarray) -> dict[str, float]:
     return mean_metrics(target_ranks(ranked, target))
 
 
-def paired_bootstrap(a: np.ndarray, b: np.ndarray, seed: int, resamples: int = 2000) -> tuple[float, float, float]:
+def paired_bootstrap(a: np.ndarray, b: np.ndarray, seed: int) -> tuple[float, float, float]:
     """Mean of a - b over users, with the ends of its 95% interval when the users are drawn again.
 
     a, b: (U,) the metric of the same users under two models, in the same order. An interval that holds 0 means that
@@ -63,9 +64,9 @@ def paired_bootstrap(a: np.ndarray, b: np.ndarray, seed: int, resamples: int = 2
     if a.shape != b.shape or a.ndim != 1 or len(a) < 2:
         raise ValueError(f"give two arrays over the same two or more users, not {a.shape} and {b.shape}")
     difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)
-    # `batch` limits memory: resamples x users indices at once would be gigabytes for a large set
+    # `batch` limits memory: RESAMPLES x users indices at once would be gigabytes for a large set
     interval = bootstrap(
-        (difference,), np.mean, n_resamples=resamples, batch=50, method="percentile", rng=np.random.default_rng(seed)
+        (difference,), np.mean, n_resamples=RESAMPLES, batch=50, method="percentile", rng=np.random.default_rng(seed)
     ).confidence_interval
     return float(difference.mean()), float(interval.low), float(interval.high)
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 CHUNK = 1024
+PASSES = 2  # over all values of all settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,16 +291,16 @@ def target_ndcg(scores: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 def coordinate_search(
-    start: S, grid: dict[str, tuple[Any, ...]], score: Callable[[S], float], passes: int = 2, desc: str | None = None
+    start: S, grid: dict[str, tuple[Any, ...]], score: Callable[[S], float], desc: str | None = None
 ) -> tuple[S, float]:
     """Tries the values of one field after the other, in two passes at most, and keeps what raises the score.
 
     desc: names the search in a progress bar; None: there is none. The second pass may not be needed.
     """
     best, best_score = start, score(start)
-    steps = passes * sum(map(len, grid.values()))
+    steps = PASSES * sum(map(len, grid.values()))
     with tqdm(total=steps, desc=desc, unit="setting", mininterval=1.0, disable=desc is None) as bar:
-        for _ in range(passes):
+        for _ in range(PASSES):
             before = best_score
             for name, values in grid.items():
                 for value in values:

@@ -1,4 +1,4 @@
-"""The next version of a bundle: what its items are called stays, and what the network has learnt goes on from there.
+"""Trains the next version of a bundle: items keep their tokens, and training goes on from its weights.
 
 Items come first, exactly as a service takes them in (`serving/online/live_catalogue.py`): those of its log of changes
 keep the semantic IDs that they were given there, and new ones of the data get the nearest that are free, by the

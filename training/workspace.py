@@ -155,16 +155,17 @@ def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-def bundle_settings(model: ModelSettings, default_steps: int = 0, dense_weight: float = 0.0) -> BundleSettings:
+def bundle_settings(model: ModelSettings) -> BundleSettings:
+    """Before validation has chosen the number of steps and how the dense score joins."""
     return BundleSettings(
         max_items=model.max_items,
         suffix_tokens=(END,) if model.end_token else (),
-        default_steps=default_steps,
+        default_steps=0,
         step_form=model.step_form,
         paths=model.paths,
         merge=model.merge,
         temperature=model.temperature,
-        dense_weight=dense_weight,
+        dense_weight=0.0,
         attention=model.attention,
         normalise=model.normalise,
         age_bias=model.age_bias,

@@ -19,7 +19,7 @@ UNUSED = np.iinfo(np.int32).min
 class Ancestry:
     """Walks from leaves to the root. Sets of nodes are ascending and distinct, so that a step costs one comparison.
 
-    order: in which `by_leaf` is told of items.
+    order: of the values that `by_leaf` receives.
     """
 
     def __init__(self, trie: Trie, order: Order = BY_ROW) -> None:
@@ -46,20 +46,20 @@ class Ancestry:
         distinct: np.ndarray = nodes[run_starts(nodes)[:-1]]
         return distinct[distinct >= 0] + np.int32(self.first_leaf)
 
-    def by_leaf(self, said: np.ndarray) -> np.ndarray:
-        """What is said of all items, in the order of leaves; of unused leaves it says anything.
+    def by_leaf(self, values: np.ndarray) -> np.ndarray:
+        """Values of all items, in the order of leaves; at unused leaves they are undefined.
 
         Shape: (I,) -> (leaves,), I greater than every row in the trie, and than 0.
         """
         if not self._runs:
-            found: np.ndarray = torch.from_numpy(said).index_select(0, torch.from_numpy(self._position)).numpy()
+            found: np.ndarray = torch.from_numpy(values).index_select(0, torch.from_numpy(self._position)).numpy()
             return found  # in half the time of np.take
-        found = np.zeros(self.leaves_at_most, said.dtype)
+        found = np.zeros(self.leaves_at_most, values.dtype)
         for leaf, position, length in self._runs:
-            found[leaf : leaf + length] = said[position : position + length]
+            found[leaf : leaf + length] = values[position : position + length]
         if self._moved:
             moved = np.flatnonzero(self._is_moved)
-            found[moved] = said.take(self._position[moved])
+            found[moved] = values.take(self._position[moved])
         return found
 
     def move(self, leaves: np.ndarray) -> None:

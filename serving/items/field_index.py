@@ -20,7 +20,7 @@ Columns = Callable[[str, Kind], np.ndarray | None]
 class FieldIndex:
     """Knows the first `rows` items, in masks of (rows / 8,) uint8, see `ValueIndex`. Read on any thread.
 
-    changed: rows that have got other values since it was made. Of these, and of those behind its end, it says anything.
+    changed: rows whose values have changed since it was made. For these, and behind its end, the answer is undefined.
     columns: those that are indexed by now.
     """
 

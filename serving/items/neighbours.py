@@ -79,7 +79,7 @@ class Neighbours:
         max_items: int,
         events: Sequence[EventData | None] | None = None,
     ) -> tuple[Shares, dict[str, np.ndarray]]:
-        """share(j), and what a `Gate` is told of each history. Histories are rows, oldest first; events: of each.
+        """share(j), and what a `Gate` receives of each history. Histories are rows, oldest first; events: of each.
 
         A history without neighbours has no share and a support of -inf. Shape of each feature: (B,) float64.
         """

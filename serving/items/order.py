@@ -1,4 +1,4 @@
-"""The order in which what is said of all items is kept: that of the leaves of their trie.
+"""The order of per-item arrays: that of the trie's leaves.
 
 A set of items is then that of leaves as it stands, and no leaf has to be looked up, which takes a nanosecond each.
 """
@@ -32,13 +32,13 @@ class Order:
     def rows_at(self, positions: np.ndarray) -> np.ndarray:
         return _among(self.rows, positions)
 
-    def by_row(self, said: np.ndarray) -> np.ndarray:
-        """What is said of all positions, row by row. Shape: (I,) -> (I,), I not less than n."""
-        return np.concatenate([said.take(self.positions), said[len(self.positions) :]])
+    def by_row(self, values: np.ndarray) -> np.ndarray:
+        """Values by position, put in the order of rows. Shape: (I,) -> (I,), I not less than n."""
+        return np.concatenate([values.take(self.positions), values[len(self.positions) :]])
 
-    def by_position(self, said: np.ndarray) -> np.ndarray:
+    def by_position(self, values: np.ndarray) -> np.ndarray:
         """The other way round."""
-        return np.concatenate([said.take(self.rows), said[len(self.rows) :]])
+        return np.concatenate([values.take(self.rows), values[len(self.rows) :]])
 
 
 BY_ROW = Order()

@@ -29,8 +29,8 @@ def write_trie(path: Path, trie: Trie) -> None:
         save_file(arrays, partial, {"format": FORMAT})
 
 
-def read_trie(path: Path, device: torch.device | str = "cpu") -> Trie:
-    """Reads what `write_trie` wrote. On the CPU the arrays are mapped, not copied, and shared with other processes.
+def read_trie(path: Path) -> Trie:
+    """Reads what `write_trie` wrote. The arrays are mapped, not copied, and shared with other processes.
 
     Every array is checked once for entries out of range. Raises BundleError if the parts do not fit together.
     """
@@ -47,7 +47,7 @@ def read_trie(path: Path, device: torch.device | str = "cpu") -> Trie:
         _check(trie, first_child)
     except (KeyError, TypeError, IndexError, ValueError, RuntimeError, SafetensorError, OSError) as error:
         raise BundleError(f"{path} is not a complete trie ({error}); write it again from the catalogue.") from error
-    return trie.to(device)
+    return trie
 
 
 def _check(trie: Trie, first_child: torch.Tensor) -> None:

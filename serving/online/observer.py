@@ -1,4 +1,4 @@
-"""What happens to requests, told to whoever counts it."""
+"""Callbacks for metrics; the default does nothing."""
 
 from __future__ import annotations
 

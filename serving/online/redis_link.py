@@ -19,6 +19,7 @@ T = TypeVar("T")
 Word = str | bytes | int
 
 ONE_NODE = "Redis is a cluster of several nodes, which this service cannot use; name a Redis that has one primary."
+MAX_CONNECTIONS = 16  # of a process
 MAX_PIPELINE = 16  # commands per round trip: more values of tens of KB would not arrive within milliseconds
 
 
@@ -26,10 +27,10 @@ class RedisDown(Exception):
     """Redis did not answer in time, refused the connection, or is being left alone after failures in a row."""
 
 
-def connect(url: str, *, max_connections: int = 16) -> Redis:
+def connect(url: str) -> Redis:
     """A client that never retries on its own and whose calls wait for a free connection. Connects on first use.
 
-    Connections opened by a burst stay open, so a process ends up holding `max_connections` of them.
+    Connections opened by a burst stay open, so a process ends up holding MAX_CONNECTIONS of them.
     """
     pool = BlockingConnectionPool.from_url(
         url,
@@ -37,7 +38,7 @@ def connect(url: str, *, max_connections: int = 16) -> Redis:
         socket_timeout=1.0,
         socket_connect_timeout=1.0,
         retry=Retry(NoBackoff(), 0),
-        max_connections=max_connections,
+        max_connections=MAX_CONNECTIONS,
     )
     return Redis.from_pool(pool)
 

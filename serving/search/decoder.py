@@ -1,7 +1,4 @@
-"""The decoder as a search runs it, all rows one position further at a time, and what the search keeps of it.
-
-Letters beyond those of `serving.types`: Q rows of a request, W slots of the cache.
-"""
+"""The decoder as a search runs it, all rows one position further at a time, and what the search keeps of it."""
 
 from __future__ import annotations
 

@@ -25,6 +25,7 @@ from training.config import TokenizeConfig
 from training.data.errors import DataError
 from training.data.read import Items
 
+WINDOW = 5  # steps of a history in which two items count as near each other
 DOUBLE_ITEMS = 1 << 16  # up to here embeddings are decomposed in double precision, beyond in half the time and memory
 
 
@@ -101,16 +102,14 @@ def _cached(texts: Sequence[str], model_name: str, cache: Path) -> Path:
     return cache / f"text-{digest}.safetensors"
 
 
-def collaborative_embedding(
-    train_sequences: Sequence[np.ndarray], n_items: int, dim: int, seed: int, window: int = 5
-) -> np.ndarray:
+def collaborative_embedding(train_sequences: Sequence[np.ndarray], n_items: int, dim: int, seed: int) -> np.ndarray:
     """Truncated SVD of the positive pointwise mutual information of items near each other. (n_items, dim), float32.
 
-    PPMI_ij = max(0, log(n_ij n / (n_i n_j))), n_ij = sum of 1 / distance over pairs at most `window` steps apart in
+    PPMI_ij = max(0, log(n_ij n / (n_i n_j))), n_ij = sum of 1 / distance over pairs at most WINDOW steps apart in
     a history; n_j is smoothed by a power of 0.75 against the pull of rare items (Levy, Goldberg & Dagan 2015).
     Rows have unit length. An item that occurs with no other gets a small seeded random vector.
     """
-    ppmi = _ppmi(_cooccurrence(train_sequences, n_items, window))
+    ppmi = _ppmi(_cooccurrence(train_sequences, n_items, WINDOW))
     if n_items > DOUBLE_ITEMS:
         ppmi = ppmi.astype(np.float32)
     rng = np.random.default_rng(seed)

@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from serving.network.model import dense_logits
 from training.stages.predictions import Predictions
 
+EPSILON = 1e-4  # of a group's standard deviation, which may be zero
 LOGITS_AT_ONCE = 1 << 27  # of the softmax over all items: 512 MiB, and as much again for their gradient
 
 
@@ -124,9 +125,9 @@ def grpo(
     return (beta * kl - gain).mean()
 
 
-def advantages(rewards: torch.Tensor, epsilon: float = 1e-4) -> torch.Tensor:
+def advantages(rewards: torch.Tensor) -> torch.Tensor:
     """A = (R - mean of the group) / (std of the group + eps)   [paper: group-relative]. Shape: (B, G) -> (B, G).
 
     A group whose rewards are all equal teaches nothing: its advantages are 0.
     """
-    return (rewards - rewards.mean(-1, keepdim=True)) / (rewards.std(-1, keepdim=True, correction=0) + epsilon)
+    return (rewards - rewards.mean(-1, keepdim=True)) / (rewards.std(-1, keepdim=True, correction=0) + EPSILON)

@@ -18,19 +18,15 @@ from training.config import MemoryParts, RunConfig
 from training.data.prepare import Split, sample_events, sample_users
 from training.data.read import Items
 from training.linear import LINEAR_GRID, LinearSetting, Moments, largest, linear_weights, predict
+from training.memory_scores import coordinate_search, history_weights, ndcg_of, seen_items, target_ndcg
 from training.neighbours import (
     GRID,
     JOINED_GRID,
+    CountedLog,
     JoinedSetting,
-    Log,
-    coordinate_search,
     event_counts,
-    history_weights,
-    ndcg_of,
     nearest,
-    seen_items,
     similarity_embedding,
-    target_ndcg,
 )
 
 TUNED_ITEMS = 6000  # the linear model's numbers are chosen on so many of the most frequent items, at most
@@ -82,7 +78,9 @@ class MemoryChoice:
         self.rows = None if len(items) <= WHOLE_ITEMS else np.unique(np.concatenate(self.histories))  # None: all
         if needs_counts:  # a linear model needs no embedding, which takes minutes
             embedding = similarity_embedding(items, split.train, config, cache, behaviour)
-            self.log_of = partial(Log.of, split.train, embedding, nearest(embedding, self.keep), weights=train_weights)
+            self.log_of = partial(
+                CountedLog.of, split.train, embedding, nearest(embedding, self.keep), weights=train_weights
+            )
             self.log = self.log_of(self.rows)
         self.earlier = None if earlier is None else _as_matrix(earlier, len(items))
         self.counts = event_counts(split.train, len(items), train_weights)
@@ -170,7 +168,7 @@ class MemoryChoice:
         return history_weights(self.histories, len(self.counts), recency, weights)
 
     def _weights(
-        self, setting: MemorySetting, rows: np.ndarray | None = None, log: Log | None = None
+        self, setting: MemorySetting, rows: np.ndarray | None = None, log: CountedLog | None = None
     ) -> sparse.csr_matrix:
         """w before rows are cut: some rows of it, with their log, or (None) as far as settings are compared on it."""
         share, parts = setting.linear_share, []

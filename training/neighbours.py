@@ -12,31 +12,25 @@ events; e embeds an item's text, or the items it occurs with if the data have no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from scipy import sparse
-from tqdm import tqdm
 
 from training.config import RunConfig
 from training.data.read import Items
 from training.ids.embed import collaborative_embedding, embed_text, item_text
-from training.metrics import ndcg
 from training.similar import similar_items
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
 CHUNK = 1024
-PASSES = 2  # over all values of all settings
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class CountingSettings:
     """How co-occurrence is counted, and how fast the weight of older items in the history falls."""
 
     window: int = 20
@@ -48,7 +42,7 @@ class Setting:
 
 
 @dataclass(frozen=True, slots=True)
-class JoinedSetting(Setting):
+class JoinedSetting(CountingSettings):
     """The same, and how much similar texts count."""
 
     similar_weight: float = 1.0
@@ -67,7 +61,6 @@ JOINED_GRID = GRID | {
     "similar_weight": (0.0, 0.03, 0.1, 0.3, 1.0, 2.0, 4.0),
     "similar_temperature": (0.05, 0.1, 0.2, 0.3, 0.5),
 }
-S = TypeVar("S", bound="DataclassInstance")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +98,7 @@ def similarity_embedding(
 
 
 @dataclass(frozen=True, slots=True)
-class Log:
+class CountedLog:
     """What w is computed from, for any setting: of all items, or of some rows, and then the other rows are incomplete.
 
     counts: (I,) training events. cosine: (I, I), sparse.
@@ -123,7 +116,7 @@ class Log:
         similar: tuple[np.ndarray, np.ndarray],
         rows: np.ndarray | None = None,
         weights: Sequence[np.ndarray] | None = None,
-    ) -> Log:
+    ) -> CountedLog:
         """similar: each item's most similar items, as by `nearest`. rows: catalogue rows; None: all. weights: of each
         sequence's events.
 
@@ -147,7 +140,7 @@ class Log:
             for at in range(0, len(row), CHUNK * 64)
         ] or [np.empty(0, np.float32)])  # fmt: skip
         counts = event_counts(sequences, len(embedding), weights)
-        return Log(pairs, counts, sparse.csr_matrix((values, col, both.indptr), shape=shape))
+        return CountedLog(pairs, counts, sparse.csr_matrix((values, col, both.indptr), shape=shape))
 
     def weights(self, setting: JoinedSetting) -> sparse.csr_matrix:
         """w, before rows are truncated. Shape: (I, I) float64."""
@@ -198,11 +191,6 @@ def pairs_within(
     )
 
 
-def cooccurrence(pairs: Pairs, counts: np.ndarray, setting: Setting) -> sparse.csr_matrix:
-    """co(i, j) / (n_i ** source * n_j ** target). Shape: (I, I) float64."""
-    return scaled_pairs(forward_pairs(pairs, len(counts), setting.window, setting.distance), counts, setting)
-
-
 def forward_pairs(pairs: Pairs, items: int, window: int, distance: float) -> sparse.csr_matrix:
     """The part of co(i, j) that counts j after i. Shape: (I, I) float64."""
     near = pairs.steps <= window
@@ -212,7 +200,7 @@ def forward_pairs(pairs: Pairs, items: int, window: int, distance: float) -> spa
     return sparse.csr_matrix((weight, (pairs.earlier[near], pairs.later[near])), shape=(items, items))
 
 
-def scaled_pairs(forward: sparse.csr_matrix, counts: np.ndarray, setting: Setting) -> sparse.csr_matrix:
+def scaled_pairs(forward: sparse.csr_matrix, counts: np.ndarray, setting: CountingSettings) -> sparse.csr_matrix:
     """co(i, j), with what precedes, divided by the powers of n_i and n_j. Shape: (I, I) float64."""
     events = np.maximum(counts, 1.0)
     scaled = (
@@ -234,80 +222,3 @@ def nearest(embedding: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     found = similar_items(torch.from_numpy(embedding[known]), count).numpy()
     is_item = found >= 0
     return np.repeat(known, is_item.sum(1)), known[found[is_item]]
-
-
-def history_weights(
-    histories: Sequence[np.ndarray], items: int, recency: float, weights: Sequence[np.ndarray] | None = None
-) -> sparse.csr_matrix:
-    """(t + 1) ** -recency of every item of a history, oldest first, times the weight of its event.
-
-    Shape: (U, I); times w it is n(j | history).
-    """
-    lengths = np.array([len(history) for history in histories])
-    steps_back = np.concatenate([np.arange(n, 0, -1) for n in lengths])  # 1 for the newest
-    owner = np.repeat(np.arange(len(lengths)), lengths)
-    factor = steps_back**-recency if weights is None else steps_back**-recency * np.concatenate(list(weights))
-    return sparse.csr_matrix((factor, (owner, np.concatenate(list(histories)))), shape=(len(lengths), items))
-
-
-def ndcg_of(
-    history: sparse.csr_matrix,
-    weights: sparse.csr_matrix,
-    target: np.ndarray,
-    excluded: sparse.csr_matrix | None = None,
-) -> np.ndarray:
-    """NDCG@10 of n(j | history) per user. Shapes: (U, I), (I, I), (U,) -> (U,) float64.
-
-    Equal scores rank ahead of the target; a target whose score is not positive is missed. excluded: (U, I), 1 for the
-    items that a user's ranking leaves out.
-    """
-    found = []
-    for first in range(0, len(target), CHUNK):
-        scores = (history[first : first + CHUNK] @ weights).tocsr()
-        if excluded is not None:
-            scores = (scores - scores.multiply(excluded[first : first + CHUNK])).tocsr()
-        wanted = target[first : first + CHUNK]
-        row = np.repeat(np.arange(len(wanted)), np.diff(scores.indptr))
-        own = np.bincount(row, scores.data * (scores.indices == wanted[row]), minlength=len(wanted))
-        rank = np.bincount(row, scores.data >= own[row], minlength=len(wanted)) - 1  # the target itself does not count
-        found.append(ndcg(np.where(own > 0, rank, np.inf)))
-    return np.concatenate(found)
-
-
-def seen_items(histories: Sequence[np.ndarray], items: int) -> sparse.csr_matrix:
-    """1 for the items of a history. Shape: (U, I)."""
-    owner = np.repeat(np.arange(len(histories)), [len(history) for history in histories])
-    seen = np.concatenate(list(histories))
-    matrix = sparse.csr_matrix((np.ones(len(seen)), (owner, seen)), shape=(len(histories), items))
-    matrix.data[:] = 1  # an item may come more than once
-    return matrix
-
-
-def target_ndcg(scores: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The same of scores for every item. Shapes: (U, I), (U,) -> (U,) float64."""
-    own = scores[np.arange(len(target)), target]
-    rank = (scores >= own[:, None]).sum(1) - 1
-    return ndcg(np.where(own > 0, rank, np.inf))
-
-
-def coordinate_search(
-    start: S, grid: dict[str, tuple[Any, ...]], score: Callable[[S], float], desc: str | None = None
-) -> tuple[S, float]:
-    """Tries the values of one field after the other, in two passes at most, and keeps what raises the score.
-
-    desc: names the search in a progress bar; None: there is none. The second pass may not be needed.
-    """
-    best, best_score = start, score(start)
-    steps = PASSES * sum(map(len, grid.values()))
-    with tqdm(total=steps, desc=desc, unit="setting", mininterval=1.0, disable=desc is None) as bar:
-        for _ in range(PASSES):
-            before = best_score
-            for name, values in grid.items():
-                for value in values:
-                    setting = replace(best, **{name: value})
-                    if setting != best and (found := score(setting)) > best_score:
-                        best, best_score = setting, found
-                    bar.update()
-            if best_score == before:
-                break
-    return best, best_score

@@ -13,31 +13,32 @@ from collections.abc import Callable
 
 import numpy as np
 
+from training.memory_scores import coordinate_search, history_weights
 from training.neighbours import (
     GRID,
+    CountingSettings,
     Pairs,
-    Setting,
-    cooccurrence,
-    coordinate_search,
     event_counts,
-    history_weights,
+    forward_pairs,
     pairs_within,
+    scaled_pairs,
 )
 
-START = Setting()
+START = CountingSettings()
 BACKFILL = 1e-6  # of the most popular item, far below the score of any neighbour
 
 
 class Neighbours:
     """Weights between items as one sparse matrix."""
 
-    def __init__(self, pairs: Pairs, counts: np.ndarray, setting: Setting) -> None:
+    def __init__(self, pairs: Pairs, counts: np.ndarray, setting: CountingSettings) -> None:
         self.setting = setting
-        self.weights = cooccurrence(pairs, counts, setting)  # (I, I)
+        forward = forward_pairs(pairs, len(counts), setting.window, setting.distance)
+        self.weights = scaled_pairs(forward, counts, setting)  # (I, I)
         self.backfill = (BACKFILL * counts / max(counts.max(), 1.0)).astype(np.float32)
 
     @classmethod
-    def fit(cls, sequences: list[np.ndarray], items: int, setting: Setting) -> Neighbours:
+    def fit(cls, sequences: list[np.ndarray], items: int, setting: CountingSettings) -> Neighbours:
         return cls(pairs_within(sequences, setting.window), event_counts(sequences, items), setting)
 
     def scores(self, histories: list[np.ndarray]) -> np.ndarray:
@@ -51,7 +52,7 @@ def tune(
     sequences: list[np.ndarray],
     items: int,
     validation_ndcg: Callable[[Neighbours], float],
-    start: Setting = START,
+    start: CountingSettings = START,
 ) -> tuple[Neighbours, float]:
     """The setting with the best validation NDCG@10 that a coordinate search finds."""
     pairs, counts = pairs_within(sequences, max(GRID["window"])), event_counts(sequences, items)

@@ -8,7 +8,7 @@ from scipy import sparse
 
 from training import linear
 from training.linear import Moments, largest, linear_weights, predict
-from training.neighbours import history_weights
+from training.memory_scores import history_weights
 
 ITEMS, MAX_ITEMS, RECENCY, RIDGE = 12, 3, 0.7, 2.0
 

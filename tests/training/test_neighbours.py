@@ -16,16 +16,12 @@ from training.__main__ import main
 from training.config_file import ConfigError
 from training.data.read import Items
 from training.linear import largest
+from training.memory_scores import coordinate_search, history_weights, ndcg_of, seen_items, target_ndcg
 from training.neighbours import (
+    CountedLog,
     JoinedSetting,
-    Log,
-    coordinate_search,
-    history_weights,
-    ndcg_of,
     nearest,
-    seen_items,
     similarity_embedding,
-    target_ndcg,
 )
 
 BY_HAND = JoinedSetting(
@@ -45,7 +41,7 @@ def items_without_text(count: int) -> Items:
 def test_weights_by_hand():
     """0 and 1 point the same way, 2 at right angles to them; nothing is known of 3."""
     embedding = np.array([[1, 0], [1, 0], [0, 1], [0, 0]], np.float32)
-    log = Log.of([seq(0, 1, 2, 3), seq(1, 2)], embedding, nearest(embedding, 4))  # n = 1, 2, 2, 1
+    log = CountedLog.of([seq(0, 1, 2, 3), seq(1, 2)], embedding, nearest(embedding, 4))  # n = 1, 2, 2, 1
     weights = log.weights(BY_HAND).toarray()
     same, apart = 2.0, 2.0 * np.exp(-2.0)
     expected = [
@@ -62,7 +58,7 @@ def test_weighted_events_by_hand():
     setting = replace(BY_HAND, similar_weight=0.0)
     weights = [np.array([2, 1, 3], np.float32), np.array([0.5, 1], np.float32)]
     embedding = np.zeros((3, 2), np.float32)
-    log = Log.of([seq(0, 1, 2), seq(1, 2)], embedding, nearest(embedding, 4), weights=weights)  # n = 2, 1.5, 4
+    log = CountedLog.of([seq(0, 1, 2), seq(1, 2)], embedding, nearest(embedding, 4), weights=weights)  # n = 2, 1.5, 4
     n0, n1, n2 = 2.0, 1.5, 4.0
     expected = [
         [0, 2 / (n0**0.5 * n1), 6 / 2 / (n0**0.5 * n2)],
@@ -77,14 +73,14 @@ def test_some_rows_are_those_of_the_whole():
     embedding = rng.standard_normal((40, 6)).astype(np.float32)
     sequences = [rng.integers(0, 40, 6).astype(np.int32) for _ in range(15)]
     similar, rows = nearest(embedding, 7), np.array([2, 3, 5, 38])
-    whole, some = (Log.of(sequences, embedding, similar, part).weights(JoinedSetting()) for part in (None, rows))
+    whole, some = (CountedLog.of(sequences, embedding, similar, part).weights(JoinedSetting()) for part in (None, rows))
     assert some.nnz < whole.nnz
     np.testing.assert_array_equal(some[rows].toarray(), whole[rows].toarray())
 
 
 def test_an_item_is_not_similar_to_itself():
     embedding = np.eye(2, dtype=np.float32)
-    weights = Log.of([seq(0, 0), seq(1)], embedding, nearest(embedding, 1)).weights(BY_HAND).toarray()
+    weights = CountedLog.of([seq(0, 0), seq(1)], embedding, nearest(embedding, 1)).weights(BY_HAND).toarray()
     assert weights[0, 0] == pytest.approx(1.25 / (2**0.5 * 2))
 
 
@@ -95,7 +91,7 @@ def test_the_candidates_include_everything_that_a_row_keeps():
     embedding /= np.linalg.norm(embedding, axis=1, keepdims=True)
     sequences = [rng.integers(0, 40, 6).astype(np.int32) for _ in range(15)]
     setting = JoinedSetting(similar_weight=0.7)
-    whole, few = (Log.of(sequences, embedding, nearest(embedding, keep)).weights(setting) for keep in (40, 7))
+    whole, few = (CountedLog.of(sequences, embedding, nearest(embedding, keep)).weights(setting) for keep in (40, 7))
     assert few.nnz < whole.nnz
     np.testing.assert_allclose(largest(few, 7).toarray(), largest(whole, 7).toarray(), rtol=1e-6)
 
@@ -103,7 +99,7 @@ def test_the_candidates_include_everything_that_a_row_keeps():
 def test_a_row_keeps_its_largest_weights():
     rng = np.random.default_rng(1)
     embedding = rng.standard_normal((30, 5)).astype(np.float32)
-    weights = Log.of([seq(*range(30))], embedding, nearest(embedding, 29)).weights(JoinedSetting())
+    weights = CountedLog.of([seq(*range(30))], embedding, nearest(embedding, 29)).weights(JoinedSetting())
     kept = largest(weights, 4)
     assert np.diff(kept.indptr).tolist() == [4] * 30 and kept.has_sorted_indices
     for before, after in zip(weights.toarray(), kept.toarray(), strict=True):
@@ -129,7 +125,7 @@ def test_without_another_known_item_nothing_is_similar(known):
     embedding[:known] = [1, 0]
     rows, cols = nearest(embedding, 5)
     assert len(rows) == len(cols) == 0
-    assert Log.of([seq(0, 1, 2)], embedding, nearest(embedding, 5)).cosine.nnz == 0
+    assert CountedLog.of([seq(0, 1, 2)], embedding, nearest(embedding, 5)).cosine.nnz == 0
 
 
 def test_ndcg_by_hand():
@@ -172,7 +168,11 @@ def test_items_unseen_in_training_are_found_by_their_text(monkeypatch):
     )
     embedding = similarity_embedding(items, [seq(0, 1)], small_config(), None)
     assert embedding[2].tolist() == [0.0, 0.0]  # no text: like nothing
-    weights = Log.of([seq(0, 1)], embedding, nearest(embedding, 4)).weights(JoinedSetting(similar_weight=1.0)).toarray()
+    weights = (
+        CountedLog.of([seq(0, 1)], embedding, nearest(embedding, 4))
+        .weights(JoinedSetting(similar_weight=1.0))
+        .toarray()
+    )
     assert weights[3, 0] == pytest.approx(1.0) and weights[3, 1] == pytest.approx(np.exp(-0.4 / 0.3), rel=1e-5)
     assert not weights[2].any() and not weights[:, 2].any()
 

@@ -56,7 +56,7 @@ def test_rank_shows_twenty_items_and_excludes_all() -> None:
 
 
 def test_neighbours_by_hand() -> None:
-    setting = neighbours.Setting(window=2, distance=1.0, backward=0.25, recency=1.0, source=0.5, target=1.0)
+    setting = neighbours.CountingSettings(window=2, distance=1.0, backward=0.25, recency=1.0, source=0.5, target=1.0)
     model = neighbours.Neighbours.fit([seq(0, 1, 2, 3), seq(1, 2)], 5, setting)  # n = 1, 2, 2, 1, 0
     one_to_two, one_to_three = 2 / (2**0.5 * 2), 0.5 / 2**0.5
     two_to_three, two_to_one = 1 / 2**0.5, 0.25 * 2 / (2**0.5 * 2)
@@ -73,7 +73,7 @@ def test_neighbours_by_hand() -> None:
 
 
 def test_items_without_neighbours_follow_by_popularity() -> None:
-    model = neighbours.Neighbours.fit([seq(0, 1), seq(2), seq(2), seq(3)], 5, neighbours.Setting())
+    model = neighbours.Neighbours.fit([seq(0, 1), seq(2), seq(2), seq(3)], 5, neighbours.CountingSettings())
     assert rank(model.scores, [seq(0)], exclude_seen=True)[0, :4].tolist() == [1, 2, 3, 4]
 
 
@@ -84,7 +84,7 @@ def test_tuning_finds_the_direction_that_validation_rewards() -> None:
         best = rank(model.scores, [seq(i) for i in range(12)], exclude_seen=False)[:, 0]
         return float((best == (np.arange(12) + 1) % 12).mean())
 
-    start = neighbours.Setting(distance=0.0, backward=1.0)
+    start = neighbours.CountingSettings(distance=0.0, backward=1.0)
     before = neighbours.Neighbours.fit(sequences, 12, start)
     tuned, value = neighbours.tune(sequences, 12, follows, start)
     assert value == follows(tuned) == 1.0 > follows(before)

@@ -28,6 +28,9 @@ PARTS = 5  # of the validation users, for cross-fitting the gate
 # The memory's share decides, and the network orders what the memory does not know: 2e-9 of a probability.
 MEMORY_ALONE = Gate(-20.0)
 LEAST_LOG = -1e4  # of a probability while a gate is fitted: an infinite one has no gradient
+# The logarithm of a power, up or down. A line search may try any, and e^88 overflows the float32 of what serves. Fits
+# end within 5, where a higher power only picks its part's first item; on their way some try 35, which is left to them.
+MOST_LOG_POWER = 50.0
 NETWORK, MEMORY, CONSTANT, GATED = WAYS = ("network alone", "memory alone", "one gate for all", "gate by features")
 
 
@@ -50,14 +53,17 @@ class Proposals:
         return Proposals(*(part[users] for part in (self.network, self.log_share, self.hit, self.features, self.known)))
 
     def ndcg(self, gate: Gate | None) -> np.ndarray:
-        """NDCG@10 per user; None: the network alone. An equal score ranks ahead of the target. Shape: (U,)."""
+        """NDCG@10 per user; None: the network alone. An equal score ranks ahead of the target. Shape: (U,).
+
+        NaN is ahead of nothing, so a user with a score that is no number would have the best of ranks: it is a miss.
+        """
         scores = self.network
         if gate is not None:
             log_odds = gate.intercept + self.features @ np.array(list(gate.coefficients.values()))
             log_odds = torch.from_numpy(np.where(self.known, log_odds, np.inf))
             parts = torch.from_numpy(self.network), torch.from_numpy(self.log_share)
             scores = mixed(*parts, log_odds, gate.network_power, gate.memory_power).numpy()
-        found = self.hit.any(1)
+        found = self.hit.any(1) & (scores < np.inf).all(1)
         own = np.where(self.hit, scores, -np.inf).max(1)
         rank = (scores >= own[:, None]).sum(1) - 1
         return ndcg(np.where(found, rank, np.inf))
@@ -164,7 +170,10 @@ def judged(proposals: Proposals, way: str, parts: Sequence[np.ndarray]) -> np.nd
 
 
 def fit_gate(proposals: Proposals, way: str) -> Gate | None:
-    """The likeliest gate; None for the network alone."""
+    """The likeliest gate; None for the network alone.
+
+    Where it cannot be told in numbers, as for a network that gives none, the next simpler way's.
+    """
     if way in (NETWORK, MEMORY):
         return MEMORY_ALONE if way == MEMORY else None
     useful = proposals.of(np.flatnonzero(proposals.hit.any(1) & proposals.known))  # no gate changes the others' ranks
@@ -175,6 +184,8 @@ def fit_gate(proposals: Proposals, way: str) -> Gate | None:
     standard = torch.from_numpy((useful.features - mean) / deviation)
     intercept, (network_power, memory_power), slopes = _likeliest(useful, standard if way == GATED else standard[:, :0])
     powers = {"network_power": network_power, "memory_power": memory_power}
+    if not np.isfinite([intercept, *powers.values(), *slopes]).all():
+        return fit_gate(proposals, CONSTANT if way == GATED else MEMORY)
     if way == CONSTANT:
         return Gate(intercept, **powers)
     slopes = slopes / deviation
@@ -197,16 +208,17 @@ def _likeliest(proposals: Proposals, features: torch.Tensor) -> tuple[float, lis
 
     def loss() -> torch.Tensor:
         optimizer.zero_grad()
-        powers = fitted[1:3].exp()
+        powers = fitted[1:3].clamp(-MOST_LOG_POWER, MOST_LOG_POWER).exp()
         scores = powers[0] * mixed(network, log_share, fitted[0] + features @ fitted[3:], powers[0], powers[1])
-        found = scores.masked_fill(is_other, LEAST_LOG).logsumexp(1) - scores.logsumexp(1)
+        # Not LEAST_LOG: high powers bring scores below it, and a target that they make improbable would count as found.
+        found = scores.masked_fill(is_other, -torch.inf).logsumexp(1) - scores.logsumexp(1)
         value = ((precision * fitted**2).sum() - found.sum()) / len(features)
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
     optimizer.step(loss)  # type: ignore[no-untyped-call]
     values = fitted.detach()
-    powers = values[1:3].exp()
+    powers = values[1:3].clamp(-MOST_LOG_POWER, MOST_LOG_POWER).exp()
     intercept = values[0] - powers[0] * best[0] + powers[1] * best[1]
     return float(intercept), powers.tolist(), values[3:].numpy()
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from serving.search.ranker import Ranker
 from serving.types import GATE_FEATURES, Gate
@@ -145,6 +146,47 @@ def test_the_powers_that_the_targets_follow_are_found():
 
 def test_a_gate_without_a_target_to_learn_from_leaves_both_as_they_are():
     assert fit_gate(proposals(ALL, ALL, NOBODY).of(np.arange(0)), GATED) == Gate(0.0)
+
+
+def test_a_target_that_high_powers_make_improbable_is_no_gain(monkeypatch):
+    """Of scores below LEAST_LOG, such as a line search may try, the other items once counted as the target."""
+    of = proposals(1 - HALF, HALF, HALF + 0.0)
+    assert min(of.network.min(), of.log_share.min()) > -12
+    expected = [fit_gate(of, way) for way in (CONSTANT, GATED)]
+    monkeypatch.setattr(join, "LEAST_LOG", -12.0)
+    assert [fit_gate(of, way) for way in (CONSTANT, GATED)] == expected
+
+
+def test_powers_stay_within_what_can_be_computed(monkeypatch):
+    monkeypatch.setattr(join, "MOST_LOG_POWER", 0.5)
+    gate = fit_gate(proposals(ALL, ALL, NOBODY, noise=0.1), CONSTANT)
+    assert gate is not None and max(gate.network_power, gate.memory_power) == pytest.approx(np.exp(0.5))
+
+
+def test_scores_that_are_no_numbers_find_nothing():
+    of = proposals(ALL, ALL, NOBODY)
+    for gate in (Gate(np.nan), Gate(0.0, network_power=np.inf), Gate(0.0, peak=np.nan)):
+        assert not of.ndcg(gate).any()
+    network = of.network.copy()
+    network[0, of.hit[0].argmin()] = np.nan  # of an item that is not the target
+    network[1, :] = np.inf
+    found = replace(of, network=network).ndcg(None)
+    assert not found[:2].any() and (found[2:] == of.ndcg(None)[2:]).all() and found[2:].any()
+
+
+def test_a_fit_that_ends_in_no_number_leaves_the_next_simpler_way(monkeypatch):
+    of, likeliest = proposals(1 - HALF, HALF, HALF + 0.0), join._likeliest
+    expected = fit_gate(of, CONSTANT)
+
+    def diverged(proposals: Proposals, features: torch.Tensor) -> tuple[float, list[float], np.ndarray]:
+        intercept, powers, slopes = likeliest(proposals, features)
+        return intercept, powers, slopes * np.nan
+
+    monkeypatch.setattr(join, "_likeliest", diverged)  # NaN times no slopes is no slopes
+    assert fit_gate(of, GATED) == expected
+    monkeypatch.undo()
+    unknown = replace(of, network=np.full_like(of.network, np.nan))
+    assert fit_gate(unknown, GATED) == fit_gate(unknown, CONSTANT) == MEMORY_ALONE
 
 
 def test_users_are_judged_with_a_gate_that_they_did_not_choose():

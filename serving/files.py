@@ -17,9 +17,11 @@ from pathlib import Path
 
 from serving.errors import FolderInUse, StorageError
 
+PARTIAL = ".partial"  # ends the name of a file that is not complete; a kill may leave it behind
+
 
 @contextmanager
-def atomic_write(path: Path, suffix: str = ".partial") -> Iterator[Path]:
+def atomic_write(path: Path, suffix: str = PARTIAL) -> Iterator[Path]:
     """Yields a path in the same folder to write to; that file replaces `path` when the block ends without an error.
 
     Otherwise `path` stays as it was. suffix: of the temporary file; processes that may write the same `path` at the

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from serving.errors import StorageError
+from serving.files import PARTIAL
 from serving.online.changelog import CHANGES_FILE
 from serving.types import MAX_TIMESTAMP
 from training.data.errors import DataError
@@ -23,7 +24,8 @@ RUN = "run.json"
 LEAST_JUDGES = 2  # of one user nobody can say what is more than chance
 SINCE_1973 = 1e8  # seconds since 1970: order numbers and years are less
 # What a run that was killed at once leaves: texts already embedded, what a service had recorded, how its items changed.
-UNUSED = {"lock", f"{RUN}.partial", "cache", SNAPSHOT, CHANGES_FILE}
+# Any of them may be half-written.
+UNUSED = {"lock", "cache", SNAPSHOT, CHANGES_FILE}
 
 
 class RunError(RuntimeError):
@@ -41,10 +43,11 @@ def check_work_folder(folder: Path, bundle_folder: Path) -> None:
     if folder.resolve().is_relative_to(bundle_folder.resolve()):
         raise RunError(f"{folder}, with the checkpoints, lies in the bundle's folder; choose another --out or --work.")
     if folder.is_dir():
-        names = sorted(path.name for path in folder.iterdir() if path.name not in UNUSED)
-        if names and RUN not in names:
+        names = sorted(path.name for path in folder.iterdir())
+        foreign = [name for name in names if name.removesuffix(PARTIAL) not in {RUN, *UNUSED}]
+        if foreign and RUN not in names:
             raise RunError(
-                f"{folder} holds {names[0]} and no training run, and this run would keep its files there; choose "
+                f"{folder} holds {foreign[0]} and no training run, and this run would keep its files there; choose "
                 "another --out, or move that away."
             )
     elif folder.exists():

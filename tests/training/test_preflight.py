@@ -94,6 +94,15 @@ def test_a_work_folder_of_others_is_left_alone(data, tmp_path, capsys):
         assert "run.json is damaged" in refused(capsys, *command("run", data, tmp_path / "out"))
 
 
+@pytest.mark.parametrize("name", ["run.json", "changes.jsonl"])
+def test_a_run_that_was_killed_while_it_wrote_its_first_files_goes_on(data, tmp_path, name):
+    work = tmp_path / "out.work"
+    work.mkdir()
+    (work / "lock").touch()
+    (work / f"{name}.partial").write_text("{")
+    assert main(command("prepare", data, tmp_path / "out")) == 0
+
+
 def test_data_that_nothing_can_be_chosen_on_are_refused(tmp_path, capsys):
     folder = tmp_path / "data"
     folder.mkdir()

@@ -18,6 +18,7 @@ from serving.types import REDIS_PREFIX
 from training.data.errors import DataError
 
 SNAPSHOT = "feedback"  # in a run's work folder: the data folder of what a service had recorded when the run began
+TABLE = "interactions.parquet"
 
 
 def data_folder_of(source: str | Path, work_folder: Path) -> Path:
@@ -26,7 +27,7 @@ def data_folder_of(source: str | Path, work_folder: Path) -> Path:
     if "://" not in str(source) and not (Path(source).is_dir() and any(_file_paths(Path(source)))):
         return Path(source)
     snapshot = work_folder / SNAPSHOT
-    if not snapshot.exists():
+    if not (snapshot / TABLE).exists():  # a kill, or a full disk, leaves the folder without it
         convert_feedback(str(source), snapshot)
     return snapshot
 
@@ -63,7 +64,7 @@ def convert_feedback(
     times, users, items, types, values = zip(*rows, strict=True)
     numbers = pa.array(values, pa.float64())
     table = pa.table({"user_id": users, "item_id": items, "timestamp": times, "type": types, "value": numbers})
-    with atomic_write(out / "interactions.parquet") as partial:
+    with atomic_write(out / TABLE) as partial:
         pq.write_table(table, partial)
     return counts
 

@@ -105,6 +105,19 @@ def test_a_run_reads_feedback_as_it_was_when_it_began(tmp_path: Path) -> None:
     assert (found["users"], found["items"], found["events"]) == (3, 5, len(CLICKS))
 
 
+@pytest.mark.parametrize("left", [[], ["interactions.parquet.partial"]])
+def test_feedback_that_was_not_copied_to_the_end_is_copied_again(tmp_path: Path, left: list[str]) -> None:
+    """A full disk leaves the folder, a kill half of the file as well."""
+    asyncio.run(fill(LocalFeedback(FeedbackFiles(tmp_path / "feedback", 90)), CLICKS))
+    snapshot = tmp_path / "b.work/feedback"
+    snapshot.mkdir(parents=True)
+    for name in ["../lock", *left]:
+        (snapshot / name).write_bytes(b"half")
+    assert main(command("prepare", tmp_path / "feedback", tmp_path / "b")) == 0
+    assert [path.name for path in snapshot.iterdir()] == ["interactions.parquet"]
+    assert len(read_data(snapshot).sequence) == len(CLICKS)
+
+
 @pytest.mark.parametrize("source", ["missing", "empty", "redis://127.0.0.1:1", "rubbish://x"])
 def test_without_feedback_one_sentence_says_so(tmp_path: Path, source: str) -> None:
     (tmp_path / "empty").mkdir()

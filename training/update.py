@@ -198,22 +198,23 @@ async def _put(bundle: Bundle, changes: Sequence[Entry], items: Items | None) ->
 
 
 def _entries(items: Items, catalogue: Catalogue) -> list[Entry]:
-    """What puts items; one that the catalogue has and of which nothing is said here stays as it is."""
+    """What puts items. Of one that the catalogue has, whatever a row leaves out stays, as in a list of new prices."""
     entries: list[Entry] = []
     for row, item_id in enumerate(items.item_ids):
         known = catalogue.row(item_id)
         title, brand, categories, description = (
             items.titles[row], items.brands[row], items.categories[row], items.descriptions[row],
         )  # fmt: skip
-        if known is None or item_text(title, brand, categories, description):
-            fields = {} if known is None else catalogue.fields_of(known)
-            if brand:
-                fields.pop("brand", None)
-            fields |= items.fields.get(row, {})
-            entries.append({
-                "item_id": item_id, "title": title, "brand": brand, "categories": categories,
-                "description": description, "fields": fields, "available_from": None, "available_until": None,
-            })  # fmt: skip
+        fields = items.fields.get(row, {})
+        if known is not None:
+            if not fields and not item_text(title, brand, categories, description):
+                continue
+            title, categories = title or catalogue.titles[known], categories or list(catalogue.categories[known])
+            fields = catalogue.fields_of(known) | fields
+        entries.append({
+            "item_id": item_id, "title": title, "brand": brand, "categories": categories,
+            "description": description, "fields": fields, "available_from": None, "available_until": None,
+        })  # fmt: skip
     return entries
 
 

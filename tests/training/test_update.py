@@ -26,7 +26,8 @@ from tests.training.shops import command
 from tests.training.small import ITEMS, walks
 from tests.waiting import DEADLINE
 from training.__main__ import main
-from training.update import update_config, with_items
+from training.data.read import read_items
+from training.update import extend, update_config, with_items
 
 FROM_TEXT = (
     "tokenizer.kind=rqvae", "tokenizer.source=text", "tokenizer.rqvae.steps=20", "tokenizer.rqvae.warmup_steps=5",
@@ -132,6 +133,32 @@ def test_every_item_keeps_its_row_and_its_tokens_whoever_added_it(earlier: Path,
     assert after.fields_of(row["n0"])["brand"] == "B"
     assert [after.item_ids[member] for member in after.subsets["few"]] == ["i4", "live2"]
     assert after.popularity[row["n0"]] == 3 and after.popularity[row["i5"]] > before.popularity[row["i5"]]
+
+
+def test_what_a_row_leaves_out_of_a_known_item_stays(earlier: Path, tmp_path: Path) -> None:
+    lines = [
+        {"item_id": "i1", "title": "One", "fields": {"price": 9.5, "sale": True, "brand": "A"}},
+        {"item_id": "i1", "fields": {"price": 7.5}},
+        {"item_id": "i1", "brand": "B"},
+        {"item_id": "i1", "description": "Long"},
+        {"item_id": "i1", "categories": ["new"]},
+        {"item_id": "i1"},
+    ]
+    bundle = Bundle.load(earlier)
+    tokens, file, found = bundle.catalogue.tokens.copy(), tmp_path / "items.jsonl", []
+    for line in lines:
+        file.write_text(json.dumps(line))
+        bundle = extend(bundle, [], read_items(file)).bundle
+        row = bundle.catalogue.row("i1")
+        assert row is not None
+        found.append((bundle.catalogue.titles[row], bundle.catalogue.categories[row], bundle.catalogue.fields_of(row)))
+    np.testing.assert_array_equal(bundle.catalogue.tokens, tokens)
+    before, priced = {"price": 9.5, "sale": True, "brand": "A"}, {"price": 7.5, "sale": True, "brand": "A"}
+    branded = priced | {"brand": "B"}
+    assert found == [
+        ("One", ["old"], before), ("One", ["old"], priced), ("One", ["old"], branded), ("One", ["old"], branded),
+        ("One", ["new"], branded), ("One", ["new"], branded),
+    ]  # fmt: skip
 
 
 def test_what_is_new_is_learnt_and_stands_beside_the_earlier_version(earlier: Path, updated: Path) -> None:

@@ -83,8 +83,10 @@ def run(
             data = weigh(read_data(data_folder), config.history.type_weights)
             split = split_by(data, config.split, times=config.model.time_bias)
             check_data(data, split, reads_times=config.model.time_bias, refits=config.refit.epochs > 0)
+            if given := given_file(data_folder, config):
+                load_given_ids(given, data.items)
             if process.is_first:
-                begin_run(folder, {"data": fingerprint(data_folder), "config": config.to_json()}, data, split)
+                begin_run(folder, {"data": fingerprint(data_folder, given), "config": config.to_json()}, data, split)
             if until == "prepare":
                 return
             work = tokenize(data, split, data_folder, folder, config, process.device)
@@ -154,8 +156,8 @@ def tokenize(
     file = folder / SEMANTIC_IDS
     if not file.exists():
         given, tokenizer = None, config.tokenizer
-        if tokenizer.kind == "given":
-            codes, shared = load_given_ids(data_folder / "semantic_ids" / f"{config.given_ids}.json.gz", data.items)
+        if path := given_file(data_folder, config):
+            codes, shared = load_given_ids(path, data.items)
             given = GivenIds(codes, shared if tokenizer.shared_codebook is None else tokenizer.shared_codebook)
         embedding = item_embedding(data.items, split.train, tokenizer, config.seed, folder / "cache", progress=True)
         with tqdm(desc="tokenize", unit="step", mininterval=1.0) as bar:
@@ -207,10 +209,16 @@ def train_stage(
                      process, work.config.precision, check, step.kept, start_competes=not starts_to_reason)  # fmt: skip
 
 
-def fingerprint(data_folder: Path) -> dict[str, str]:
-    """sha256 of every data file, to notice data that changed since the run began."""
+def given_file(data_folder: Path, config: RunConfig) -> Path | None:
+    """The semantic IDs of a run that is given them; None where it makes its own."""
+    name = f"{config.given_ids}.json.gz"
+    return data_folder / "semantic_ids" / name if config.tokenizer.kind == "given" else None
+
+
+def fingerprint(data_folder: Path, given: Path | None = None) -> dict[str, str]:
+    """sha256 of every data file, given semantic IDs included, to notice data that changed since the run began."""
     digests = {}
-    for path in filter(None, data_files(data_folder)):
+    for path in filter(None, (*data_files(data_folder), given)):
         with path.open("rb") as file:
             digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
     return digests

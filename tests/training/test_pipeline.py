@@ -156,11 +156,14 @@ def test_running_the_stages_one_by_one_gives_the_same_bundle(made, tmp_path):
         assert (tmp_path / "bundle" / name).read_bytes() == (made / "bundle" / name).read_bytes()
 
 
+def give_ids(data: Path, codes: dict[str, list[str]]) -> None:
+    (data / "semantic_ids").mkdir(exist_ok=True)
+    (data / "semantic_ids/mine.json.gz").write_bytes(gzip.compress(json.dumps(codes).encode()))
+
+
 def test_given_semantic_ids_are_used(made, tmp_path):
     data = write_shop(tmp_path / "shop")
-    (data / "semantic_ids").mkdir()
-    codes = {f"i{i}": [f"<a_{i % 5}>", f"<b_{i // 5}>"] for i in range(30)}
-    (data / "semantic_ids/mine.json.gz").write_bytes(gzip.compress(json.dumps(codes).encode()))
+    give_ids(data, {f"i{i}": [f"<a_{i % 5}>", f"<b_{i // 5}>"] for i in range(30)})
     settings = ("tokenizer.kind=given", "given_ids=mine", "pretrain.steps=1", "sft.steps=0", "rl.steps=0")
     assert main(command("run", data, tmp_path / "b", *settings)) == 0
     bundle = Bundle.load(tmp_path / "b")
@@ -171,9 +174,8 @@ def test_given_semantic_ids_are_used(made, tmp_path):
 
 def test_given_semantic_ids_of_one_codebook_share_a_block(tmp_path):
     data = write_shop(tmp_path / "shop")
-    (data / "semantic_ids").mkdir()
     codes = {f"i{i}": [f"<T_{i % 5}>", f"<T_{i // 5}>", f"<T_{i % 3}>"] for i in range(30)} | {"i29": ["<T_1>"] * 3}
-    (data / "semantic_ids/mine.json.gz").write_bytes(gzip.compress(json.dumps(codes).encode()))
+    give_ids(data, codes)
     settings = ("tokenizer.kind=given", "given_ids=mine")
     assert main(command("tokenize", data, tmp_path / "b", *settings)) == 0
     config = load_config(None, [*QUICK, *settings])
@@ -182,6 +184,21 @@ def test_given_semantic_ids_of_one_codebook_share_a_block(tmp_path):
     assert work.vocabulary.shared_levels == 3 and work.vocabulary.codebook_sizes == (6, 6, 6)
     row = read.items.item_ids.index("i13")
     assert (work.item_tokens_np[row] - work.vocabulary.item_offset).tolist() == [3, 2, 1]
+
+
+def test_semantic_ids_that_changed_since_the_run_began_are_refused(tmp_path, capsys):
+    data, settings = write_shop(tmp_path / "shop"), ("tokenizer.kind=given", "given_ids=mine")
+    tokenize_again = command("tokenize", data, tmp_path / "b", *settings)
+    give_ids(data, {"i0": ["<a_1>"]})
+    assert "has no codes" in fails(capsys, *tokenize_again) and not (tmp_path / "b.work/run.json").exists()
+    codes = {f"i{i}": [f"<a_{i % 5}>", f"<b_{i // 5}>"] for i in range(30)}
+    give_ids(data, codes)
+    assert main(tokenize_again) == main(tokenize_again) == 0
+    give_ids(data, codes | {"i0": ["<a_4>", "<b_9>"]})
+    assert "other data or settings; choose another --out or remove" in fails(capsys, *tokenize_again)
+    own = command("prepare", data, tmp_path / "own")  # which makes its own: those do not concern it
+    assert main(own) == 0
+    assert [*json.loads((tmp_path / "own.work/run.json").read_text())["data"]] == ["interactions.csv"]
 
 
 def test_other_settings_or_other_data_are_refused_in_a_used_folder(made, capsys):

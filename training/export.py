@@ -51,7 +51,9 @@ def export(
     memory, recount = None, None
     if work.config.neighbours.enabled:
         kept = earlier.neighbours if earlier else None
-        behaviour = None if earlier or data.items.has_text else work.embedding  # of a run without text
+        # What semantic IDs are made from is behaviour unless it is text: a brand or categories will do for that.
+        is_behaviour = not (earlier or data.items.has_text or work.config.tokenizer.source == "text")
+        behaviour = work.embedding if is_behaviour else None
         cache = work_folder / "cache"
         memory = fit_memory(data.items, work.split, work.config, cache, kept, behaviour)
         recount = partial(make_memory, memory.setting, data.items, config=work.config, cache=cache, earlier=kept,

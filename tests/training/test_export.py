@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.training.small import small_config, small_workspace
+from serving.items import tokenizer
+from tests.training.shops import command, write_shop
+from tests.training.small import ITEMS, small_config, small_workspace
 from training import export
+from training.__main__ import main
 from training.export import choose
+from training.memory import fit_memory
 from training.metrics import ndcg, target_ranks
 
 USERS = 40
@@ -70,3 +76,18 @@ def test_steps_become_the_default_only_where_their_gain_is_more_than_chance(
             assert row["gain_low"] <= row["gain"] <= row["gain_high"]
             assert row["detectable"] == pytest.approx(2.8 * (row["gain_high"] - row["gain_low"]) / 3.92, abs=1e-4)
     assert "gain" not in choice.accuracy[0]
+
+
+@pytest.mark.parametrize(("source", "is_behaviour"), [("text", False), ("both", True), ("collaborative", True)])
+def test_a_memory_without_titles_goes_by_what_items_occur_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, is_behaviour: bool
+) -> None:
+    """Semantic IDs may be made from brands alone, by which items without one are all the same."""
+    data, behaviours = write_shop(tmp_path / "shop"), []
+    items = [{"item_id": f"i{row}", **({"brand": "B"} if row % 2 else {})} for row in range(ITEMS)]
+    (data / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    monkeypatch.setattr(tokenizer, "embed_text", lambda texts, *_: np.array([[not t, 1.0] for t in texts], np.float32))
+    monkeypatch.setattr(export, "fit_memory", lambda *given: behaviours.append(given[-1]) or fit_memory(*given))
+    settings = ("neighbours.enabled=true", "neighbours.parts=counted", "pretrain.steps=1", "sft.steps=0", "rl.steps=0")
+    assert main(command("run", data, tmp_path / "b", f"tokenizer.source={source}", *settings)) == 0
+    assert [behaviour is not None for behaviour in behaviours] == [is_behaviour]

@@ -55,7 +55,7 @@ class Items:
 
     @property
     def has_text(self) -> bool:
-        """Whether any item has a title or a description."""
+        """Whether any item has a title or a description. By a brand or categories alone, many items look the same."""
         return any(self.titles) or any(self.descriptions)
 
 

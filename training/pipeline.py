@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,13 @@ from serving.manifest import foreign_to_bundle
 from training.config import RunConfig
 from training.config_file import ConfigError, read_stored_config
 from training.data.feedback import data_folder_of
+from training.data.given_ids import GivenIds, given_file, load_given_ids, name_of, unused_note
 from training.data.prepare import Split, describe, split_by, statistics, weigh
-from training.data.read import Dataset, data_files, folder_name, load_given_ids, read_data
+from training.data.read import Dataset, Items, data_files, folder_name, read_data
 from training.evaluate import validate
 from training.export import export
 from training.ids.embed import item_embedding
-from training.ids.semantic_ids import GivenIds, build_semantic_ids
+from training.ids.semantic_ids import build_semantic_ids
 from training.preflight import (
     RunError,
     check_data,
@@ -81,15 +83,23 @@ def run(
             config = config.model_copy(update={"name": config.name or folder_name(data_folder)})
             # Before the folder is written to, so that bad data leave no trace.
             data = weigh(read_data(data_folder), config.history.type_weights)
+            ids_file = None
+            if config.tokenizer.kind == "given":
+                ids_file = given_file(data_folder, config.given_ids)
+                # By name, so that the run stays the same beside further files.
+                config = config.model_copy(update={"given_ids": name_of(ids_file)})
+            given = read_given_ids(data_folder, config, data.items)
+            if given is not None:
+                data = replace(data, skipped=data.skipped | given.skipped)
             split = split_by(data, config.split, times=config.model.time_bias)
             check_data(data, split, reads_times=config.model.time_bias, refits=config.refit.epochs > 0)
-            if given := given_file(data_folder, config):
-                load_given_ids(given, data.items)
             if process.is_first:
-                begin_run(folder, {"data": fingerprint(data_folder, given), "config": config.to_json()}, data, split)
+                begin_run(folder, {"data": fingerprint(data_folder, ids_file), "config": config.to_json()}, data, split)
+                if given is None and (note := unused_note(data_folder)):
+                    print(note)
             if until == "prepare":
                 return
-            work = tokenize(data, split, data_folder, folder, config, process.device)
+            work = tokenize(data, split, given, folder, config, process.device)
         if until == "tokenize":
             return
         stages = [stage for stage in STAGES[: STAGES.index(until) + 1] if stage in TRAINED]
@@ -144,21 +154,26 @@ def write_version(
     print(f"Wrote {bundle_folder} ({version}). Serve it: python -m app serve --bundle {bundle_folder}")
 
 
+def read_given_ids(data_folder: Path, config: RunConfig, items: Items) -> GivenIds | None:
+    """The semantic IDs that the data folder brings along, where the configuration wants them. Raises DataError."""
+    if config.tokenizer.kind != "given":
+        return None
+    given, shared = load_given_ids(given_file(data_folder, config.given_ids), items), config.tokenizer.shared_codebook
+    return given if shared is None else replace(given, shared_codebook=shared)
+
+
 def tokenize(
     data: Dataset,
     split: Split,
-    data_folder: Path,
+    given: GivenIds | None,
     folder: Path,
     config: RunConfig,
     device: torch.device | str = "cpu",
 ) -> Workspace:
-    """Semantic IDs (made once, then read back), and the workspace of all later stages."""
+    """Semantic IDs (made once, then read back), and the workspace of all later stages. given: see `read_given_ids`."""
     file = folder / SEMANTIC_IDS
     if not file.exists():
-        given, tokenizer = None, config.tokenizer
-        if path := given_file(data_folder, config):
-            codes, shared = load_given_ids(path, data.items)
-            given = GivenIds(codes, shared if tokenizer.shared_codebook is None else tokenizer.shared_codebook)
+        tokenizer = config.tokenizer
         embedding = item_embedding(data.items, split.train, tokenizer, config.seed, folder / "cache", progress=True)
         with tqdm(desc="tokenize", unit="step", mininterval=1.0) as bar:
 
@@ -207,12 +222,6 @@ def train_stage(
     step, reasons = TRAINED[stage](work, config), stage != "pretrain"
     return run_stage(stage, work.network, config, work.config.seed, folder, step, lambda: validate(work, reasons), log,
                      process, work.config.precision, check, step.kept, start_competes=not starts_to_reason)  # fmt: skip
-
-
-def given_file(data_folder: Path, config: RunConfig) -> Path | None:
-    """The semantic IDs of a run that is given them; None where it makes its own."""
-    name = f"{config.given_ids}.json.gz"
-    return data_folder / "semantic_ids" / name if config.tokenizer.kind == "given" else None
 
 
 def fingerprint(data_folder: Path, given: Path | None = None) -> dict[str, str]:

@@ -33,7 +33,7 @@ from training.config import RunConfig
 from training.config_file import read_stored_config
 from training.join import Join, fit_join
 from training.metrics import mean_metrics, ndcg
-from training.pipeline import tokenize
+from training.pipeline import read_given_ids, tokenize
 from training.stages.loop import load_checkpoint, read_meta
 from training.workspace import Workspace
 
@@ -108,7 +108,8 @@ class Ablation:
         narrow, wide = work.config.model.d_ff, 1024
         data, split = data_of(self.setup)
         config = self.setup.settings(variant, seed, (f"model.d_ff={wide}",))
-        other = tokenize(data, split, self.setup.data, folder, config, self.setup.device)
+        given = read_given_ids(self.setup.data, config, data.items)
+        other = tokenize(data, split, given, folder, config, self.setup.device)
         low, high = (search_flops(one, Inference("valid", 0)) for one in (work, other))
         return narrow + round((wanted - low) * (wide - narrow) / (high - low))
 
@@ -274,7 +275,8 @@ def _load(setup: Setup, variant: str, seed: int, folder: Any) -> Workspace:
     """A variant with the weights that its last stage liked best."""
     data, split = data_of(setup)
     config = read_stored_config(json.loads((folder / "run.json").read_text())["config"])
-    work = tokenize(data, split, setup.data, folder, config, setup.device)
+    given = read_given_ids(setup.data, config, data.items)
+    work = tokenize(data, split, given, folder, config, setup.device)
     load_checkpoint(folder / best_file(variant), work.network, None)
     work.network.eval()
     return work

@@ -23,7 +23,7 @@ from training.data.prepare import split_by
 from training.data.read import read_data
 from training.evaluate import validate
 from training.metrics import target_ranks
-from training.pipeline import run, tokenize
+from training.pipeline import read_given_ids, run, tokenize
 from training.stages.loop import Log, load_checkpoint, read_meta, run_stage
 from training.workspace import Workspace
 
@@ -67,7 +67,8 @@ class Networks:
             self._own(folder, config)
             share_cache(folder)
             split = split_by(data, config.split)
-            works.append(tokenize(data, split, self.setup.data, folder, config, self.setup.device))
+            given = read_given_ids(self.setup.data, config, data.items)
+            works.append(tokenize(data, split, given, folder, config, self.setup.device))
         return works
 
     def config(self, *more: str) -> RunConfig:

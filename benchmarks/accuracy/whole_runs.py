@@ -26,7 +26,7 @@ from training.data.read import Dataset, read_data
 from training.evaluate import measure
 from training.export import choose
 from training.memory import fit_memory
-from training.pipeline import run, tokenize
+from training.pipeline import read_given_ids, run, tokenize
 from training.stages.loop import load_checkpoint, read_meta
 from training.workspace import Workspace
 
@@ -127,7 +127,8 @@ def trained(options: argparse.Namespace, folder: Path, overrides: list[str]) -> 
     share_cache(folder)
     run(options.data, folder / "bundle", config, until="rl", work_folder=folder, device=options.device)
     data = read_data(options.data)
-    return tokenize(data, split_by(data, config.split), options.data, folder, config, options.device), data
+    given = read_given_ids(options.data, config, data.items)
+    return tokenize(data, split_by(data, config.split), given, folder, config, options.device), data
 
 
 def converged_network(options: argparse.Namespace) -> tuple[Workspace, Dataset, Path]:

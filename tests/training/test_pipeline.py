@@ -33,7 +33,7 @@ from training.__main__ import main
 from training.config_file import load_config
 from training.data.prepare import split_by
 from training.data.read import read_data
-from training.pipeline import tokenize
+from training.pipeline import read_given_ids, tokenize
 from training.stages.loop import load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -156,45 +156,85 @@ def test_running_the_stages_one_by_one_gives_the_same_bundle(made, tmp_path):
         assert (tmp_path / "bundle" / name).read_bytes() == (made / "bundle" / name).read_bytes()
 
 
-def give_ids(data: Path, codes: dict[str, list[str]]) -> None:
-    (data / "semantic_ids").mkdir(exist_ok=True)
-    (data / "semantic_ids/mine.json.gz").write_bytes(gzip.compress(json.dumps(codes).encode()))
+def with_given_ids(folder: Path, codes: dict, *names: str) -> Path:
+    """A shop with files of semantic IDs."""
+    data = write_shop(folder)
+    (data / "semantic_ids").mkdir()
+    give_ids(data, codes, *names)
+    return data
 
 
-def test_given_semantic_ids_are_used(made, tmp_path):
-    data = write_shop(tmp_path / "shop")
-    give_ids(data, {f"i{i}": [f"<a_{i % 5}>", f"<b_{i // 5}>"] for i in range(30)})
-    settings = ("tokenizer.kind=given", "given_ids=mine", "pretrain.steps=1", "sft.steps=0", "rl.steps=0")
+def give_ids(data: Path, codes: dict, *names: str) -> None:
+    for name in names:
+        (data / f"semantic_ids/{name}.json.gz").write_bytes(gzip.compress(json.dumps(codes).encode()))
+
+
+def test_given_semantic_ids_are_used(tmp_path, capsys):
+    codes = {f"i{i}": [f"<a_{i % 5}>", f"<b_{i // 5}>"] for i in range(30)} | {"not ours": ["<a_0>", "<b_0>"]}
+    data = with_given_ids(tmp_path / "shop", codes, "mine")
+    settings = ("tokenizer.kind=given", "pretrain.steps=1", "sft.steps=0", "rl.steps=0")
     assert main(command("run", data, tmp_path / "b", *settings)) == 0
+    printed = capsys.readouterr().out
+    assert "note: 1 given semantic IDs of items that are not in the catalogue (left out)" in printed
+    assert "does not use" not in printed
     bundle = Bundle.load(tmp_path / "b")
     assert bundle.vocabulary.codebook_sizes == (5, 6)
     row = bundle.catalogue.row("i13")
     assert (bundle.catalogue.tokens[row] - bundle.vocabulary.level_offsets).tolist() == [3, 2]
 
 
+def test_a_run_that_names_its_given_ids_is_the_one_that_found_them(tmp_path, capsys):
+    data = with_given_ids(tmp_path / "shop", {f"i{i}": [i % 5, i // 5] for i in range(30)}, "mine")
+    kind = "tokenizer.kind=given"
+    assert main(command("prepare", data, tmp_path / "b", kind)) == 0
+    shutil.copy(data / "semantic_ids/mine.json.gz", data / "semantic_ids/theirs.json.gz")
+    assert "given_ids, one of mine, theirs" in fails(capsys, *command("tokenize", data, tmp_path / "b", kind))
+    assert main(command("tokenize", data, tmp_path / "b", kind, "given_ids=mine")) == 0
+
+
+def test_given_semantic_ids_that_cannot_be_used_leave_no_trace(tmp_path, capsys):
+    data = with_given_ids(tmp_path / "shop", {f"i{i}": [i, -1] for i in range(30)})
+    given = command("prepare", data, tmp_path / "b", "tokenizer.kind=given")
+    assert "has no semantic_ids/*.json.gz" in fails(capsys, *given)
+    shutil.rmtree(data)
+    with_given_ids(data, {f"i{i}": [i, -1] for i in range(30)}, "mine")
+    assert "has the code -1; write codes as whole numbers from 0" in fails(capsys, *given)
+    assert not (tmp_path / "b.work/run.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "how"),
+    [(("mine",), "--set tokenizer.kind=given\n"), (("a", "b"), "--set tokenizer.kind=given given_ids=a\n")],
+)
+def test_a_run_that_makes_semantic_ids_says_that_it_does_not_use_given_ones(tmp_path, capsys, names, how):
+    data = with_given_ids(tmp_path / "shop", {}, *names)
+    assert main(command("prepare", data, tmp_path / "b")) == 0
+    listed = ", ".join(f"semantic_ids/{name}.json.gz" for name in names)
+    assert f"Makes semantic IDs and does not use {listed}; to use them instead: {how}" in capsys.readouterr().out
+
+
 def test_given_semantic_ids_of_one_codebook_share_a_block(tmp_path):
-    data = write_shop(tmp_path / "shop")
     codes = {f"i{i}": [f"<T_{i % 5}>", f"<T_{i // 5}>", f"<T_{i % 3}>"] for i in range(30)} | {"i29": ["<T_1>"] * 3}
-    give_ids(data, codes)
+    data = with_given_ids(tmp_path / "shop", codes, "mine")
     settings = ("tokenizer.kind=given", "given_ids=mine")
     assert main(command("tokenize", data, tmp_path / "b", *settings)) == 0
     config = load_config(None, [*QUICK, *settings])
     read = read_data(data)
-    work = tokenize(read, split_by(read, "leave-one-out"), data, tmp_path / "b.work", config)
+    given = read_given_ids(data, config, read.items)
+    work = tokenize(read, split_by(read, "leave-one-out"), given, tmp_path / "b.work", config)
     assert work.vocabulary.shared_levels == 3 and work.vocabulary.codebook_sizes == (6, 6, 6)
     row = read.items.item_ids.index("i13")
     assert (work.item_tokens_np[row] - work.vocabulary.item_offset).tolist() == [3, 2, 1]
 
 
 def test_semantic_ids_that_changed_since_the_run_began_are_refused(tmp_path, capsys):
-    data, settings = write_shop(tmp_path / "shop"), ("tokenizer.kind=given", "given_ids=mine")
-    tokenize_again = command("tokenize", data, tmp_path / "b", *settings)
-    give_ids(data, {"i0": ["<a_1>"]})
+    data = with_given_ids(tmp_path / "shop", {"i0": ["<a_1>"]}, "mine")
+    tokenize_again = command("tokenize", data, tmp_path / "b", "tokenizer.kind=given")
     assert "has no codes" in fails(capsys, *tokenize_again) and not (tmp_path / "b.work/run.json").exists()
     codes = {f"i{i}": [f"<a_{i % 5}>", f"<b_{i // 5}>"] for i in range(30)}
-    give_ids(data, codes)
+    give_ids(data, codes, "mine")
     assert main(tokenize_again) == main(tokenize_again) == 0
-    give_ids(data, codes | {"i0": ["<a_4>", "<b_9>"]})
+    give_ids(data, codes | {"i0": ["<a_4>", "<b_9>"]}, "mine")
     assert "other data or settings; choose another --out or remove" in fails(capsys, *tokenize_again)
     own = command("prepare", data, tmp_path / "own")  # which makes its own: those do not concern it
     assert main(own) == 0

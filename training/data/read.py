@@ -1,7 +1,7 @@
-"""A data folder in memory: interactions, items and given semantic IDs, checked as they are read.
+"""A data folder in memory: interactions and items, checked as they are read.
 
 Everything wrong in a file ends in a `DataError` whose one sentence names the file, the data row (1 is
-the first one after the header) and what to do. Splits and statistics are in `prepare`.
+the first one after the header) and what to do. Splits and statistics are in `prepare`, semantic IDs in `given_ids`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import gzip
 import json
 import math
 import os
-import re
 import sys
 import zlib
 from collections import Counter
@@ -26,10 +25,9 @@ import pyarrow.compute as pc
 from serving.ids import id_fault, is_unicode
 from serving.items.fields import MAX_FIELDS, Value
 from training.data.errors import DataError
-from training.data.interactions import Interactions, find_interactions, open_text, read_interactions
+from training.data.interactions import Interactions, find_interactions, read_interactions
 
 ITEMS = ("items.jsonl.gz", "items.jsonl")
-MAX_CODE = 1_000_000  # of a given semantic ID: the vocabulary has an embedding for every code below the largest
 TEXTS = ("title", "brand", "categories", "description")
 UNREADABLE = (OSError, EOFError, zlib.error, UnicodeDecodeError)
 
@@ -214,53 +212,6 @@ def read_items(path: Path) -> Items:
         raise DataError(f"{path} has no items; write one JSON object a line, or remove the file")
     table.mended.update(mended)
     return table
-
-
-def load_given_ids(path: Path, items: Items) -> tuple[np.ndarray, bool]:
-    """Given semantic IDs, `{item_id: [codes]}` as JSON, plain or gzipped, for every item of the catalogue.
-
-    A code is a whole number, or a text that ends in one (`"<a_121>"` is code 121 of its level).
-    Returns: (I, M) int64, codes per level as the file numbers them; two items may share all codes. And whether the file
-    names all levels alike (`"<T_3>"` at every one): then their codes are of one codebook.
-    Raises DataError where an item has no codes, the lengths differ or a code has no number.
-    """
-    try:
-        with open_text(path) as file:
-            given = json.load(file)
-    except FileNotFoundError as error:
-        raise DataError(f"there is no {path}; put semantic IDs there and name the file with given_ids") from error
-    except (*UNREADABLE, ValueError, RecursionError) as error:
-        raise DataError(f"{path} cannot be read ({error}); write it again as {{item_id: [codes]}}") from error
-    if not isinstance(given, dict):
-        raise DataError(f"{path} is not an object; write it as {{item_id: [codes]}}")
-    rows: list[list[int]] = []
-    prefixes: list[str] = []
-    for item_id in items.item_ids:
-        codes = given.get(item_id)
-        if not isinstance(codes, list) or not codes:
-            raise DataError(
-                f"{path}: item {item_id!r} has no codes; give every item of the catalogue its list of codes"
-            )
-        if rows and len(codes) != len(rows[0]):
-            raise DataError(
-                f"{path}: item {item_id!r} has {len(codes)} codes, others have {len(rows[0])}; "
-                "give all items the same number of codes"
-            )
-        found = [re.fullmatch(r"(.*?)(\d+)>?", str(code)) for code in codes]
-        if None in found:
-            raise DataError(f'{path}: item {item_id!r} has a code without a number; write codes as 12 or "<a_12>"')
-        prefix = [match[1] for match in found if match]
-        prefixes = prefixes or prefix
-        if prefix != prefixes:
-            # two spellings with one number would silently become one code
-            raise DataError(
-                f"{path}: item {item_id!r} names its levels {prefix}, others {prefixes}; use one name per level"
-            )
-        numbers = [match[2] for match in found if match]
-        if any(len(number) > 9 or int(number) > MAX_CODE for number in numbers):
-            raise DataError(f"{path}: item {item_id!r} has a code above {MAX_CODE:,}; number the codes from 0")
-        rows.append(list(map(int, numbers)))
-    return np.asarray(rows, dtype=np.int64), len(prefixes) > 1 and set(prefixes) != {""} and len(set(prefixes)) == 1
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:

@@ -18,6 +18,7 @@ from scipy.optimize import linear_sum_assignment
 from serving.items.tokenizer import Codec
 from training.config import RqVaeConfig, TokenizeConfig
 from training.data.errors import DataError
+from training.data.given_ids import GivenIds
 from training.ids.embed import ItemEmbedding
 from training.ids.rqvae import Progress, train_rqvae
 
@@ -34,14 +35,6 @@ class SemanticIds:
     report: dict[str, Any]
     codec: Codec | None = None
     shared_levels: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class GivenIds:
-    """Codes (I, M) made elsewhere, and whether all levels take them from one codebook."""
-
-    codes: np.ndarray
-    shared_codebook: bool = False
 
 
 def build_semantic_ids(

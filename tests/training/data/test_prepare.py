@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.data.errors import DataError
+from training.data.given_ids import load_given_ids
 from training.data.prepare import (
     chronological,
     describe,
@@ -29,7 +30,7 @@ from training.data.prepare import (
     weigh,
     without_learnt,
 )
-from training.data.read import load_given_ids, read_data
+from training.data.read import read_data
 
 HEADER = "user_id,item_id,timestamp\n"
 REAL = Path(__file__).resolve().parents[4] / "shared" / "data"
@@ -340,12 +341,12 @@ def test_statistics_by_hand(tmp_path):
 def test_given_ids(tmp_path):
     items = read_data(folder_with(tmp_path, HEADER + "u,a,1\nu,b,2\n", [{"item_id": "b"}, {"item_id": "a"}])).items
 
-    def load(content: object) -> np.ndarray:
+    def load(content: dict) -> np.ndarray:
         path = tmp_path / "ids.json.gz"
         path.write_bytes(gzip.compress(json.dumps(content).encode()))
-        codes, shared = load_given_ids(path, items)
-        assert not shared
-        return codes
+        given = load_given_ids(path, items)
+        assert not given.shared_codebook and sum(given.skipped.values()) == len(content) - 2
+        return given.codes
 
     codes = load({"a": ["<a_1>", "<b_20>"], "b": ["<a_3>", "<b_4>"], "not ours": [1]})
     assert codes.dtype == np.int64 and codes.tolist() == [[3, 4], [1, 20]]  # in the order of the items
@@ -354,13 +355,14 @@ def test_given_ids(tmp_path):
         load({"b": [1, 2]})
     with pytest.raises(DataError, match="'a' has 1 codes, others have 2"):
         load({"b": [1, 2], "a": [1]})
-    with pytest.raises(DataError, match="without a number"):
-        load({"b": ["<x>"], "a": [1]})
+    for code in ("<x>", -3, "-3", 1.5, 1.0, "1.5", 1e30, True, None, [1], {"1": 1}):
+        with pytest.raises(DataError, match=r"item 'a' has the code .*; write codes as whole numbers from 0"):
+            load({"b": [0], "a": [code]})
     with pytest.raises(DataError, match="one name per level"):
         load({"b": ["<a_1>"], "a": ["<b_1>"]})
     (tmp_path / "ids.json").write_text(json.dumps({"a": ["<T_7>", "<T_2>"], "b": ["<T_3>", "<T_4>"]}))
-    codes, shared = load_given_ids(tmp_path / "ids.json", items)
-    assert shared and codes.tolist() == [[3, 4], [7, 2]]  # one name for all levels: one codebook
+    given = load_given_ids(tmp_path / "ids.json", items)
+    assert given.shared_codebook and given.codes.tolist() == [[3, 4], [7, 2]]  # one name for all levels: one codebook
     with pytest.raises(DataError, match=r"there is no .*mine\.json; .* given_ids"):
         load_given_ids(tmp_path / "mine.json", items)
     with pytest.raises(DataError, match="a code above 1,000,000"):

@@ -13,10 +13,10 @@ from serving.items.tokenizer import PACKAGED, load_tokenizer, rank_text, save_to
 from tests.tools import require_module
 from training.config import RqVaeConfig, TokenizeConfig
 from training.data.errors import DataError
+from training.data.given_ids import GivenIds
 from training.data.read import Items
 from training.ids.embed import ItemEmbedding, item_embedding, item_text
 from training.ids.semantic_ids import (
-    GivenIds,
     build_semantic_ids,
     given_ids,
     move_colliding,

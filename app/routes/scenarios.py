@@ -15,6 +15,7 @@ from app.scenarios import KIND
 from app.schemas.recommend import RecommendRequest
 from app.schemas.scenarios import NamedScenario, Scenario, ScenariosResponse
 from serving.items.filter_parser import parse_filter
+from serving.online.query import boosts_of
 from serving.types import MAX_ID_LENGTH
 
 router = keyed_router(
@@ -41,11 +42,13 @@ async def list_scenarios(service: ServiceDep) -> ScenariosResponse:
 async def put_scenario(name: ScenarioName, body: Scenario, service: ServiceDep) -> NamedScenario:
     """Preset what requests leave out that name this scenario. One of the same name is replaced."""
     service.check_ready()
-    own = [] if body.filter is None else [body.filter]
-    for text in [*own, *(boost.filter for boost in body.boost or ())]:
-        parse_filter(text)  # the operator learns of a mistake, and not whoever requests
     request = RecommendRequest.model_validate(body.model_dump(exclude_unset=True, exclude={"reasoning_steps"}))
-    service.recommender.check(to_query(request, body.reasoning_steps, "", service.settings.user_secret))
+    query = to_query(request, body.reasoning_steps, "", service.settings.user_secret)
+    # The operator learns of a mistake, and not whoever requests.
+    if body.filter is not None:
+        parse_filter(body.filter)
+    boosts_of(service.bundle.catalogue, query)
+    service.recommender.check(query)
     await _change(service, name, body.model_dump(exclude_unset=True))
     return _named(service, name)
 

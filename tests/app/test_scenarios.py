@@ -65,7 +65,8 @@ def test_a_scenario_may_filter(client: TestClient) -> None:
     put(client, "more odd", {"boost": [boost], "k": 4})
     boosted = client.post("/recommend", json={"history": ["i2"], "scenario": "more odd"}).json()["items"]
     assert len(boosted) == 4 and all(item["categories"] == ["odd"] for item in boosted)
-    assert put(client, "wrong", {"boost": [{**boost, "filter": "price <"}]}).json()["position"] == 8
+    refused = put(client, "wrong", {"boost": [boost, {**boost, "filter": "price <"}]}).json()
+    assert (refused["position"], refused["field"]) == (8, "boost.1.filter")
 
 
 def test_pages_go_on_within_a_scenario(client: TestClient) -> None:

@@ -24,8 +24,10 @@ from tests.app.test_recommend import HISTORY, ask
 
 
 def test_every_answer_carries_a_request_id(client: TestClient) -> None:
-    assert client.get("/livez", headers={"X-Request-ID": "abc-1"}).headers["x-request-id"] == "abc-1"
-    for bad in ("x" * 200, "a b", "a\x07b", ""):
+    visible = "".join(map(chr, range(0x21, 0x7F))).replace('"', "").replace("\\", "")
+    for good in ("abc-1", "x" * 128, visible, "Root=1-67891233;Sampled=1,{(#7)}"):
+        assert client.get("/livez", headers={"X-Request-ID": good}).headers["x-request-id"] == good
+    for bad in ("x" * 129, "a b", "a\x07b", "a\x7fb", 'a"b', "a\\b", b"a\xe9b", ""):
         made = client.get("/nowhere", headers={"X-Request-ID": bad}).headers["x-request-id"]
         assert re.fullmatch("[0-9a-f]{32}", made)
     assert client.post("/recommend", content=b"{").headers["x-request-id"]

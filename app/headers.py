@@ -11,7 +11,9 @@ from app.ids import fresh_id
 
 Raw = tuple[bytes, bytes]
 
-REQUEST_ID = re.compile(r"[!#-\[\]-~]{1,128}")  # visible ASCII, but for what JSON escapes: a log line is searched for it
+REQUEST_ID = re.compile(
+    r"[!#-\[\]-~]{1,128}"
+)  # visible ASCII, but for what JSON escapes: a log line is searched for it
 ID_FIELD = re.compile(rb"\r\nx-request-id:[ \t]*([^\r\n]*?)[ \t]*(?=\r\n)", re.IGNORECASE)
 SNIFFING: Raw = (b"x-content-type-options", b"nosniff")
 PAGE: list[Raw] = [

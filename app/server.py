@@ -157,7 +157,8 @@ def end_within(seconds: float) -> None:
 
 
 def _announce(service: Service, listening: socket.socket, slot: WorkerSlot | None) -> None:
-    """Prints where the page is, and a request that works, once every worker is ready: by one of them, once."""
+    """Prints where the page is, and a request that works (with a key of the reader's, where keys are set), once every
+    worker is ready: by one of them, once."""
     while slot is not None and slot.blocking_state():
         if service.status != "ready":
             return
@@ -170,7 +171,8 @@ def _announce(service: Service, listening: socket.socket, slot: WorkerSlot | Non
     catalogue, steps = service.bundle.catalogue, service.bundle.max_steps
     history = [catalogue.item_ids[row] for row in catalogue.popular(1, Rules())]
     body = json.dumps({"user_id": "me", "history": history, "k": 5}, ensure_ascii=False)
-    curl = f"curl -s '{address}/recommend?reasoning_steps={steps}' -H 'Content-Type: application/json' -d "
+    key = " -H 'X-API-Key: YOUR-KEY'" if service.settings.api_keys else ""
+    curl = f"curl -s '{address}/recommend?reasoning_steps={steps}' -H 'Content-Type: application/json'{key} -d "
     print(
         f"Ready: {address}/ (try it), {address}/docs (the API). A first request:\n{curl}{shlex.quote(body)}", flush=True
     )

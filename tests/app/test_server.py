@@ -15,6 +15,8 @@ from app import server
 from app.guard import Connections
 from app.server import Server, bounds
 from tests.app.conftest import guard_bounds, settings
+from tests.app.test_security import digest
+from tests.builders import tiny_model
 from tests.waiting import DEADLINE, eventually_async
 
 
@@ -43,6 +45,17 @@ def make(status: str, slot: Any = None) -> Server:
         status=status, drain=drain, drained=drained, begin_drain=lambda: None, drain_time_left=0.0, settings=settings()
     )
     return Server(uvicorn.Config(make), service, Connections(guard_bounds()), slot)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("keys", "header"), [("", ""), (digest("secret"), " -H 'X-API-Key: YOUR-KEY'")])
+def test_the_ready_made_request_has_room_for_a_key_where_keys_are_set(
+    capsys: pytest.CaptureFixture[str], keys: str, header: str
+) -> None:
+    service = SimpleNamespace(settings=settings(api_keys=keys), bundle=tiny_model())
+    listening = SimpleNamespace(getsockname=lambda: ("0.0.0.0", 8000))
+    server._announce(service, listening, None)  # type: ignore[arg-type]
+    url = "http://127.0.0.1:8000/recommend?reasoning_steps=4"
+    assert f"curl -s '{url}' -H 'Content-Type: application/json'{header} -d " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("status", ["loading", "warming", "replaying"])

@@ -129,6 +129,7 @@ INTERNAL = Kind(
 ID_KIND, EVENT_KIND = "constrained-str", HistoryEvent.__name__  # what a history's entry may be, as pydantic says it
 KEY = "[key]"  # what it puts after a key that is wrong itself
 REJECTIONS = (401, 403, 413, 429, 503, 504)  # statuses that count as refusals
+BY_GUARD = (400, 408, 431)  # others that do, of requests that reach no route
 MEANINGS = {  # of statuses, in OpenAPI
     401: "a key is required and none was sent",
     403: "the key is not valid, or no admin key where one is needed",
@@ -266,7 +267,15 @@ def response(error: Exception, details: Problem | None = None) -> Response:
 
 def reason(details: Problem) -> str:
     """A short name for the metric of rejections."""
-    return details.type.rpartition(":")[2].replace("-", "_")
+    return _reason(details.type.rpartition(":")[2])
+
+
+def _reason(name: str) -> str:
+    return name.replace("-", "_")
+
+
+# All that a service counts.
+REASONS = sorted({_reason(kind.name) for kind in PROBLEMS.values() if kind.status in (*REJECTIONS, *BY_GUARD)})
 
 
 EXPECTED = (ServingError, RequestValidationError, HTTPException)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from redis.exceptions import RedisError
 
-from app import logs, scenarios
+from app import errors, logs, scenarios
 from app.loading import calibration, folder_of, open_engine
 from app.metrics import Metrics
 from app.settings import Settings
@@ -73,6 +73,7 @@ class Service:
         on_death: Callable[[BaseException], None] = lambda error: None,
     ) -> None:
         self.settings, self.metrics, self.costs = settings, Metrics(), CostTable()
+        self.metrics.begin_at_zero(errors.REASONS)
         logs.count_dropped(self.metrics.dropped_log_lines.inc)
         self._engine, self._on_ready, self._on_failure, self._on_death = engine, on_ready, on_failure, on_death
         self._start_failure: BaseException | None = None

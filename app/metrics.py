@@ -22,8 +22,9 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.samples import Sample
 
 from app.slot import METRICS_FOLDER
+from serving.online.cache import ACCESSES
 from serving.online.feedback import Added
-from serving.online.observer import Observer
+from serving.online.observer import FALLBACKS, Fallback, Observer
 
 SECONDS = (
     0.001,
@@ -144,6 +145,16 @@ class Metrics(Observer):
         self._answered_by = cache(self.recommendations.labels)
         self._seconds_by = cache(self.recommendation_seconds.labels)
 
+    def begin_at_zero(self, reasons: Iterable[str]) -> None:
+        """Shows rejections for these reasons, accesses to the cache and fallbacks before they first count: a rate sees
+        nothing of a series that appears with its first event."""
+        for reason in reasons:
+            self.rejections(reason)
+        for tier, result in ACCESSES:
+            self.cache.labels(tier, result)
+        for fallback in FALLBACKS:
+            self.fallback.labels(fallback)
+
     def show_models(self, active: str, known: Iterable[str] = ()) -> None:
         self._versions |= {active, *known}
         for version in self._versions:
@@ -181,7 +192,7 @@ class Metrics(Observer):
     def shadow_failed(self, version: str, reason: str) -> None:
         self.shadow_failures.labels(version, reason).inc()
 
-    def fell_back(self, reason: str) -> None:
+    def fell_back(self, reason: Fallback) -> None:
         self.fallback.labels(reason).inc()
 
     def dropped_invalid_items(self, count: int) -> None:

@@ -23,6 +23,11 @@ log = logging.getLogger("streamrec.cache")
 
 Source = Literal["memory", "redis", "miss", "off"]
 Count = Callable[[str, str], None]  # (tier, result) -> counted
+LOOKUPS = ("hit", "miss", "stale", "invalid")  # results in either tier
+ACCESSES = [  # all (tier, result) that are counted
+    *(("memory", result) for result in (*LOOKUPS, "cleared")),
+    *(("redis", result) for result in (*LOOKUPS, "error", "stored", "too_large", "write_error")),
+]
 
 MAX_PENDING_WRITES = 256
 RECONNECT = 1.0  # seconds

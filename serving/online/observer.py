@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
+Fallback = Literal["cold_user", "unknown_items", "store_unavailable"]
+FALLBACKS: tuple[Fallback, ...] = get_args(Fallback)
+
 
 class Observer:
     """Does nothing by itself."""
@@ -21,7 +26,7 @@ class Observer:
     def shadow_failed(self, version: str, reason: str) -> None:
         """The shadow was not asked, or found nothing."""
 
-    def fell_back(self, reason: str) -> None:
+    def fell_back(self, reason: Fallback) -> None:
         """The answer, or the history behind it, did not come from where it should."""
 
     def dropped_invalid_items(self, count: int) -> None:

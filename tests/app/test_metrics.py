@@ -61,6 +61,30 @@ def test_it_moves(
     assert read(shared, name, **labels) > before
 
 
+def test_what_may_be_counted_is_zero_before_it_is(start: Start) -> None:
+    client = start()
+    families = text_string_to_metric_families(client.get("/metrics").text)
+    zero = {
+        (sample.name, *sorted(sample.labels.values()))
+        for family in families
+        for sample in family.samples
+        if sample.value == 0
+    }
+    reasons = (
+        "deadline_exceeded draining engine_dead forbidden head_too_large host_not_allowed malformed_request not_ready "
+        "over_quota overloaded store_unavailable too_large too_slow unauthorised"
+    )
+    assert {("streamrec_rejected_total", reason) for reason in reasons.split()} <= zero
+    fallbacks = {("streamrec_fallback_total", reason) for reason in ("cold_user", "unknown_items", "store_unavailable")}
+    assert fallbacks <= zero
+    results = {
+        "memory": ("hit", "miss", "stale", "invalid", "cleared"),
+        "redis": ("hit", "miss", "stale", "invalid", "error", "stored", "too_large", "write_error"),
+    }
+    accesses = {("streamrec_cache_total", *sorted((tier, each))) for tier in results for each in results[tier]}
+    assert accesses <= zero
+
+
 def test_beams_and_steps_are_measured_in_their_own_units(client: TestClient) -> None:
     names = ("streamrec_batch_size_sum", "streamrec_beam_rows_sum", "streamrec_reasoning_steps_sum")
     before = [read(client, name) for name in names]

@@ -89,6 +89,15 @@ def test_without_redis_nothing_is_kept_of_users(service: ServiceProcess) -> None
     assert service.http.delete("/users/u").status_code == 204
 
 
+def test_what_may_be_counted_is_shown_before_it_is(service: ServiceProcess) -> None:
+    text = service.http.get("/metrics").text
+    for series in (
+        'cache_total{result="hit",tier="redis"}', 'rejected_total{reason="overloaded"}',
+        'fallback_total{reason="store_unavailable"}',
+    ):  # fmt: skip
+        assert f"\nstreamrec_{series} " in text
+
+
 def test_a_worker_that_dies_is_replaced_and_its_counts_stay(service: ServiceProcess) -> None:
     for i in range(10):
         with httpx.Client(base_url=service.address, timeout=DEADLINE) as client:

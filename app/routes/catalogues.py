@@ -80,7 +80,7 @@ async def list_catalogues(service: ServiceDep) -> CataloguesResponse:
     return CataloguesResponse(
         version=bundle.version,
         position=position,
-        items=int(bundle.catalogue.listed.sum()),
+        items=bundle.catalogue.listed_count,
         lag_seconds=round(changes.lag, 3),
         durable=changes.log.is_durable,
         catalogues=named,

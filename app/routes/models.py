@@ -96,7 +96,7 @@ def _model(service: Service, model: Recommender) -> Model:
         version=bundle.version,
         name=bundle.name,
         active=model is service.models.active,
-        items=len(bundle.catalogue),
+        items=bundle.catalogue.listed_count,
         max_steps=bundle.max_steps,
         default_steps=bundle.default_steps,
         max_history_items=bundle.max_items,

@@ -28,13 +28,13 @@ async def append_events(user_id: UserId, body: EventsRequest, service: ServiceDe
     history = to_history(body.items)
     length = await service.users.append(user_id, history)
     service.count(read_events(history, service.bundle.settings.type_weights)[0])
-    row = service.bundle.catalogue.row
-    items = dict.fromkeys(item if isinstance(item, str) else item.item_id for item in body.items)
+    items = list(dict.fromkeys(item if isinstance(item, str) else item.item_id for item in body.items))
+    rows = service.bundle.catalogue.present_rows(items)
     return EventsResponse(
         user_id=user_id,
         stored=len(body.items),
         history_length=length,
-        unknown_items=[item for item in items if row(item) is None],
+        unknown_items=[item for item, row in zip(items, rows, strict=True) if row is None],
     )
 
 

@@ -97,7 +97,8 @@ class RecommendResponse:
     unknown_items: Annotated[
         list[str],
         Field(
-            description="ids in history, allow or deny that are not in the catalogue; items that could not be ranked"
+            description="ids in history, allow or deny that are not in the catalogue; removed items in allow or deny "
+            "(a history still uses them); items that could not be ranked"
         ),
     ]
     timings_ms: Timings

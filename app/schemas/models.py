@@ -47,14 +47,14 @@ class Model(BaseModel):
     version: str
     name: str
     active: bool
-    items: int
+    items: int = Field(description="that may be recommended now")
     max_steps: int
     default_steps: int
     max_history_items: int
     max_beam_width: int
     dense_weight: float
     neighbours_weight: float
-    categories: list[str]
+    categories: list[str] = Field(description="of all items that have not been removed")
     catalogues: list[str]
     accuracy: list[dict[str, Any]] = Field(description="measured at export, per number of reasoning steps")
     cost: list[Cost] = Field(description="measured on this machine, since the start")

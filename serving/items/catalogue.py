@@ -28,6 +28,7 @@ from serving.types import Boost, Rules
 
 AT_ONCE = 256  # rows whose rules are looked at together
 WALKED = 2048  # of the most popular items are looked at one by one, in about a millisecond
+NO_CATEGORY = "No item is in one of these categories; choose some that the model lists."
 NOW_STEP_S = 60.0  # what `now` stands for in a filter moves on so often, and sets of items that depend on it with it
 
 
@@ -58,6 +59,8 @@ class Catalogue:
     _settled_at: dict[int, float] = field(init=False, default_factory=dict)  # of rows that have changed
     _by_popularity: np.ndarray = field(init=False)
     _room: tuple[np.ndarray, ...] = field(init=False)  # tokens, popularity and listed, with rows to come behind them
+    _removed: set[int] = field(init=False, default_factory=set)  # rows
+    _in_category: dict[str, int] = field(init=False)  # how many items each has, the removed ones not counted
     _retitled: dict[int, None] = field(init=False, default_factory=dict)  # rows whose title is not in it, oldest first
 
     def __post_init__(self) -> None:
@@ -66,6 +69,7 @@ class Catalogue:
             self.subsets[name] = np.unique(rows)
         self._labels = self.fields.lists["categories"] = Labels(self.categories)
         self._labels.arrange(self.fields.order)
+        self._in_category = {name: len(self._labels.positions(name)) for name in self._labels.names}
         self.fields.reserve(len(self.item_ids))
         self._by_popularity = np.argsort(-self.popularity, kind="stable").astype(np.int32)
         self.listed = np.ones(len(self.item_ids), dtype=bool)
@@ -89,10 +93,15 @@ class Catalogue:
     def rows(self, item_ids: Sequence[str]) -> list[int | None]:
         return list(map(self._rows.get, item_ids))
 
+    def present_rows(self, item_ids: Sequence[str]) -> list[int | None]:
+        """`rows`, but none for an item that was removed, which histories alone still know."""
+        rows = self.rows(item_ids)
+        return [None if row in self._removed else row for row in rows] if self._removed else rows
+
     @property
     def category_names(self) -> frozenset[str]:
-        """All categories that items have."""
-        return self._labels.names
+        """All categories that items have, the removed ones left aside."""
+        return frozenset(self._in_category)
 
     @property
     def subset_names(self) -> list[str]:
@@ -103,6 +112,8 @@ class Catalogue:
         stands for in them. now: seconds since 1970. Raises FilterError, UnknownCatalogue and RequestError.
         """
         self.check_names(rules)
+        if any(name not in self._in_category for name in rules.categories):
+            raise RequestError(NO_CATEGORY, "categories")
         texts, catalogue = rules.filters, rules.catalogue
         if catalogue is not None and catalogue in self.filters:
             texts, catalogue = (*texts, self.filters[catalogue]), None
@@ -127,11 +138,12 @@ class Catalogue:
         return factors
 
     def check_names(self, rules: Rules) -> None:
-        """Raises UnknownCatalogue or RequestError for a named subset or a category that does not exist."""
+        """Raises UnknownCatalogue or RequestError for a named subset or a category that never existed: one may lose its
+        last item while a search for it is under way."""
         if rules.catalogue is not None and rules.catalogue not in self.subsets and rules.catalogue not in self.filters:
             raise UnknownCatalogue("No catalogue of that name exists; choose one that the model lists.", "catalogue")
-        if any(name not in self.category_names for name in rules.categories):
-            raise RequestError("No item is in one of these categories; choose some that the model lists.", "categories")
+        if any(name not in self._labels.names for name in rules.categories):
+            raise RequestError(NO_CATEGORY, "categories")
 
     def is_new(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """Which items nobody had when the model was trained: those added since, and those without a training event.
@@ -140,6 +152,11 @@ class Catalogue:
         """
         new: np.ndarray = self.popularity[np.asarray(rows, np.int64)] == 0
         return new
+
+    @property
+    def listed_count(self) -> int:
+        """How many items may be recommended."""
+        return int(np.count_nonzero(self.listed))
 
     def listed_rows(self) -> np.ndarray:
         """The rows of all items that may be recommended, ascending. Shape: (n,) int64.
@@ -308,6 +325,21 @@ class Catalogue:
         self._settled_at[row] = math.inf
         self.listed[row] = is_listed
 
+    def mark_removed(self, row: int, is_removed: bool) -> None:
+        """From now on an item is in the catalogue, or only in histories. Whether it may be recommended is apart."""
+        if is_removed == (row in self._removed):
+            return
+        (self._removed.add if is_removed else self._removed.remove)(row)
+        self._count_categories(self.categories[row], -1 if is_removed else 1)
+
+    def _count_categories(self, names: Iterable[str], change: int) -> None:
+        for name in set(names):
+            count = self._in_category.get(name, 0) + change
+            if count:
+                self._in_category[name] = count
+            else:
+                del self._in_category[name]
+
     def settle(self, rows: Iterable[int]) -> None:
         """Searches that begin from now on know what has changed of these rows."""
         self._settled_at.update(dict.fromkeys(rows, time.monotonic()))
@@ -324,6 +356,9 @@ class Catalogue:
         if title != self.titles[row]:
             self._retitled[row] = None
         self.titles[row] = title
+        if row not in self._removed:
+            self._count_categories(categories, 1)
+            self._count_categories(self.categories[row], -1)
         self.fields.put(row, {**fields, "categories": categories})
 
     def name_subset(self, name: str, subset: Sequence[int] | str) -> list[int]:

@@ -229,6 +229,7 @@ class LiveCatalogue:
 
     def _changed(self, row: int, entry: Entry) -> int:
         self.changed.note(row, entry.get("at"), is_removed=entry["do"] == "delete")
+        self.catalogue.mark_removed(row, self.changed.is_removed(row))
         self.catalogue.list_item(row, self._is_available(row))
         return row
 

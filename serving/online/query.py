@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 from serving.bundle import Bundle
@@ -78,30 +78,30 @@ class Resolved:
 
 
 def resolve(bundle: Bundle, query: Query, history: Sequence[str | Event]) -> Resolved:
-    """The query in catalogue rows. Ids that the catalogue does not have are ignored and listed; an event of a type that
-    the bundle leaves out is as if it had not happened.
+    """The query in catalogue rows. Ids that the catalogue does not have are ignored and listed, and so are removed
+    items outside the history; an event of a type that the bundle leaves out is as if it had not happened.
 
     Raises UnknownCatalogue and RequestError for a named subset or a category that does not exist, and FilterError.
     """
     catalogue = bundle.catalogue
     unknown: dict[str, None] = {}
 
-    def rows(ids: Sequence[str]) -> tuple[int, ...]:
-        found = catalogue.rows(ids)
+    def rows(ids: Sequence[str], look_up: Callable[[Sequence[str]], list[int | None]]) -> tuple[int, ...]:
+        found = look_up(ids)
         if None not in found:
             return tuple(found)  # type: ignore[arg-type]
         unknown.update({item_id: None for item_id, row in zip(ids, found, strict=True) if row is None})
         return tuple(row for row in found if row is not None)
 
     ids, events = read_events(history, bundle.settings.type_weights)
-    seen = rows(ids)
+    seen = rows(ids, catalogue.rows)
     if events is not None:
         is_known = [row is not None for row in catalogue.rows(ids)]
         events = events.of(is_known).of(slice(-bundle.max_items, None))
     rules = Rules(
         exclude=tuple(set(seen)) if query.exclude_seen else (),
-        deny=rows(query.deny),
-        allow=None if query.allow is None else rows(query.allow),
+        deny=rows(query.deny, catalogue.present_rows),
+        allow=None if query.allow is None else rows(query.allow, catalogue.present_rows),
         categories=tuple(query.categories),
         catalogue=query.catalogue,
         filters=() if query.filter is None else (query.filter,),

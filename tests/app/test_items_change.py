@@ -134,6 +134,47 @@ def test_an_item_that_is_deleted_is_in_no_answer_and_can_be_put_again(serve: Ser
     assert "streamrec_invalid_items_total 0.0" in client.get("/metrics").text
 
 
+def test_a_removed_item_is_unknown_but_in_a_history(serve: Serve) -> None:
+    client = serve()
+    body = {"history": ["i1", "i3"], "allow": ["i3", "i4", "no"], "deny": ["i3", "none"]}
+    assert client.post("/recommend", json=body).json()["unknown_items"] == ["none", "no"]
+    delete(client, "i3")
+    assert client.post("/recommend", json=body).json()["unknown_items"] == ["i3", "none", "no"]
+    assert client.post("/recommend", json={"history": ["i3"]}).json()["unknown_items"] == []
+    ranked = client.post("/rank", json={"history": ["i1"], "items": ["i3", "i4", "no"]}).json()
+    assert sorted(ranked["unknown_items"]) == ["i3", "no"]
+    for path in ("/popular", "/trending", "/items/i1/similar"):
+        assert client.get(path, params={"allow": ["i3", "i4"]}).json()["unknown_items"] == ["i3"]
+    assert client.post("/users/u/events", json={"items": ["i3", "i4"]}).json()["unknown_items"] == ["i3"]
+    put(client, "i3")
+    assert client.post("/recommend", json=body).json()["unknown_items"] == ["none", "no"]
+
+
+def test_the_models_items_and_categories_are_those_of_the_live_catalogue(serve: Serve) -> None:
+    client = serve()
+
+    def model() -> tuple[int, list[str]]:
+        [found] = client.get("/models").json()["models"]
+        assert found["items"] == client.get("/catalogues").json()["items"]
+        return found["items"], found["categories"]
+
+    def status(category: str) -> int:
+        return client.post("/recommend", json={"history": ["i1"], "categories": [category]}).status_code
+
+    assert model() == (80, ["even", "odd"]) and status("light") == 422
+    put(client, "lamp", categories=["light", "light", "even"])
+    put(client, "torch", categories=["light"], available_from="2100-01-01T00:00:00Z")
+    assert model() == (81, ["even", "light", "odd"]) and status("light") == 200
+    delete(client, "lamp")
+    assert model() == (80, ["even", "light", "odd"])  # the other is only not available yet
+    put(client, "torch", categories=["dark"])
+    assert model() == (81, ["dark", "even", "odd"]) and status("light") == 422
+    delete(client, "torch"), delete(client, "torch")
+    assert model() == (80, ["even", "odd"]) and status("dark") == 422
+    put(client, "lamp", categories=["light"])
+    assert model() == (81, ["even", "light", "odd"]) and status("light") == 200
+
+
 def test_what_changes_during_a_search_is_left_out_of_its_answer_and_counts_as_no_fault(serve: Serve) -> None:
     client = serve()
     engine, gate = client.app.state.service.recommender.engine, Gate()  # type: ignore[attr-defined]

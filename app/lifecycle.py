@@ -289,6 +289,10 @@ class Service:
         if self.impressions is not None:
             await self.impressions.erase(user)
 
+    async def feedback_kept(self, user_id: str) -> int:
+        """How many records of a user's feedback are kept. Raises StoreUnavailable."""
+        return await self.feedback.count(user_key(user_id, self.settings.user_secret))
+
     async def shown(self, user_id: str) -> list[str]:
         """What is kept of the items a user was shown. Raises StoreUnavailable."""
         user = user_key(user_id, self.settings.user_secret)

@@ -248,6 +248,7 @@ class Model(TypedDict):
     name: str
     active: bool
     items: int
+    """that may be recommended now"""
     max_steps: int
     default_steps: int
     max_history_items: int
@@ -255,6 +256,7 @@ class Model(TypedDict):
     dense_weight: float
     neighbours_weight: float
     categories: list[str]
+    """of all items that have not been removed"""
     catalogues: list[str]
     accuracy: list[dict[str, Any]]
     """measured at export, per number of reasoning steps"""
@@ -493,7 +495,8 @@ class RecommendResponse(TypedDict):
     items: list[RecommendedItem]
     """best first, distinct"""
     unknown_items: list[str]
-    """ids in history, allow or deny that are not in the catalogue; items that could not be ranked"""
+    """ids in history, allow or deny that are not in the catalogue; removed items in allow or deny (a history still uses
+    them); items that could not be ranked"""
     timings_ms: Timings
     explanation: NotRequired[Explanation | None]
 
@@ -655,3 +658,5 @@ class UserResponse(TypedDict):
     """the cache tiers that hold an encoded history"""
     shown: list[str]
     """items shown recently but not taken, oldest first; kept for `rotation`"""
+    feedback: int
+    """how many records of feedback on the user's recommendations are kept for training"""

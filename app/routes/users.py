@@ -42,11 +42,11 @@ async def append_events(user_id: UserId, body: EventsRequest, service: ServiceDe
 async def read_user(user_id: UserId, service: ServiceDep) -> UserResponse:
     """Everything that is kept about a user."""
     history, cached = await service.users.get(user_id), await service.recommender.held(user_id)
-    shown = await service.shown(user_id)
-    if not history and not cached and not shown:
+    shown, feedback = await service.shown(user_id), await service.feedback_kept(user_id)
+    if not (history or cached or shown or feedback):
         raise NotFound("Nothing is kept about this user.")
     items = [item if isinstance(item, str) else HistoryEvent(**asdict(item)) for item in history]
-    return UserResponse(user_id=user_id, items=items, cached=cached, shown=shown)
+    return UserResponse(user_id=user_id, items=items, cached=cached, shown=shown, feedback=feedback)
 
 
 @router.delete("/{user_id:anything}", status_code=204)

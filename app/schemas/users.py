@@ -27,3 +27,6 @@ class UserResponse(BaseModel):
     items: list[str | HistoryEvent] = Field(description="the known history, oldest first, as it was sent")
     cached: list[str] = Field(description="the cache tiers that hold an encoded history")
     shown: list[str] = Field(description="items shown recently but not taken, oldest first; kept for `rotation`")
+    feedback: int = Field(
+        description="how many records of feedback on the user's recommendations are kept for training"
+    )

@@ -218,6 +218,7 @@ export interface Model {
   version: string;
   name: string;
   active: boolean;
+  /** that may be recommended now */
   items: number;
   max_steps: number;
   default_steps: number;
@@ -225,6 +226,7 @@ export interface Model {
   max_beam_width: number;
   dense_weight: number;
   neighbours_weight: number;
+  /** of all items that have not been removed */
   categories: Array<string>;
   catalogues: Array<string>;
   /** measured at export, per number of reasoning steps */
@@ -451,7 +453,7 @@ export interface RecommendResponse {
   cache: "memory" | "redis" | "miss" | "off";
   /** best first, distinct */
   items: Array<RecommendedItem>;
-  /** ids in history, allow or deny that are not in the catalogue; items that could not be ranked */
+  /** ids in history, allow or deny that are not in the catalogue; removed items in allow or deny (a history still uses them); items that could not be ranked */
   unknown_items: Array<string>;
   timings_ms: Timings;
   explanation?: Explanation | null;
@@ -605,6 +607,8 @@ export interface UserResponse {
   cached: Array<string>;
   /** items shown recently but not taken, oldest first; kept for `rotation` */
   shown: Array<string>;
+  /** how many records of feedback on the user's recommendations are kept for training */
+  feedback: number;
 }
 
 export class Client extends Transport {

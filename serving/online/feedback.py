@@ -14,8 +14,8 @@ import os
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 from pathlib import Path
@@ -64,8 +64,12 @@ class Feedback(Protocol):
         """Returns once the record is stored. record: `user`, `item_id` and `event`, and all that it is joined with.
         Raises StoreUnavailable; the event has not been counted then."""
 
+    async def count(self, user: str) -> int:
+        """How many records of a user are kept, by a pass over all. Raises StoreUnavailable."""
+
     async def erase(self, user: str) -> None:
-        """Erases every record of a user. Raises StoreUnavailable."""
+        """Erases every record of a user, and forgets that their events were counted: whoever sends one again is told
+        the truth. Raises StoreUnavailable."""
 
 
 def _event_key(recommendation_id: str, record: Record | None = None) -> bytes:
@@ -83,11 +87,12 @@ class LocalFeedback:
 
     def __init__(self, files: FeedbackFiles | None) -> None:
         self._files, self.is_kept = files, files is not None
-        self._seen: OrderedDict[bytes, None] = OrderedDict()
+        self._seen: OrderedDict[bytes, None] = OrderedDict()  # by user first, so that an erasure finds them
         self._storing: dict[bytes, asyncio.Task[None]] = {}  # events that wait for the disk
 
     async def add(self, recommendation_id: str, record: Record) -> Added:
-        event, hit = _event_key(recommendation_id, record), _event_key(recommendation_id)
+        theirs = _of_user(record["user"])
+        event, hit = theirs + _event_key(recommendation_id, record), theirs + _event_key(recommendation_id)
         if event in self._seen:
             return Added(False, False)
         if event in self._storing:
@@ -113,9 +118,20 @@ class LocalFeedback:
         while len(self._seen) > MAX_SEEN:
             self._seen.popitem(last=False)
 
+    async def count(self, user: str) -> int:
+        return 0 if self._files is None else await self._files.count(user)
+
     async def erase(self, user: str) -> None:
         if self._files is not None:
             await self._files.erase(user)
+        seen, theirs = list(self._seen), _of_user(user)
+        for key in await asyncio.to_thread(lambda: [each for each in seen if each.startswith(theirs)]):
+            self._seen.pop(key, None)
+
+
+def _of_user(user: str) -> bytes:
+    """What the keys of a user's events begin with."""
+    return user.encode() + b" "
 
 
 class FeedbackFiles:
@@ -130,7 +146,7 @@ class FeedbackFiles:
         self._folder, self._retention = folder, timedelta(days=retention_days)
         self._lines: list[bytes] = []
         self._next: asyncio.Future[None] | None = None
-        self._writing = asyncio.Lock()
+        self._writing, self._counting = asyncio.Lock(), asyncio.Lock()
 
     async def append(self, record: Record) -> None:
         """Returns once the record is on the disk. Raises StoreUnavailable."""
@@ -186,8 +202,25 @@ class FeedbackFiles:
                 "Feedback of this user could not be erased from the disk; make room on it, and try again."
             ) from error
 
+    async def count(self, user: str) -> int:
+        """How many records of the user the files hold. Raises StoreUnavailable."""
+        async with self._counting:  # one pass at a time, however many ask
+            try:
+                return await asyncio.to_thread(self._count, user)
+            except OSError as error:
+                raise StoreUnavailable(
+                    f"Feedback cannot be read ({error.strerror}); correct the rights of its files."
+                ) from error
+
+    def _count(self, user: str) -> int:
+        mark, found = _mark(user), 0
+        for path, _, _ in self._files() if self._folder.is_dir() else ():
+            with suppress(FileNotFoundError), path.open("rb") as file:  # another process may delete an old one
+                found += sum(mark in line for line in file)
+        return found
+
     def _erase(self, user: str) -> None:
-        mark = _line({"user": user})[1:-1].encode()
+        mark = _mark(user)
         with self._locked():
             for path, _, _ in self._files():
                 lines = path.read_bytes().splitlines(keepends=True)
@@ -235,8 +268,7 @@ class RedisFeedback:
         self._window, self._retention, self._max_records = window, retention_days * DAY, max_records
 
     async def add(self, recommendation_id: str, record: Record) -> Added:
-        event, hit = _event_key(recommendation_id, record), _event_key(recommendation_id)
-        keys = [f"{self._prefix}:seen:{key.hex()}" for key in (event, hit)]
+        keys = self._seen_keys(recommendation_id, record)
         oldest = max(0, int(1000 * (time.time() - self._retention)))
         is_new, is_first_hit = await self._call(
             "EVAL", ADD, 3, *keys, self._stream,
@@ -245,13 +277,34 @@ class RedisFeedback:
         return Added(bool(is_new), bool(is_first_hit))
 
     async def erase(self, user: str) -> None:
-        # Read to its end, a page at a time: a list of each user's records could be evicted, and would be missed.
+        async for records in self._pages(user):
+            # What only the records tell goes first: if the call after it fails, they are there to tell it again.
+            if seen := [key for record in records.values() for key in self._seen_by(record)]:
+                await self._call("DEL", *seen)
+            await self._call("XDEL", self._stream, *records)
+
+    async def count(self, user: str) -> int:
+        return sum([len(records) async for records in self._pages(user)])
+
+    async def _pages(self, user: str) -> AsyncIterator[dict[bytes, bytes]]:
+        """The records of a user by their id in the stream, as far as a page has any. The stream is read to its end: a
+        list of each user's records could be evicted, and would be missed."""
         position = b"-"
         while page := await self._call("XRANGE", self._stream, position, "+", "COUNT", PAGE):
-            theirs = [id for id, fields in page if fields.get(b"user") == user.encode()]
-            if theirs:
-                await self._call("XDEL", self._stream, *theirs)
             position = b"(" + page[-1][0]
+            theirs = {id: fields[b"record"] for id, fields in page if fields.get(b"user") == user.encode()}
+            if theirs:
+                yield theirs
+
+    def _seen_by(self, line: bytes) -> list[str]:
+        """Under which keys the event of a kept record is known as counted."""
+        record = json.loads(line)
+        return self._seen_keys(record["recommendation_id"], record) if "recommendation_id" in record else []
+
+    def _seen_keys(self, recommendation_id: str, record: Record) -> list[str]:
+        """Of an event, and of its recommendation's first hit."""
+        keys = _event_key(recommendation_id, record), _event_key(recommendation_id)
+        return [f"{self._prefix}:seen:{key.hex()}" for key in keys]
 
     async def _call(self, *command: str | bytes | int) -> Any:
         try:
@@ -264,3 +317,8 @@ class RedisFeedback:
 
 def _line(record: Record) -> str:
     return json.dumps(record, separators=(",", ":"))
+
+
+def _mark(user: str) -> bytes:
+    """What the lines of a user have, and no others: a quote in a value is escaped."""
+    return _line({"user": user})[1:-1].encode()

@@ -142,6 +142,29 @@ def test_an_erased_user_is_in_no_file(start: Start, tmp_path: Path) -> None:
     assert [each["user"] for each in kept(tmp_path)] == [receipts.user_key("u2")]
 
 
+@pytest.mark.parametrize("kind", ["files", "redis", "nowhere"])
+def test_feedback_that_is_kept_is_shown_of_its_user_and_forgotten_with_them(
+    start: Start, tmp_path: Path, redis_server: RedisServer, kind: str
+) -> None:
+    places = {"files": {"state_dir": tmp_path}, "redis": {"redis_url": redis_server.url}, "nowhere": {}}
+    client = start(**places[kind], redis_store_timeout_ms=2000, memory_cache_users=0)
+    theirs, others = (ask(client, user_id=user, history=[]).json() for user in ("u1", "u2"))
+    answers = [send(client, theirs, 0), send(client, theirs, 1), send(client, others)]
+    is_kept = kind != "nowhere"
+    assert [(each.json()["counted"], each.json()["kept"]) for each in answers] == [(True, is_kept)] * 3
+
+    def shown(user: str) -> int | None:
+        answer = client.get(f"/users/{user}")
+        return answer.json()["feedback"] if answer.status_code == 200 else None
+
+    assert (shown("u1"), shown("u2"), shown("u3")) == ((2, 1, None) if is_kept else (None, None, None))
+    assert client.delete("/users/u1").status_code == 204
+    assert (shown("u1"), shown("u2")) == (None, 1 if is_kept else None)
+    assert send(client, others).json()["counted"] is False
+    again = send(client, theirs, 0).json()
+    assert (again["counted"], again["kept"]) == (True, is_kept) and shown("u1") == (1 if is_kept else None)
+
+
 def test_feedback_needs_a_key_where_keys_are_set(start: Start) -> None:
     client = start(api_keys=digest("key"))
     assert client.post("/feedback", json={}).status_code == client.get("/feedback/summary").status_code == 401

@@ -98,4 +98,5 @@ def test_deployments_with_prefixes_of_their_own_share_nothing(begin: Start, redi
     assert {b"shop-one:erased", b"shop:two:erased"} <= set(channels)
     assert one.delete("/users/u").status_code == 204
     assert one.get("/users/u").status_code == 404
-    assert two.get("/users/u").json() == {"user_id": "u", "items": ["i3"], "cached": ["memory", "redis"], "shown": []}
+    known = {"user_id": "u", "items": ["i3"], "cached": ["memory", "redis"], "shown": [], "feedback": 0}
+    assert two.get("/users/u").json() == known

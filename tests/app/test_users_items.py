@@ -52,7 +52,8 @@ def test_items_of_a_bundle_are_shown_whatever_their_fields() -> None:
 def test_erasing_leaves_nothing(client: TestClient) -> None:
     client.post("/users/u1/events", json={"items": ["i1"]})
     ask(client, user_id="u1")
-    assert client.get("/users/u1").json() == {"user_id": "u1", "items": ["i1"], "cached": ["memory"], "shown": []}
+    known = {"user_id": "u1", "items": ["i1"], "cached": ["memory"], "shown": [], "feedback": 0}
+    assert client.get("/users/u1").json() == known
     assert client.delete("/users/u1").status_code == 204
     assert client.get("/users/u1").status_code == 404
     assert ask(client, user_id="u1").json()["source"] == "popularity"

@@ -236,6 +236,33 @@ def test_what_waits_for_the_disk_is_erased_with_its_user(tmp_path: Path, monkeyp
     assert [each["user"] for each in read(tmp_path)] == ["bb"]
 
 
+async def forgotten(store: feedback.Feedback) -> None:
+    sent = [("r1", record()), ("r1", record("i2")), ("r2", record(user="bb")), ("r3", record(user="aabb"))]
+    sent = [(id, {"recommendation_id": id, **each}) for id, each in sent]
+    for id, each in sent:
+        await store.add(id, each)
+    await store.erase("aa")
+    assert await store.count("aa") == 0
+    added = [await store.add(id, each) for id, each in sent]
+    assert added == [Added(True, True), Added(True, False), Added(False, False), Added(False, False)]
+    assert [await store.count(user) for user in ("aa", "bb", "aabb", "nobody")] == [2, 1, 1, 0]
+
+
+def test_an_erased_user_s_events_are_not_known_as_counted(
+    tmp_path: Path, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feedback, "PAGE", 1)
+    asyncio.run(forgotten(local(FeedbackFiles(tmp_path / "new", 90))))
+    in_redis(redis_server, forgotten)
+
+
+def test_feedback_that_cannot_be_read_is_not_counted_as_none(tmp_path: Path) -> None:
+    path = tmp_path / f"feedback-{datetime.now(UTC):%Y-%m-%d}-0001.jsonl"
+    path.mkdir()
+    with pytest.raises(StoreUnavailable, match="cannot be read"):
+        asyncio.run(FeedbackFiles(tmp_path, 90).count("aa"))
+
+
 def test_a_user_is_erased_from_redis(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feedback, "PAGE", 3)
 

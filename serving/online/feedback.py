@@ -292,14 +292,17 @@ class RedisFeedback:
         position = b"-"
         while page := await self._call("XRANGE", self._stream, position, "+", "COUNT", PAGE):
             position = b"(" + page[-1][0]
-            theirs = {id: fields[b"record"] for id, fields in page if fields.get(b"user") == user.encode()}
+            theirs = {id: fields.get(b"record", b"") for id, fields in page if fields.get(b"user") == user.encode()}
             if theirs:
                 yield theirs
 
     def _seen_by(self, line: bytes) -> list[str]:
         """Under which keys the event of a kept record is known as counted."""
-        record = json.loads(line)
-        return self._seen_keys(record["recommendation_id"], record) if "recommendation_id" in record else []
+        try:
+            record = json.loads(line)
+            return self._seen_keys(record["recommendation_id"], record)
+        except (ValueError, KeyError, TypeError):  # not as this service writes it, and to be erased all the same
+            return []
 
     def _seen_keys(self, recommendation_id: str, record: Record) -> list[str]:
         """Of an event, and of its recommendation's first hit."""

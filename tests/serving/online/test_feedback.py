@@ -256,6 +256,15 @@ def test_an_erased_user_s_events_are_not_known_as_counted(
     in_redis(redis_server, forgotten)
 
 
+def test_a_record_that_somebody_else_wrote_is_erased_too(redis_server: RedisServer) -> None:
+    with redis_server.client() as client:
+        for more in ({}, {"record": "{"}, {"record": "[]"}, {"record": "{}"}):
+            client.xadd("p:feedback", {"user": "aa", **more})
+        assert in_redis(redis_server, lambda store: store.count("aa")) == 4
+        in_redis(redis_server, lambda store: store.erase("aa"))
+        assert client.xlen("p:feedback") == 0
+
+
 def test_feedback_that_cannot_be_read_is_not_counted_as_none(tmp_path: Path) -> None:
     path = tmp_path / f"feedback-{datetime.now(UTC):%Y-%m-%d}-0001.jsonl"
     path.mkdir()

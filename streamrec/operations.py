@@ -88,7 +88,8 @@ class Operations(Transport):
         return answer
 
     def read_user(self, user_id: str, /) -> UserResponse:
-        """Everything that is kept about a user."""
+        """Everything that is kept about a user. This looks through the feedback of all users: ask when somebody wants
+        to know what is kept of them, not for every page."""
         answer: UserResponse = self._call("GET", f"/users/{segment(user_id)}", is_repeatable=True)
         return answer
 
@@ -376,7 +377,8 @@ class AsyncOperations(AsyncTransport):
         return answer
 
     async def read_user(self, user_id: str, /) -> UserResponse:
-        """Everything that is kept about a user."""
+        """Everything that is kept about a user. This looks through the feedback of all users: ask when somebody wants
+        to know what is kept of them, not for every page."""
         answer: UserResponse = await self._call("GET", f"/users/{segment(user_id)}", is_repeatable=True)
         return answer
 

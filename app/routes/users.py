@@ -40,7 +40,8 @@ async def append_events(user_id: UserId, body: EventsRequest, service: ServiceDe
 
 @router.get("/{user_id:anything}", response_model=UserResponse, responses=declared(404))
 async def read_user(user_id: UserId, service: ServiceDep) -> UserResponse:
-    """Everything that is kept about a user."""
+    """Everything that is kept about a user. This looks through the feedback of all users: ask when somebody wants to
+    know what is kept of them, not for every page."""
     history, cached = await service.users.get(user_id), await service.recommender.held(user_id)
     shown, feedback = await service.shown(user_id), await service.feedback_kept(user_id)
     if not (history or cached or shown or feedback):

@@ -622,7 +622,7 @@ export class Client extends Transport {
   listScenarios(options?: Options): Promise<ScenariosResponse>;
   /** Append items to the user's history. Acknowledged only once stored; after a 503, check whether they were. */
   appendEvents(user_id: string, body: EventsRequest, options?: Options): Promise<EventsResponse>;
-  /** Everything that is kept about a user. */
+  /** Everything that is kept about a user. This looks through the feedback of all users: ask when somebody wants to know what is kept of them, not for every page. */
   readUser(user_id: string, options?: Options): Promise<UserResponse>;
   /** Erase everything kept about a user, known history, encoded histories, feedback and impressions: in Redis and files at once, in other processes within moments. After a 503 something may be left: send the request again. */
   eraseUser(user_id: string, options?: Options): Promise<void>;

@@ -266,6 +266,7 @@ class RedisFeedback:
     def __init__(self, link: RedisLink, prefix: str, window: int, retention_days: int, max_records: int) -> None:
         self._link, self._prefix, self._stream = link, prefix, stream_key(prefix)
         self._window, self._retention, self._max_records = window, retention_days * DAY, max_records
+        self._counting = asyncio.Lock()
 
     async def add(self, recommendation_id: str, record: Record) -> Added:
         keys = self._seen_keys(recommendation_id, record)
@@ -284,7 +285,8 @@ class RedisFeedback:
             await self._call("XDEL", self._stream, *records)
 
     async def count(self, user: str) -> int:
-        return sum([len(records) async for records in self._pages(user)])
+        async with self._counting:  # one pass at a time, however many ask
+            return sum([len(records) async for records in self._pages(user)])
 
     async def _pages(self, user: str) -> AsyncIterator[dict[bytes, bytes]]:
         """The records of a user by their id in the stream, as far as a page has any. The stream is read to its end: a

@@ -90,7 +90,7 @@ class Networks:
                 (folder / "trained.json").write_text(json.dumps(commit()))
             first = views[0]
             run_stage("pretrain", first.network, first.config.pretrain, first.config.seed, folder,
-                      training_step(views), evaluate, log)  # fmt: skip
+                      training_step(views), evaluate, log, precision=first.config.precision)  # fmt: skip
 
     def views(self, network: Network) -> list[Workspace]:
         """A fresh network, as a view for each of its trees."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -108,20 +110,35 @@ def test_how_alike_lists_are():
 
 
 @pytest.fixture(scope="module")
-def asked(tmp_path_factory: pytest.TempPathFactory):
-    """The command on a shop, with trees that need no model of texts."""
-    folder = tmp_path_factory.mktemp("views")
-    write_shop(folder / "shop", users=60, items=40, seed=0)
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of a shop whose trees need no model of texts."""
+    folder = tmp_path_factory.mktemp("views") / "shop"
+    write_shop(folder, users=60, items=40, seed=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(view_networks, "SOURCES", ("collaborative",) * 3)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def asked(shop: Path):
+    """The command on the shop."""
+    folder = shop.parent
 
     def ask() -> dict:
         out = folder / "result.json"
-        arguments = ["views", "--data", str(folder / "shop"), "--work", str(folder / "work"), "--out", str(out)]
+        arguments = ["views", "--data", str(shop), "--work", str(folder / "work"), "--out", str(out)]
         assert main([*arguments, "--set", *SMALL]) == 0
         return json.loads(out.read_text())
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(view_networks, "SOURCES", ("collaborative",) * 3)
-        yield folder, ask
+    return folder, ask
+
+
+def test_networks_train_in_the_precision_of_the_run(shop, tmp_path, monkeypatch):
+    used = []
+    monkeypatch.setattr(view_networks, "run_stage", lambda *_, precision: used.append(precision))
+    arguments = ["views", "--data", str(shop), "--work", str(tmp_path / "work"), "--out", str(tmp_path / "result.json")]
+    assert main([*arguments, "--only", "trees-0-seed-0-steps-6", "--set", *SMALL, "precision=bfloat16"]) == 0
+    assert used == ["bfloat16"]
 
 
 def test_every_candidate_has_its_row_by_each_rule_and_a_second_call_trains_nothing(asked):

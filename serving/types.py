@@ -29,6 +29,9 @@ Merge = Literal["logsumexp", "max"]
 Normalise = Literal["block", "vocabulary"]
 RuntimeName = Literal["eager", "onnx", "onnx-int8", "cuda"]
 StateDtype = Literal["float32", "float16"]
+AnsweredBy = Literal["model", "popularity"]
+StateFrom = Literal["memory", "redis", "miss", "off"]  # where an encoder state was found
+AlikeBy = Literal["together", "content"]
 
 NEG_INF = float("-inf")  # the score of what may not be, and the bias of what is not attended to
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from serving.items.tokenizer import PACKAGED, Source
+from serving.items.tokenizer import PACKAGED, CodesFrom
 from serving.types import MAX_TYPE_LENGTH, EncoderAttention, Merge, Normalise, StepForm
 from training.data.prepare import SplitKind
 
@@ -73,7 +73,7 @@ class TokenizeConfig(Settings):
     """
 
     kind: Literal["rqvae", "random", "given"] = "rqvae"
-    source: Source = "both"
+    source: CodesFrom = "both"
     embedder: str = PACKAGED
     text_weight: Annotated[Number, Field(ge=0, le=1)] = 0.5
     collaborative_dim: Positive = 128

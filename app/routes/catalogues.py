@@ -20,7 +20,7 @@ from app.schemas.catalogues import (
     NamedCatalogue,
     Subset,
 )
-from serving.items.changed import KINDS, ItemChange, Kind
+from serving.items.changed import KINDS, ChangeKind, ItemChange
 from serving.online.live_catalogue import LiveCatalogue
 from serving.types import MAX_ID_LENGTH, Rules
 
@@ -55,7 +55,7 @@ async def name_catalogue(
 @changes.get("/changes", response_model=ChangedItems)
 async def list_changed_items(
     service: ServiceDep,
-    change: Annotated[list[Kind] | None, Query(description="only such changes; given several times")] = None,
+    change: Annotated[list[ChangeKind] | None, Query(description="only such changes; given several times")] = None,
     after: Annotated[int | None, Query(ge=1, description="`next` of the page before")] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> ChangedItems:

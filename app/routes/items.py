@@ -29,7 +29,8 @@ from serving.errors import RequestError
 from serving.items.catalogue import Catalogue
 from serving.online import query as online
 from serving.online.live_catalogue import LiveCatalogue
-from serving.online.similar import By, Similar
+from serving.online.similar import Similar
+from serving.types import AlikeBy
 
 router = revalidated_router(
     prefix="/items",
@@ -62,7 +63,9 @@ async def similar_items(
     service: ServiceDep,
     rules: RulesDep,
     k: Annotated[int, Query(ge=1, le=100)] = 10,
-    by: Annotated[By | None, Query(description="default: those taken together with it, then those like it")] = None,
+    by: Annotated[
+        AlikeBy | None, Query(description="default: those taken together with it, then those like it")
+    ] = None,
 ) -> SimilarResponse:
     """Items for the page of another one: what users took together with it, and what is like it by its content, which
     needs no user to have seen either."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BaseModel, Field, TypeAdapter
 
 from app.schemas.common import Problem
+from serving.types import AnsweredBy, StateFrom
 
 # Parts of every answer. The service itself makes them, so they need no validation: dataclasses are cheaper than models.
 
@@ -88,11 +89,11 @@ class RecommendResponse:
     recommendation_id: str
     user_id: str | None
     model_version: str
-    source: Literal["model", "popularity"]
+    source: AnsweredBy
     reasoning_steps: int
     reasoning_paths: int
     beam_width: Annotated[int, Field(description="0 if given items were ranked, since nothing was searched for")]
-    cache: Literal["memory", "redis", "miss", "off"]
+    cache: StateFrom
     items: Annotated[list[RecommendedItem], Field(description="best first, distinct")]
     unknown_items: Annotated[
         list[str],

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field, ValidatorFunctionWrapHandler, WrapValidat
 from pydantic_core import PydanticCustomError
 
 from app.schemas.common import Body, FilterText, Items
-from serving.items.changed import Kind
+from serving.items.changed import ChangeKind
 
 
 class ChangedItem(BaseModel):
@@ -17,7 +17,9 @@ class ChangedItem(BaseModel):
 
     item_id: str
     title: str | None
-    change: Kind = Field(description="added: not in the bundle; changed: in the bundle; removed: in no answer any more")
+    change: ChangeKind = Field(
+        description="added: not in the bundle; changed: in the bundle; removed: in no answer any more"
+    )
     changed_at: datetime | None = Field(description="null if the log of changes has no time for it")
     available_from: datetime | None
     available_until: datetime | None

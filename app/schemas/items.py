@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import (
     AfterValidator,
@@ -18,6 +18,7 @@ from pydantic import (
 
 from app.schemas.common import Body, Id, Problem, one_of
 from serving.items.fields import to_seconds
+from serving.types import AlikeBy
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 Words = Annotated[str, Field(max_length=1000)]
@@ -70,7 +71,7 @@ class SimilarItem(BaseModel):
     item_id: str
     title: str | None
     categories: list[str]
-    by: Literal["together", "content"]
+    by: AlikeBy
     score: float = Field(
         description="together: this item's share of what follows or resembles the other; content: cosine similarity"
     )

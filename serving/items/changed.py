@@ -7,15 +7,15 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-Kind = Literal["added", "changed", "removed"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+ChangeKind = Literal["added", "changed", "removed"]
+KINDS: tuple[ChangeKind, ...] = get_args(ChangeKind)
 
 
 class ItemChange(NamedTuple):
     """An item's last change. number: the greater, the later. at: seconds since 1970, None where the log has no time."""
 
     row: int
-    kind: Kind
+    kind: ChangeKind
     number: int
     at: float | None
 
@@ -43,7 +43,7 @@ class ChangedItems:
     def is_removed(self, row: int) -> bool:
         return row < len(self._numbers) and bool(self._numbers[row] < 0)
 
-    def newest(self, limit: int, kinds: Collection[Kind] = KINDS, before: int | None = None) -> list[ItemChange]:
+    def newest(self, limit: int, kinds: Collection[ChangeKind] = KINDS, before: int | None = None) -> list[ItemChange]:
         """At most `limit` items, last changed first, of these kinds and with numbers below `before`.
 
         Passes over all rows: for a thread, where there are 1,000,000.
@@ -66,6 +66,6 @@ class ChangedItems:
         return [self._change(row, int(numbers[row])) for row in found]
 
     def _change(self, row: int, number: int) -> ItemChange:
-        kind: Kind = "removed" if number < 0 else "changed" if row < self._bundled else "added"
+        kind: ChangeKind = "removed" if number < 0 else "changed" if row < self._bundled else "added"
         at = float(self._at[row])
         return ItemChange(row, kind, abs(number), None if np.isnan(at) else at)

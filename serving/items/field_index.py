@@ -12,9 +12,9 @@ from serving.items.value_index import ValueIndex
 
 MANY_CHANGED = 64  # items that an index does not know; of a large catalogue, a thousandth
 TOO_MANY_CHANGED = 8  # times as many
-Kind = Literal["number", "time", "string"]
-Key = tuple[str, Kind]  # of a column: its field, and what it has of it
-Columns = Callable[[str, Kind], np.ndarray | None]
+ColumnKind = Literal["number", "time", "string"]
+Key = tuple[str, ColumnKind]  # of a column: its field, and what it has of it
+Columns = Callable[[str, ColumnKind], np.ndarray | None]
 
 
 class FieldIndex:

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from serving.items.field_index import FieldIndex, Indexes, Key, Kind
+from serving.items.field_index import ColumnKind, FieldIndex, Indexes, Key
 from serving.items.labels import Labels
 from serving.items.order import BY_ROW, Order
 from serving.items.value_index import ROW_BYTES
@@ -117,7 +117,7 @@ class Fields:
                 found[name] = list(names)
         return dict(sorted(found.items()))
 
-    def column(self, field: str, kind: Kind) -> np.ndarray | None:
+    def column(self, field: str, kind: ColumnKind) -> np.ndarray | None:
         """A field's numbers, its times or the codes of its strings; None if no item has any. Shape: (capacity,)."""
         if kind == "string":
             return self.strings[field].codes if field in self.strings else None

@@ -12,7 +12,7 @@ from functools import reduce
 
 import numpy as np
 
-from serving.items.field_index import FieldIndex, Key, Kind
+from serving.items.field_index import ColumnKind, FieldIndex, Key
 from serving.items.fields import Fields
 from serving.items.filters import (
     Compare,
@@ -92,7 +92,7 @@ def _matching(expression: Expression, items: _All | _Some, now: float) -> np.nda
                 others += [True, False]  # which are no strings
             return items.none() if column is None else column.every() & ~_among(items, field, others, now)
         case Equals(field, values):
-            kinds: dict[Kind, list[Value]] = {}
+            kinds: dict[ColumnKind, list[Value]] = {}
             for value in values:
                 kinds.setdefault(_kind(value), []).append(value)
             return reduce(np.bitwise_or, (_among(items, field, some, now) for some in kinds.values()))
@@ -109,7 +109,7 @@ def _among(items: _All | _Some, field: str, values: Sequence[Value], now: float)
     return column.among(np.array([code for code in codes if code is not None], np.int32))
 
 
-def _kind(value: Value) -> Kind:
+def _kind(value: Value) -> ColumnKind:
     return "string" if isinstance(value, str | bool) else "time" if isinstance(value, Moment) else "number"
 
 
@@ -128,7 +128,7 @@ class _All:
     def none(self) -> np.ndarray:
         return np.zeros(self.known.bytes, np.uint8)
 
-    def column(self, field: str, kind: Kind) -> ValueIndex | _Values | None:
+    def column(self, field: str, kind: ColumnKind) -> ValueIndex | _Values | None:
         if (indexed := self.known.columns.get((field, kind))) is not None:
             return indexed
         column = self.fields.column(field, kind)
@@ -149,7 +149,7 @@ class _Some:
     def none(self) -> np.ndarray:
         return np.zeros(len(self.positions), bool)
 
-    def column(self, field: str, kind: Kind) -> _Values | None:
+    def column(self, field: str, kind: ColumnKind) -> _Values | None:
         column = self.fields.column(field, kind)
         return None if column is None else _Values(column[self.positions])
 

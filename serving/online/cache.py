@@ -13,15 +13,13 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 from weakref import WeakValueDictionary
 
 from serving.online.tiers import MemoryTier, RedisTier, history_digest
-from serving.types import EncoderState
+from serving.types import EncoderState, StateFrom
 
 log = logging.getLogger("streamrec.cache")
 
-Source = Literal["memory", "redis", "miss", "off"]
 Count = Callable[[str, str], None]  # (tier, result) -> counted
 LOOKUPS = ("hit", "miss", "stale", "invalid")  # results in either tier
 ACCESSES = [  # all (tier, result) that are counted
@@ -46,7 +44,7 @@ class Flight:
 class Lookup:
     """What was found, and what `put` needs to store a state that was not."""
 
-    source: Source
+    source: StateFrom
     flight: Flight = field(default_factory=Flight)
     user: str = ""
     version: str = ""
@@ -105,7 +103,7 @@ class StateCache:
         digest = history_digest(version, history)
         erasures = self.erasures if erasures is None else erasures
 
-        def lookup(source: Source, flight: Flight) -> Lookup:
+        def lookup(source: StateFrom, flight: Flight) -> Lookup:
             return Lookup(source, flight, user, version, digest, erasures)
 
         if self._memory is not None:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Literal
 
 from serving.bundle import Bundle
 from serving.online import receipts
 from serving.online.admission import Plan
-from serving.online.cache import Source
 from serving.online.diversity import choose
 from serving.online.impressions import lowered
 from serving.online.query import Query, Resolved
 from serving.online.trends import Ranked
-from serving.types import Answer, Rules, Trace
+from serving.types import Answer, AnsweredBy, Rules, StateFrom, Trace
 
 
 @dataclass(slots=True)
@@ -24,10 +22,10 @@ class Recommendation:
 
     items: list[int]
     scores: list[float]
-    source: Literal["model", "popularity"]
+    source: AnsweredBy
     plan: Plan
     unknown_items: list[str]
-    cache: Source = "off"
+    cache: StateFrom = "off"
     seconds: dict[str, float] = field(default_factory=dict)
     trace: Trace | None = None
 

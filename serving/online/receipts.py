@@ -20,18 +20,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from hmac import compare_digest
-from typing import Literal, get_args
+from typing import get_args
 from zlib import crc32
 
 from serving.errors import RequestError
 from serving.online.users import digest
-
-Source = Literal["model", "popularity"]
+from serving.types import AnsweredBy
 
 LAYOUT, CONTINUED = 1, 2
 HEAD = struct.Struct("<BIBB8s6sB")
 SEAL = 8  # bytes
-SOURCES: tuple[Source, ...] = get_args(Source)
+SOURCES: tuple[AnsweredBy, ...] = get_args(AnsweredBy)
 NO_USER = bytes(8)
 INVALID = "This is not the id of a recommendation of this service; send the one in the answer."
 
@@ -42,7 +41,7 @@ class Receipt:
     earlier: marks of the answer's items, and of those on the pages before it."""
 
     version: str
-    source: Source
+    source: AnsweredBy
     steps: int
     at: int
     user: str
@@ -62,7 +61,7 @@ def user_key(user_id: str, secret: bytes = b"") -> str:
 
 def issue(
     version: str,
-    source: Source,
+    source: AnsweredBy,
     steps: int,
     user_id: str | None,
     item_ids: Sequence[str],

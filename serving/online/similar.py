@@ -10,16 +10,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
 
 import numpy as np
 
 from serving.bundle import Bundle
 from serving.errors import RequestError
 from serving.online.scans import CatalogueScans
-from serving.types import Rules
-
-By = Literal["together", "content"]
+from serving.types import AlikeBy, Rules
 
 BLOCK = 65536  # rows whose vectors are kept together
 
@@ -30,7 +27,7 @@ class Similar:
 
     item: int
     score: float
-    by: By
+    by: AlikeBy
 
 
 class SimilarItems:
@@ -40,7 +37,7 @@ class SimilarItems:
         self._bundle, self._scans = bundle, scans or CatalogueScans()
         self._blocks: list[np.ndarray] = []  # unit vectors of the catalogue's rows, made when they are first needed
 
-    async def find(self, item: int, rules: Rules, k: int, by: By | None = None) -> list[Similar]:
+    async def find(self, item: int, rules: Rules, k: int, by: AlikeBy | None = None) -> list[Similar]:
         """Up to k permitted items other than `item`, a catalogue row. by: None stands for those taken together with it,
         best first, and behind them, as far as k is not reached, those with similar content.
 

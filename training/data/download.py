@@ -1,4 +1,4 @@
-"""Public data sets by name: download (resumable, verified), then convert to a data folder.
+"""Public data sets by name: download (resumable; length and gzip checksum checked), then convert to a data folder.
 
 Amazon Reviews 2023 (McAuley Lab, UC San Diego; research use): the official 5-core ratings and the item
 metadata of one category.

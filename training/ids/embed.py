@@ -20,7 +20,7 @@ from sklearn.utils.extmath import randomized_svd
 
 from serving.files import atomic_write
 from serving.items import tokenizer
-from serving.items.tokenizer import Source, TextLift
+from serving.items.tokenizer import CodesFrom, TextLift
 from training.config import TokenizeConfig
 from training.data.errors import DataError
 from training.data.read import Items
@@ -34,7 +34,7 @@ class ItemEmbedding:
     """matrix: (I, E), float32, rows of unit length. lift: how a new item's text gets there (source "both" only)."""
 
     matrix: np.ndarray
-    source: Source
+    source: CodesFrom
     lift: TextLift | None = None
 
 

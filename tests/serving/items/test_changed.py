@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from serving.items.changed import KINDS, ChangedItems, ItemChange, Kind
+from serving.items.changed import KINDS, ChangedItems, ChangeKind, ItemChange
 
 BUNDLED = 20
 
@@ -16,7 +16,7 @@ def random_changes(seed: int, count: int = 200) -> tuple[ChangedItems, list[Item
     for number in range(1, count + 1):
         row, at = int(rng.integers(60)), None if rng.random() < 0.1 else float(rng.random())
         is_removed = bool(rng.random() < 0.3)
-        kind: Kind = "removed" if is_removed else "changed" if row < BUNDLED else "added"
+        kind: ChangeKind = "removed" if is_removed else "changed" if row < BUNDLED else "added"
         changed.note(row, at, is_removed=is_removed)
         last[row] = ItemChange(row, kind, number, at)
     return changed, sorted(last.values(), key=lambda change: -change.number)

@@ -12,8 +12,8 @@ import torch
 from serving.bundle import Bundle
 from serving.errors import Overloaded, RequestError, UnknownCatalogue
 from serving.online import scans, similar
-from serving.online.similar import By, Similar, SimilarItems
-from serving.types import Rules
+from serving.online.similar import Similar, SimilarItems
+from serving.types import AlikeBy, Rules
 from tests.builders import GATE, tiny_model
 from tests.waiting import DEADLINE
 
@@ -25,7 +25,7 @@ def bundle() -> Bundle:
     return tiny_model(neighbours=True, gate=GATE)
 
 
-def find(items: SimilarItems, item: int, k: int, by: By | None = None, rules: Rules = NO_RULES) -> list[Similar]:
+def find(items: SimilarItems, item: int, k: int, by: AlikeBy | None = None, rules: Rules = NO_RULES) -> list[Similar]:
     return asyncio.run(items.find(item, rules, k, by))
 
 

@@ -5,6 +5,9 @@
     trees apart   a network per tree, each trained for its share of the steps
     seeds apart   as many networks of the first tree from other seeds, each trained for its share of the steps
 
+The last two say what a gain of the views is made of. Where the views gain less than LEAST_GAIN over the plain network
+on validation, there is nothing to explain, and the two are not trained; `left_out` of the result names them.
+
 How lists are merged is chosen on validation, for every row by its own rule. `checks` tells of every group what its
 members share of their lists, how their errors correlate, and when each was best on validation; a group of which a
 member was best before it was trained, or whose members answer alike, has not been tested, and has no rows.
@@ -32,6 +35,7 @@ Rows = list[dict[str, Any]]
 VIEWS = len(SOURCES)
 BEAM = 50
 ALIKE = 0.9  # lists that share more than this are one list
+LEAST_GAIN = 0.03  # of validation NDCG@10, relative
 PLAIN, TOGETHER, TREES, SEEDS = "plain", "views", "trees apart", "seeds apart"
 WIDE = f"plain, beam of {VIEWS * BEAM}"
 COLUMNS = ("model", "excluded", "merge", "searches", "beam", "recall@10", "ndcg@10", "gain", "low", "high", "percent",
@@ -60,6 +64,26 @@ def groups_of(config: RunConfig) -> dict[str, list[Member]]:
 def networks_of(groups: dict[str, list[Member]]) -> dict[str, Network]:
     """Every network once, by name, in the order in which they are trained."""
     return {member.network.name: member.network for members in groups.values() for member in members}
+
+
+def gain_on_validation(networks: Networks, groups: dict[str, list[Member]]) -> float:
+    """Of all views merged, the better way, over the plain network; relative, in NDCG@10, nothing excluded."""
+    worth = [float(ndcg(networks.ranks(groups[TOGETHER], form, "valid", BEAM, False)).mean()) for form in MERGES]
+    plain = float(ndcg(networks.ranks(groups[PLAIN], next(iter(MERGES)), "valid", BEAM, False)).mean())
+    return max(worth) / plain - 1
+
+
+def train(networks: Networks, groups: dict[str, list[Member]]) -> tuple[float, list[str]]:
+    """Trains what is missing. Returns what the views gain on validation, and the groups left out for that."""
+    for network in networks_of({group: groups[group] for group in (PLAIN, TOGETHER)}).values():
+        networks.train(network)
+    gain = gain_on_validation(networks, groups)
+    if gain < LEAST_GAIN:
+        print(f"The views gain {100 * gain:.1f}% on validation; {TREES} and {SEEDS} are left out.", file=sys.stderr)
+        return gain, [TREES, SEEDS]
+    for network in networks_of(groups).values():
+        networks.train(network)
+    return gain, []
 
 
 def checks(networks: Networks, groups: dict[str, list[Member]]) -> Rows:
@@ -125,10 +149,12 @@ def answer(parser: argparse.ArgumentParser, options: argparse.Namespace, command
     wanted = networks_of(groups)
     if options.only and options.only not in wanted:
         parser.error(f"--only takes one of {', '.join(wanted)}")
-    for name in [options.only] if options.only else wanted:
-        networks.train(wanted[name])
     if options.only:
+        networks.train(wanted[options.only])
         return 0
+    gain, left_out = train(networks, groups)
+    groups = {group: members for group, members in groups.items() if group not in left_out}
+    wanted = networks_of(groups)
     began = time.perf_counter()
     checked = checks(networks, groups)
     for row in checked:
@@ -143,7 +169,8 @@ def answer(parser: argparse.ArgumentParser, options: argparse.Namespace, command
         rows, validation = rows + more, validation + chosen
     minutes = round(networks.minutes(wanted.values()) + (time.perf_counter() - began) / 60, 1)
     record(options.out, command, sorted({network.seed for network in wanted.values()}), rows, minutes=minutes,
-           data=options.data.resolve().name, protocol=PROTOCOL, checks=checked, validation=validation,
+           data=options.data.resolve().name, protocol=PROTOCOL, gain_on_validation=round(gain, 4),
+           left_out=left_out, checks=checked, validation=validation,
            **networks.trained_by(wanted.values()), **code)  # fmt: skip
     print(table(rows, COLUMNS))
     return 0

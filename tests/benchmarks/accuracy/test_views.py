@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.accuracy import view_networks
+from benchmarks.accuracy import compare_views, view_networks
 from benchmarks.accuracy.__main__ import main
-from benchmarks.accuracy.view_networks import Networks
+from benchmarks.accuracy.view_networks import Member, Network, Networks
 from benchmarks.accuracy.views import MERGES, Lists, correlation, find_lists, merge, overlap, training_step, views_of
 from serving.items.vocabulary import FIRST_START
 from tests.training.small import ITEMS, small_config, small_workspace
@@ -116,6 +116,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     write_shop(folder, users=60, items=40, seed=0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(view_networks, "SOURCES", ("collaborative",) * 3)
+        patch.setattr(compare_views, "LEAST_GAIN", -1)  # every group is trained
         yield folder
 
 
@@ -177,3 +178,29 @@ def test_a_group_that_was_never_better_than_untrained_has_no_rows(asked, monkeyp
     assert [row["acts"] for row in result["checks"]] == [False, True, True]
     assert not any(row["model"].startswith("views") for row in result["rows"])
     assert "views has not been tested" in capsys.readouterr().err
+
+
+def test_nothing_explains_a_gain_that_is_not_there(asked, monkeypatch, capsys):
+    _, ask = asked
+    monkeypatch.setattr(compare_views, "LEAST_GAIN", np.inf)
+    result = ask()
+    assert result["left_out"] == ["trees apart", "seeds apart"]
+    assert [row["model"] for row in result["checks"]] == ["views"]
+    assert {row["model"].partition(":")[0] for row in result["rows"]} <= {"plain", "plain, beam of 150", "views"}
+    assert f"The views gain {100 * result['gain_on_validation']:.1f}%" in capsys.readouterr().err
+
+
+def test_the_gain_on_validation_is_that_of_the_better_way_to_merge(monkeypatch):
+    together = [Member(Network((0, 1), 0, 6), tree) for tree in (0, 1)]
+    groups = {compare_views.PLAIN: [Member(Network((0,), 0, 6), 0)], compare_views.TOGETHER: together}
+    asked = []
+
+    def ranks(members: list[Member], form: str, split: str, beam: int, excluded: bool) -> np.ndarray:
+        asked.append((split, excluded))
+        first = 2 if len(members) == 1 else 1 if form == "mean probability" else 0
+        return np.array([first, 10])
+
+    networks = Networks(setup=None)
+    monkeypatch.setattr(Networks, "ranks", lambda _, *arguments: ranks(*arguments))
+    assert compare_views.gain_on_validation(networks, groups) == pytest.approx(1.0)  # of DCG 1 over DCG 1 / log2(4)
+    assert set(asked) == {("valid", False)}

@@ -2,11 +2,11 @@
 
     plain         one network of one tree, with the beam and with as many times the beam as there are views
     views         one network of all trees: each view alone, the first two merged, all merged
-    seeds apart   two networks of the first tree from two seeds, each trained for half of the steps
     trees apart   a network per tree, each trained for its share of the steps
+    seeds apart   as many networks of the first tree from other seeds, each trained for its share of the steps
 
-The last says what a gain of the views is made of. Where they gain less than LEAST_GAIN over the plain network on
-validation, there is nothing to explain, and it is not trained; `left_out` of the result names it.
+The last two say what a gain of the views is made of. Where the views gain less than LEAST_GAIN over the plain network
+on validation, there is nothing to explain, and the two are not trained; `left_out` of the result names them.
 
 How lists are merged is chosen on validation, for every row by its own rule. `checks` tells of every group what its
 members share of their lists, how their errors correlate, and when each was best on validation; a group of which a
@@ -56,8 +56,8 @@ def groups_of(config: RunConfig) -> dict[str, list[Member]]:
     return {
         PLAIN: [Member(Network((0,), seed, steps), 0)],
         TOGETHER: [Member(together, tree) for tree in trees],
-        SEEDS: [Member(Network((0,), seed + n, steps // 2), 0) for n in range(2)],
         TREES: [Member(Network((tree,), seed, steps // VIEWS), tree) for tree in trees],
+        SEEDS: [Member(Network((0,), seed + n, steps // VIEWS), 0) for n in range(VIEWS)],
     }
 
 
@@ -75,12 +75,12 @@ def gain_on_validation(networks: Networks, groups: dict[str, list[Member]]) -> f
 
 def train(networks: Networks, groups: dict[str, list[Member]]) -> tuple[float, list[str]]:
     """Trains what is missing. Returns what the views gain on validation, and the groups left out for that."""
-    for network in networks_of({group: groups[group] for group in groups if group != TREES}).values():
+    for network in networks_of({group: groups[group] for group in (PLAIN, TOGETHER)}).values():
         networks.train(network)
     gain = gain_on_validation(networks, groups)
     if gain < LEAST_GAIN:
-        print(f"The views gain {100 * gain:.1f}% on validation; {TREES} is left out.", file=sys.stderr)
-        return gain, [TREES]
+        print(f"The views gain {100 * gain:.1f}% on validation; {TREES} and {SEEDS} are left out.", file=sys.stderr)
+        return gain, [TREES, SEEDS]
     for network in networks_of(groups).values():
         networks.train(network)
     return gain, []
@@ -131,7 +131,7 @@ def rows_of(networks: Networks, groups: dict[str, list[Member]], excluded: bool)
         heads[name] = head | {"users": len(found)} | {k: round(v, 5) for k, v in mean_metrics(found).items()}
     merged = f"{TOGETHER}: {VIEWS} merged"
     pairs = [(name, PLAIN) for name in heads if name != PLAIN]
-    pairs += [(merged, name) for name in (WIDE, f"{SEEDS}: 2 merged", f"{TREES}: {VIEWS} merged")]
+    pairs += [(merged, name) for name in (WIDE, *(f"{group}: {VIEWS} merged" for group in (TREES, SEEDS)))]
     rows = [heads[PLAIN]]
     rows += [
         heads[name] | {"against": other} | gain_over(ndcg(ranks[name]), ndcg(ranks[other]))

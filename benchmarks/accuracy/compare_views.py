@@ -157,6 +157,7 @@ def answer(parser: argparse.ArgumentParser, options: argparse.Namespace, command
     wanted = networks_of(groups)
     began = time.perf_counter()
     checked = checks(networks, groups)
+    next(row for row in checked if row["model"] == TOGETHER)["percent_on_validation"] = round(100 * gain, 1)
     for row in checked:
         print(json.dumps(row), file=sys.stderr, flush=True)
         if not row["acts"]:
@@ -169,8 +170,7 @@ def answer(parser: argparse.ArgumentParser, options: argparse.Namespace, command
         rows, validation = rows + more, validation + chosen
     minutes = round(networks.minutes(wanted.values()) + (time.perf_counter() - began) / 60, 1)
     record(options.out, command, sorted({network.seed for network in wanted.values()}), rows, minutes=minutes,
-           data=options.data.resolve().name, protocol=PROTOCOL, gain_on_validation=round(gain, 4),
-           left_out=left_out, checks=checked, validation=validation,
-           **networks.trained_by(wanted.values()), **code)  # fmt: skip
+           data=options.data.resolve().name, protocol=PROTOCOL, left_out=left_out, checks=checked,
+           validation=validation, **networks.trained_by(wanted.values()), **code)  # fmt: skip
     print(table(rows, COLUMNS))
     return 0

@@ -187,7 +187,7 @@ def test_nothing_explains_a_gain_that_is_not_there(asked, monkeypatch, capsys):
     assert result["left_out"] == ["trees apart", "seeds apart"]
     assert [row["model"] for row in result["checks"]] == ["views"]
     assert {row["model"].partition(":")[0] for row in result["rows"]} <= {"plain", "plain, beam of 150", "views"}
-    assert f"The views gain {100 * result['gain_on_validation']:.1f}%" in capsys.readouterr().err
+    assert f"The views gain {result['checks'][0]['percent_on_validation']:.1f}%" in capsys.readouterr().err
 
 
 def test_the_gain_on_validation_is_that_of_the_better_way_to_merge(monkeypatch):

@@ -29,9 +29,9 @@ Merge = Literal["logsumexp", "max"]
 Normalise = Literal["block", "vocabulary"]
 RuntimeName = Literal["eager", "onnx", "onnx-int8", "cuda"]
 StateDtype = Literal["float32", "float16"]
-AnsweredBy = Literal["model", "popularity"]
+AnsweredBy = Literal["model", "popularity"]  # what chose the items of a list
 StateFrom = Literal["memory", "redis", "miss", "off"]  # where an encoder state was found
-AlikeBy = Literal["together", "content"]
+AlikeBy = Literal["together", "content"]  # in what way two items are similar (serving/online/similar.py)
 
 NEG_INF = float("-inf")  # the score of what may not be, and the bias of what is not attended to
 

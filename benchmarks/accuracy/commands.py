@@ -43,7 +43,8 @@ COMMANDS: dict[str, Command] = {
     ),
     "views": Command(
         "one network of several trees of semantic IDs, its answers through each of them alone and merged, against a "
-        "plain network, a wider beam, networks of a tree each, and seeds of one tree, all of as many training steps",
+        "plain network, a wider beam, and, if the views gain on validation, networks of a tree each and seeds of one "
+        "tree, all given as many training steps",
         compare_views.answer,
     ),
     "walk": Command(

@@ -1,4 +1,4 @@
-"""Several views of one network (`views.py`) against what they must beat, all trained with the same number of steps.
+"""Several views of one network (`views.py`) against what they must beat, each group given the same number of steps.
 
     plain         one network of one tree, with the beam and with as many times the beam as there are views
     views         one network of all trees: each view alone, the first two merged, all merged
@@ -9,8 +9,9 @@ The last two say what a gain of the views is made of. Where the views gain less 
 on validation, there is nothing to explain, and the two are not trained; `left_out` of the result names them.
 
 How lists are merged is chosen on validation, for every row by its own rule. `checks` tells of every group what its
-members share of their lists, how their errors correlate, and when each was best on validation; a group of which a
-member was best before it was trained, or whose members answer alike, has not been tested, and has no rows.
+members share of their lists, how their errors correlate, and when each was best on validation, and of the views what
+they gain there. A group of which a member was best before it was trained, or whose members answer alike, has not been
+tested, and has no rows.
 """
 
 from __future__ import annotations
